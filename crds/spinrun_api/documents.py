@@ -1,0 +1,113 @@
+"""Reading SpinRun documents: every problem at once, each with its path in the document and a remedy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from spinrun_api.run import KIND, SpinRun
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a document."""
+
+    path: str
+    """Where, as in spec.method.beta; empty for the document as a whole."""
+
+    message: str
+    """What is wrong and what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class InvalidDocumentError(ValueError):
+    """A document that is not a SpinRun; `problems` names everything that is wrong with it."""
+
+    def __init__(self, source: str, problems: list[Problem]) -> None:
+        self.source = source
+        self.problems = problems
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    """All YAML documents of a file that are not empty.
+
+    Raises InvalidDocumentError when the file cannot be read, is not YAML, or holds something else than mappings.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document is not None]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidDocumentError(str(path), [Problem("", f"cannot be read: {error}")]) from error
+    except yaml.YAMLError as error:
+        raise InvalidDocumentError(str(path), [Problem("", f"is not YAML: {error}")]) from error
+    if not documents:
+        raise InvalidDocumentError(str(path), [Problem("", f"is empty: write a {KIND} into it")])
+    for document in documents:
+        if not isinstance(document, dict):
+            raise InvalidDocumentError(str(path), [Problem("", f"a document must be a mapping, got {type(document).__name__}")])
+    return documents
+
+
+def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
+    """The SpinRun that a document describes, defaults filled in. Raises InvalidDocumentError with every problem."""
+    try:
+        return SpinRun.model_validate(document)
+    except ValidationError as error:
+        raise InvalidDocumentError(source, [_problem(details) for details in error.errors()]) from error
+
+
+def read_run(path: Path) -> SpinRun:
+    """The one SpinRun of a file. Raises InvalidDocumentError when there is none or more than one."""
+    documents = [document for document in read_documents(path) if document.get("kind", KIND) == KIND]
+    if len(documents) != 1:
+        raise InvalidDocumentError(str(path), [Problem("", f"must hold exactly one {KIND}, holds {len(documents)}")])
+    return parse_run(documents[0], str(path))
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    path = ".".join(str(part) for part in details["loc"])
+    kind, value = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        return Problem(path, f"unknown field{_suggestion(details['loc'])}: remove it or correct its name")
+    if kind == "missing":
+        return Problem(path, "is required: add it")
+    message = details["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return Problem(path, message)
+    return Problem(path, f"{message[:1].lower()}{message[1:]}, got {_shown(value)}")
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    """' (did you mean x?)' when a field of that block has a similar name."""
+    names = _field_names(SpinRun, location[:-1])
+    close = get_close_matches(str(location[-1]), names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _field_names(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Outside names of the fields of the block at a location."""
+    for part in location:
+        fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+        found = _model_in(fields.get(str(part)))
+        if found is None:
+            return []
+        model = found
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """The model of `Block` or `Block | None`."""
+    candidates = (annotation, *cast(tuple[object, ...], getattr(annotation, "__args__", ())))
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

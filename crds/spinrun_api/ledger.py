@@ -1,0 +1,121 @@
+"""The ledger's files: what stands in each JSON document on the volume."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from spinrun_api.base import Record
+
+Kind = Literal["weights", "window", "evaluation", "checkpoint"]
+
+
+class FileEntry(Record):
+    """One file of a committed directory."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Name relative to the directory, with forward slashes."""
+
+    size: int = Field(ge=0)
+    """Bytes."""
+
+    xxh3_128: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", alias="xxh3_128")]
+    """xxh3-128 of the content, hexadecimal."""
+
+
+class Manifest(Record):
+    """MANIFEST.json: a directory counts once this file does, and its content is what this file says."""
+
+    format: Literal[1] = 1
+    """Version of this document."""
+
+    kind: Kind
+    """What the directory holds."""
+
+    number: int = Field(ge=0)
+    """Version of weights; window of a window and an evaluation; step of a checkpoint."""
+
+    uid: str
+    """Run that the directory belongs to."""
+
+    version: int = Field(ge=0)
+    """Version of the weights: of these weights, or those that the window or evaluation was sampled from, or the newest
+    published at the checkpoint."""
+
+    step: int = Field(ge=0)
+    """Optimizer steps done when it was written."""
+
+    attempt: int = Field(ge=1)
+    """Attempt that wrote it."""
+
+    parent: str | None = None
+    """Digest of the weights that a window or evaluation was sampled from. Absent for weights and checkpoints."""
+
+    files: tuple[FileEntry, ...]
+    """Every file of the directory but this one, sorted by path."""
+
+    digest: str
+    """xxh3-128 over kind, number, uid and every file's path, size and hash: the identity of the content. The attempt is not
+    part of it, so that a repeated publication of the same weights has the same digest."""
+
+
+class Owner(Record):
+    """OWNER.json: which attempt may write."""
+
+    uid: str
+    """Run that the ledger belongs to."""
+
+    attempt: int = Field(ge=1)
+    """Newest attempt; an older one stops at its next write."""
+
+
+class RunRecord(Record):
+    """run.json: how the run was made, for those who want to repeat or judge it."""
+
+    run: dict[str, Any]
+    """The SpinRun with every default filled in."""
+
+    versions: dict[str, str]
+    """Version of Python and of every library that has a say in the result."""
+
+    machine: dict[str, Any]
+    """Processor or GPU, cores, and the measurement that chose the number type."""
+
+    compute_dtype: str
+    """Number type of the trainer's arithmetic."""
+
+    rollout_dtype: str
+    """Number type of vLLM's arithmetic, as asked for."""
+
+    source_revision: str | None = None
+    """Git commit of the code, where the image or checkout says it."""
+
+    attempt: int
+    """Attempt that wrote this record."""
+
+    world_size: int
+    """Ranks of that attempt."""
+
+
+class MetricsLine(Record):
+    """One line of metrics.jsonl. A later attempt repeats the steps after its checkpoint: the last line of a number counts."""
+
+    event: Literal["step", "window", "evaluation"]
+    """What the line is about."""
+
+    attempt: int
+    """Attempt that wrote the line."""
+
+    time: float
+    """Seconds since 1970-01-01 UTC."""
+
+    window: int
+    """Window, from 0."""
+
+    step: int
+    """Optimizer steps done."""
+
+    version: int
+    """Version that the window samples from."""
+
+    values: dict[str, float]
+    """Figures by name, as METHODS calls them: loss, rewards/margins, reward/mean, timing/train_seconds …"""

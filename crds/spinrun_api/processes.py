@@ -1,0 +1,138 @@
+"""How the three processes of a run are started: one place for the operator's pods and for `spinrun local`.
+
+Pure functions from a run to a command line and an environment; they start nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from spinrun_api.run import SpinRun
+
+Accelerator = Literal["cpu", "cuda"]
+
+# Environment of the trainer and the agent. Secrets travel as files, never as arguments.
+TOKEN_FILE = "SPINRUN_TOKEN_FILE"
+"""File that holds the run's bearer token."""
+ROLLOUTS = "SPINRUN_ROLLOUTS"
+"""Comma-separated agent URLs; dns+http://HOST:PORT stands for every address that HOST resolves to."""
+TERMINATION_LOG = "SPINRUN_TERMINATION_LOG"
+"""File for the trainer's last words."""
+
+VLLM_PORT = 8000
+AGENT_PORT = 8100
+TRAINER_PORT = 8200
+RENDEZVOUS_PORT = 29400
+
+# Name under which vLLM serves the policy, whatever its source.
+SERVED_MODEL = "policy"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A command line with the environment it adds."""
+
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM_PORT, cores: str | None = None) -> Process:
+    """vLLM's OpenAI server, on the loopback interface only: its development endpoints load weights.
+
+    dtype: vLLM's arithmetic, resolved (never auto on a CPU). cores: processor list such as 0-1 for OpenMP; None: vLLM's choice.
+    """
+    rollout, model = run.spec.rollout, run.spec.model
+    arguments: dict[str, str | int | float | bool] = {
+        "model": model.source,
+        "served-model-name": SERVED_MODEL,
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": dtype,
+        "max-model-len": run.spec.data.max_prompt_tokens + rollout.max_tokens,
+        "tensor-parallel-size": rollout.tensor_parallel_size,
+        "enable-prefix-caching": True,
+        "disable-uvicorn-access-log": True,
+    }
+    if model.revision:
+        arguments["revision"] = model.revision
+    if model.tokenizer:
+        arguments["tokenizer"] = model.tokenizer
+    if model.trust_remote_code:
+        arguments["trust-remote-code"] = True
+    environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if accelerator == "cpu":
+        # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
+        # prompt's samples would pay for the prompt again. 32 is the smallest that starts.
+        arguments |= {"block-size": 32, "max-num-seqs": 256, "enforce-eager": True}
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+        if cores is not None:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = cores
+    arguments |= rollout.engine_args
+    return Process(["python", "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)], environment)
+
+
+def _flags(arguments: Mapping[str, str | int | float | bool]) -> list[str]:
+    """--name value for each; true is a bare flag, false leaves it out."""
+    flags: list[str] = []
+    for name, value in arguments.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+def agent(
+    *, run_file: str, ledger: str, scratch: str, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = ""
+) -> Process:
+    """The agent beside a vLLM. host: address to listen on; empty: all.
+
+    run_file: the resolved SpinRun. ledger: the run's own folder, read-only is enough. scratch: fast local space for two versions.
+    """
+    command = ["python", "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
+    command += ["--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
+    return Process(command + (["--host", host] if host else []))
+
+
+def trainer(
+    run: SpinRun,
+    *,
+    run_file: str,
+    ledger: str,
+    attempt: int,
+    node_rank: str = "0",
+    rendezvous: str | None = None,
+    port: int = TRAINER_PORT,
+    host: str = "",
+) -> Process:
+    """The launcher of the trainer's ranks on one node.
+
+    ledger: the run's own folder. rendezvous: HOST:PORT of node 0; None: one node, any free port. node_rank may be a shell-free
+    reference such as $(JOB_COMPLETION_INDEX), which Kubernetes expands.
+    """
+    trainer = run.spec.trainer
+    command = [
+        "python",
+        "-m",
+        "spinrun_worker.trainer.launch",
+        "--run",
+        run_file,
+        "--ledger",
+        ledger,
+        "--attempt",
+        str(attempt),
+    ]
+    command += [
+        "--nodes",
+        str(trainer.nodes),
+        "--procs-per-node",
+        str(trainer.procs_per_node),
+        "--node-rank",
+        node_rank,
+    ]
+    command += ["--port", str(port)]
+    if host:
+        command += ["--host", host]
+    if rendezvous:
+        command += ["--rendezvous", rendezvous]
+    return Process(command)

@@ -1,0 +1,371 @@
+"""The spec of a SpinRun: what a user writes. Each rule that spans fields is written once, here.
+
+`crd.py` turns these models into the CustomResourceDefinition; the rules become CEL expressions there,
+and a test feeds the same invalid documents to both.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from spinrun_api.base import ApiModel
+
+# Lengths are bounded so that the API server can bound the cost of the CEL rules over them.
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
+DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$", max_length=32)]
+PodTemplate = dict[str, Any]
+
+
+class Model(ApiModel):
+    """The language model that the run starts from, version 0."""
+
+    source: Text
+    """A Hub id such as Qwen/Qwen2.5-3B-Instruct, or an absolute path of a Hugging Face folder on the
+    ledger volume or in the image."""
+
+    revision: Text | None = None
+    """Branch, tag or commit of a Hub model. Absent: the Hub's default branch. Name a commit for a run that can be repeated."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the published weights and of vLLM's arithmetic. auto: weights as the source stores them;
+    arithmetic in bfloat16 on GPUs and, on CPUs, in whichever type a short measurement finds faster."""
+
+    trust_remote_code: bool = False
+    """Allow the source to bring Python code of its own, which then runs in the pods. Off, because it is code from elsewhere."""
+
+    tokenizer: Text | None = None
+    """Hub id or path of the tokenizer. Absent: the model's own."""
+
+    chat_template: LongText | None = None
+    """A Jinja chat template. Absent: the tokenizer's own."""
+
+
+class Prompts(ApiModel):
+    """Where prompts come from and how a row becomes a prompt."""
+
+    source: Text
+    """A Hub data set id, the absolute path of a .jsonl, .parquet or .csv file on the ledger volume or in the image, or
+    `arithmetic`, a built-in generator that needs nothing from outside."""
+
+    config: Text | None = None
+    """Configuration of a Hub data set. For `arithmetic`: OPERATION-LARGEST such as addition-15
+    (addition, subtraction or multiplication of two numbers from 1 to LARGEST), which is also its default."""
+
+    split: Text = "train"
+    """Split of a Hub data set. For `arithmetic`: train or test, which share no question."""
+
+    prompt_column: Text = "prompt"
+    """Column that holds the prompt's text."""
+
+    answer_column: Text | None = None
+    """Column that holds the true answer, for rules that need one. `arithmetic` brings its own."""
+
+    messages_column: Text | None = None
+    """Column that holds a list of {role, content}, used instead of `promptColumn`."""
+
+    template: LongText | None = None
+    """Text with {column} in it, filled from the row, that becomes the user's message. Absent: the prompt column as it is."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Use the first this many prompts after shuffling. Absent: all."""
+
+    shuffle_seed: int = Field(default=0, ge=0)
+    """Seed of the order in which prompts are drawn; each epoch has an order of its own."""
+
+
+class Evaluation(Prompts):
+    """Held-out prompts, answered greedily and scored by the run's rule."""
+
+    split: Text = "test"
+    """Split of a Hub data set. For `arithmetic`: train or test, which share no question."""
+
+    every_windows: int = Field(default=1, ge=1)
+    """Evaluate version 0, every this many windows, and the last version."""
+
+
+class Data(ApiModel):
+    """Prompts to train on and, if wanted, to evaluate on."""
+
+    prompts: Prompts
+    """The prompts that the model answers in training."""
+
+    evaluation: Evaluation | None = None
+    """Held-out prompts. Absent: no evaluation, and no accuracy in the status."""
+
+    max_prompt_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    """Prompts longer than this, in tokens after the chat template, are dropped and counted."""
+
+
+class Method(ApiModel):
+    """How answers become a training signal."""
+
+    name: Literal["onlineDPO"] = "onlineDPO"
+    """onlineDPO: the best and the worst of a prompt's own samples become a pair."""
+
+    loss: Literal["sigmoid"] = "sigmoid"
+    """sigmoid: the DPO loss (arXiv 2305.18290, eq. 7)."""
+
+    beta: float = Field(default=0.1, gt=0, le=1000)
+    """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Assumed share of pairs whose preference is wrong (conservative DPO). 0 trusts every pair."""
+
+    ref_update_freq: int = Field(default=16, ge=1, le=1_000_000)
+    """Optimizer steps between two boundaries. At a boundary the trained weights are published, and become both the
+    rollout policy and the reference."""
+
+    pairing: Literal["bestVsWorst"] = "bestVsWorst"
+    """bestVsWorst: highest against lowest reward within a prompt; equal rewards make no pair."""
+
+
+RuleKind = Literal["lastNumber", "gsm8k", "exact", "choice", "regex", "math", "python"]
+
+
+class Rule(ApiModel):
+    """A reward computed from the text of an answer, without a model."""
+
+    kind: RuleKind
+    """lastNumber: the last number of the answer equals the true one. gsm8k: the number after ####, else the last.
+    exact: equal texts after trimming. choice: the chosen letter equals the true one. regex: `pattern` is found.
+    math: equal by math-verify. python: `entryPoint` decides."""
+
+    pattern: Text | None = None
+    """For regex: the expression searched for in the answer. `{answer}` in it stands for the true answer, escaped."""
+
+    entry_point: Text | None = None
+    """For python: module:function, called as function(prompt, completion, answer, **columns) and returning a number."""
+
+    timeout_seconds: float = Field(default=5.0, gt=0, le=600)
+    """For regex, math and python: longest time for one answer; a slower one gets no reward and is counted."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_kind(self) -> Self:
+        for kind, name, value in (("regex", "pattern", self.pattern), ("python", "entryPoint", self.entry_point)):
+            if self.kind == kind and value is None:
+                raise ValueError(f"rule {kind} needs {name}: add it")
+            if self.kind != kind and value is not None:
+                raise ValueError(f"{name} is read by rule {kind} only: remove it or set kind: {kind}")
+        if self.entry_point is not None and self.entry_point.count(":") != 1:
+            raise ValueError(f"entryPoint must look like module:function, got {self.entry_point!r}")
+        return self
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether the rule compares with a true answer, so that the data must name an answer column."""
+        if self.kind == "regex":
+            return "{answer}" in (self.pattern or "")
+        return self.kind != "python"
+
+
+class Preference(ApiModel):
+    """What tells a better answer from a worse one."""
+
+    rule: Rule
+    """A rule over the text of the answer."""
+
+
+class Rollout(ApiModel):
+    """The vLLM servers that answer prompts."""
+
+    replicas: int = Field(default=1, ge=1, le=1000)
+    """Number of vLLM servers. May be changed while the run goes on."""
+
+    samples_per_prompt: int = Field(default=8, ge=2, le=1024)
+    """Answers sampled for each prompt. More make a tie less likely and cost generation time."""
+
+    temperature: float = Field(default=0.7, gt=0, le=10)
+    """Sampling temperature in training. Evaluation is greedy, whatever this says."""
+
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: keep the likeliest tokens up to this probability. 1 keeps all."""
+
+    max_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    """Longest answer, in tokens; a longer one is cut and counted as truncated."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
+    """GPUs that share one model inside a rollout."""
+
+    engine_args: dict[
+        Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)], str | int | float | bool
+    ] = Field(default_factory=dict, max_length=64)
+    """Further vLLM server arguments by their long names without dashes in front, such as max-num-seqs: 256. true is a
+    flag without a value, false leaves out a flag that SpinRun sets. They win over SpinRun's own choices."""
+
+    image: Text | None = None
+    """Image of the vLLM container. Absent: the operator's default."""
+
+    template: PodTemplate = Field(default_factory=dict)
+    """Pod template merged over the operator's by name: resources, nodeSelector, tolerations, labels, volumes. The containers
+    are `vllm` and `agent`."""
+
+
+class FailureRule(ApiModel):
+    """What to do when the trainer ends in a certain way. The first rule that fits decides."""
+
+    exit_codes: list[Annotated[int, Field(ge=1, le=255)]] = Field(min_length=1, max_length=64)
+    """Exit codes of the trainer's container that this rule is about."""
+
+    action: Literal["Fail", "Restart", "RestartUncounted"]
+    """Fail: the run fails at once. Restart: a new attempt that counts against backoffLimit.
+    RestartUncounted: one that does not."""
+
+
+class Trainer(ApiModel):
+    """The torchrun job that trains."""
+
+    nodes: int = Field(default=1, ge=1, le=1024)
+    """Pods of the trainer."""
+
+    procs_per_node: int = Field(default=1, ge=1, le=64)
+    """Ranks in each pod: the number of its GPUs, or 1 on CPUs."""
+
+    prompts_per_step: int = Field(default=64, ge=1, le=1_000_000)
+    """Prompts answered for each optimizer step. A window draws this many times refUpdateFreq prompts; its pairs are
+    divided evenly among its steps."""
+
+    tokens_per_micro_batch: int = Field(default=4096, ge=16, le=10_000_000)
+    """Most tokens that one rank processes at once. Lower saves memory; the result does not depend on it. A pair
+    longer than this is a micro-batch of its own."""
+
+    learning_rate: float = Field(default=5e-7, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after warm-up: constant, or falling to zero at the run's last step."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """AdamW's decoupled weight decay, on matrices only."""
+
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger norm are scaled down to it."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations layer by layer in the backward pass: about a third slower, far less memory."""
+
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints. Absent: at every window boundary."""
+
+    keep_checkpoints: int = Field(default=2, ge=1, le=1000)
+    """Newest checkpoints to keep; older ones are deleted."""
+
+    image: Text | None = None
+    """Image of the trainer's container. Absent: the operator's default."""
+
+    template: PodTemplate = Field(default_factory=dict)
+    """Pod template merged over the operator's by name. The container is `trainer`."""
+
+
+class Duration(ApiModel):
+    """How long the run goes on: exactly one of the three."""
+
+    windows: int | None = Field(default=None, ge=1)
+    """Windows to train."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps to train; the last window may be shorter."""
+
+    epochs: float | None = Field(default=None, gt=0, le=100000)
+    """Passes over the prompts, rounded up to whole windows."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.windows, self.steps, self.epochs)) != 1:
+            raise ValueError("exactly one of windows, steps and epochs must be set")
+        return self
+
+
+class Storage(ApiModel):
+    """The volume that holds the ledger. `spinrun local` uses a plain directory instead."""
+
+    claim_name: DnsLabel | None = None
+    """An existing claim. It must be ReadWriteMany unless every pod of the run lands on one node."""
+
+    size: Quantity | None = None
+    """Size of the claim that the operator makes."""
+
+    storage_class_name: DnsLabel | None = None
+    """Class of the claim that the operator makes. Absent: the cluster's default."""
+
+    access_modes: list[Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]] = Field(
+        default_factory=lambda: ["ReadWriteMany"], min_length=1, max_length=3
+    )
+    """Access modes of the claim that the operator makes."""
+
+    retain: bool = True
+    """Whether the claim that the operator makes outlives the run."""
+
+    @model_validator(mode="after")
+    def _claim_or_size(self) -> Self:
+        if (self.claim_name is None) == (self.size is None):
+            raise ValueError("exactly one of claimName and size must be set")
+        if self.claim_name is not None and self.storage_class_name is not None:
+            raise ValueError("storageClassName is for a new claim: remove it, or replace claimName by size")
+        return self
+
+
+class Lifecycle(ApiModel):
+    """When a run pauses, is tried again, and goes away."""
+
+    suspend: bool = False
+    """true removes the pods after a checkpoint and keeps the ledger; false goes on where it was."""
+
+    backoff_limit: int = Field(default=6, ge=0, le=1000)
+    """Failed attempts of the trainer that are tried again before the run fails. Preemptions do not count."""
+
+    active_deadline_seconds: int | None = Field(default=None, ge=1)
+    """Longest time from the first start, pauses excluded, after which the run fails."""
+
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
+    """Seconds after the end at which the SpinRun is deleted, its pods with it. Absent: never."""
+
+    managed_by: Text | None = None
+    """Name of another controller that runs this SpinRun. Absent or spinrun.dev/operator: this operator."""
+
+    failure_policy: list[FailureRule] = Field(default_factory=list[FailureRule], max_length=32)
+    """Rules by exit code, before the built-in ones (2 fails at once, 3 is not counted, others count)."""
+
+
+class SpinRunSpec(ApiModel):
+    """What to train, on what, and how."""
+
+    model: Model
+    """The model that the run starts from."""
+
+    data: Data
+    """Prompts to train and evaluate on."""
+
+    method: Method = Field(default_factory=Method)
+    """How answers become a training signal."""
+
+    preference: Preference
+    """What tells a better answer from a worse one."""
+
+    rollout: Rollout = Field(default_factory=Rollout)
+    """The vLLM servers that answer prompts."""
+
+    trainer: Trainer = Field(default_factory=Trainer)
+    """The torchrun job that trains."""
+
+    duration: Duration = Field(default_factory=lambda: Duration(epochs=1))
+    """How long the run goes on. One epoch unless said otherwise."""
+
+    storage: Storage = Field(default_factory=lambda: Storage(size="50Gi"))
+    """The volume that holds the ledger."""
+
+    lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+    """When the run pauses, is tried again, and goes away."""
+
+    @model_validator(mode="after")
+    def _answers_are_there(self) -> Self:
+        if not self.preference.rule.needs_answer:
+            return self
+        for name, prompts in (("prompts", self.data.prompts), ("evaluation", self.data.evaluation)):
+            if prompts is not None and prompts.source != "arithmetic" and prompts.answer_column is None:
+                raise ValueError(f"rule {self.preference.rule.kind} compares with a true answer: set data.{name}.answerColumn")
+        return self
