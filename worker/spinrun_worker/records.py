@@ -1,0 +1,60 @@
+"""What flows through a window: prompts, scored samples, pairs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from spinrun_api.wire import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecord:
+    """One prompt, ready to be sent, with what a rule needs to judge its answers."""
+
+    id: str
+    """Unique in the data set, the same in every run."""
+
+    tokens: tuple[int, ...]
+    """Token ids after the chat template."""
+
+    text: str
+    """What the user asks, for rules and people."""
+
+    answer: str | None = None
+    """The true answer, where there is one."""
+
+    columns: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The row that the prompt came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """All samples of one prompt with their rewards."""
+
+    prompt: PromptRecord
+    samples: tuple[Sample, ...]
+    rewards: tuple[float | None, ...]
+    """One reward a sample; None where there is none (NaN, infinite, a rule that failed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One training example: two samples of one prompt, the chosen one preferred."""
+
+    prompt_id: str
+    prompt: tuple[int, ...]
+    """Token ids of the prompt."""
+    chosen: tuple[int, ...]
+    """Token ids of the preferred completion, end token included where there is one."""
+    rejected: tuple[int, ...]
+    """Token ids of the other completion."""
+    chosen_reward: float
+    rejected_reward: float
+    reference_chosen: float | None = None
+    """Summed log-prob of the chosen completion under the reference, nats. None before the reference pass."""
+    reference_rejected: float | None = None
+    """Summed log-prob of the rejected completion under the reference, nats. None before the reference pass."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the pair with its prompt counted once, as the trainer packs it."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
