@@ -1,5 +1,6 @@
 """Reading SpinRun documents: every problem at once, each with its path in the document and a remedy."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -36,13 +37,22 @@ class InvalidDocumentError(ValueError):
         super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as kubectl does: 5e-7 and 1e3 are numbers, which YAML 1.1 without a dot takes for text."""
+
+
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
 def read_documents(path: Path) -> list[dict[str, Any]]:
     """All YAML documents of a file that are not empty.
 
     Raises InvalidDocumentError when the file cannot be read, is not YAML, or holds something else than mappings.
     """
     try:
-        documents = [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document is not None]
+        documents = [document for document in yaml.load_all(path.read_text("utf-8"), _Loader) if document is not None]
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidDocumentError(str(path), [Problem("", f"cannot be read: {error}")]) from error
     except yaml.YAMLError as error:
@@ -53,6 +63,11 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
         if not isinstance(document, dict):
             raise InvalidDocumentError(str(path), [Problem("", f"a document must be a mapping, got {type(document).__name__}")])
     return documents
+
+
+def parse_value(text: str) -> Any:
+    """One value written in YAML, read as it would be in a document. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
 
 
 def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:

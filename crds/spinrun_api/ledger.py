@@ -1,25 +1,43 @@
 """The ledger's files: what stands in each JSON document on the volume."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from spinrun_api.base import Record
 
 Kind = Literal["weights", "window", "evaluation", "checkpoint"]
 
+MANIFEST = "MANIFEST.json"
+"""Name of the manifest in its directory."""
+
+
+def _inside(path: str) -> str:
+    """The path, once it is sure to name a file below its directory: a manifest comes from a volume or a network."""
+    if path == MANIFEST or not path.isprintable() or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"{path!r} is not the plain relative name of a file of the directory")
+    return path
+
 
 class FileEntry(Record):
     """One file of a committed directory."""
 
-    path: Annotated[str, Field(min_length=1, max_length=1024)]
-    """Name relative to the directory, with forward slashes."""
+    path: Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_inside)]
+    """Name relative to the directory, with forward slashes; never absolute and without `..`, so it may be joined to a folder."""
 
     size: int = Field(ge=0)
     """Bytes."""
 
     xxh3_128: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", alias="xxh3_128")]
     """xxh3-128 of the content, hexadecimal."""
+
+
+def _sorted_by_path(files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+    for one, other in pairwise(files):
+        if one.path >= other.path:
+            raise ValueError(f"{other.path!r} stands after {one.path!r}: files are sorted by path, each named once")
+    return files
 
 
 class Manifest(Record):
@@ -50,7 +68,7 @@ class Manifest(Record):
     parent: str | None = None
     """Digest of the weights that a window or evaluation was sampled from. Absent for weights and checkpoints."""
 
-    files: tuple[FileEntry, ...]
+    files: Annotated[tuple[FileEntry, ...], AfterValidator(_sorted_by_path)]
     """Every file of the directory but this one, sorted by path."""
 
     digest: str
@@ -83,8 +101,8 @@ class RunRecord(Record):
     compute_dtype: str
     """Number type of the trainer's arithmetic."""
 
-    rollout_dtype: str
-    """Number type of vLLM's arithmetic, as asked for."""
+    published_dtype: str
+    """Number type of the published weights."""
 
     source_revision: str | None = None
     """Git commit of the code, where the image or checkout says it."""

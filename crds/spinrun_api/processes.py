@@ -72,12 +72,12 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
 
 
 def _flags(arguments: Mapping[str, str | int | float | bool]) -> list[str]:
-    """--name value for each; true is a bare flag, false leaves it out."""
+    """--name value for each; true is a bare flag, false leaves it out. Text may say so too."""
     flags: list[str] = []
     for name, value in arguments.items():
-        if value is True:
+        if value is True or value == "true":
             flags.append(f"--{name}")
-        elif value is not False:
+        elif value is not False and value != "false":
             flags += [f"--{name}", str(value)]
     return flags
 

@@ -16,6 +16,8 @@ PLURAL = "spinruns"
 
 # The longest child name is "<run>-trainer-<attempt>-<index>-xxxxx"; a Job's pods carry their name as a label of 63 characters.
 MAX_NAME_LENGTH = 40
+# A Service's name starts with a letter, and the names of a run's Services start with the run's.
+NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 
 class Metadata(ApiModel):
@@ -23,8 +25,8 @@ class Metadata(ApiModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME_LENGTH)
-    """Name of the run: lower-case letters, digits and dashes."""
+    name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
+    """Name of the run: lower-case letters, digits and dashes, with a letter in front."""
 
     namespace: str | None = None
     """Namespace of the run; local runs have `local`."""

@@ -1,21 +1,33 @@
 """The spec of a SpinRun: what a user writes. Each rule that spans fields is written once, here.
 
-`crd.py` turns these models into the CustomResourceDefinition; the rules become CEL expressions there,
-and a test feeds the same invalid documents to both.
+`crd.py` turns these models into the CustomResourceDefinition; each rule brings its CEL expression for it, and a test feeds
+the same invalid documents to both.
 """
 
-from typing import Annotated, Any, Literal, Self
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints
 
-from spinrun_api.base import ApiModel
+from spinrun_api.base import ApiModel, rule
 
 # Lengths are bounded so that the API server can bound the cost of the CEL rules over them.
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$", max_length=32)]
+EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:[^:\s]+$", max_length=1024)]
 PodTemplate = dict[str, Any]
+
+
+def _number_or_text(value: object) -> object:
+    """Kubernetes has no type for "number, text or truth value": what is neither whole number nor text travels as text."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f'must be a whole number or text: write "{json.dumps(value, default=str)}", with the quotes')
+    return value
+
+
+EngineArgument = Annotated[int | str, BeforeValidator(_number_or_text)]
 
 
 class Model(ApiModel):
@@ -74,6 +86,11 @@ class Prompts(ApiModel):
     shuffle_seed: int = Field(default=0, ge=0)
     """Seed of the order in which prompts are drawn; each epoch has an order of its own."""
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether a row brings the true answer."""
+        return self.source == "arithmetic" or self.answer_column is not None
+
 
 class Evaluation(Prompts):
     """Held-out prompts, answered greedily and scored by the run's rule."""
@@ -110,8 +127,8 @@ class Method(ApiModel):
     beta: float = Field(default=0.1, gt=0, le=1000)
     """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice."""
 
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Assumed share of pairs whose preference is wrong (conservative DPO). 0 trusts every pair."""
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
+    """Assumed share of pairs whose preference is wrong (conservative DPO), below one half. 0 trusts every pair."""
 
     ref_update_freq: int = Field(default=16, ge=1, le=1_000_000)
     """Optimizer steps between two boundaries. At a boundary the trained weights are published, and become both the
@@ -135,22 +152,25 @@ class Rule(ApiModel):
     pattern: Text | None = None
     """For regex: the expression searched for in the answer. `{answer}` in it stands for the true answer, escaped."""
 
-    entry_point: Text | None = None
+    entry_point: EntryPoint | None = None
     """For python: module:function, called as function(prompt, completion, answer, **columns) and returning a number."""
 
     timeout_seconds: float = Field(default=5.0, gt=0, le=600)
     """For regex, math and python: longest time for one answer; a slower one gets no reward and is counted."""
 
-    @model_validator(mode="after")
-    def _options_fit_the_kind(self) -> Self:
-        for kind, name, value in (("regex", "pattern", self.pattern), ("python", "entryPoint", self.entry_point)):
-            if self.kind == kind and value is None:
-                raise ValueError(f"rule {kind} needs {name}: add it")
-            if self.kind != kind and value is not None:
-                raise ValueError(f"{name} is read by rule {kind} only: remove it or set kind: {kind}")
-        if self.entry_point is not None and self.entry_point.count(":") != 1:
-            raise ValueError(f"entryPoint must look like module:function, got {self.entry_point!r}")
-        return self
+    @rule(
+        cel="self.kind == 'regex' ? has(self.pattern) : !has(self.pattern)",
+        message="rule regex needs pattern, and no other rule reads it: add pattern, remove it or set kind: regex",
+    )
+    def _pattern_is_for_regex(self) -> bool:
+        return (self.kind == "regex") == (self.pattern is not None)
+
+    @rule(
+        cel="self.kind == 'python' ? has(self.entryPoint) : !has(self.entryPoint)",
+        message="rule python needs entryPoint, and no other rule reads it: add entryPoint, remove it or set kind: python",
+    )
+    def _entry_point_is_for_python(self) -> bool:
+        return (self.kind == "python") == (self.entry_point is not None)
 
     @property
     def needs_answer(self) -> bool:
@@ -188,11 +208,12 @@ class Rollout(ApiModel):
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model inside a rollout."""
 
-    engine_args: dict[
-        Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)], str | int | float | bool
-    ] = Field(default_factory=dict, max_length=64)
-    """Further vLLM server arguments by their long names without dashes in front, such as max-num-seqs: 256. true is a
-    flag without a value, false leaves out a flag that SpinRun sets. They win over SpinRun's own choices."""
+    engine_args: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)], EngineArgument] = Field(
+        default_factory=dict, max_length=64
+    )
+    """Further vLLM server arguments by their long names without dashes in front, such as max-num-seqs: 256, or
+    gpu-memory-utilization: "0.85". "true" is a flag without a value, "false" leaves out a flag that SpinRun sets. They win
+    over SpinRun's own choices."""
 
     image: Text | None = None
     """Image of the vLLM container. Absent: the operator's default."""
@@ -273,11 +294,12 @@ class Duration(ApiModel):
     epochs: float | None = Field(default=None, gt=0, le=100000)
     """Passes over the prompts, rounded up to whole windows."""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if sum(value is not None for value in (self.windows, self.steps, self.epochs)) != 1:
-            raise ValueError("exactly one of windows, steps and epochs must be set")
-        return self
+    @rule(
+        cel="[has(self.windows), has(self.steps), has(self.epochs)].filter(given, given).size() == 1",
+        message="exactly one of windows, steps and epochs must be set",
+    )
+    def _exactly_one(self) -> bool:
+        return sum(value is not None for value in (self.windows, self.steps, self.epochs)) == 1
 
 
 class Storage(ApiModel):
@@ -300,13 +322,16 @@ class Storage(ApiModel):
     retain: bool = True
     """Whether the claim that the operator makes outlives the run."""
 
-    @model_validator(mode="after")
-    def _claim_or_size(self) -> Self:
-        if (self.claim_name is None) == (self.size is None):
-            raise ValueError("exactly one of claimName and size must be set")
-        if self.claim_name is not None and self.storage_class_name is not None:
-            raise ValueError("storageClassName is for a new claim: remove it, or replace claimName by size")
-        return self
+    @rule(cel="has(self.claimName) != has(self.size)", message="exactly one of claimName and size must be set")
+    def _claim_or_size(self) -> bool:
+        return (self.claim_name is None) != (self.size is None)
+
+    @rule(
+        cel="!(has(self.claimName) && has(self.storageClassName))",
+        message="storageClassName is for a new claim: remove it, or replace claimName by size",
+    )
+    def _class_is_for_a_new_claim(self) -> bool:
+        return self.claim_name is None or self.storage_class_name is None
 
 
 class Lifecycle(ApiModel):
@@ -329,6 +354,13 @@ class Lifecycle(ApiModel):
 
     failure_policy: list[FailureRule] = Field(default_factory=list[FailureRule], max_length=32)
     """Rules by exit code, before the built-in ones (2 fails at once, 3 is not counted, others count)."""
+
+
+# The opposite of Rule.needs_answer, seen from the spec.
+_NEEDS_NO_ANSWER = (
+    "self.preference.rule.kind == 'python'"
+    " || (has(self.preference.rule.pattern) && !self.preference.rule.pattern.contains('{answer}'))"
+)
 
 
 class SpinRunSpec(ApiModel):
@@ -361,11 +393,17 @@ class SpinRunSpec(ApiModel):
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
     """When the run pauses, is tried again, and goes away."""
 
-    @model_validator(mode="after")
-    def _answers_are_there(self) -> Self:
-        if not self.preference.rule.needs_answer:
-            return self
-        for name, prompts in (("prompts", self.data.prompts), ("evaluation", self.data.evaluation)):
-            if prompts is not None and prompts.source != "arithmetic" and prompts.answer_column is None:
-                raise ValueError(f"rule {self.preference.rule.kind} compares with a true answer: set data.{name}.answerColumn")
-        return self
+    @rule(
+        cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source == 'arithmetic' || has(self.data.prompts.answerColumn)",
+        message="this preference.rule compares with a true answer: set data.prompts.answerColumn",
+    )
+    def _prompts_have_answers(self) -> bool:
+        return not self.preference.rule.needs_answer or self.data.prompts.has_answers
+
+    @rule(
+        cel=f"{_NEEDS_NO_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source == 'arithmetic'"
+        " || has(self.data.evaluation.answerColumn)",
+        message="this preference.rule compares with a true answer: set data.evaluation.answerColumn",
+    )
+    def _evaluation_has_answers(self) -> bool:
+        return not self.preference.rule.needs_answer or self.data.evaluation is None or self.data.evaluation.has_answers

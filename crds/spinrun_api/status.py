@@ -12,7 +12,7 @@ Phase = Literal["Pending", "Starting", "Running", "Suspended", "Restarting", "Co
 class StatusModel(ApiModel):
     """A part of the status. Unknown fields are ignored: a newer operator may have written them."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=False)
 
 
 class Condition(StatusModel):
@@ -99,6 +99,15 @@ class SpinRunStatus(StatusModel):
 
     failed_attempts: int | None = None
     """Attempts that count against backoffLimit."""
+
+    attempt_start_time: str | None = None
+    """When the trainer of this attempt first ran, RFC 3339. Absent while it has not."""
+
+    next_attempt_time: str | None = None
+    """When this attempt may start, RFC 3339. Absent: at once."""
+
+    paused_seconds: int | None = None
+    """Seconds of all pauses that are over; activeDeadlineSeconds does not count them."""
 
     window: int | None = None
     """Window being worked on, from 0."""

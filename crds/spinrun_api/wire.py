@@ -32,6 +32,9 @@ class VersionWanted(Record):
     """Its manifest: the agent refuses a directory on the volume that disagrees with it."""
 
 
+Activation = Literal["waiting", "staging", "switching", "serving", "failed"]
+
+
 class VersionState(Record):
     """What an agent serves and how far it is."""
 
@@ -50,7 +53,7 @@ class VersionState(Record):
     wanted_digest: str | None = None
     """Digest of the weights asked for last."""
 
-    state: Literal["waiting", "staging", "switching", "serving", "failed"]
+    state: Activation
     """waiting: for vLLM, or for a wanted version. failed: `reason` says why; it is tried again."""
 
     reason: str = ""

@@ -1,0 +1,138 @@
+"""`spinrun ledger`: look at what is on a volume. Nothing here changes it."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from spinrun_worker.ledger import Finding
+
+app = typer.Typer(no_args_is_help=True, help="Look at a run's ledger: the weights, windows and checkpoints on its volume.")
+
+NO_LEDGER = 2
+
+Root = Annotated[Path, typer.Argument(metavar="PATH", help="A run's folder on the volume, or the volume's root.")]
+Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="table for people, json for programs.")]
+
+_STYLES = {"committed": "green", "torn": "red", "foreign": "red", "superseded": "yellow", "unreadable": "red"}
+
+
+@app.command("ls")
+def list_ledger(path: Root, output: Output = "table") -> None:
+    """List every directory with its version, step, attempt, size, state and age.
+
+    The state is judged by names and sizes; `verify` also reads the files.
+    """
+    path = path.absolute()
+    directories = [finding for finding in _findings(path, hashes=False) if finding.kind is not None]
+    if output == "json":
+        typer.echo(json.dumps([_document(finding) for finding in directories], indent=2))
+        return
+    ledgers = groupby(directories, key=lambda finding: finding.path.parent.parent)
+    for ledger, inside in ledgers:
+        Console().print(_table(inside, title="" if ledger == path else _printable(str(ledger.relative_to(path)))))
+
+
+@app.command("verify")
+def verify_ledger(path: Root, output: Output = "table") -> None:
+    """Read every file and say what is torn, foreign or superseded.
+
+    Exits with 0 when all is sound, with 1 when something is not, with 2 when PATH holds no ledger. A run that is writing at this
+    moment has something torn for as long.
+    """
+    findings = _findings(path, hashes=True)
+    unsound = [finding for finding in findings if finding.state != "committed"]
+    if output == "json":
+        typer.echo(json.dumps({"sound": not unsound, "findings": [_document(finding) for finding in findings]}, indent=2))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        for finding in unsound:
+            console.print(f"[{_STYLES[finding.state]}]{finding.state:<10}[/] {escape(_printable(finding.detail))}")
+        counts = Counter(finding.state for finding in findings)
+        console.print(", ".join(f"{count} {state}" for state, count in counts.items()) + f" in {escape(_printable(str(path)))}")
+    raise typer.Exit(1 if unsound else 0)
+
+
+def _findings(path: Path, *, hashes: bool) -> "list[Finding]":
+    """What is in the ledgers below a path; ends the command when there are none or they cannot be reached."""
+    try:
+        from spinrun_worker.ledger import LedgerError, verify_tree
+    except ImportError as error:
+        typer.echo(f"{error}. The ledger's commands need the worker's packages: pip install 'spinrun[worker]'", err=True)
+        raise typer.Exit(NO_LEDGER) from error
+    try:
+        findings = verify_tree(path, hashes=hashes)
+    except LedgerError as error:
+        typer.echo(_printable(str(error)), err=True)
+        raise typer.Exit(1) from error
+    if not findings:
+        typer.echo(f"{_printable(str(path))} holds no ledger: give a run's folder on the volume, or the volume's root", err=True)
+        raise typer.Exit(NO_LEDGER)
+    return findings
+
+
+def _document(finding: "Finding") -> dict[str, object]:
+    manifest = finding.manifest
+    return {
+        "path": str(finding.path),
+        "kind": finding.kind,
+        "number": finding.number,
+        "version": manifest.version if manifest else None,
+        "step": manifest.step if manifest else None,
+        "attempt": manifest.attempt if manifest else None,
+        "digest": manifest.digest if manifest else None,
+        "size": finding.size,
+        "state": finding.state,
+        "detail": finding.detail,
+        "modified": datetime.fromtimestamp(finding.modified, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _table(directories: "Iterable[Finding]", *, title: str) -> Table:
+    """One row a directory."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, header_style="bold")
+    for name in ("KIND", "NUMBER", "VERSION", "STEP", "ATTEMPT", "SIZE", "STATE", "AGE"):
+        table.add_column(name, justify="left" if name in ("KIND", "STATE") else "right", no_wrap=True)
+    now = time.time()
+    for finding in directories:
+        manifest = finding.manifest
+        table.add_row(
+            finding.kind,
+            str(finding.number),
+            *([str(manifest.version), str(manifest.step), str(manifest.attempt)] if manifest else ["", "", ""]),
+            _size(finding.size),
+            f"[{_STYLES[finding.state]}]{finding.state}[/]",
+            _age(now - finding.modified),
+        )
+    return table
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} TiB"
+
+
+def _age(seconds: float) -> str:
+    """Age in its largest unit, as kubectl shows it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def _printable(text: str) -> str:
+    """Text from a volume without control characters: a file's name must not command the terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

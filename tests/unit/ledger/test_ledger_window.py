@@ -1,0 +1,170 @@
+"""Samples and pairs are read back exactly as they were written."""
+
+import math
+from contextlib import suppress
+from datetime import date
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinrun_api.wire import Sample
+from spinrun_worker.ledger import TornError, hash_file, read_pairs, read_samples, write_pairs, write_samples
+from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
+
+tokens = st.lists(st.integers(0, 2**31 - 1), max_size=8).map(tuple)
+numbers = st.floats(allow_nan=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | numbers | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+samples = st.builds(Sample, tokens=tokens, text=st.text(), finish_reason=st.sampled_from(["stop", "length"]))
+prompts = st.builds(
+    PromptRecord,
+    id=st.text(),
+    tokens=tokens,
+    text=st.text(),
+    answer=st.none() | st.text(),
+    columns=st.dictionaries(st.text(), json_values, max_size=3),
+)
+groups = st.builds(
+    lambda prompt, scored: ScoredGroup(prompt, tuple(sample for sample, _ in scored), tuple(reward for _, reward in scored)),
+    prompts,
+    st.lists(st.tuples(samples, st.none() | numbers), max_size=4),
+)
+pairs = st.builds(
+    Pair,
+    prompt_id=st.text(),
+    prompt=tokens,
+    chosen=tokens,
+    rejected=tokens,
+    chosen_reward=numbers,
+    rejected_reward=numbers,
+    reference_chosen=st.none() | numbers,
+    reference_rejected=st.none() | numbers,
+)
+
+
+@given(groups=st.lists(groups, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_samples_are_read_back_exactly(tmp_path_factory, groups):
+    path = tmp_path_factory.mktemp("window") / "samples.parquet"
+
+    entry = write_samples(path, groups)
+
+    assert read_samples(path) == groups
+    assert entry == hash_file(path)
+
+
+@given(pairs=st.lists(pairs, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_pairs_are_read_back_exactly(tmp_path_factory, pairs):
+    path = tmp_path_factory.mktemp("window") / "pairs.parquet"
+
+    entry = write_pairs(path, pairs)
+
+    read = read_pairs(path)
+    assert read == pairs
+    assert [math.copysign(1, pair.chosen_reward) for pair in read] == [math.copysign(1, pair.chosen_reward) for pair in pairs]
+    assert entry == hash_file(path)
+
+
+def pair(number: int, **values: float) -> Pair:
+    fields = {"chosen_reward": 1.0, "rejected_reward": 0.0} | values
+    return Pair(prompt_id=f"p{number}", prompt=(1, 2), chosen=(3, number), rejected=(4,), **fields)
+
+
+def test_windows_larger_than_a_row_group_keep_their_order(tmp_path):
+    pairs = [pair(number) for number in range(3000)]
+
+    write_pairs(tmp_path / "pairs.parquet", pairs)
+
+    assert read_pairs(tmp_path / "pairs.parquet") == pairs
+
+
+def test_infinite_and_undefined_rewards_survive(tmp_path):
+    write_pairs(
+        tmp_path / "pairs.parquet", [pair(0, chosen_reward=math.inf, rejected_reward=-math.inf, reference_chosen=math.nan)]
+    )
+
+    (read,) = read_pairs(tmp_path / "pairs.parquet")
+    assert (read.chosen_reward, read.rejected_reward) == (math.inf, -math.inf)
+    assert read.reference_chosen is not None
+    assert math.isnan(read.reference_chosen)
+    assert read.reference_rejected is None
+
+
+def group(text: str = "", **columns: object) -> ScoredGroup:
+    prompt = PromptRecord(id="p", tokens=(1,), text=text, columns=columns)
+    return ScoredGroup(prompt, (Sample(tokens=(5,), text=text, finish_reason="stop"),), (None,))
+
+
+def test_columns_that_json_does_not_have_become_text(tmp_path):
+    write_samples(tmp_path / "s", [group(day=date(2026, 1, 2), raw=b"x", number=1)])
+
+    assert read_samples(tmp_path / "s")[0].prompt.columns == {"day": "2026-01-02", "raw": "b'x'", "number": 1}
+
+
+def test_text_that_utf8_does_not_have_is_written_all_the_same(tmp_path):
+    write_samples(tmp_path / "s", [group("half an emoji: \ud83d", column="\ud83d")])
+
+    (read,) = read_samples(tmp_path / "s")
+    assert read.prompt.text == read.samples[0].text == "half an emoji: ?"
+    assert read.prompt.columns == {"column": "\ud83d"}
+
+
+def test_same_window_is_the_same_file(tmp_path):
+    groups = [group(f"text {number}") for number in range(50)]
+
+    assert write_samples(tmp_path / "one", groups).xxh3_128 == write_samples(tmp_path / "two", groups).xxh3_128
+
+
+def test_files_are_plain_parquet_for_other_tools(tmp_path):
+    write_pairs(tmp_path / "pairs.parquet", [pair(0), pair(1)])
+
+    table = pq.read_table(tmp_path / "pairs.parquet")
+    assert table["chosen"].to_pylist() == [[3, 0], [3, 1]]
+    assert str(table.schema.field("chosen").type) == "list<element: int32 not null>"
+    assert str(table.schema.field("reference_chosen").type) == "double"
+    assert pq.ParquetFile(tmp_path / "pairs.parquet").metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_token_id_beyond_32_bits_is_refused(tmp_path):
+    with pytest.raises((ValueError, OverflowError)):
+        write_pairs(tmp_path / "pairs.parquet", [pair(2**31)])
+
+
+@pytest.mark.parametrize("read", [read_pairs, read_samples])
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1", b"x" * 1000, b"PAR1" + b"\0" * 100 + b"PAR1"], ids=["empty", "short", "text", "no footer"]
+)
+def test_damaged_file_is_torn(tmp_path, read, content):
+    (tmp_path / "x.parquet").write_bytes(content)
+
+    with pytest.raises(TornError, match=r"x\.parquet is damaged"):
+        read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("position", range(4, 600, 40))
+def test_bytes_flipped_within_a_file_never_escape_as_another_error(tmp_path, position):
+    write_pairs(tmp_path / "x.parquet", [pair(number) for number in range(20)])
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[position : position + 4] = bytes(byte ^ 0xFF for byte in content[position : position + 4])
+    (tmp_path / "x.parquet").write_bytes(content)
+
+    with suppress(TornError):  # not every byte is read
+        assert isinstance(read_pairs(tmp_path / "x.parquet"), list)
+
+
+def test_other_columns_are_torn(tmp_path):
+    write_pairs(tmp_path / "x.parquet", [pair(0)])
+
+    with pytest.raises(TornError, match="has other columns"):
+        read_samples(tmp_path / "x.parquet")
+
+
+def test_missing_file_is_torn(tmp_path):
+    with pytest.raises(TornError, match="is missing"):
+        read_pairs(tmp_path / "pairs.parquet")

@@ -1,0 +1,140 @@
+"""Every change that the ledger makes to a volume, one function a system call.
+
+A crash can fall between any two of them, so that tests want to stand there: `observe` is called before each, with its name and
+path. Every OSError becomes a LedgerUnavailableError that says what to do.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spinrun_worker.ledger.errors import LedgerUnavailableError
+
+observe: Callable[[str, Path], None] | None = None
+"""Called before each change with (operation, path). For tests; nobody else sets it."""
+
+# The largest piece handed to one write(): small enough to be still in the cache after it was hashed.
+WRITE_BYTES = 4 << 20
+
+_REMEDIES = {
+    errno.ENOSPC: "Free space on the volume or enlarge it; the run then goes on from its last checkpoint",
+    errno.EDQUOT: "Raise the quota or free space; the run then goes on from its last checkpoint",
+    errno.EROFS: "Mount the volume so that it can be written",
+    errno.EACCES: "Give the process' user access to the volume (in Kubernetes: securityContext.fsGroup)",
+    errno.EPERM: "Give the process' user access to the volume (in Kubernetes: securityContext.fsGroup)",
+    errno.EIO: "Check the storage: it reports an input/output error",
+    errno.ESTALE: "Mount the network volume again: the server no longer knows this file",
+    errno.ENOENT: "Check that the volume is mounted and that nobody has removed the folder",
+}
+
+
+@contextmanager
+def unavailable(path: Path, action: str) -> Generator[None]:
+    """Turn an OSError into a LedgerUnavailableError that names path and action."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "Check the volume")
+        raise LedgerUnavailableError(f"Cannot {action} {path}: {error.strerror or error}. {remedy}") from error
+
+
+@contextmanager
+def _change(operation: str, path: Path) -> Generator[None]:
+    if observe is not None:
+        observe(operation, path)
+    with unavailable(path, operation):
+        yield
+
+
+def create(path: Path) -> int:
+    """Open a new file for writing; a file of that name is unlinked, never truncated: a reader may have it mapped."""
+    unlink(path)
+    with _change("create", path):
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def open_to_append(path: Path) -> int:
+    """Open a file to append to and to read, making it where it is missing."""
+    with _change("create", path):
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+
+def write(descriptor: int, data: memoryview, path: Path) -> None:
+    """Write all of a view of bytes, with one write() where the system takes it all at once."""
+    while data.nbytes:
+        with _change("write", path):
+            data = data[os.write(descriptor, data) :]
+
+
+def truncate(descriptor: int, size: int, path: Path) -> None:
+    """Cut an open file."""
+    with _change("truncate", path):
+        os.ftruncate(descriptor, size)
+
+
+def fsync(descriptor: int, path: Path) -> None:
+    """Wait until an open file's content is on the volume."""
+    with _change("fsync", path):
+        os.fsync(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Wait until a closed file's content is on the volume, whoever on this machine wrote it."""
+    with unavailable(path, "open"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fsync(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_directory(path: Path) -> None:
+    """Wait until a directory's names are on the volume."""
+    with unavailable(path, "open"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        with _change("fsync_directory", path):
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                # SMB, which some clouds give for ReadWriteMany, has no fsync for directories: the server has them already.
+                if error.errno != errno.EINVAL:
+                    raise
+    finally:
+        os.close(descriptor)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give a file another's name, in one step."""
+    with _change("replace", target):
+        source.replace(target)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file or a link; one that is not there is fine."""
+    with _change("unlink", path):
+        path.unlink(missing_ok=True)
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory and its parents, each durable before the next."""
+    with unavailable(path, "look at"):
+        if path.is_dir():
+            return
+    make_directories(path.parent)
+    with _change("mkdir", path):
+        path.mkdir(exist_ok=True)
+    fsync_directory(path.parent)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove an empty directory; one that is not there is fine."""
+    with _change("rmdir", path):
+        try:
+            path.rmdir()
+        except OSError as error:
+            # An NFS client keeps a removed file there for a process that still has it open: then the directory stays for now.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise

@@ -1,0 +1,250 @@
+"""Files of a ledger: written with their hash and made durable, listed and read with suspicion.
+
+Nothing on a volume is trusted: links are not followed, special files are refused, documents have a largest size.
+"""
+
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import xxhash
+from pydantic import ValidationError
+from typing_extensions import Buffer
+
+from spinrun_api.base import Record
+from spinrun_api.ledger import FileEntry
+from spinrun_worker.ledger import durable
+from spinrun_worker.ledger.errors import LedgerUnavailableError, TornError
+
+# A manifest of 100 000 files is smaller.
+MAX_DOCUMENT_BYTES = 32 << 20
+
+# What an NFS client leaves in place of a file that was removed while a process on the same machine had it open.
+_NFS_LEFTOVER = ".nfs"
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a link is refused; a pipe is not waited for
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None) -> FileEntry:
+    """Write a new file, hashing on the way, and wait until it is on the volume.
+
+    Holds one chunk at a time. The entry's path is relative to root, by default the file's own folder; below root, missing
+    folders are made. A file of that name is replaced, for its readers only at their next open. When the volume refuses
+    (LedgerUnavailableError), the part written so far is removed.
+    """
+    if root is not None:
+        durable.make_directories(path.parent)
+    descriptor = durable.create(path)
+    try:
+        size, digest = _write_chunks(descriptor, chunks, path)
+        durable.fsync(descriptor, path)
+    except LedgerUnavailableError:
+        with suppress(LedgerUnavailableError):
+            durable.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+    return FileEntry(path=_name(path, root), size=size, xxh3_128=digest)
+
+
+def _write_chunks(descriptor: int, chunks: Iterable[Buffer], path: Path) -> tuple[int, str]:
+    """Write the chunks; their size in bytes and their hash."""
+    hasher = xxhash.xxh3_128()
+    size = 0
+    for chunk in chunks:
+        size += _write_chunk(descriptor, chunk, path, hasher)
+        del chunk  # the next one is made before the loop would let go of this one
+    return size, hasher.hexdigest()
+
+
+def _write_chunk(descriptor: int, chunk: Buffer, path: Path, hasher: xxhash.xxh3_128) -> int:
+    view = memoryview(chunk)
+    if not view.nbytes:
+        return 0
+    data = view.cast("B")
+    for start in range(0, data.nbytes, durable.WRITE_BYTES):
+        piece = data[start : start + durable.WRITE_BYTES]
+        hasher.update(piece)
+        durable.write(descriptor, piece, path)
+    return data.nbytes
+
+
+def hash_file(path: Path, *, root: Path | None = None) -> FileEntry:
+    """The entry of a file that is already there, its path relative to root, by default the file's own folder.
+
+    Raises TornError when it is not there or no regular file.
+    """
+    hasher = xxhash.xxh3_128()
+    size = 0
+    buffer = bytearray(durable.WRITE_BYTES)
+    view = memoryview(buffer)
+    descriptor = open_regular(path)
+    if descriptor is None:
+        raise TornError(f"{path} is not there")
+    try:
+        with durable.unavailable(path, "read"):
+            while count := os.readv(descriptor, [buffer]):
+                hasher.update(view[:count])
+                size += count
+    finally:
+        os.close(descriptor)
+    return FileEntry(path=_name(path, root), size=size, xxh3_128=hasher.hexdigest())
+
+
+def _name(path: Path, root: Path | None) -> str:
+    return path.relative_to(root if root is not None else path.parent).as_posix()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a file a new content in one step: after a crash it is whole, the old one or the new one."""
+    # Two attempts may do this at once, so that each has a temporary name of its own.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    write_file(temporary, [data])
+    try:
+        durable.replace(temporary, path)
+    except LedgerUnavailableError:
+        with suppress(LedgerUnavailableError):
+            durable.unlink(temporary)
+        raise
+    durable.fsync_directory(path.parent)
+
+
+def write_json(path: Path, document: object) -> FileEntry:
+    """Write a new JSON file, the same bytes for the same content."""
+    return write_file(path, [json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"])
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Put a record in a file's place, in one step."""
+    replace_file(path, record.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode() + b"\n")
+
+
+def read_record(path: Path, model: type[AnyRecord]) -> AnyRecord | None:
+    """Read a record; None when the file is not there.
+
+    Raises TornError when it is no such record, LedgerUnavailableError when the volume does not let it be read.
+    """
+    descriptor = open_regular(path)
+    if descriptor is None:
+        return None
+    with durable.unavailable(path, "read"), os.fdopen(descriptor, "rb") as file:
+        data = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise TornError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes: it is no {model.__name__}")
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise TornError(f"{path} is no readable {model.__name__}: {f'{where}: ' if where else ''}{first['msg']}") from error
+
+
+def open_regular(path: Path) -> int | None:
+    """Open a regular file for reading; None when it is not there. Raises TornError for anything else under that name."""
+    with durable.unavailable(path, "read"):
+        try:
+            descriptor = _open_fresh(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise TornError(f"{path} is a link, and links are not followed: replace it by a file") from error
+            raise
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+    os.close(descriptor)
+    raise TornError(f"{path} is no regular file: remove it")
+
+
+def _open_fresh(path: Path) -> int:
+    """open(), told the truth by an NFS client.
+
+    The client may remember that a name did not exist, or which file it stood for, for up to a minute. Reading the folder makes
+    it ask the server.
+    """
+    try:
+        return os.open(path, _READ)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        with os.scandir(path.parent) as entries:
+            next(entries, None)
+        return os.open(path, _READ)
+
+
+def list_files(directory: Path) -> dict[str, int]:
+    """Size in bytes of every file below a directory, by its relative name.
+
+    Raises TornError for links and special files, and when the directory is not there.
+    """
+    return {
+        path.relative_to(directory).as_posix(): status.st_size
+        for path, status in _walk(directory)
+        if not stat.S_ISDIR(status.st_mode)
+    }
+
+
+def flush_tree(directory: Path) -> None:
+    """Wait until every file and name below a directory, and its own name, are on the volume. Raises as list_files does."""
+    for path, status in reversed(_walk(directory)):
+        if stat.S_ISDIR(status.st_mode):
+            durable.fsync_directory(path)
+        else:
+            durable.fsync_file(path)
+    durable.fsync_directory(directory)
+    durable.fsync_directory(directory.parent)
+
+
+def _walk(directory: Path) -> list[tuple[Path, os.stat_result]]:
+    """Every file and folder below a directory, a folder before what is in it."""
+    found: list[tuple[Path, os.stat_result]] = []
+    folders = [directory]
+    with durable.unavailable(directory, "list"):
+        if not is_directory(directory):
+            raise TornError(f"{directory} is no directory")
+        try:
+            while folders:
+                for path in folders.pop().iterdir():
+                    status = path.lstat()
+                    if stat.S_ISDIR(status.st_mode):
+                        folders.append(path)
+                    elif not stat.S_ISREG(status.st_mode):
+                        raise TornError(f"{path} is a link or a special file, which a ledger never holds: remove it")
+                    if not path.name.startswith(_NFS_LEFTOVER):
+                        found.append((path, status))
+        except FileNotFoundError as error:
+            raise TornError(f"{error.filename} has gone while {directory} was read") from error
+    return found
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory stands there, not a link to one."""
+    with durable.unavailable(path, "look at"):
+        return path.is_dir() and not path.is_symlink()
+
+
+def empty_directory(directory: Path) -> None:
+    """Remove all that is in a directory; of a link only the link itself."""
+    for parent, folders, names in os.walk(directory, topdown=False, onerror=_raise):
+        for name in names:
+            if not name.startswith(_NFS_LEFTOVER):
+                durable.unlink(Path(parent, name))
+        for name in folders:
+            folder = Path(parent, name)
+            if folder.is_symlink():
+                durable.unlink(folder)
+            else:
+                durable.remove_directory(folder)
+
+
+def _raise(error: OSError) -> None:
+    with durable.unavailable(Path(error.filename), "list"):
+        raise error

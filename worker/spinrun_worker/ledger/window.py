@@ -1,0 +1,174 @@
+"""A window's Parquet files: samples.parquet, a row for each prompt, and pairs.parquet, a row for each pair."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
+
+from spinrun_api.ledger import FileEntry
+from spinrun_api.wire import Sample
+from spinrun_worker.ledger import durable
+from spinrun_worker.ledger.errors import TornError
+from spinrun_worker.ledger.files import open_regular, write_file
+from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
+
+# pyarrow has no types.
+pa = cast("Any", pyarrow)
+pq = cast("Any", pyarrow.parquet)
+Schema = Any
+DataType = Any
+Row = dict[str, Any]
+Record = TypeVar("Record")
+
+
+def _required(name: str, kind: DataType) -> Any:
+    return pa.field(name, kind, nullable=False)
+
+
+_TOKENS = pa.list_(_required("element", pa.int32()))
+_SAMPLE = pa.struct(
+    [
+        _required("tokens", _TOKENS),
+        _required("text", pa.string()),
+        _required("finish_reason", pa.string()),
+        pa.field("reward", pa.float64()),
+    ]
+)
+SAMPLES_SCHEMA = pa.schema(
+    [
+        _required("prompt_id", pa.string()),
+        _required("prompt_tokens", _TOKENS),
+        _required("prompt_text", pa.string()),
+        pa.field("answer", pa.string()),
+        _required("columns", pa.string()),  # JSON
+        _required("samples", pa.list_(_required("element", _SAMPLE))),
+    ]
+)
+PAIRS_SCHEMA = pa.schema(
+    [
+        _required("prompt_id", pa.string()),
+        _required("prompt", _TOKENS),
+        _required("chosen", _TOKENS),
+        _required("rejected", _TOKENS),
+        _required("chosen_reward", pa.float64()),
+        _required("rejected_reward", pa.float64()),
+        pa.field("reference_chosen", pa.float64()),
+        pa.field("reference_rejected", pa.float64()),
+    ]
+)
+
+# Rows turned into columns at once: 1024 prompts of 8 samples of 1024 tokens are 32 MB of token ids.
+_ROWS = 1024
+
+
+def write_samples(path: Path, groups: Sequence[ScoredGroup]) -> FileEntry:
+    """Write a window's samples with their rewards. Raises as write_file does.
+
+    A prompt's columns are kept as JSON; what JSON does not have, such as a date, as text. Characters that UTF-8 does not have
+    become question marks.
+    """
+    return _write(path, SAMPLES_SCHEMA, groups, _group_row)
+
+
+def read_samples(path: Path) -> list[ScoredGroup]:
+    """Read a window's samples. Raises TornError when the file is missing or damaged."""
+    return _read(path, SAMPLES_SCHEMA, _group)
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> FileEntry:
+    """Write a window's pairs; every number is read back exactly. Raises as write_file does."""
+    return _write(path, PAIRS_SCHEMA, pairs, _pair_row)
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Read a window's pairs. Raises TornError when the file is missing or damaged."""
+    return _read(path, PAIRS_SCHEMA, _pair)
+
+
+def _group_row(group: ScoredGroup) -> Row:
+    prompt = group.prompt
+    return {
+        "prompt_id": _text(prompt.id),
+        "prompt_tokens": prompt.tokens,
+        "prompt_text": _text(prompt.text),
+        "answer": None if prompt.answer is None else _text(prompt.answer),
+        "columns": json.dumps(prompt.columns, default=str),
+        "samples": [
+            {
+                "tokens": sample.tokens,
+                "text": _text(sample.text),
+                "finish_reason": sample.finish_reason,
+                "reward": reward,
+            }
+            for sample, reward in zip(group.samples, group.rewards, strict=True)
+        ],
+    }
+
+
+def _text(text: str) -> str:
+    """The text without lone surrogates, which data sets and JSON may hold and UTF-8 may not."""
+    return text.encode(errors="replace").decode()
+
+
+def _group(row: Row) -> ScoredGroup:
+    prompt = PromptRecord(
+        id=row["prompt_id"],
+        tokens=tuple(row["prompt_tokens"]),
+        text=row["prompt_text"],
+        answer=row["answer"],
+        columns=json.loads(row["columns"]),
+    )
+    samples = tuple(
+        Sample(tokens=sample["tokens"], text=sample["text"], finish_reason=sample["finish_reason"]) for sample in row["samples"]
+    )
+    return ScoredGroup(prompt, samples, tuple(sample["reward"] for sample in row["samples"]))
+
+
+def _pair_row(pair: Pair) -> Row:
+    return {
+        "prompt_id": _text(pair.prompt_id),
+        "prompt": pair.prompt,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "chosen_reward": pair.chosen_reward,
+        "rejected_reward": pair.rejected_reward,
+        "reference_chosen": pair.reference_chosen,
+        "reference_rejected": pair.reference_rejected,
+    }
+
+
+def _pair(row: Row) -> Pair:
+    tokens: Row = {name: tuple(row[name]) for name in ("prompt", "chosen", "rejected")}
+    return Pair(**row | tokens)
+
+
+def _write(path: Path, schema: Schema, records: Sequence[Record], to_row: Callable[[Record], Row]) -> FileEntry:
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, len(records), _ROWS):
+            rows = [to_row(record) for record in records[start : start + _ROWS]]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    return write_file(path, [sink.getvalue()])
+
+
+def _read(path: Path, schema: Schema, from_row: Callable[[Row], Record]) -> list[Record]:
+    descriptor = open_regular(path)
+    if descriptor is None:
+        raise TornError(f"{path} is missing")
+    try:
+        with os.fdopen(descriptor, "rb") as source, pq.ParquetFile(source) as file:
+            if not file.schema_arrow.equals(schema):
+                raise TornError(f"{path} has other columns than this version of SpinRun writes: {file.schema_arrow.names}")
+            return [from_row(row) for batch in file.iter_batches(_ROWS) for row in batch.to_pylist()]
+    except (ValueError, pa.ArrowException) as error:
+        raise TornError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        # pyarrow's word for a damaged file; an error of the volume has a number.
+        if error.errno is None:
+            raise TornError(f"{path} is damaged: {error}") from error
+        with durable.unavailable(path, "read"):
+            raise
