@@ -1,0 +1,237 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import tiny_tokenizer
+from spinrun_api.spec import Evaluation, Prompts
+from spinrun_worker.data import PromptSet, check_disjoint, load_prompts
+from spinrun_worker.errors import ConfigurationError
+
+TOKENIZER = tiny_tokenizer()
+
+
+def write(directory: Path, rows: list[dict[str, Any]]) -> str:
+    path = directory / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def load(source: Prompts, *, needs_answer: bool = False, max_prompt_tokens: int = 512, **options: Any) -> PromptSet:
+    arguments: dict[str, Any] = {"tokenizer": TOKENIZER, "chat_template": None, **options}
+    return load_prompts(source, max_prompt_tokens=max_prompt_tokens, needs_answer=needs_answer, **arguments)
+
+
+def seen_by_the_model(prompts: PromptSet) -> dict[str, str]:
+    return {record.id: TOKENIZER.decode(record.tokens) for record in prompts.records}
+
+
+def without_chat_template() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def test_a_prompt_becomes_the_users_message_of_the_chat_template(tmp_path: Path):
+    source = write(tmp_path, [{"prompt": "hi there", "answer": 42, "topic": "greeting"}])
+    prompts = load(Prompts(source=source, answer_column="answer"))
+    assert seen_by_the_model(prompts) == {"0": "<bos><|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"}
+    record = prompts.records[0]
+    assert (record.text, record.answer) == ("hi there", "42")
+    assert record.columns == {"prompt": "hi there", "answer": 42, "topic": "greeting"}
+
+
+def test_messages_are_kept_as_a_conversation(tmp_path: Path):
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    prompts = load(Prompts(source=write(tmp_path, [{"chat": messages}]), messages_column="chat"))
+    want = "<bos><|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert seen_by_the_model(prompts) == {"0": want}
+    assert prompts.records[0].text == "hi"
+
+
+def test_the_specs_chat_template_wins_over_the_tokenizers(tmp_path: Path):
+    source = write(tmp_path, [{"prompt": "hi"}])
+    prompts = load(Prompts(source=source), chat_template="USER {{ messages[0]['content'] }} MODEL")
+    assert seen_by_the_model(prompts) == {"0": "USER hi MODEL"}
+
+
+def test_without_any_chat_template_the_prompt_is_raw_text(tmp_path: Path):
+    prompts = load(Prompts(source=write(tmp_path, [{"prompt": "hi"}])), tokenizer=without_chat_template())
+    assert seen_by_the_model(prompts) == {"0": "hi"}
+
+
+def test_messages_without_any_chat_template_are_refused(tmp_path: Path):
+    source = Prompts(source=write(tmp_path, [{"chat": []}]), messages_column="chat")
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.messagesColumn: .*model\.chatTemplate"):
+        load(source, tokenizer=without_chat_template())
+
+
+def test_a_broken_chat_template_is_named(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"model\.chatTemplate: line 1"):
+        load(Prompts(source=write(tmp_path, [{"prompt": "hi"}])), chat_template="{% for %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "want"),
+    [
+        ("{question} Why?", "2+2? Why?"),
+        ("{level}: {question}", "3: 2+2?"),
+        (r"{question} Put it in \boxed{}.", r"2+2? Put it in \boxed{}."),
+        (r"{question} Put it in \boxed{{x}}.", r"2+2? Put it in \boxed{x}."),
+        ("{question} {", "2+2? {"),
+        ("{the topic} {question}", "sums 2+2?"),
+    ],
+)
+def test_templates_are_filled_from_the_row(tmp_path: Path, template: str, want: str):
+    source = write(tmp_path, [{"question": "2+2?", "level": 3, "the topic": "sums"}])
+    assert load(Prompts(source=source, template=template)).records[0].text == want
+
+
+def test_what_a_row_holds_is_never_taken_for_a_template(tmp_path: Path):
+    source = write(tmp_path, [{"prompt": "{answer} {prompt.__class__} {{", "answer": "secret"}])
+    assert load(Prompts(source=source, template="Q: {prompt}")).records[0].text == "Q: {answer} {prompt.__class__} {{"
+
+
+@pytest.mark.parametrize("template", ["{prompt.__class__}", "{prompt[0]}", "{prompt!r}", "{prompt:>10}", "{0}"])
+def test_templates_reach_columns_only(tmp_path: Path, template: str):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.template: there is no column"):
+        load(Prompts(source=write(tmp_path, [{"prompt": "hi"}]), template=template))
+
+
+def test_a_template_without_a_column_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.template: names no \{column\}"):
+        load(Prompts(source=write(tmp_path, [{"prompt": "hi"}]), template="Say hi."))
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"prompt_column": "qestion"}, "promptColumn"),
+        ({"messages_column": "qestion"}, "messagesColumn"),
+        ({"prompt_column": "question", "answer_column": "qestion"}, "answerColumn"),
+        ({"template": "{qestion}"}, "template"),
+    ],
+)
+@pytest.mark.parametrize(("model", "block"), [(Prompts, "data.prompts"), (Evaluation, "data.evaluation")])
+def test_a_missing_column_is_named_with_those_that_exist(
+    tmp_path: Path, options: dict[str, str], field: str, model: type[Prompts], block: str
+):
+    source = model(source=write(tmp_path, [{"question": "2+2?", "solution": "4"}]), **options)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigurationError) as caught:
+        load(source)
+    assert str(caught.value).startswith(f"{block}.{field}: there is no column 'qestion'. Did you mean question?")
+    assert "question, solution" in str(caught.value)
+
+
+def test_messages_and_template_exclude_each_other(tmp_path: Path):
+    source = Prompts(source=write(tmp_path, [{"chat": []}]), messages_column="chat", template="{chat}")
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.template: is not used with messagesColumn"):
+        load(source)
+
+
+def test_messages_in_the_prompt_column_are_pointed_out(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.promptColumn: .*holds a list.*messagesColumn"):
+        load(Prompts(source=write(tmp_path, [{"prompt": [{"role": "user", "content": "hi"}]}])))
+
+
+def test_rows_that_cannot_be_used_are_dropped_and_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rows: list[dict[str, Any]] = [
+        {"prompt": "good", "answer": "1"},
+        {"prompt": "   ", "answer": "1"},
+        {"answer": "1"},
+        {"prompt": "no answer", "answer": None},
+        {"prompt": "x" * 600, "answer": "1"},
+    ]
+    prompts = load(Prompts(source=write(tmp_path, rows), answer_column="answer"), needs_answer=True)
+    assert [record.id for record in prompts.records] == ["0"]
+    assert prompts.dropped == {"empty": 2, "no_answer": 1, "too_long": 1}
+    assert "data.prompts: 4 rows dropped" in caplog.text
+    assert "data.maxPromptTokens is 512" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "empty"),
+        (None, "empty"),
+        ([{"role": "user", "content": " "}], "empty"),
+        ("hi", "malformed"),
+        (["hi"], "malformed"),
+        ([{"role": "user"}], "malformed"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "malformed"),
+        ([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}], "malformed"),
+        ([{"role": "refused", "content": "hi"}], "malformed"),
+    ],
+)
+def test_conversations_that_cannot_be_answered_are_dropped(tmp_path: Path, messages: object, reason: str):
+    good = [{"role": "user", "content": "hi"}]
+    template = "{% if messages[0]['role'] == 'refused' %}{{ raise_exception('no such role') }}{% endif %}fine"
+    source = Prompts(source=write(tmp_path, [{"chat": messages}, {"chat": good}]), messages_column="chat")
+    prompts = load(source, chat_template=template)
+    assert ([record.id for record in prompts.records], prompts.dropped) == (["1"], {reason: 1})
+
+
+def test_no_usable_row_at_all_is_an_error_that_says_why(tmp_path: Path):
+    source = Prompts(source=write(tmp_path, [{"prompt": "x" * 600}]))
+    with pytest.raises(
+        ConfigurationError, match=r"data\.prompts: no row .* 1 too_long \(row 0: 6\d\d tokens, data\.maxPromptTokens"
+    ):
+        load(source)
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.source: .* has no rows"):
+        load(Prompts(source=write(tmp_path, [])))
+
+
+def test_a_rule_that_needs_answers_needs_their_column(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.answerColumn: the rule compares"):
+        load(Prompts(source=write(tmp_path, [{"prompt": "hi"}])), needs_answer=True)
+
+
+def test_the_limit_takes_the_first_usable_prompts_after_shuffling(tmp_path: Path):
+    rows = [{"prompt": "" if row % 2 else f"question {row}"} for row in range(100)]
+    source = write(tmp_path, rows)
+
+    def ids(**options: Any) -> list[str]:
+        return [record.id for record in load(Prompts(source=source, **options)).records]
+
+    assert len(ids()) == 50
+    assert ids(limit=10) == ids()[:10]
+    assert ids(limit=10, shuffle_seed=1) != ids(limit=10)
+    assert set(ids(shuffle_seed=1)) == set(ids())
+
+
+def test_rows_beyond_one_batch_keep_their_ids_and_texts(tmp_path: Path):
+    source = write(tmp_path, [{"prompt": f"question {row}"} for row in range(2500)])
+    records = load(Prompts(source=source)).records
+    assert len(records) == 2500
+    assert all(record.text == f"question {record.id}" for record in records)
+    assert all(f"question {record.id}<" in TOKENIZER.decode(record.tokens) for record in records[1000:1100])
+
+
+def test_arithmetic_brings_its_own_answers():
+    records = load(Prompts(source="arithmetic"), needs_answer=True).records
+    assert len(records) == 135
+    assert all(int(record.answer or "") == record.columns["a"] + record.columns["b"] for record in records)
+
+
+def test_the_generators_splits_are_disjoint():
+    train, test = load(Prompts(source="arithmetic")), load(Evaluation(source="arithmetic"))
+    assert check_disjoint(train, test) == 0
+
+
+@pytest.mark.parametrize(
+    "evaluation", [Evaluation(source="arithmetic", split="train"), Evaluation(source="arithmetic", config="addition-20")]
+)
+def test_generated_questions_that_are_trained_on_cannot_be_held_out(evaluation: Evaluation):
+    with pytest.raises(ConfigurationError, match=r"data\.evaluation: \d+ of \d+ held-out questions are also trained on"):
+        check_disjoint(load(Prompts(source="arithmetic")), load(evaluation))
+
+
+def test_shared_prompts_of_other_data_are_counted(tmp_path: Path):
+    source = write(tmp_path, [{"prompt": "same"}, {"prompt": "same"}, {"prompt": "other"}])
+    (tmp_path / "test").mkdir()
+    held_out = write(tmp_path / "test", [{"prompt": "same"}, {"prompt": "new"}])
+    assert check_disjoint(load(Prompts(source=source)), load(Evaluation(source=held_out))) == 1

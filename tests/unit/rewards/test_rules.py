@@ -1,0 +1,143 @@
+import time
+
+import pytest
+
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.rewards.rules import choice, exact, gsm8k, last_number, regex_rule
+from spinrun_worker.rewards.verdict import UnusableAnswerError
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "want"),
+    [
+        ("12", "12", 1),
+        ("12.", "12", 1),
+        ("The answer is 12.", "12", 1),
+        ("3 + 9 = 12", "12", 1),
+        ("12 is not 13", "12", 0),
+        ("12.0", "12", 1),
+        ("12.5", "12", 0),
+        ("0.50", ".5", 1),
+        ("it costs $1,234.50!", "1234.5", 1),
+        ("1,000,000", "1000000", 1),
+        ("1,2,3", "3", 1),
+        ("(1,2345)", "2345", 1),
+        ("= -3", "-3", 1),
+        ("= −3", "-3", 1),
+        ("-3", "3", 0),
+        ("+3", "3", 1),
+        ("10-3", "3", 1),
+        ("x-3", "3", 1),
+        ("(5)-3", "3", 1),
+        ("10 - 7 = 3", "3", 1),
+        ("2e3", "2000", 1),
+        ("2e9999999999", "9999999999", 1),
+        ("007", "7", 1),
+        ("twelve", "12", 0),
+        ("", "12", 0),
+        ("12", "so it is 1,2 and then 12 apples", 1),
+        ("0.1", "0.10000000000000000001", 0),
+        ("١٢", "12", 0),
+    ],
+)
+def test_last_number(completion: str, answer: str, want: float):
+    assert last_number(completion, answer) == want
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "want"),
+    [
+        ("so\n#### 42", "She has 40 + 2 = <<40+2=42>>42\n#### 42", 1),
+        ("#### 42 and not 7", "#### 42", 1),
+        ("#### $1,042", "1042", 1),
+        ("#### 41\nno:\n#### 42", "#### 42", 1),
+        ("the answer is 42.", "#### 42", 1),
+        ("#### none, so 42", "#### 42", 1),
+        ("42 ####", "#### 42", 1),
+        ("#### 43", "#### 42", 0),
+        ("nothing", "#### 42", 0),
+        ("#### -5", "7 - 12 = -5\n#### -5", 1),
+    ],
+)
+def test_gsm8k(completion: str, answer: str, want: float):
+    assert gsm8k(completion, answer) == want
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "want"),
+    [(" Paris\n", "Paris ", 1), ("paris", "Paris", 0), ("Paris.", "Paris", 0), ("", "Paris", 0)],
+)
+def test_exact_trims_and_nothing_more(completion: str, answer: str, want: float):
+    assert exact(completion, answer) == want
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "want"),
+    [
+        ("B", "B", 1),
+        ("b", "(B)", 1),
+        ("(B)", "B", 1),
+        ("B.", "B", 1),
+        ("B) 4", "B", 1),
+        ("Answer: B", "B", 1),
+        ("answer: (B) because", "B", 1),
+        ("The answer is B", "B", 1),
+        ("The final answer is **B**.", "B", 1),
+        ("Answer: $\\boxed{B}$", "B", 1),
+        ("(A) is tempting, but (B) is right", "B", 1),
+        ("Answer: A. No, answer: B", "B", 1),
+        ("It must be the second.\nB", "B", 1),
+        ("A. Then we see\nC. last", "C", 1),
+        ("A", "B", 0),
+        ("A big dog", "A", 0),
+        ("Born in the U.S. of course", "S", 0),
+        ("I think not", "I", 0),
+        ("", "B", 0),
+    ],
+)
+def test_choice(completion: str, answer: str, want: float):
+    assert choice(completion, answer) == want
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "want"),
+    [(last_number, "none", "number"), (gsm8k, "#### none", "number"), (choice, "Paris", "one letter")],
+)
+def test_a_true_answer_that_cannot_be_compared_is_no_fault_of_the_model(rule, answer: str, want: str):
+    with pytest.raises(UnusableAnswerError, match=want):
+        rule("12 B", answer)
+
+
+def test_regex_searches_and_escapes_the_answer():
+    rule = regex_rule(r"(?i)answer:\s*{answer}\b", timeout_seconds=1)
+    assert rule("Answer: 3.5", "3.5") == 1
+    assert rule("Answer: 3x5", "3.5") == 0
+    assert rule("3.5", "3.5") == 0
+
+
+def test_regex_without_an_answer_is_a_format_rule():
+    rule = regex_rule(r"^<think>.*</think>", timeout_seconds=1)
+    assert (rule("<think>x</think>", None), rule("x", None)) == (1, 0)
+
+
+def test_a_catastrophic_pattern_is_stopped_at_the_limit():
+    rule = regex_rule(r"^(a|aa)+$", timeout_seconds=0.05)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        rule("a" * 200 + "b", None)
+    assert time.monotonic() - started < 5
+
+
+def test_a_broken_pattern_is_named():
+    with pytest.raises(ConfigurationError, match=r"preference\.rule\.pattern: is not a regular expression: .*position"):
+        regex_rule("(", timeout_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "completion", ["9" * 1_000_000, "1," * 500_000, "-" * 1_000_000, "1e" * 500_000, "A. " * 300_000, "(" * 1_000_000]
+)
+@pytest.mark.parametrize("rule", [last_number, gsm8k, choice])
+def test_an_endless_answer_is_judged_in_no_time(rule, completion: str):
+    started = time.monotonic()
+    rule(completion, "7" if rule is not choice else "B")
+    assert time.monotonic() - started < 5

@@ -1,0 +1,195 @@
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spinrun_api.spec import Rule
+from spinrun_api.wire import Sample
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.records import PromptRecord
+from spinrun_worker.rewards import RuleScorer, build_rule
+
+
+def prompt(name: str, answer: str | None, columns: dict[str, Any] | None = None) -> PromptRecord:
+    return PromptRecord(name, (1,), f"question {name}", answer, columns or {})
+
+
+def samples(*texts: str) -> tuple[Sample, ...]:
+    return tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in texts)
+
+
+USER_MODULE = """
+import json, math, os, pathlib, sys, time
+from fractions import Fraction
+
+calls = 0
+
+def length(prompt, completion, answer, **columns):
+    return len(completion)
+
+def write_down(prompt, completion, answer, **columns):
+    pathlib.Path(columns["path"]).write_text(json.dumps([prompt, completion, answer, columns]))
+    return 1
+
+def only_level(prompt, completion, answer, level):
+    return level
+
+def own_names(question, response, truth, **columns):
+    return question == "question p" and response == "hi" and truth == "4" and "question" not in columns
+
+def counted(prompt, completion, answer, **columns):
+    global calls
+    calls += 1
+    return calls
+
+def wild(prompt, completion, answer, **columns):
+    print("whatever it prints goes nowhere near the results")
+    return {
+        "true": lambda: True, "int": lambda: 3, "fraction": lambda: Fraction(1, 4), "none": lambda: None, "text": lambda: "1",
+        "nan": lambda: math.nan, "inf": lambda: math.inf, "huge": lambda: 10 ** 400, "raise": lambda: 1 / 0,
+        "exit": lambda: sys.exit(0), "die": lambda: os._exit(7), "hang": lambda: time.sleep(60),
+    }[completion]()
+
+async def later(prompt, completion, answer, **columns):
+    return 1.0
+
+def two(prompt, completion):
+    return 1.0
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "myrules.py").write_text(USER_MODULE)
+    (tmp_path / "mybroken.py").write_text("import no_such_library\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def python_rule(function: str, timeout_seconds: float = 10) -> RuleScorer:
+    return build_rule(Rule(kind="python", entry_point=f"myrules:{function}", timeout_seconds=timeout_seconds))
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "want"),
+    [
+        (Rule(kind="lastNumber"), "4", (1.0, 0.0)),
+        (Rule(kind="gsm8k"), "2 + 2 = 4\n#### 4", (1.0, 0.0)),
+        (Rule(kind="exact"), "it is 4", (1.0, 0.0)),
+        (Rule(kind="choice"), "B", (0.0, 1.0)),
+        (Rule(kind="regex", pattern="{answer}$"), "4", (1.0, 0.0)),
+        (Rule(kind="math"), "\\frac{8}{2}", (1.0, 0.0)),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Rule) else None,
+)
+def test_every_rule_scores_every_sample(rule: Rule, answer: str, want: tuple[float, float]):
+    scorer = build_rule(rule)
+    result = scorer.score([(prompt("p", answer), samples("it is 4", "(B)")), (prompt("q", answer), samples("(B)"))])
+    scorer.close()
+    assert result.rewards == (want, want[1:])
+    assert result.messages == []
+
+
+def test_failures_are_counted_by_kind_with_the_first_prompt_as_example():
+    scorer = build_rule(Rule(kind="lastNumber"))
+    good, bad, worse = prompt("good", "1"), prompt("bad", "one"), prompt("worse", "none")
+    result = scorer.score([(good, samples("1", "2")), (bad, samples("1", "2")), (worse, samples("1"))])
+    assert result.rewards == ((1.0, 0.0), (None, None), (None,))
+    assert result.messages == [
+        "answers without a reward: 3 (unusable answer); the first, of prompt bad: the true answer must hold a number, got 'one'"
+    ]
+
+
+def test_a_slow_regex_costs_that_sample_only():
+    scorer = build_rule(Rule(kind="regex", pattern="^(a|aa)+$", timeout_seconds=0.05))
+    result = scorer.score([(prompt("p", None), samples("a" * 200 + "b", "aa"))])
+    assert result.rewards == ((None, 1.0),)
+    assert [(failure.kind, failure.count, failure.prompt_id) for failure in result.failures] == [("too slow", 1, "p")]
+
+
+def test_scoring_nothing_is_nothing():
+    assert build_rule(Rule(kind="exact")).score([]).rewards == ()
+
+
+@pytest.mark.usefixtures("user_module")
+def test_the_users_function_sees_prompt_completion_answer_and_columns(tmp_path: Path):
+    path = str(tmp_path / "seen")
+    scorer = python_rule("write_down")
+    # Columns that are called like a parameter give way to it; what JSON does not know arrives as text.
+    columns = {"path": path, "prompt": "x", "answer": "x", "level": 3, "day": date(2026, 1, 2), "steps": [1, None]}
+    result = scorer.score([(prompt("p", "4", columns), samples("hi"))])
+    scorer.close()
+    assert (result.rewards, result.messages) == (((1.0,),), [])
+    want = ["question p", "hi", "4", {"path": path, "level": 3, "day": "2026-01-02", "steps": [1, None]}]
+    assert json.loads(Path(path).read_text()) == want
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(("function", "want"), [("only_level", 3.0), ("own_names", 1.0), ("length", 2.0)])
+def test_columns_fit_the_functions_parameters(function: str, want: float):
+    scorer = python_rule(function)
+    columns = {"level": 3, "prompt": "x", "completion": "x", "question": "x"}
+    result = scorer.score([(prompt("p", "4", columns), samples("hi"))])
+    scorer.close()
+    assert (result.rewards, result.messages) == (((want,),), [])
+
+
+@pytest.mark.usefixtures("user_module")
+def test_the_users_module_keeps_its_state_from_one_answer_to_the_next():
+    scorer = python_rule("counted")
+    first = scorer.score([(prompt("p", None), samples("a", "b"))]).rewards
+    second = scorer.score([(prompt("p", None), samples("c"))]).rewards
+    scorer.close()
+    assert (first, second) == (((1.0, 2.0),), ((3.0,),))
+
+
+@pytest.mark.usefixtures("user_module")
+def test_what_goes_wrong_in_the_users_function_costs_that_sample_only():
+    scorer = python_rule("wild", timeout_seconds=2)
+    texts = ("true", "raise", "int", "none", "text", "nan", "inf", "huge", "exit", "die", "hang", "fraction")
+    result = scorer.score([(prompt("p", None), samples(*texts)), (prompt("q", None), samples("int"))])
+    scorer.close()
+    rewards = dict(zip(texts, result.rewards[0], strict=True))
+    assert {text: reward for text, reward in rewards.items() if reward is not None} == {"true": 1.0, "int": 3.0, "fraction": 0.25}
+    assert result.rewards[1] == (3.0,)
+    assert {failure.kind: failure.count for failure in result.failures} == {
+        "no number": 5,
+        "raised": 2,
+        "crashed": 1,
+        "too slow": 1,
+    }
+    messages = {failure.kind: failure.message for failure in result.failures}
+    assert messages["raised"] == "ZeroDivisionError: division by zero"
+    assert messages["no number"] == "returned None"
+    assert messages["crashed"] == "the judging process died: exit code 7"
+    assert messages["too slow"] == "no verdict in 2 s"
+    assert {failure.prompt_id for failure in result.failures} == {"p"}
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(
+    ("entry_point", "want"),
+    [
+        ("no_such_module:f", "cannot import no_such_module:f: ModuleNotFoundError"),
+        ("mybroken:f", "cannot import mybroken:f: ModuleNotFoundError: No module named 'no_such_library'"),
+        ("myrules:no_such_function", "cannot import myrules:no_such_function: AttributeError"),
+        ("myrules:constant", "must be a plain function, got 3"),
+        ("myrules:later", "must be a plain function"),
+        ("myrules:two", r"must take \(prompt, completion, answer, \*\*columns\)"),
+    ],
+)
+def test_an_entry_point_that_cannot_be_used_is_refused_at_the_start(entry_point: str, want: str):
+    with pytest.raises(ConfigurationError, match=want):
+        build_rule(Rule(kind="python", entry_point=entry_point))
+
+
+def test_an_answer_that_would_take_math_for_ever_costs_that_sample_only():
+    scorer = build_rule(Rule(kind="math", timeout_seconds=2))
+    texts = ("$9^{9^{9^{9}}}$", "42", "\\boxed{10^{1000000000}}", "$\\frac{84}{2}$", "41")
+    result = scorer.score([(prompt("p", "42"), samples(*texts))])
+    scorer.close()
+    assert result.rewards == ((None, 1.0, None, 1.0, 0.0),)
+    assert [(failure.kind, failure.count) for failure in result.failures] == [("too slow", 2)]

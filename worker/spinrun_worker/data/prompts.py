@@ -1,0 +1,290 @@
+"""From rows to prompts: template, chat template, token ids, and what is dropped on the way."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from spinrun_api.spec import Evaluation, Prompts
+from spinrun_worker.data import arithmetic
+from spinrun_worker.data.order import shuffled
+from spinrun_worker.data.sources import Row, Table, open_source
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.records import PromptRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DropReason = Literal["too_long", "empty", "no_answer", "malformed"]
+
+_BATCH = 1024
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of one block of the spec."""
+
+    source: Prompts
+    """The block that they came from."""
+
+    records: tuple[PromptRecord, ...]
+    """At least one prompt; the order is the shuffled one."""
+
+    dropped: Mapping[DropReason, int]
+    """Rows that became no prompt. too_long: longer than data.maxPromptTokens. empty: no text. no_answer: no true answer, where
+    the rule needs one. malformed: messages that are no conversation or that the chat template refuses."""
+
+
+def load_prompts(
+    source: Prompts,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_template: str | None,
+    max_prompt_tokens: int,
+    needs_answer: bool,
+) -> PromptSet:
+    """Read a block of prompts and turn its rows into token ids.
+
+    chat_template: the spec's, wins over the tokenizer's. needs_answer: drop rows without a true answer.
+    Raises ConfigurationError, naming the field, when the source is missing or gives no usable prompt, and RunError when it cannot
+    be reached now.
+    """
+    block = "data.evaluation" if isinstance(source, Evaluation) else "data.prompts"
+    table = open_source(source, block=block)
+    if not len(table):
+        raise ConfigurationError(f"{block}.source: {source.source} has no rows")
+    reader = _RowReader(source, table.columns, block, needs_answer=needs_answer)
+    encoder = _Encoder(tokenizer, chat_template, block, messages_column=source.messages_column)
+
+    records: list[PromptRecord] = []
+    dropped: Counter[DropReason] = Counter()
+    examples: dict[DropReason, str] = {}
+    for index, outcome in _prompts(table, source, reader, encoder):
+        if isinstance(outcome, PromptRecord):
+            outcome = _of_fitting_length(outcome, max_prompt_tokens)
+        if isinstance(outcome, _RowError):
+            dropped[outcome.reason] += 1
+            examples.setdefault(outcome.reason, f"row {index}: {outcome}")
+        else:
+            records.append(outcome)
+            if len(records) == source.limit:
+                break
+    shown = "; ".join(f"{count} {reason} ({examples[reason]})" for reason, count in dropped.most_common())
+    if not records:
+        raise ConfigurationError(f"{block}: no row of {source.source} is a usable prompt: {shown}")
+    if dropped:
+        logger.warning("%s: %d rows dropped: %s", block, dropped.total(), shown)
+    return PromptSet(source, tuple(records), dict(dropped))
+
+
+def check_disjoint(train: PromptSet, test: PromptSet) -> int:
+    """Number of held-out prompts whose token ids are also a prompt of training.
+
+    Raises ConfigurationError when both are generated, because then another split is all it takes. Of other data the caller
+    judges.
+    """
+    seen = {record.tokens for record in train.records}
+    shared = sum(record.tokens in seen for record in test.records)
+    if shared and train.source.source == test.source.source == arithmetic.SOURCE:
+        raise ConfigurationError(
+            f"data.evaluation: {shared} of {len(test.records)} held-out questions are also trained on: use the same config with "
+            f"split: train in data.prompts and split: test in data.evaluation"
+        )
+    return shared
+
+
+class _RowError(ValueError):
+    """A row that becomes no prompt."""
+
+    def __init__(self, reason: DropReason, message: str) -> None:
+        super().__init__(message)
+        self.reason: DropReason = reason
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a row asks."""
+
+    text: str
+    """The user's (last) message."""
+    messages: list[dict[str, str]]
+    answer: str | None
+    row: Row
+    rendered: str = ""
+    """What the model sees, after the chat template."""
+
+
+def _prompts(
+    table: Table, source: Prompts, reader: "_RowReader", encoder: "_Encoder"
+) -> Iterator[tuple[int, "PromptRecord | _RowError"]]:
+    """Each row's number and what became of it, in shuffled order, a batch of rows at a time."""
+
+    def read(row: Row) -> _Question | _RowError:
+        try:
+            return encoder.render(reader.read(row))
+        except _RowError as error:
+            return error
+
+    order = shuffled(len(table), "rows", source.shuffle_seed)
+    for start in range(0, len(order), _BATCH):
+        indices = order[start : start + _BATCH]
+        questions = [read(row) for row in table.take(indices)]
+        token_ids = iter(encoder.encode([item.rendered for item in questions if isinstance(item, _Question)]))
+        for index, item in zip(indices, questions, strict=True):
+            if isinstance(item, _Question):
+                yield index, PromptRecord(str(index), next(token_ids), item.text, item.answer, item.row)
+            else:
+                yield index, item
+
+
+def _of_fitting_length(record: PromptRecord, max_prompt_tokens: int) -> "PromptRecord | _RowError":
+    if not record.tokens:
+        return _RowError("empty", "the prompt has no tokens")
+    if len(record.tokens) > max_prompt_tokens:
+        return _RowError("too_long", f"{len(record.tokens)} tokens, data.maxPromptTokens is {max_prompt_tokens}")
+    return record
+
+
+class _RowReader:
+    """Takes question and answer out of a row, as the block of the spec says."""
+
+    def __init__(self, source: Prompts, columns: Sequence[str], block: str, *, needs_answer: bool) -> None:
+        self._block = block
+        self._needs_answer = needs_answer
+        self._messages_column = source.messages_column
+        self._template = None if source.template is None else Template(source.template, columns, field=f"{block}.template")
+        self._prompt_column = source.prompt_column
+        self._answer_column = source.answer_column
+        if source.source == arithmetic.SOURCE and self._answer_column is None:
+            self._answer_column = "answer"
+        if source.messages_column is not None and source.template is not None:
+            raise ConfigurationError(f"{block}.template: is not used with messagesColumn: remove one of them")
+        if needs_answer and self._answer_column is None:
+            raise ConfigurationError(f"{block}.answerColumn: the rule compares with a true answer: name its column")
+        if self._messages_column is not None:
+            _require(self._messages_column, columns, f"{block}.messagesColumn")
+        elif self._template is None:
+            _require(self._prompt_column, columns, f"{block}.promptColumn")
+        if self._answer_column is not None:
+            _require(self._answer_column, columns, f"{block}.answerColumn")
+
+    def read(self, row: Row) -> _Question:
+        """Raises _RowError when the row holds no question or, where one is needed, no answer."""
+        answer = self._answer(row)
+        if self._messages_column is not None:
+            messages = _conversation(row.get(self._messages_column))
+            return _Question(messages[-1]["content"], messages, answer, row)
+        text = self._template.fill(row) if self._template else self._text(row, self._prompt_column, "promptColumn")
+        if not text.strip():
+            raise _RowError("empty", "the prompt has no text")
+        return _Question(text, [{"role": "user", "content": text}], answer, row)
+
+    def _answer(self, row: Row) -> str | None:
+        if self._answer_column is None:
+            return None
+        answer = self._text(row, self._answer_column, "answerColumn").strip()
+        if not answer and self._needs_answer:
+            raise _RowError("no_answer", f"column {self._answer_column} is empty")
+        return answer or None
+
+    def _text(self, row: Row, column: str, field: str) -> str:
+        value = row.get(column)
+        if isinstance(value, (list, dict)):
+            hint = "; a list of messages belongs into messagesColumn" if field == "promptColumn" else ""
+            kind = type(cast(object, value)).__name__
+            raise ConfigurationError(f"{self._block}.{field}: column {column} holds a {kind}, not text{hint}")
+        return "" if value is None else str(value)
+
+
+class Template:
+    """Text with {column} in it. {{ and }} are literal braces, and so is {} or a brace without a partner."""
+
+    def __init__(self, text: str, columns: Sequence[str], *, field: str) -> None:
+        """Raises ConfigurationError when it names a column that is not there, or none at all."""
+        self._text = text
+        names = [match[1] for match in _PLACEHOLDER.finditer(text) if match[1] is not None]
+        if not names:
+            raise ConfigurationError(f"{field}: names no {{column}}, so that every prompt would be the same")
+        for name in names:
+            _require(name, columns, field, hint="; write {{ and }} for braces that stand for themselves")
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        """The text with the row's values; only whole values, never their attributes. Raises _RowError when one is missing."""
+        return _PLACEHOLDER.sub(lambda match: match[0][0] if match[1] is None else self._value(row, match[1]), self._text)
+
+    @staticmethod
+    def _value(row: Mapping[str, Any], column: str) -> str:
+        value = row.get(column)
+        if value is None:
+            raise _RowError("empty", f"column {column} is empty")
+        return str(value)
+
+
+class _Encoder:
+    """Chat template and tokenizer."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", chat_template: str | None, block: str, *, messages_column: str | None
+    ) -> None:
+        self._tokenizer: Any = tokenizer  # its own types are incomplete
+        self._chat_template = chat_template
+        self._has_template = bool(chat_template or self._tokenizer.chat_template)
+        if messages_column is not None and not self._has_template:
+            raise ConfigurationError(
+                f"{block}.messagesColumn: the tokenizer has no chat template: set model.chatTemplate, or use promptColumn"
+            )
+
+    def render(self, question: _Question) -> _Question:
+        """The question with the text that the model sees. Raises _RowError when the chat template refuses the conversation."""
+        if not self._has_template:
+            return replace(question, rendered=question.text)
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                question.messages, chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateSyntaxError as error:
+            raise ConfigurationError(f"model.chatTemplate: line {error.lineno}: {error.message}") from error
+        except (TemplateError, TypeError) as error:
+            raise _RowError("malformed", f"the chat template refuses it: {error}") from error
+        return replace(question, rendered=rendered)
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of each text. A chat template writes its special tokens itself; without one the tokenizer adds them."""
+        if not texts:
+            return []
+        encoded = self._tokenizer(list(texts), add_special_tokens=not self._has_template)
+        return [tuple(tokens) for tokens in cast("list[list[int]]", encoded["input_ids"])]
+
+
+def _conversation(value: object) -> list[dict[str, str]]:
+    """The messages of a row, whose last one the model shall answer. Raises _RowError when they are no such conversation."""
+    if not isinstance(value, list) and value is not None:
+        raise _RowError("malformed", f"must be a list of messages, got {type(value).__name__}")
+    messages: list[dict[str, str]] = []
+    for message in cast("list[object]", value or []):
+        fields = cast("dict[str, object]", message) if isinstance(message, dict) else {}
+        role, content = fields.get("role"), fields.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise _RowError("malformed", f"a message must have role and content as text, got {str(cast(object, message))[:80]}")
+        messages.append({"role": role, "content": content})
+    if not messages or not messages[-1]["content"].strip():
+        raise _RowError("empty", "there is no message to answer")
+    if messages[-1]["role"] == "assistant":
+        raise _RowError("malformed", "the last message is the assistant's: leave it out, the model shall write it")
+    return messages
+
+
+def _require(column: str, columns: Sequence[str], field: str, *, hint: str = "") -> None:
+    if column in columns:
+        return
+    close = get_close_matches(column, columns, n=1)
+    guess = f" Did you mean {close[0]}?" if close else ""
+    raise ConfigurationError(f"{field}: there is no column {column!r}.{guess} The columns are: {', '.join(columns)}{hint}")

@@ -1,0 +1,234 @@
+"""Rows from where they are: the Hub, a file, the arithmetic generator."""
+
+import csv
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import httpx
+from huggingface_hub.errors import LocalEntryNotFoundError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from spinrun_api.spec import Prompts
+from spinrun_worker.data import arithmetic
+from spinrun_worker.errors import ConfigurationError, RunError
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+HUB_WAIT_SECONDS = 5.0
+"""Longest first pause between attempts; later ones double it, up to a minute."""
+
+HUB_ATTEMPTS = 4
+"""The Hub's own client already retries each request for some 20 s."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+csv.field_size_limit(2**26)
+
+
+def _untyped(module: str) -> Any:
+    """A large library without types, imported where it is needed: it takes a second, and most tests need none."""
+    return import_module(module)
+
+
+class Table(Protocol):
+    """Rows of a data set, read when asked for."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the columns."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows with these numbers, in this order."""
+        ...
+
+
+def open_source(prompts: Prompts, *, block: str) -> Table:
+    """The rows that a block of the spec names.
+
+    block: data.prompts or data.evaluation, for messages. Raises ConfigurationError when the source is not there or cannot be
+    understood, RunError when it cannot be reached now.
+    """
+    if prompts.source == arithmetic.SOURCE:
+        return MemoryTable(arithmetic.questions(prompts.config, prompts.split, block=block))
+    path = Path(prompts.source)
+    if path.is_absolute() or path.suffix in _READERS:
+        return _open_file(path, prompts, block)
+    return _open_hub(prompts, block)
+
+
+@dataclass(frozen=True)
+class MemoryTable:
+    """Rows held in memory. Not every row need have every column."""
+
+    rows: Sequence[Row]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of all rows, in order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows with these numbers."""
+        return [self.rows[index] for index in indices]
+
+
+# Files
+
+
+def _open_file(path: Path, prompts: Prompts, block: str) -> MemoryTable:
+    field = f"{block}.source"
+    if not path.is_absolute():
+        raise ConfigurationError(f"{field}: a file needs an absolute path, got {prompts.source!r}")
+    if path.suffix not in _READERS:
+        raise ConfigurationError(f"{field}: a file must end in {', '.join(_READERS)}, got {prompts.source!r}")
+    if prompts.config is not None:
+        raise ConfigurationError(f"{block}.config: a file has no configurations: remove it")
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"{field}: there is no file {path} where the trainer runs: correct the path or mount it"
+        ) from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise ConfigurationError(f"{field}: {path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise RunError(f"{field}: {path} cannot be read now: {error}") from error
+    try:
+        return MemoryTable(list(_READERS[path.suffix](content)))
+    except _BadFileError as error:
+        raise ConfigurationError(f"{field}: {path}: {error}") from error
+
+
+class _BadFileError(ValueError):
+    """A file that does not hold what its name says."""
+
+
+def _read_jsonl(content: bytes) -> Iterator[Row]:
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise _BadFileError(f"line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise _BadFileError(f"line {number} must be a JSON object, got {type(row).__name__}")
+        yield cast(Row, row)
+
+
+def _read_csv(content: bytes) -> Iterator[Row]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise _BadFileError(f"line {number} is not UTF-8: {error.reason}") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, list[str]())
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise _BadFileError(f"line {reader.line_num} has {len(fields)} fields, the header has {len(header)}")
+            yield dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise _BadFileError(f"line {reader.line_num} is not CSV: {error}") from error
+
+
+def _read_parquet(content: bytes) -> Iterator[Row]:
+    pa, pq = _untyped("pyarrow"), _untyped("pyarrow.parquet")
+    try:
+        yield from pq.read_table(pa.BufferReader(content)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise _BadFileError(f"is not Parquet: {error}") from error
+
+
+_READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+}
+
+
+# The Hub
+
+
+class HubTable:
+    """A data set of the Hub, on disk. Class labels are given by their names."""
+
+    def __init__(self, dataset: Any) -> None:
+        label = _untyped("datasets").ClassLabel
+        self._dataset = dataset
+        self._labels = {name: feature for name, feature in dataset.features.items() if isinstance(feature, label)}
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self._dataset.column_names)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows with these numbers."""
+        return [self._named(row) for row in self._dataset.select(indices).to_list()]
+
+    def _named(self, row: Row) -> Row:
+        # -1 is how data sets mark a hidden label.
+        names: dict[str, str | None] = {
+            name: label.int2str(row[name]) for name, label in self._labels.items() if row[name] not in (None, -1)
+        }
+        return row | dict.fromkeys(self._labels) | names
+
+
+def _open_hub(prompts: Prompts, block: str) -> HubTable:
+    """Raises ConfigurationError when the Hub has no such data set, RunError when it cannot be fetched for minutes."""
+    if not _HUB_ID.fullmatch(prompts.source):
+        raise ConfigurationError(
+            f"{block}.source: must be a Hub data set such as openai/gsm8k, the absolute path of a file, or {arithmetic.SOURCE}; "
+            f"got {prompts.source!r}"
+        )
+    datasets = _untyped("datasets")
+    offline: bool = datasets.config.HF_HUB_OFFLINE
+    name = f"data set {prompts.source} (config {prompts.config or 'default'}, split {prompts.split})"
+    attempts = Retrying(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(1 if offline else HUB_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=HUB_WAIT_SECONDS, max=60),
+        before_sleep=lambda state: logger.warning("%s: %s; trying again", name, state.outcome and state.outcome.exception()),
+        reraise=True,
+    )
+    try:
+        return HubTable(attempts(datasets.load_dataset, prompts.source, prompts.config, split=prompts.split))
+    except Exception as error:
+        if not _is_transient(error):
+            remedy = "correct source, config or split; a private one needs an HF_TOKEN in the trainer"
+            raise ConfigurationError(f"{block}: {name}: {error}: {remedy}") from error
+        if offline:
+            raise ConfigurationError(
+                f"{block}.source: {name} is not in the cache and HF_HUB_OFFLINE forbids to fetch it: unset it or name a file"
+            ) from error
+        raise RunError(f"{block}.source: {name} cannot be fetched after {HUB_ATTEMPTS} tries: {error}") from error
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether a failure of the Hub's libraries is about the network, the Hub or the disk, not about what was asked for."""
+    if isinstance(error, LocalEntryNotFoundError):  # how they say that a download failed
+        return True
+    failures = (OSError, httpx.HTTPError, _untyped("datasets").exceptions.DatasetsError)
+    return isinstance(error, failures) and not isinstance(error, FileNotFoundError)

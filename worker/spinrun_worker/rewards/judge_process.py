@@ -1,0 +1,142 @@
+"""The process in which answers are judged by code that may hang, crash or misbehave. Started by `process.JudgeProcess`.
+
+Talks JSON lines over the socket that it inherits: says {"ready": true} or {"error": …} once, then answers each item by
+{"reward": number} or {"failure": [kind, message]}. It ends when the other side is gone.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import logging
+import math
+import numbers
+import operator
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from spinrun_worker.rewards.verdict import Failure, Item, UnusableAnswerError, Verdict
+
+MATH_MEMORY_BYTES = 4 * 2**30
+"""Address space for math: an answer such as 9^{9^9} shall not take the memory of the trainer beside it."""
+
+ORPHAN_GRACE_SECONDS = 2.0
+"""The parent kills at the time limit; this much later the kernel does, so that no orphan is left hanging when the parent died."""
+
+MAX_MESSAGE = 500
+
+Judge = Callable[[Item], object]
+
+
+class StartError(Exception):
+    """What the judge needs is not there; the message says what."""
+
+
+def main() -> None:
+    """Judge items until the other side closes the socket."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--timeout-seconds", type=float, required=True)
+    parser.add_argument("--entry-point", help="module:function; absent: math-verify")
+    arguments = parser.parse_args()
+    channel = socket.socket(fileno=arguments.socket)
+
+    def send(reply: dict[str, object]) -> None:
+        channel.sendall(json.dumps(reply).encode() + b"\n")
+
+    try:
+        judge = math_judge() if arguments.entry_point is None else python_judge(arguments.entry_point)
+    except StartError as error:
+        send({"error": str(error)})
+        sys.exit(1)
+    send({"ready": True})
+    for line in channel.makefile("rb"):
+        _arm(arguments.timeout_seconds + ORPHAN_GRACE_SECONDS)
+        verdict = judged(judge, Item(**json.loads(line)))
+        _arm(0)
+        send({"failure": [verdict.kind, verdict.message]} if isinstance(verdict, Failure) else {"reward": verdict})
+
+
+def judged(judge: Judge, item: Item) -> Verdict:
+    """The judge's reward, or what went wrong."""
+    try:
+        value = judge(item)
+    except UnusableAnswerError as error:
+        return Failure("unusable answer", str(error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises costs this sample only
+        return Failure("raised", f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
+    if not isinstance(value, numbers.Real):
+        return Failure("no number", f"returned {value!r}"[:MAX_MESSAGE])
+    try:
+        reward = float(value)
+    except OverflowError:
+        reward = math.inf
+    return reward if math.isfinite(reward) else Failure("no number", f"returned {value!r}"[:MAX_MESSAGE])
+
+
+def math_judge() -> Judge:
+    """1 when math-verify finds completion and answer equal, else 0."""
+    math_verify: Any = importlib.import_module("math_verify")  # it has no types
+    # It warns once that its own time limit, by signals, is off; ours works where signals do not.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    resource.setrlimit(resource.RLIMIT_AS, (MATH_MEMORY_BYTES, MATH_MEMORY_BYTES))
+
+    @lru_cache(maxsize=1024)
+    def parsed_answer(answer: str) -> list[Any]:
+        # LaTeX is recognised in an environment only; most data sets give the bare expression.
+        expression = answer if "$" in answer or "\\boxed" in answer else f"\\boxed{{{answer}}}"
+        found = math_verify.parse(expression, parsing_timeout=None)
+        if not found:
+            raise UnusableAnswerError(f"math-verify cannot read the true answer {answer[:80]!r}")
+        return found
+
+    def judge(item: Item) -> float:
+        want = parsed_answer(item.answer or "")
+        return float(math_verify.verify(want, math_verify.parse(item.completion, parsing_timeout=None), timeout_seconds=None))
+
+    return judge
+
+
+def python_judge(entry_point: str) -> Judge:
+    """The user's function, called as function(prompt, completion, answer, **columns).
+
+    A function without ** gets only the columns that it names. A column named like one of the first three parameters is left out.
+    Raises StartError when there is no such function.
+    """
+    module_name, _, name = entry_point.partition(":")
+    try:
+        function = operator.attrgetter(name)(importlib.import_module(module_name))
+    except (Exception, SystemExit) as error:
+        raise StartError(f"cannot import {entry_point}: {type(error).__name__}: {error}") from error
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        raise StartError(f"{entry_point} must be a plain function, got {function!r}")
+    try:
+        signature = inspect.signature(function)
+        signature.bind_partial("prompt", "completion", "answer")
+    except (TypeError, ValueError) as error:
+        raise StartError(f"{entry_point} must take (prompt, completion, answer, **columns): {error}") from error
+    parameters = list(signature.parameters.values())
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    taken = {parameter.name for parameter in parameters[:3]}
+    named = {parameter.name for parameter in parameters} - taken
+
+    def judge(item: Item) -> object:
+        columns = {key: value for key, value in item.columns.items() if key not in taken and (takes_all or key in named)}
+        return function(item.prompt, item.completion, item.answer, **columns)
+
+    return judge
+
+
+def _arm(seconds: float) -> None:
+    """Let the kernel kill this process after so many seconds; 0 calls it off. Needs no interpreter that still runs."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Rules that compare texts: pure functions of a completion and the true answer, 1 for right and 0 for wrong."""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from functools import lru_cache
+
+import regex
+
+from spinrun_api.spec import RuleKind
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.rewards.verdict import UnusableAnswerError
+
+# A sign counts unless it stands between two operands, as in 10-3. Exponents are bounded, so that
+# every match is a Decimal.
+_NUMBER = re.compile(
+    r"""
+    (?:(?<![0-9A-Za-z)\]])[-+−])?
+    (?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)
+    (?:[eE][-+]?[0-9]{1,3}(?![0-9]))?
+    """,
+    re.VERBOSE,
+)
+_GSM8K_MARKER = "####"
+# "(B)", "B." or "B)" before a space, "Answer: B", "answer is **B**", or a last line of nothing but the letter.
+_CHOICE = re.compile(
+    r"""
+    \(([A-Z])\)
+    |(?<![\w.'])([A-J])[.):](?=\s|$)
+    |(?i:answer)(?:\s+is)?\s*:?[\s*_$]*(?:\\boxed\{)?\(?([A-J])(?![\w'])
+    |(?:^|\n)\s*[*_]*([A-J])[*_]*\s*$
+    """,
+    re.VERBOSE,
+)
+
+
+def last_number(completion: str, answer: str) -> float:
+    """Whether the last number of the completion equals that of the answer, as a number: 1,000.0 is 1000."""
+    return _equal(_last(_numbers(completion)), answer, _last(_numbers(answer)))
+
+
+def gsm8k(completion: str, answer: str) -> float:
+    """As last_number, but a number after the last #### goes first; the answer may be GSM8K's column with its reasoning."""
+    return _equal(_gsm8k_number(completion), answer, _gsm8k_number(answer))
+
+
+def exact(completion: str, answer: str) -> float:
+    """Whether the texts are equal but for white space around them. Case counts."""
+    return float(completion.strip() == answer.strip())
+
+
+def choice(completion: str, answer: str) -> float:
+    """Whether the letter that the completion settles on, the last one it marks as a choice, is that of the answer."""
+    want = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    if want is None:
+        raise UnusableAnswerError(f"the true answer must be one letter such as B or (B), got {answer[:80]!r}")
+    alone = completion.strip()
+    letters = [alone] if len(alone) == 1 else ["".join(groups) for groups in _CHOICE.findall(completion)]
+    return float(bool(letters) and letters[-1].upper() == want[1].upper())
+
+
+TEXT_RULES: dict[RuleKind, Callable[[str, str], float]] = {
+    "lastNumber": last_number,
+    "gsm8k": gsm8k,
+    "exact": exact,
+    "choice": choice,
+}
+
+
+def regex_rule(pattern: str, *, timeout_seconds: float) -> Callable[[str, str | None], float]:
+    """A rule that searches the completion for a pattern in which {answer} stands for the true answer, escaped.
+
+    The rule raises TimeoutError when a search takes longer. Raises ConfigurationError when the pattern is no regular expression.
+    """
+
+    @lru_cache(maxsize=1024)
+    def compiled(answer: str | None) -> "regex.Pattern[str]":
+        return regex.compile(pattern if answer is None else pattern.replace("{answer}", regex.escape(answer)))
+
+    try:
+        compiled("answer")
+    except regex.error as error:
+        raise ConfigurationError(f"preference.rule.pattern: is not a regular expression: {error}") from error
+    return lambda completion, answer: float(compiled(answer).search(completion, timeout=timeout_seconds) is not None)
+
+
+def _numbers(text: str) -> list[Decimal]:
+    return [Decimal(match[0].replace(",", "").replace("−", "-")) for match in _NUMBER.finditer(text)]
+
+
+def _last(numbers: list[Decimal]) -> Decimal | None:
+    return numbers[-1] if numbers else None
+
+
+def _gsm8k_number(text: str) -> Decimal | None:
+    _, marker, tail = text.rpartition(_GSM8K_MARKER)
+    marked = _numbers(tail) if marker else []
+    return marked[0] if marked else _last(_numbers(text))
+
+
+def _equal(found: Decimal | None, answer: str, want: Decimal | None) -> float:
+    if want is None:
+        raise UnusableAnswerError(f"the true answer must hold a number, got {answer[:80]!r}")
+    return float(found == want)

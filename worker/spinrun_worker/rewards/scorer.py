@@ -1,0 +1,132 @@
+"""From samples to rewards: a rule applied to every completion, and an account of those that got no reward."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from spinrun_api.spec import Rule
+from spinrun_api.wire import Sample
+from spinrun_worker.records import PromptRecord
+from spinrun_worker.rewards.process import ProcessJudge
+from spinrun_worker.rewards.rules import TEXT_RULES, regex_rule
+from spinrun_worker.rewards.verdict import Failure, FailureKind, Item, UnusableAnswerError, Verdict
+
+MAX_MATH_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class FailureCount:
+    """Samples that got no reward for the same reason."""
+
+    kind: FailureKind
+    count: int
+    prompt_id: str
+    """Prompt of the first of them."""
+    message: str
+    """What happened to that one."""
+
+    def __str__(self) -> str:
+        return f"answers without a reward: {self.count} ({self.kind}); the first, of prompt {self.prompt_id}: {self.message}"
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The rewards of many samples."""
+
+    rewards: tuple[tuple[float | None, ...], ...]
+    """One finite reward a sample, as they were given; None where there is none."""
+    failures: tuple[FailureCount, ...]
+    """Why samples have no reward, the most frequent reason first."""
+
+    @property
+    def messages(self) -> list[str]:
+        """The failures as sentences."""
+        return [str(failure) for failure in self.failures]
+
+
+class Judge(Protocol):
+    """Gives verdicts."""
+
+    def __call__(self, items: Sequence[Item]) -> Sequence[Verdict]:
+        """One verdict an item."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class RuleScorer:
+    """A rule, ready to score."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """Reward every sample of every prompt.
+
+        What goes wrong with one sample costs that sample its reward. Raises RunError when the rule itself stopped to work.
+        """
+        items = [_item(prompt, sample) for prompt, samples in groups for sample in samples]
+        verdicts = self._judge(items)
+        remaining = iter(verdicts)
+        rewards = tuple(tuple(_reward(next(remaining)) for _ in samples) for _, samples in groups)
+        return ScoreResult(rewards, _count_failures(items, verdicts))
+
+    def close(self) -> None:
+        """End the processes that judge."""
+        self._judge.close()
+
+
+def build_rule(rule: Rule) -> RuleScorer:
+    """The scorer of a rule. Raises ConfigurationError when pattern or entry point cannot be used."""
+    if rule.kind == "math":
+        processes = min(MAX_MATH_PROCESSES, max(1, (os.cpu_count() or 1) // 2))
+        return RuleScorer(ProcessJudge(processes=processes, timeout_seconds=rule.timeout_seconds))
+    if rule.kind == "python":
+        # One process, so that what the user's module holds, such as a loaded model, is there once.
+        return RuleScorer(ProcessJudge(processes=1, timeout_seconds=rule.timeout_seconds, entry_point=rule.entry_point))
+    if rule.kind == "regex":
+        return RuleScorer(TextJudge(regex_rule(rule.pattern or "", timeout_seconds=rule.timeout_seconds)))
+    compare = TEXT_RULES[rule.kind]
+    return RuleScorer(TextJudge(lambda completion, answer: compare(completion, answer or "")))
+
+
+class TextJudge:
+    """Judges by a function of completion and true answer, in this process."""
+
+    def __init__(self, function: Callable[[str, str | None], float]) -> None:
+        self._function = function
+
+    def __call__(self, items: Sequence[Item]) -> list[Verdict]:
+        """One verdict an item."""
+        return [self._verdict(item) for item in items]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _verdict(self, item: Item) -> Verdict:
+        try:
+            return self._function(item.completion, item.answer)
+        except UnusableAnswerError as error:
+            return Failure("unusable answer", str(error))
+        except TimeoutError as error:
+            return Failure("too slow", str(error))
+
+
+def _item(prompt: PromptRecord, sample: Sample) -> Item:
+    return Item(prompt.id, prompt.text, sample.text, prompt.answer, prompt.columns)
+
+
+def _reward(verdict: Verdict) -> float | None:
+    return None if isinstance(verdict, Failure) else verdict
+
+
+def _count_failures(items: Sequence[Item], verdicts: Sequence[Verdict]) -> tuple[FailureCount, ...]:
+    failures: dict[FailureKind, list[FailureCount]] = {}
+    for item, verdict in zip(items, verdicts, strict=True):
+        if isinstance(verdict, Failure):
+            failures.setdefault(verdict.kind, []).append(FailureCount(verdict.kind, 1, item.prompt_id, verdict.message))
+    counts = [replace(same[0], count=len(same)) for same in failures.values()]
+    return tuple(sorted(counts, key=lambda failure: -failure.count))
