@@ -1,0 +1,92 @@
+"""A tiny random model that every library here loads (transformers, the trainer, vLLM), and pairs to train it on."""
+
+import random
+from itertools import product
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from spinrun_worker.records import Pair
+
+VOCABULARY_SIZE = 512
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<|im_start|>", "<|im_end|>")
+FREQUENT_LETTERS = "etaoinshrdlucmfw"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_llama(
+    directory: Path, *, seed: int = 0, layers: int = 2, tie_word_embeddings: bool = True, dtype: torch.dtype = torch.float32
+) -> Path:
+    """A random Llama and its tokenizer, written to `directory` as a Hugging Face folder; the same bytes for the same arguments.
+
+    Hidden size 128, 4 heads of 32 (vLLM's CPU attention takes no smaller), 2 key-value heads, 512 tokens, 512 positions.
+    """
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=tie_word_embeddings,
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
+        eos_token_id=SPECIAL_TOKENS.index("<|im_end|>"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).to(dtype)
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, so that every text encodes; a digit is one token, frequent pairs of letters are one; every id has a text."""
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    num_merges = VOCABULARY_SIZE - len(SPECIAL_TOKENS) - len(characters)
+    merges = list(product(FREQUENT_LETTERS, repeat=2))[:num_merges]
+    tokens = [*SPECIAL_TOKENS, *characters, *("".join(merge) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\d| ?[^\s\d]+|\s"), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+    )
+
+
+def random_pairs(
+    count: int,
+    *,
+    seed: int = 0,
+    prompt: tuple[int, int] = (4, 20),
+    completion: tuple[int, int] = (1, 9),
+    vocabulary_size: int = VOCABULARY_SIZE,
+) -> list[Pair]:
+    """Pairs of random tokens with lengths from (shortest, longest), without reference log-probs."""
+    generator = random.Random(seed)
+
+    def tokens(shortest: int, longest: int) -> tuple[int, ...]:
+        return tuple(generator.randrange(vocabulary_size) for _ in range(generator.randint(shortest, longest)))
+
+    return [
+        Pair(f"prompt-{index}", tokens(*prompt), tokens(*completion), tokens(*completion), chosen_reward=1.0, rejected_reward=0.0)
+        for index in range(count)
+    ]

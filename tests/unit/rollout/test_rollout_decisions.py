@@ -1,0 +1,38 @@
+"""What the activation loop does next, as a table."""
+
+import pytest
+
+from spinrun_worker.rollout.activation import Action, backoff_seconds, next_action
+from spinrun_worker.rollout.engine import LOADING, EngineStatus
+
+
+def engine(label: str, *, paused: bool = False) -> EngineStatus:
+    return EngineStatus(label, paused, max_model_len=64)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "staged", "status", "want"),
+    [
+        pytest.param(None, set(), None, Action.WAIT, id="nothing wanted, no vLLM"),
+        pytest.param(None, set(), engine("default"), Action.WAIT, id="nothing wanted"),
+        pytest.param("1-b", set(), None, Action.STAGE, id="stages while vLLM starts"),
+        pytest.param("1-b", set(), engine("default"), Action.STAGE, id="stages before it switches"),
+        pytest.param("1-b", {"0-a"}, engine("0-a"), Action.STAGE, id="stages while the old version serves"),
+        pytest.param("1-b", {"1-b"}, None, Action.WAIT, id="waits for vLLM"),
+        pytest.param("1-b", {"0-a", "1-b"}, engine("0-a"), Action.SWITCH, id="switches to a newer version"),
+        pytest.param("0-a", {"0-a", "1-b"}, engine("1-b"), Action.SWITCH, id="switches to an older version"),
+        pytest.param("1-c", {"1-c"}, engine("1-b"), Action.SWITCH, id="switches to other weights of the same number"),
+        pytest.param("1-b", {"1-b"}, engine("default"), Action.SWITCH, id="switches a vLLM that was restarted"),
+        pytest.param("1-b", {"1-b"}, engine(LOADING, paused=True), Action.SWITCH, id="repeats a switch that was cut short"),
+        pytest.param("1-b", {"0-a", "1-b"}, engine("0-a", paused=True), Action.SWITCH, id="switches a vLLM left paused"),
+        pytest.param("1-b", {"1-b"}, engine("1-b", paused=True), Action.RESUME, id="resumes a vLLM left paused"),
+        pytest.param("1-b", {"1-b"}, engine("1-b"), Action.NOTHING, id="serves"),
+        pytest.param("1-b", set(), engine("1-b"), Action.STAGE, id="checks the files of what an agent before it loaded"),
+    ],
+)
+def test_next_action(wanted: str | None, staged: set[str], status: EngineStatus | None, want: Action) -> None:
+    assert next_action(wanted, staged, status) is want
+
+
+def test_backoff_doubles_up_to_half_a_minute() -> None:
+    assert [backoff_seconds(count) for count in (1, 2, 3, 7, 8, 1000)] == [0.5, 1, 2, 30, 30, 30]

@@ -1,0 +1,111 @@
+"""`python -m spinrun_worker.rollout`: the agent beside one vLLM."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from spinrun_api.documents import InvalidDocumentError, read_run
+from spinrun_api.exit_codes import ExitCode
+from spinrun_api.processes import AGENT_PORT, TOKEN_FILE, VLLM_PORT
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.ledger.ledger import Ledger
+from spinrun_worker.rollout.activation import Activation
+from spinrun_worker.rollout.app import Agent, Limits
+from spinrun_worker.rollout.engine import Engine
+from spinrun_worker.rollout.gate import Gate
+from spinrun_worker.rollout.metrics import RolloutMetrics
+from spinrun_worker.rollout.sampling import Sampler
+
+logger = logging.getLogger("spinrun_worker.rollout")
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    arguments = _arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(serve(arguments, uid=_uid(arguments.run), token=_token()))
+    except ConfigurationError as error:
+        logger.error("%s", error)
+        return ExitCode.INVALID_CONFIGURATION
+    return ExitCode.COMPLETE
+
+
+async def serve(arguments: argparse.Namespace, *, uid: str, token: str) -> None:
+    """Serve until a signal asks to stop, then let the calls under way end."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # No limit on connections: the sampler bounds what is under way, and looking at vLLM must not wait behind it.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        engine, gate, metrics = Engine(arguments.vllm, session), Gate(), RolloutMetrics()
+        ledger = Ledger(arguments.ledger, uid)
+        activation = Activation(ledger, arguments.scratch.resolve(), engine, gate, metrics, poll_seconds=arguments.poll_seconds)
+        sampler = Sampler(engine, gate, metrics, max_sequences=arguments.max_sequences, engine_failed=activation.wake)
+        limits = Limits(arguments.max_calls, arguments.max_prompts, arguments.max_body_bytes)
+        agent = Agent(activation, gate, sampler, metrics, token=token, limits=limits)
+        # handler_cancellation: a client that goes away takes its requests to vLLM with it.
+        runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await runner.setup()
+        loop = asyncio.create_task(activation.run())
+        try:
+            await web.TCPSite(runner, arguments.host or None, arguments.port).start()
+            logger.info("Listening on port %d for run %s", arguments.port, uid)
+            await stop.wait()
+            logger.info("Asked to stop: no new calls are taken")
+            await agent.drain(arguments.drain_seconds)
+        finally:
+            await runner.cleanup()
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m spinrun_worker.rollout", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="file of the resolved SpinRun")
+    parser.add_argument("--ledger", type=Path, required=True, help="the run's own folder; read only")
+    parser.add_argument("--scratch", type=Path, required=True, help="local folder for two versions, also seen by vLLM")
+    parser.add_argument("--host", default="", help="address to listen on; empty: all")
+    parser.add_argument("--port", type=int, default=AGENT_PORT)
+    parser.add_argument("--vllm", default=f"http://127.0.0.1:{VLLM_PORT}", help="URL of the vLLM server")
+    parser.add_argument("--poll-seconds", type=float, default=1.0, help="time between two looks at vLLM")
+    parser.add_argument("--drain-seconds", type=float, default=30.0, help="time for calls under way after SIGTERM")
+    parser.add_argument("--max-calls", type=int, default=Limits.max_calls, help="calls for samples at once")
+    parser.add_argument("--max-prompts", type=int, default=Limits.max_prompts, help="prompts in one call")
+    parser.add_argument("--max-body-bytes", type=int, default=Limits.max_body_bytes, help="size of a request's body")
+    parser.add_argument("--max-sequences", type=int, default=512, help="samples under way in vLLM at once")
+    return parser.parse_args()
+
+
+def _uid(path: Path) -> str:
+    try:
+        uid = read_run(path).metadata.uid
+    except InvalidDocumentError as error:
+        raise ConfigurationError(str(error)) from error
+    if uid is None:
+        raise ConfigurationError(f"{path}: metadata.uid is missing: pass the resolved run, not the file that a user wrote")
+    return uid
+
+
+def _token() -> str:
+    path = os.environ.get(TOKEN_FILE)
+    if path is None:
+        raise ConfigurationError(f"{TOKEN_FILE} is not set: it names the file with the run's bearer token")
+    try:
+        token = Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{TOKEN_FILE}={path} cannot be read: {error}") from error
+    if not token:
+        raise ConfigurationError(f"{TOKEN_FILE}={path} is empty: write the run's bearer token into it")
+    return token
+
+
+if __name__ == "__main__":
+    sys.exit(main())
