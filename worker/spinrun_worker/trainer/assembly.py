@@ -1,0 +1,295 @@
+"""Puts the parts of one rank together — data, model, optimizer, ledger, rollouts — and runs the loop."""
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from spinrun_api.ledger import RunRecord
+from spinrun_api.processes import ROLLOUTS, TOKEN_FILE
+from spinrun_api.run import SpinRun
+from spinrun_api.spec import Model, SpinRunSpec
+from spinrun_worker.data import PromptSet, check_disjoint, load_prompts
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.ledger import LedgerWriter
+from spinrun_worker.rewards import build_rule
+from spinrun_worker.trainer.collector import RolloutClient
+from spinrun_worker.trainer.distributed import Distributed, available_cores
+from spinrun_worker.trainer.learner import Learner
+from spinrun_worker.trainer.loop import Loop
+from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
+from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
+from spinrun_worker.trainer.precision import choose_compute_dtype, use_deterministic_algorithms
+from spinrun_worker.trainer.progress import Gauges, ProgressBoard, ProgressServer
+from spinrun_worker.trainer.publish import collect_assets
+from spinrun_worker.trainer.rank0 import Rank0
+from spinrun_worker.trainer.recorder import Recorder
+from spinrun_worker.trainer.schedule import Schedule, make_schedule
+from spinrun_worker.trainer.stop import StopSignal
+from spinrun_worker.trainer.storage import Storage
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("spinrun", "torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    run: SpinRun
+    """The run, every default filled in."""
+
+    ledger: Path
+    """The run's own folder."""
+
+    attempt: int
+    """Number of this life of the trainer, from 1."""
+
+    host: str
+    """Address that rank 0 listens on; empty: all."""
+
+    port: int
+    """Port of rank 0's /progress and /metrics."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What rank 0 reads before anything else can be known: the data, and the model's tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    training: PromptSet
+    evaluation: PromptSet | None
+
+
+def train(options: Options, ranks: Distributed, stop: StopSignal, board: ProgressBoard) -> None:
+    """Run an attempt to its end. All ranks call it.
+
+    Raises ConfigurationError, RunError, LedgerError or Preempted, the same on all ranks.
+    """
+    spec = options.run.spec
+    ledger = LedgerWriter(options.ledger, run_uid(options.run), options.attempt)
+    ranks.from_rank0(ledger.claim)
+    gauges = Gauges(namespace=options.run.metadata.namespace or "", run=options.run.metadata.name, method=spec.method.name)
+    with ExitStack() as cleanup:
+        if ranks.is_rank0:
+            server = ProgressServer(host=options.host, port=options.port, board=board, gauges=gauges)
+            cleanup.callback(server.close)
+        material = on_rank0_only(ranks, lambda: load_material(spec))
+        schedule = ranks.from_rank0(lambda: make_schedule(spec, num_prompts=len(_of(material).training.records)))
+        board.update(windows=schedule.windows, total_steps=schedule.total_steps)
+
+        compute_dtype, measurement = ranks.from_rank0(lambda: choose_compute_dtype(ranks.device))
+        use_deterministic_algorithms(ranks.device)
+        policy = ranks.agree(lambda: load_policy(spec.model))
+        publish_dtype = published_dtype(spec.model)
+        mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+        shard_policy(
+            policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=spec.trainer.activation_checkpointing
+        )
+        optimizer = make_optimizer(policy.parameters(), spec.trainer)
+        learner = Learner(policy, optimizer, method=spec.method, trainer=spec.trainer, control=ranks.control)
+
+        rollouts = on_rank0_only(ranks, lambda: cleanup.enter_context(connect_rollouts(options, board)))
+        storage = Storage(
+            ledger,
+            ranks,
+            model=policy,
+            optimizer=optimizer,
+            tensors=policy.state,
+            dtype=publish_dtype,
+            assets=collect_assets(lambda folder: save_assets(policy, _of(material).tokenizer, folder), dtype=publish_dtype)
+            if ranks.is_rank0
+            else {},
+            keep_checkpoints=spec.trainer.keep_checkpoints,
+            acknowledged=lambda: _of(rollouts).served_versions(),
+        )
+        rank0 = on_rank0_only(
+            ranks,
+            lambda: make_rank0(
+                options, schedule, _of(material), _of(rollouts), ledger, board, Recorder(ledger, gauges), stop, cleanup
+            ),
+        )
+        record = make_record(options, ranks, compute_dtype=compute_dtype, publish_dtype=publish_dtype, measurement=measurement)
+        ranks.from_rank0(lambda: ledger.write_run_record(record))
+        loop = Loop(
+            schedule,
+            ranks=ranks,
+            learner=learner,
+            storage=storage,
+            rank0=rank0,
+            board=board,
+            should_stop=stop.requested,
+            rate=lambda step: learning_rate(step, spec.trainer, schedule.total_steps),
+            checkpoint_every_steps=spec.trainer.checkpoint_every_steps,
+        )
+        loop.run(storage.resume(schedule))
+        ranks.from_rank0(ledger.close)
+
+
+def on_rank0_only(ranks: Distributed, make: Callable[[], T]) -> T | None:
+    """Make something on rank 0 that cannot travel; every rank learns of a failure."""
+    return ranks.agree(lambda: make() if ranks.is_rank0 else None)
+
+
+def _of(value: T | None) -> T:
+    assert value is not None, "only rank 0 has it"
+    return value
+
+
+def run_uid(run: SpinRun) -> str:
+    """The run's identity. Raises ConfigurationError when the run file has none."""
+    if run.metadata.uid is None:
+        raise ConfigurationError("the run file has no metadata.uid: start the run by `spinrun local` or through the operator")
+    return run.metadata.uid
+
+
+def load_material(spec: SpinRunSpec) -> Material:
+    """Read tokenizer and data. Raises ConfigurationError naming the field, RunError when a source cannot be reached now."""
+    tokenizer = load_tokenizer(spec.model)
+    prompt_sets = [
+        load_prompts(
+            source,
+            tokenizer=tokenizer,
+            chat_template=spec.model.chat_template,
+            max_prompt_tokens=spec.data.max_prompt_tokens,
+            needs_answer=spec.preference.rule.needs_answer,
+        )
+        for source in (spec.data.prompts, spec.data.evaluation)
+        if source is not None
+    ]
+    training, evaluation = prompt_sets[0], prompt_sets[1] if len(prompt_sets) > 1 else None
+    if evaluation is not None:
+        check_disjoint(training, evaluation)
+    return Material(tokenizer, training, evaluation)
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the spec's chat template where it names one."""
+    source = model.tokenizer or model.source
+    try:
+        tokenizer = cast(
+            PreTrainedTokenizerBase,
+            AutoTokenizer.from_pretrained(
+                source,
+                revision="main" if model.tokenizer or not model.revision else model.revision,
+                trust_remote_code=model.trust_remote_code,
+            ),
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        field = "model.tokenizer" if model.tokenizer else "model.source"
+        raise ConfigurationError(f"{field} {source!r} has no tokenizer that can be loaded: {error}") from error
+    if model.chat_template is not None:
+        tokenizer.chat_template = model.chat_template
+    return tokenizer
+
+
+def published_dtype(model: Model) -> torch.dtype:
+    """The number type of published weights: the spec's, else the one that the source says it is stored in."""
+    if model.dtype != "auto":
+        return cast(torch.dtype, getattr(torch, model.dtype))
+    revision, trust = model.revision or "main", model.trust_remote_code
+    config = AutoConfig.from_pretrained(model.source, revision=revision, trust_remote_code=trust)
+    return cast(torch.dtype | None, config.dtype) or torch.float32
+
+
+def save_assets(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Everything of a version but its weights."""
+    policy.model.config.save_pretrained(folder)
+    policy.model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def connect_rollouts(options: Options, board: ProgressBoard) -> Generator[RolloutClient]:
+    """The client of all rollouts. Raises ConfigurationError when the environment does not say where they are."""
+    token_file, addresses = os.environ.get(TOKEN_FILE), os.environ.get(ROLLOUTS)
+    if not token_file or not addresses:
+        raise ConfigurationError(f"{TOKEN_FILE} and {ROLLOUTS} must be set: the file of the run's token, and the agents' URLs")
+    client = RolloutClient(
+        addresses, Path(token_file).read_text("utf-8").strip(), on_wait=lambda message: board.update(message=message)
+    )
+    board.follow(lambda: client.rollouts().model_copy(update={"desired": options.run.spec.rollout.replicas}))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def make_rank0(
+    options: Options,
+    schedule: Schedule,
+    material: Material,
+    rollouts: RolloutClient,
+    ledger: LedgerWriter,
+    board: ProgressBoard,
+    recorder: Recorder,
+    stop: StopSignal,
+    cleanup: ExitStack,
+) -> Rank0:
+    """Rank 0's own side."""
+    scorer = build_rule(options.run.spec.preference.rule)
+    cleanup.callback(scorer.close)
+    rank0 = Rank0(
+        options.run,
+        schedule,
+        prompts=material.training,
+        evaluation=material.evaluation,
+        rollouts=rollouts,
+        scorer=scorer,
+        ledger=ledger,
+        board=board,
+        recorder=recorder,
+        stop=stop.requested,
+    )
+    rank0.remember()
+    return rank0
+
+
+def make_record(
+    options: Options,
+    ranks: Distributed,
+    *,
+    compute_dtype: torch.dtype,
+    publish_dtype: torch.dtype,
+    measurement: dict[str, float | str],
+) -> RunRecord:
+    """What run.json says."""
+    return RunRecord(
+        run=options.run.to_document(),
+        versions={"python": platform.python_version(), **{name: _installed(name) for name in LIBRARIES}},
+        machine={
+            "processor": platform.processor() or platform.machine(),
+            "cores": available_cores(),
+            "device": ranks.device.type,
+            "threads": torch.get_num_threads(),
+            **measurement,
+        },
+        compute_dtype=_dtype_name(compute_dtype),
+        published_dtype=_dtype_name(publish_dtype),
+        source_revision=os.environ.get("SPINRUN_SOURCE_REVISION"),
+        attempt=options.attempt,
+        world_size=ranks.world_size,
+    )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,195 @@
+"""The learner: reference log-probs and optimizer steps over pairs, the same on one rank or many."""
+
+# P = pairs of a step, B = pairs of a micro-batch, S = completions (2B)
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from spinrun_api.spec import Method, Trainer
+from spinrun_worker.errors import RunError
+from spinrun_worker.methods.losses import LOSSES
+from spinrun_worker.records import Pair
+from spinrun_worker.trainer.packing import MicroBatch, pack, plan_step
+from spinrun_worker.trainer.policy import Policy
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient that is not a number. The step was not taken; the message names the prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an optimizer step did, the same on every rank."""
+
+    figures: dict[str, float]
+    """By name: loss (nats per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before
+    clipping), lr, tokens (each prompt once), pairs."""
+
+
+class Learner:
+    """Trains a policy on pairs. All ranks call every method together, with the same pairs."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: Optimizer,
+        *,
+        method: Method,
+        trainer: Trainer,
+        control: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        policy: after `shard_policy`. control: gloo group for votes and figures; None: the default group if there is one, which
+        must then be gloo's.
+        """
+        self.policy = policy
+        self.optimizer = optimizer
+        self.method = method
+        self.trainer = trainer
+        self._control = control
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self._device = next(policy.parameters()).device
+        self._loss = LOSSES[method.loss]
+
+    @torch.no_grad()
+    def reference_logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
+        """(chosen, rejected) summed log-probs of each pair under the policy as it is now, in nats, on every rank.
+
+        pairs: those of one step. They are packed as `step` packs them, so that its forward pass gives the same bits.
+        """
+        logprobs_P2 = torch.zeros(len(pairs), 2, dtype=torch.float64)
+        for micro in self._micro_batches(pairs):
+            logprobs_B2 = self._forward(micro)
+            logprobs_P2[list(micro.pair_indices)] = logprobs_B2[: len(micro.pair_indices)].double().cpu()
+        self._sum_over_ranks(logprobs_P2)
+        return [(chosen, rejected) for chosen, rejected in logprobs_P2.tolist()]
+
+    def step(
+        self, pairs: Sequence[Pair], *, learning_rate: float, should_stop: Callable[[], bool] | None = None
+    ) -> StepResult | None:
+        """One optimizer step on the pairs of all ranks; None when any rank's should_stop says so between two micro-batches.
+
+        The loss is the sum over pairs divided by their number: packing and number of ranks change only its rounding.
+        Raises ValueError for no pairs or pairs without reference; NonFiniteError, on all ranks, instead of a step that would break
+        the weights.
+        """
+        reference_P2 = _reference(pairs)
+        logprobs_P2 = torch.zeros(len(pairs), 2, dtype=torch.float64)
+        for micro in self._micro_batches(pairs):
+            if self._any(should_stop is not None and should_stop()):
+                self.optimizer.zero_grad()
+                return None
+            logprobs_B2 = self._forward(micro)
+            self._share_of_loss(logprobs_B2, reference_P2, micro.pair_indices).backward()
+            logprobs_P2[list(micro.pair_indices)] = logprobs_B2.detach()[: len(micro.pair_indices)].double().cpu()
+        self._sum_over_ranks(logprobs_P2)
+        grad_norm = self._clip_gradients()
+        figures = self._figures(logprobs_P2, reference_P2) | {
+            "grad_norm": grad_norm,
+            "lr": learning_rate,
+            "tokens": float(sum(pair.num_tokens for pair in pairs)),
+            "pairs": float(len(pairs)),
+        }
+        self._check_finite(pairs, logprobs_P2, figures)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return StepResult(figures)
+
+    def _micro_batches(self, pairs: Sequence[Pair]) -> list[MicroBatch]:
+        """This rank's share of a step."""
+        plan = plan_step(
+            [pair.num_tokens for pair in pairs],
+            world_size=self._world_size,
+            tokens_per_micro_batch=self.trainer.tokens_per_micro_batch,
+        )
+        return [pack(pairs, indices) for indices in plan[self._rank]]
+
+    def _forward(self, micro: MicroBatch) -> Tensor:
+        """[B, 2] summed log-probs of chosen and rejected; one row that counts for nothing when there is no pair."""
+        return cast(Tensor, self.policy(micro.to(self._device))).view(-1, 2)
+
+    def _share_of_loss(self, logprobs_B2: Tensor, reference_P2: Tensor, indices: Sequence[int]) -> Tensor:
+        """Scalar: what these pairs add to the step's loss."""
+        if not indices:
+            # The backward pass must run, because the other ranks wait for its collectives.
+            return logprobs_B2.sum() * 0.0
+        reference_B2 = reference_P2[list(indices)].to(logprobs_B2)
+        return self._losses(logprobs_B2, reference_B2).sum() / len(reference_P2)
+
+    def _losses(self, policy_B2: Tensor, reference_B2: Tensor) -> Tensor:
+        """[B] loss of each pair."""
+        beta, label_smoothing = self.method.beta, self.method.label_smoothing
+        return self._loss(*policy_B2.unbind(1), *reference_B2.unbind(1), beta=beta, label_smoothing=label_smoothing)
+
+    def _figures(self, policy_P2: Tensor, reference_P2: Tensor) -> dict[str, float]:
+        """Means over the step's pairs, from the log-probs that every rank has."""
+        rewards_P2 = self.method.beta * (policy_P2 - reference_P2)
+        margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+        means = {
+            "loss": self._losses(policy_P2, reference_P2),
+            "logps/chosen": policy_P2[:, 0],
+            "logps/rejected": policy_P2[:, 1],
+            "ref_logps/chosen": reference_P2[:, 0],
+            "ref_logps/rejected": reference_P2[:, 1],
+            "rewards/chosen": rewards_P2[:, 0],
+            "rewards/rejected": rewards_P2[:, 1],
+            "rewards/margins": margins_P,
+            "rewards/accuracies": (margins_P > 0).double(),
+        }
+        return {name: values_P.mean().item() for name, values_P in means.items()}
+
+    def _clip_gradients(self) -> float:
+        """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        norm = get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if norm > self.trainer.max_grad_norm:
+            clip_grads_with_norm_(parameters, self.trainer.max_grad_norm, norm)
+        return norm.item()
+
+    def _check_finite(self, pairs: Sequence[Pair], logprobs_P2: Tensor, figures: dict[str, float]) -> None:
+        """Every rank has the same numbers, so that all raise or none."""
+        finite_P = logprobs_P2.isfinite().all(dim=1)
+        if finite_P.all() and all(torch.isfinite(torch.tensor([figures["loss"], figures["grad_norm"]]))):
+            return
+        self.optimizer.zero_grad()
+        suspects = [pair for pair, finite in zip(pairs, finite_P.tolist(), strict=True) if not finite] or pairs
+        names = ", ".join(pair.prompt_id for pair in suspects[:8]) + (" …" if len(suspects) > 8 else "")
+        raise NonFiniteError(
+            f"the step has loss {figures['loss']} and gradient norm {figures['grad_norm']}, and was not taken. Pairs of prompts: {names}. "
+            "Lower trainer.learningRate or method.beta; a model that overflows in bfloat16 from the start cannot be trained so"
+        )
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank."""
+        votes = torch.tensor(int(flag))
+        if self._world_size > 1:
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(votes)
+
+    def _sum_over_ranks(self, values: Tensor) -> None:
+        """In place. Where only one rank has something else than zero, the sum is that, bit for bit."""
+        if self._world_size > 1:
+            dist.all_reduce(values, group=self._control)
+
+
+def _reference(pairs: Sequence[Pair]) -> Tensor:
+    """[P, 2] reference log-probs of chosen and rejected, fp64."""
+    if not pairs:
+        raise ValueError("a step needs at least one pair: skip it")
+    for pair in pairs:
+        if pair.reference_chosen is None or pair.reference_rejected is None:
+            raise ValueError(f"pair of prompt {pair.prompt_id!r} has no reference log-probs: run the reference pass first")
+    return torch.tensor([(pair.reference_chosen, pair.reference_rejected) for pair in pairs], dtype=torch.float64)

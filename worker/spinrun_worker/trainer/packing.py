@@ -1,0 +1,124 @@
+"""Packing: which pairs a rank trains together, and how they lie in one row of tokens without padding.
+
+A pair lies as [prompt][chosen][rejected]: its prompt is computed once and serves both completions. The rejected completion
+continues the prompt's positions and does not see the chosen one (`attention.py`).
+"""
+
+# P = pairs, S = completions (2P: chosen and rejected of each pair), T = packed tokens, C = tokens of the completions
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from spinrun_worker.records import Pair
+from spinrun_worker.trainer.attention import PairLengths, PairsLayout
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Pairs in one row, as the policy takes them."""
+
+    token_ids_T: Tensor
+    """[T] the pairs one after the other."""
+    position_ids_T: Tensor
+    """[T] position of each token in its own sequence, prompt and one completion."""
+    source_C: Tensor
+    """[C] where in the row the hidden state stands that predicts each completion token."""
+    target_C: Tensor
+    """[C] the completion tokens: of pair 0's chosen, of pair 0's rejected, of pair 1's chosen …"""
+    lengths_S: Tensor
+    """[2P] tokens of each completion, in that order."""
+    layout: PairsLayout
+    """Where the pairs lie, for attention."""
+    pair_indices: tuple[int, ...]
+    """Which of the step's pairs these are. Empty: a row that only keeps a rank in step with the others."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on another device."""
+        return replace(
+            self,
+            token_ids_T=self.token_ids_T.to(device),
+            position_ids_T=self.position_ids_T.to(device),
+            source_C=self.source_C.to(device),
+            target_C=self.target_C.to(device),
+            lengths_S=self.lengths_S.to(device),
+        )
+
+
+def plan_step(lengths: Sequence[int], *, world_size: int, tokens_per_micro_batch: int) -> list[list[tuple[int, ...]]]:
+    """[rank][micro-batch] -> indices of pairs, ascending.
+
+    lengths: tokens of each pair, its prompt once. Every pair is in exactly one micro-batch; every rank has the same number of
+    them, some possibly empty; none exceeds tokens_per_micro_batch but by being a single pair. Depends on the arguments alone.
+    """
+    # The longest first: the rank with the fewest tokens takes it, and there the first micro-batch with room.
+    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    loads = [(0, rank) for rank in range(world_size)]
+    of_rank: list[list[int]] = [[] for _ in range(world_size)]
+    for index in longest_first:
+        tokens, rank = heapq.heappop(loads)
+        of_rank[rank].append(index)
+        heapq.heappush(loads, (tokens + lengths[index], rank))
+    plan = [_first_fit(indices, lengths, tokens_per_micro_batch) for indices in of_rank]
+    num_micro_batches = max(map(len, plan))
+    return [micro_batches + [()] * (num_micro_batches - len(micro_batches)) for micro_batches in plan]
+
+
+def _first_fit(indices: Sequence[int], lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in indices:
+        length = lengths[index]
+        place = next((place for place, free in enumerate(room) if length <= free), None)
+        if place is None:
+            place = len(bins)
+            bins.append([])
+            room.append(limit)
+        bins[place].append(index)
+        room[place] -= length
+    return [tuple(sorted(members)) for members in bins]
+
+
+def pack(pairs: Sequence[Pair], indices: Sequence[int]) -> MicroBatch:
+    """The pairs at those indices in one row; without indices a row of three tokens that belongs to no pair.
+
+    Raises ValueError for a pair without a prompt, whose first completion token nothing would predict.
+    """
+    chosen = [pairs[index] for index in indices] or [_FILLER]
+    token_ids: list[int] = []
+    position_ids: list[int] = []
+    source: list[int] = []
+    target: list[int] = []
+    for pair in chosen:
+        start, lengths = len(token_ids), _lengths(pair)
+        if not pair.prompt:
+            raise ValueError(f"pair of prompt {pair.prompt_id!r} has an empty prompt: drop it")
+        token_ids += [*pair.prompt, *pair.chosen, *pair.rejected]
+        position_ids += [*range(lengths.chosen_end), *range(lengths.prompt, lengths.prompt + lengths.rejected)]
+        # Both first completion tokens are predicted from the prompt's last position.
+        last_of_prompt = start + lengths.prompt - 1
+        source += range(last_of_prompt, last_of_prompt + lengths.chosen)
+        if lengths.rejected:
+            rejected_start = start + lengths.chosen_end
+            source += [last_of_prompt, *range(rejected_start, rejected_start + lengths.rejected - 1)]
+        target += [*pair.chosen, *pair.rejected]
+    layout = PairsLayout(tuple(_lengths(pair) for pair in chosen))
+    return MicroBatch(
+        token_ids_T=torch.tensor(token_ids),
+        position_ids_T=torch.tensor(position_ids),
+        source_C=torch.tensor(source, dtype=torch.long),
+        target_C=torch.tensor(target, dtype=torch.long),
+        lengths_S=torch.tensor([length for pair in chosen for length in (len(pair.chosen), len(pair.rejected))]),
+        layout=layout,
+        pair_indices=tuple(indices),
+    )
+
+
+def _lengths(pair: Pair) -> PairLengths:
+    return PairLengths(len(pair.prompt), len(pair.chosen), len(pair.rejected))
+
+
+_FILLER = Pair(prompt_id="", prompt=(0,), chosen=(0,), rejected=(0,), chosen_reward=0.0, rejected_reward=0.0)

@@ -1,0 +1,243 @@
+"""What only rank 0 does in a window: ask the rollouts, score and pair the answers, write it all down."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from spinrun_api.ledger import Manifest
+from spinrun_api.run import SpinRun
+from spinrun_api.wire import SampleGroup, Sampling, VersionWanted
+from spinrun_worker.data import PromptSet, PromptStream
+from spinrun_worker.errors import NoPairsError
+from spinrun_worker.ledger import LedgerWriter, TornError, read_pairs, read_samples, write_pairs, write_samples
+from spinrun_worker.methods.pairing import Pairing, pair_groups
+from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
+from spinrun_worker.rewards import RuleScorer
+from spinrun_worker.trainer.collector import RolloutClient
+from spinrun_worker.trainer.progress import ProgressBoard
+from spinrun_worker.trainer.recorder import Recorder
+from spinrun_worker.trainer.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+MAX_EMPTY_WINDOWS = 3
+"""Windows in a row without any pair after which the run ends: more of the same will not teach it anything."""
+
+
+class Rank0:
+    """The side of the trainer that faces rollouts, data and people."""
+
+    def __init__(
+        self,
+        run: SpinRun,
+        schedule: Schedule,
+        *,
+        prompts: PromptSet,
+        evaluation: PromptSet | None,
+        rollouts: RolloutClient,
+        scorer: RuleScorer,
+        ledger: LedgerWriter,
+        board: ProgressBoard,
+        recorder: Recorder,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.run = run
+        self.schedule = schedule
+        self.stream = PromptStream(prompts.records, run.spec.data.prompts.shuffle_seed)
+        self.evaluation = evaluation
+        self.rollouts = rollouts
+        self.scorer = scorer
+        self.ledger = ledger
+        self.board = board
+        self.recorder = recorder
+        self.stop = stop
+        self._groups: list[ScoredGroup] = []
+        self._figures: dict[str, float] = {}
+
+    def remember(self) -> None:
+        """Show the evaluations of earlier attempts again."""
+        for number in self.ledger.numbers("evaluation"):
+            groups = read_samples(self.ledger.layout.evaluation(number) / "samples.parquet")
+            self.board.evaluated(window=number, version=number, accuracy=mean_reward(groups))
+
+    def meet(self, weights: Manifest) -> None:
+        """A boundary: bring a version to the rollouts and, when it is its turn, evaluate it.
+
+        Returns once the first rollout serves it; the others follow while that one generates.
+        """
+        with self.board.during("activate"):
+            self.rollouts.activate(VersionWanted(version=weights.version, manifest=weights), stop=self.stop)
+        self.board.update(version=weights.version)
+        if self.evaluation is not None and self._evaluation_is_due(weights.version):
+            with self.board.during("evaluate"):
+                self._evaluate(self.evaluation, weights)
+
+    def recall(self, number: int, weights: Manifest) -> list[Pair] | None:
+        """The window's pairs from the ledger when it is whole and was sampled from exactly these weights, else None."""
+        directory = self._committed("window", number, weights)
+        if directory is None:
+            return None
+        groups = read_samples(directory / "samples.parquet")
+        self._show(groups, pair_groups(groups, self.run.spec.method))
+        return read_pairs(directory / "pairs.parquet")
+
+    def sample(self, number: int, weights: Manifest) -> list[Pair]:
+        """Generate the window's samples, score them and make pairs, which still lack their reference log-probs."""
+        rollout = self.run.spec.rollout
+        sampling = Sampling(
+            n=rollout.samples_per_prompt, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
+        )
+        with self.board.during("generate"):
+            started = time.monotonic()
+            answers = self._ask(self.stream.draw(*self.schedule.prompts(number)), weights, sampling)
+            seconds = time.monotonic() - started
+        with self.board.during("prefer"):
+            self._groups = self._score(answers)
+            pairing = pair_groups(self._groups, self.run.spec.method)
+        self._show(self._groups, pairing)
+        self._figures |= throughput_figures(self._groups, seconds)
+        self.board.update_metrics(samples_per_second=self._figures["throughput/samples_per_second"])
+        return list(pairing.pairs)
+
+    def commit(self, number: int, pairs: Sequence[Pair], weights: Manifest) -> None:
+        """Write the window just sampled, its pairs now with reference log-probs, to the ledger."""
+        directory = self.ledger.begin("window", number)
+        files = [write_samples(directory / "samples.parquet", self._groups), write_pairs(directory / "pairs.parquet", pairs)]
+        self._groups = []
+        step = self.schedule.first_step(number)
+        self.ledger.commit("window", number, files, step=step, version=weights.version, parent=weights.digest)
+        self._refuse_endless_ties(number)
+
+    def report_step(self, window: int, step: int, figures: dict[str, float]) -> None:
+        """Write down one optimizer step; step counts the steps done with it."""
+        self.recorder.record("step", figures, window=window, step=step, version=window)
+        self.board.update_metrics(loss=figures["loss"], margin=figures["rewards/margins"])
+
+    def finish_window(self, number: int, step: int) -> None:
+        """Write down a window's figures once its last step is done."""
+        figures = self._figures | self.board.take_seconds()
+        self.recorder.record("window", figures, window=number, step=step, version=number)
+        logger.info(
+            "window %d of %d done: %d pairs, %d ties, reward %.3f",
+            number + 1,
+            self.schedule.windows,
+            figures["pairs"],
+            figures["ties"],
+            figures["reward/mean"],
+        )
+
+    def _refuse_endless_ties(self, number: int) -> None:
+        """Raise NoPairsError when this window and the ones before it gave no pair."""
+        recent = range(number - MAX_EMPTY_WINDOWS + 1, number + 1)
+        if recent[0] < 0 or any(self._num_pairs(window) for window in recent):
+            return
+        raise NoPairsError(
+            f"windows {recent[0]} to {recent[-1]} gave no pair: every prompt's answers have equal rewards. "
+            f"Look at the samples (windows/{number:06d}/samples.parquet): do answers match spec.preference.rule "
+            f"({self.run.spec.preference.rule.kind})? Are prompts too easy or too hard, is spec.rollout.maxTokens "
+            f"({self.run.spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"
+        )
+
+    def _num_pairs(self, window: int) -> int:
+        return len(read_pairs(self.ledger.layout.window(window) / "pairs.parquet"))
+
+    def _evaluation_is_due(self, window: int) -> bool:
+        assert self.run.spec.data.evaluation is not None
+        return window % self.run.spec.data.evaluation.every_windows == 0 or window == self.schedule.windows
+
+    def _evaluate(self, evaluation: PromptSet, weights: Manifest) -> None:
+        number = weights.version
+        step = self.schedule.first_step(number)
+        directory = self._committed("evaluation", number, weights)
+        if directory is not None:
+            groups = read_samples(directory / "samples.parquet")
+        else:
+            greedy = Sampling(n=1, temperature=0.0, max_tokens=self.run.spec.rollout.max_tokens)
+            groups = self._score(self._ask(evaluation.records, weights, greedy))
+            directory = self.ledger.begin("evaluation", number)
+            files = [write_samples(directory / "samples.parquet", groups)]
+            self.ledger.commit("evaluation", number, files, step=step, version=number, parent=weights.digest)
+        figures = {"accuracy": mean_reward(groups), "num_prompts": float(len(groups)), **length_figures(groups)}
+        self.board.evaluated(window=number, version=number, accuracy=figures["accuracy"])
+        self.recorder.record("evaluation", figures, window=number, step=step, version=number)
+        logger.info("version %d: accuracy %.3f over %d prompts", number, figures["accuracy"], len(groups))
+
+    def _committed(self, kind: Literal["window", "evaluation"], number: int, weights: Manifest) -> Path | None:
+        """The directory when it is whole and was sampled from exactly these weights, else None."""
+        try:
+            manifest = self.ledger.verify(kind, number)
+        except TornError:
+            return None
+        if manifest.parent != weights.digest:
+            logger.info("%s %d was sampled from other weights than version %d: again", kind, number, weights.version)
+            return None
+        return self.ledger.layout.path(kind, number)
+
+    def _show(self, groups: Sequence[ScoredGroup], pairing: Pairing) -> None:
+        self._figures = window_figures(groups, pairing)
+        self.board.update_metrics(reward=self._figures["reward/mean"])
+
+    def _ask(
+        self, prompts: Sequence[PromptRecord], weights: Manifest, sampling: Sampling
+    ) -> list[tuple[PromptRecord, SampleGroup]]:
+        self.board.update(prompts_done=0, prompts_total=len(prompts))
+        groups = self.rollouts.generate(
+            prompts,
+            version=weights.version,
+            digest=weights.digest,
+            sampling=sampling,
+            on_progress=lambda done: self.board.update(prompts_done=done),
+            stop=self.stop,
+        )
+        by_id = {group.id: group for group in groups}
+        return [(prompt, by_id[prompt.id]) for prompt in prompts if prompt.id in by_id]
+
+    def _score(self, answers: Sequence[tuple[PromptRecord, SampleGroup]]) -> list[ScoredGroup]:
+        result = self.scorer.score([(prompt, group.samples) for prompt, group in answers])
+        for message in result.messages:
+            logger.warning("%s", message)
+        return [
+            ScoredGroup(prompt, group.samples, rewards) for (prompt, group), rewards in zip(answers, result.rewards, strict=True)
+        ]
+
+
+def mean_reward(groups: Sequence[ScoredGroup]) -> float:
+    """Mean reward over all samples; a sample without a reward counts as 0, as an answer that cannot be judged is not right."""
+    rewards = [reward or 0.0 for group in groups for reward in group.rewards]
+    return sum(rewards) / len(rewards) if rewards else 0.0
+
+
+def length_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Length of the answers in tokens, and the share that was cut."""
+    samples = [sample for group in groups for sample in group.samples]
+    if not samples:
+        return {}
+    lengths = [len(sample.tokens) for sample in samples]
+    return {
+        "response_length/mean": sum(lengths) / len(lengths),
+        "response_length/max": float(max(lengths)),
+        "response_length/truncated": sum(sample.finish_reason == "length" for sample in samples) / len(samples),
+    }
+
+
+def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, float]:
+    """Samples and completion tokens per second of generation."""
+    samples = [sample for group in groups for sample in group.samples]
+    return {
+        "throughput/samples_per_second": len(samples) / seconds,
+        "throughput/tokens_per_second": sum(len(sample.tokens) for sample in samples) / seconds,
+    }
+
+
+def window_figures(groups: Sequence[ScoredGroup], pairing: Pairing) -> dict[str, float]:
+    """What a window's samples look like, by the names of METHODS."""
+    return {
+        "reward/mean": mean_reward(groups),
+        "samples": float(sum(len(group.samples) for group in groups)),
+        "pairs": float(len(pairing.pairs)),
+        "ties": float(pairing.ties),
+        "dropped_samples": float(pairing.dropped_samples),
+        **length_figures(groups),
+    }

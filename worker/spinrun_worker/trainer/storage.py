@@ -1,0 +1,103 @@
+"""How this attempt's model reaches the ledger and comes back."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spinrun_api.ledger import Manifest
+from spinrun_api.status import Best
+from spinrun_worker.ledger import LedgerWriter, TornError, collect
+from spinrun_worker.trainer.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
+from spinrun_worker.trainer.distributed import Distributed
+from spinrun_worker.trainer.publish import publish
+from spinrun_worker.trainer.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+
+class Storage:
+    """The ledger as the loop sees it. All ranks call every method together."""
+
+    def __init__(
+        self,
+        ledger: LedgerWriter,
+        ranks: Distributed,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        tensors: Callable[[], Mapping[str, Tensor]],
+        dtype: torch.dtype,
+        assets: Mapping[str, bytes],
+        keep_checkpoints: int,
+        acknowledged: Callable[[], Collection[int]],
+    ) -> None:
+        """Put the parts together.
+
+        tensors: the policy's parameters by their Hugging Face names. dtype: number type of published weights. assets: the other
+        files of a version. acknowledged: on rank 0, the version that each live agent serves.
+        """
+        self.ledger = ledger
+        self.ranks = ranks
+        self.model = model
+        self.optimizer = optimizer
+        self.tensors = tensors
+        self.dtype = dtype
+        self.assets = assets
+        self.keep_checkpoints = keep_checkpoints
+        self.acknowledged = acknowledged
+
+    def publish(self, *, version: int, step: int) -> Manifest:
+        """Write the weights of this moment as a version; returns its manifest."""
+        return publish(self.ledger, self.ranks, self.tensors(), version=version, step=step, dtype=self.dtype, assets=self.assets)
+
+    def save(self, *, step: int, version: int) -> None:
+        """Write a checkpoint, unless no step has had a pair yet: the model is then still the source."""
+        if self.optimizer.state:
+            save_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, TrainerState(step=step, version=version))
+
+    def resume(self, schedule: Schedule) -> int:
+        """Load the newest checkpoint from which the run can go on; returns the steps done, 0 without one."""
+        while (checkpoint := latest_checkpoint(self.ledger, self.ranks)) is not None:
+            if self._window_is_whole(schedule, checkpoint.step):
+                state = load_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, checkpoint)
+                logger.info("going on from the checkpoint at step %d", state.step)
+                return state.step
+            self._delete_checkpoint(checkpoint.step)
+        return 0
+
+    def collect_garbage(self, *, newest: int, best: Best | None) -> None:
+        """Delete the checkpoints and versions that nobody needs any more; the best version stays."""
+
+        def collect_on_rank0() -> None:
+            gone = collect(
+                self.ledger,
+                keep_checkpoints=self.keep_checkpoints,
+                acknowledged=self.acknowledged(),
+                newest=newest,
+                needed={best.version} if best else set[int](),
+            )
+            if gone.weights or gone.checkpoints:
+                logger.info("deleted versions %s and checkpoints %s", list(gone.weights), list(gone.checkpoints))
+
+        self.ranks.from_rank0(collect_on_rank0)
+
+    def _window_is_whole(self, schedule: Schedule, step: int) -> bool:
+        """Whether the window that a step lies in is in the ledger, with the weights it was sampled from; true at a boundary."""
+        window, position = schedule.locate(step)
+        return position == 0 or self.ranks.from_rank0(lambda: self._is_whole(window))
+
+    def _is_whole(self, window: int) -> bool:
+        try:
+            weights = self.ledger.verify("weights", window)
+            return self.ledger.verify("window", window).parent == weights.digest
+        except TornError as error:
+            logger.warning("window %d is not whole: %s", window, error)
+            return False
+
+    def _delete_checkpoint(self, step: int) -> None:
+        # Its window cannot be made again: the weights that it was sampled from and compared with are gone.
+        logger.warning("the checkpoint at step %d lies in a window that is lost; going further back", step)
+        self.ranks.from_rank0(lambda: self.ledger.delete("checkpoint", step))
