@@ -1,0 +1,58 @@
+# Every target makes what it needs: a virtual environment with everything pinned by constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= operator,worker,cpu,dev
+CACHE ?= .cache
+RUN ?= runs/demo
+MODEL := $(CACHE)/models/smollm2-135m-instruct
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt overrides.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "SpinRun needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V): set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## Make the virtual environment
+
+$(MODEL)/config.json: | $(VENV)/.installed
+	$(BIN)/spinrun model smollm2 --output $(MODEL)
+
+.PHONY: demo
+demo: $(VENV)/.installed $(MODEL)/config.json ## Train a real 135M model on arithmetic, on two CPU cores, in under ten minutes
+	$(BIN)/spinrun local examples/demo.yaml --set spec.model.source=$(abspath $(MODEL)) --output $(RUN) --again
+
+.PHONY: test
+test: $(VENV)/.installed $(MODEL)/config.json ## Run all tests
+	SPINRUN_TEST_MODEL=$(abspath $(MODEL)) $(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed ## Check style, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.installed ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: constraints
+constraints: $(VENV)/.installed ## Write constraints.txt anew from what is installed
+	(echo '# Versions that were tested together; names and versions only. Made by `make constraints`.'; $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable) > constraints.txt
+
+.PHONY: clean
+clean: ## Delete the environment, caches and runs
+	rm -rf $(VENV) $(CACHE) runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
