@@ -18,7 +18,7 @@ from spinrun_api import processes
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 
-START_SECONDS = 300
+START_SECONDS = 600
 
 
 def free_port() -> int:

@@ -4,10 +4,10 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from spinrun_api.ledger import FileEntry
 from spinrun_api.wire import Sample
@@ -17,8 +17,6 @@ from spinrun_worker.ledger.files import open_regular, write_file
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 
 # pyarrow has no types.
-pa = cast("Any", pyarrow)
-pq = cast("Any", pyarrow.parquet)
 Schema = Any
 DataType = Any
 Row = dict[str, Any]

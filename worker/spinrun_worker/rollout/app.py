@@ -164,11 +164,14 @@ class Agent:
         """One line a prompt as it is answered, and one at the end. When the client goes away, so do its requests to vLLM."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async with asyncio.TaskGroup() as group:
-            answers = [group.create_task(self._sampler.answer(prompt, wanted)) for prompt in wanted.prompts]
-            for answer in asyncio.as_completed(answers):
-                await response.write(_line(await answer))
-        await response.write(_line(End()))
+        try:
+            async with asyncio.TaskGroup() as group:
+                answers = [group.create_task(self._sampler.answer(prompt, wanted)) for prompt in wanted.prompts]
+                for answer in asyncio.as_completed(answers):
+                    await response.write(_line(await answer))
+                await response.write(_line(End()))
+        except* ConnectionResetError:
+            logger.info("A client went away before its %d prompts were answered", len(wanted.prompts))
         return response
 
     async def _healthz(self, _: web.Request) -> web.Response:

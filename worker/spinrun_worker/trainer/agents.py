@@ -82,7 +82,7 @@ class AgentClient:
 
     async def _version_state(self, response: aiohttp.ClientResponse) -> VersionState:
         try:
-            return VersionState.model_validate_json(await response.content.read(MAX_BODY_BYTES))
+            return VersionState.model_validate_json(await _body(response))
         except ValidationError as error:
             raise AgentError("Malformed", f"what it says of its version is no VersionState: {_first(error)}") from error
 
@@ -155,7 +155,7 @@ class Agent:
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> AgentError:
-    body = await response.content.read(MAX_BODY_BYTES)
+    body = await _body(response)
     try:
         refused = ErrorBody.model_validate_json(body)
     except ValidationError:
@@ -163,6 +163,15 @@ async def _refusal(response: aiohttp.ClientResponse) -> AgentError:
         reason = "Unreachable" if response.status >= 500 else "Malformed"
         return AgentError(reason, f"HTTP {response.status}, and no word why")
     return AgentError(refused.reason, refused.error)
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = b""
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise AgentError("Malformed", f"its answer is longer than {MAX_BODY_BYTES} bytes")
+    return body
 
 
 async def _split_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

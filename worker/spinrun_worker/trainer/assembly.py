@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import random
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -92,6 +94,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
 
         compute_dtype, measurement = ranks.from_rank0(lambda: choose_compute_dtype(ranks.device))
         use_deterministic_algorithms(ranks.device)
+        seed_generators(spec.data.prompts.shuffle_seed, ranks.rank)
         policy = ranks.agree(lambda: load_policy(spec.model))
         publish_dtype = published_dtype(spec.model)
         mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
@@ -193,6 +196,14 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template
     return tokenizer
+
+
+def seed_generators(seed: int, rank: int) -> None:
+    """Start all random number generators from the run's seed, another for each rank; a checkpoint sets them anew."""
+    number = (seed * 1_000_003 + rank) % 2**32
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
 
 
 def published_dtype(model: Model) -> torch.dtype:

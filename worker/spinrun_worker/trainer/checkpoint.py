@@ -75,7 +75,7 @@ class RandomState(Record):
     torch_cpu: bytes
     """torch's generator of the CPU."""
 
-    torch_cuda: bytes | None
+    torch_cuda: bytes | None = None
     """torch's generator of this rank's GPU, where it has one."""
 
     numpy: tuple[str, tuple[int, ...], int, int, float]

@@ -40,6 +40,13 @@ def _ignore(_: object) -> None:
     pass
 
 
+async def _wait_for_event(event: asyncio.Event, seconds: float) -> None:
+    # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the event.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
 class Collector:
     """The agents of a run. All methods belong to one event loop; `rollouts` and `status_message` may be read from anywhere."""
 
@@ -81,12 +88,14 @@ class Collector:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [task for task in (self._watcher, *self._followers.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._http is not None:
-            await self._http.close()
+        if self._watcher is None or self._http is None:
+            return
+        self._watcher.cancel()
+        followers = list(self._followers.values())
+        for url in list(self._agents):
+            self._dismiss(url)
+        await asyncio.gather(self._watcher, *followers, return_exceptions=True)
+        await self._http.close()
 
     async def activate(self, wanted: VersionWanted, *, minimum: int = 1, stop: Callable[[], bool] = _never) -> set[str]:
         """Bring a version to all agents, now and later ones. Returns the URLs of those that serve it once there are `minimum`.
@@ -179,8 +188,7 @@ class Collector:
 
     async def tick(self, stop: Callable[[], bool]) -> None:
         """Wait until something has happened, or for a moment."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._happened.wait(), self.limits.tick_seconds)
+        await _wait_for_event(self._happened, self.limits.tick_seconds)
         self._happened.clear()
         if self._fatal is not None:
             raise self._fatal
@@ -203,8 +211,8 @@ class Collector:
         """Run for ever; should it fail, the next tick does."""
 
         def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled():
-                self._fatal = task.exception()
+            if not task.cancelled() and (error := task.exception()):
+                self._fatal = error
                 self.happened()
 
         task = asyncio.create_task(work)
@@ -232,20 +240,20 @@ class Collector:
         logger.info("rollout %s: found", url)
 
     def _dismiss(self, url: str) -> None:
-        del self._agents[url]
+        # Woken too, because aiohttp loses a cancellation that comes together with a time-out: the follower sees that it can go.
+        self._agents.pop(url).wake.set()
         self._followers.pop(url).cancel()
         logger.info("rollout %s: gone", url)
 
     async def _follow(self, agent: Agent) -> None:
-        """Ask an agent how it stands, tell it what is wanted, for ever."""
-        while True:
+        """Ask an agent how it stands and tell it what is wanted, as long as it is one of ours."""
+        while agent.url in self._agents:
             agent.wake.clear()
             wanted = self._wanted
             if wanted is not None:
                 await self._visit(agent, wanted)
             served = wanted is not None and agent.serves(wanted)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(agent.wake.wait(), self.limits.poll_seconds * (5 if served else 1))
+            await _wait_for_event(agent.wake, self.limits.poll_seconds * (5 if served else 1))
 
     async def _visit(self, agent: Agent, wanted: VersionWanted) -> None:
         try:

@@ -54,8 +54,9 @@ class Limits:
     """Failures of one prompt after which the run cannot go on."""
     sequences_in_flight: int = 512
     """Samples under way at an agent, so that vLLM's batch stays full."""
-    sequences_per_call: int = 128
-    """Samples of one call: few, so that agents share the work to the end."""
+    sequences_per_call: int = 256
+    """Samples of one call: few, so that agents share the work to the end, but so many that calls_in_flight of them, half answered
+    on average, are more than sequences_in_flight."""
     tokens_per_call: int = 2_000_000
     """Prompt tokens of one call; the last prompt may go beyond. Agents refuse bodies of more than some 64 MiB."""
     calls_in_flight: int = 8

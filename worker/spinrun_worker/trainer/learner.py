@@ -71,6 +71,7 @@ class Learner:
         for micro in self._micro_batches(pairs):
             logprobs_B2 = self._forward(micro)
             logprobs_P2[list(micro.pair_indices)] = logprobs_B2[: len(micro.pair_indices)].double().cpu()
+        self.policy.release()
         self._sum_over_ranks(logprobs_P2)
         return [(chosen, rejected) for chosen, rejected in logprobs_P2.tolist()]
 

@@ -78,10 +78,16 @@ class Policy(nn.Module):
 
         The tensors themselves, DTensors when sharded; the same names in the same order on every rank.
         """
-        parameters = dict(self.model.named_parameters())
-        tied = dict(self.model.named_parameters(remove_duplicate=False))
-        buffers = {name: tensor for name, tensor in self.model.state_dict().items() if name not in tied}
-        return cast(dict[str, Tensor], parameters | buffers)
+        once = {name for name, _ in self.named_parameters()}
+        tied_again = {name for name, _ in self.named_parameters(remove_duplicate=False)} - once
+        # The state dict of the whole, because FSDP then gives back what a forward pass has gathered.
+        tensors = cast(dict[str, Tensor], self.state_dict())
+        return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name not in tied_again}
+
+    def release(self) -> None:
+        """Give back the weights that a forward pass without a backward pass has gathered."""
+        if isinstance(self, FSDPModule):
+            self.reshard()
 
     def decoder_layers(self) -> Sequence[nn.Module]:
         """The layers, each of which is sharded and recomputed as one. Raises UnsupportedModelError when there are none."""

@@ -1,0 +1,52 @@
+"""The trainer killed with SIGKILL at every file that a window brings to the ledger, and resumed."""
+
+import json
+import shutil
+from pathlib import Path
+
+from spinrun_api.ledger import Kind
+from spinrun_worker.ledger import Ledger
+from trainer_process import UID, Attempts
+
+KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "checkpoint")
+
+
+def end_state(root: Path) -> dict[str, str]:
+    """Digest of everything that counts; equal digests are equal bytes."""
+    ledger = Ledger(root, UID)
+    return {
+        f"{kind} {number}": ledger.verify(kind, number).digest
+        for kind in KINDS
+        for number in ledger.numbers(kind)
+        if kind != "checkpoint" or number == 4
+    }
+
+
+def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: Attempts, tmp_path: Path) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    assert attempts.run(undisturbed) == 0, attempts.log(1).read_text()
+    want = end_state(undisturbed)
+    assert {"weights 2", "window 0", "window 1", "evaluation 2", "checkpoint 4"} <= set(want)
+
+    # Every trial starts after window 0, which also shows that a longer run goes on exactly where a shorter one ended.
+    prefix, counted = tmp_path / "prefix", tmp_path / "count"
+    assert attempts.run(prefix, duration={"windows": 1}) == 0, attempts.log(1).read_text()
+    unkilled = Path(shutil.copytree(prefix, tmp_path / "unkilled"))
+    assert attempts.run(unkilled, attempt=2, count_to=counted) == 0, attempts.log(2).read_text()
+    assert end_state(unkilled) == want
+
+    num_changes = int(counted.read_text())
+    assert num_changes > 20
+    for change in range(1, num_changes + 1):
+        trial = Path(shutil.copytree(prefix, tmp_path / "trial"))
+        assert attempts.run(trial, attempt=2, kill_at=change) == -9, attempts.log(2).read_text()
+        where = attempts.log(2).read_text().splitlines()[-1]
+        assert attempts.run(trial, attempt=3) == 0, f"{where}\n{attempts.log(3).read_text()}"
+        assert end_state(trial) == want, where
+        shutil.rmtree(trial)
+
+
+def test_the_last_words_tell_how_the_run_went(attempts: Attempts, tmp_path: Path) -> None:
+    assert attempts.run(tmp_path / "ledger") == 0, attempts.log(1).read_text()
+    words = json.loads(attempts.last_words(1).read_text())
+    assert (words["result"], words["exitCode"], words["window"], words["step"], words["version"]) == ("Complete", 0, 2, 4, 2)

@@ -1,0 +1,102 @@
+"""Runs attempts of the real trainer in processes that are forked from one where torch is already imported: a second each."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import yaml
+from spinrun_api.processes import ROLLOUTS, TERMINATION_LOG, TOKEN_FILE
+
+UID = "01234567-89ab-cdef-0123-456789abcdef"
+KILL_OPERATIONS = ("create", "replace", "unlink")
+"""Changes of the ledger before which a test may kill: one for each file that comes, counts or goes."""
+
+
+def context() -> ForkServerContext:
+    """A forkserver that has imported the trainer."""
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["spinrun_worker.trainer.assembly"])
+    return forkserver
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Attempts of one run."""
+
+    folder: Path
+    """For the run file, logs and last words."""
+
+    agent: str
+    """URL of the agents."""
+
+    token_file: Path
+    document: dict[str, Any]
+    forkserver: ForkServerContext = field(default_factory=context)
+
+    def start(
+        self, ledger: Path, *, attempt: int = 1, kill_at: int | None = None, count_to: Path | None = None, **spec: Any
+    ) -> ForkServerProcess:
+        """Start an attempt. kill_at: SIGKILL before this change of the ledger, from 1. count_to: file for their number."""
+        run_file = self.folder / f"run-{attempt}.yaml"
+        run_file.write_text(yaml.safe_dump({**self.document, "spec": {**self.document["spec"], **spec}}))
+        environment = {
+            ROLLOUTS: self.agent,
+            TOKEN_FILE: str(self.token_file),
+            TERMINATION_LOG: str(self.last_words(attempt)),
+            "OMP_NUM_THREADS": "1",
+        }
+        arguments = ["--run", str(run_file), "--ledger", str(ledger), "--attempt", str(attempt), "--host", "127.0.0.1", "--port", "0"]
+        self.last_words(attempt).unlink(missing_ok=True)
+        process = self.forkserver.Process(target=_trainer, args=(arguments, environment, self.log(attempt), kill_at, count_to))
+        process.start()
+        return process
+
+    def run(self, ledger: Path, *, attempt: int = 1, timeout: float = 120, **options: Any) -> int:
+        """Run an attempt to its end; returns its exit code, minus the signal's number where one ended it."""
+        process = self.start(ledger, attempt=attempt, **options)
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"attempt {attempt} did not end in {timeout} s:\n{self.log(attempt).read_text()}")
+        return process.exitcode
+
+    def log(self, attempt: int) -> Path:
+        return self.folder / f"trainer-{attempt}.log"
+
+    def last_words(self, attempt: int) -> Path:
+        return self.folder / f"last-words-{attempt}.json"
+
+
+def _trainer(
+    arguments: list[str], environment: dict[str, str], log: Path, kill_at: int | None, count_to: Path | None
+) -> None:
+    import torch
+    from spinrun_worker.ledger import durable
+    from spinrun_worker.trainer.__main__ import main
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    seen: Counter[str] = Counter()
+
+    def observe(operation: str, path: Path) -> None:
+        if operation not in KILL_OPERATIONS:
+            return
+        seen["changes"] += 1
+        if seen["changes"] == kill_at:
+            print(f"killed before {operation} {path}", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    durable.observe = observe
+    code = main(arguments)
+    if count_to is not None:
+        count_to.write_text(str(seen["changes"]))
+    sys.exit(code)
