@@ -1,0 +1,1 @@
+"""The `spinrun` command. Everything heavy is imported by the command that needs it."""

@@ -1,0 +1,124 @@
+"""What can be known to be wrong before anything heavy starts, and what a run on one machine does not use."""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from spinrun_api.base import ApiModel
+from spinrun_api.run import SpinRun
+from spinrun_api.spec import Prompts, SpinRunSpec
+from spinrun_cli.errors import CommandError, InvalidInputError
+
+DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
+
+UNUSED = (
+    "storage",
+    "rollout.image",
+    "rollout.template",
+    "trainer.nodes",
+    "trainer.image",
+    "trainer.template",
+    "lifecycle.suspend",
+    "lifecycle.activeDeadlineSeconds",
+    "lifecycle.ttlSecondsAfterFinished",
+    "lifecycle.managedBy",
+)
+"""Fields of the spec that only a cluster has a use for."""
+
+
+def check_installed() -> None:
+    """Raises CommandError when the packages of the worker are missing."""
+    missing = [name for name in ("torch", "transformers", "aiohttp", "vllm") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f"missing packages: {', '.join(missing)}. Install the worker: pip install 'spinrun[worker,cpu]' "
+            "(on GPUs 'spinrun[worker]' and vllm)"
+        )
+
+
+def check_sources(run: SpinRun) -> None:
+    """Look for the model, the tokenizer and data files. Raises InvalidInputError naming the first that is not there."""
+    model, data = run.spec.model, run.spec.data
+    _check_model(model.source, model.revision)
+    if model.tokenizer is not None and model.tokenizer.startswith("/") and not Path(model.tokenizer).is_dir():
+        raise InvalidInputError(f"spec.model.tokenizer: {model.tokenizer} is not a folder: correct the path")
+    _check_data("prompts", data.prompts)
+    if data.evaluation is not None:
+        _check_data("evaluation", data.evaluation)
+
+
+def _check_model(source: str, revision: str | None) -> None:
+    if source.startswith("/"):
+        folder = Path(source)
+        if not folder.is_dir():
+            raise InvalidInputError(f"spec.model.source: {source} is not a folder: correct the path, or name a Hub model")
+        config = folder / "config.json"
+    else:
+        config = _config_of_hub_model(source, revision)
+    try:
+        document = json.loads(config.read_text("utf-8"))
+        known = isinstance(document, dict) and "model_type" in document
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        raise InvalidInputError(
+            f"spec.model.source: {source} is no Hugging Face model: its config.json is missing or names no model_type"
+        )
+
+
+def _config_of_hub_model(source: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source, "config.json", revision=revision))
+    except HFValidationError as error:
+        hint = f"write ./{source} for the folder" if Path(source).exists() else "write ORGANISATION/NAME or an absolute path"
+        raise InvalidInputError(f"spec.model.source: {source} is not the id of a Hub model: {hint}") from error
+    except GatedRepoError as error:
+        raise InvalidInputError(
+            f"spec.model.source: {source} is gated: accept its licence on the Hub and log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InvalidInputError(
+            f"spec.model.source: the Hub has no model {source} that you may read: correct the id, or log in with `hf auth login`"
+        ) from error
+    except (EntryNotFoundError, OSError) as error:
+        # Also what is raised when the Hub cannot be reached and the cache has no copy.
+        raise InvalidInputError(
+            f"spec.model.source: config.json of {source} was found neither in the cache nor on the Hub "
+            f"({str(error).splitlines()[0]}): correct the id, check the network, or name a local folder by an absolute path"
+        ) from error
+
+
+def _check_data(name: str, prompts: Prompts) -> None:
+    if not prompts.source.startswith("/"):
+        return  # the built-in generator, or a Hub data set, which the trainer loads
+    path = Path(prompts.source)
+    if not path.is_file():
+        raise InvalidInputError(f"spec.data.{name}.source: {path} is not a file: correct the path")
+    if path.suffix not in DATA_SUFFIXES:
+        raise InvalidInputError(f"spec.data.{name}.source: {path} must end with one of {', '.join(DATA_SUFFIXES)}")
+
+
+def unused_fields(run: SpinRun) -> list[str]:
+    """The fields that the run sets to something else than their default and that one machine has no use for."""
+    defaults = SpinRunSpec(model=run.spec.model, data=run.spec.data, preference=run.spec.preference)
+    theirs, ours = dict(_values(defaults)), dict(_values(run.spec))
+    return [f"spec.{path}" for path in UNUSED if ours[path] != theirs[path]]
+
+
+def _values(model: ApiModel, path: str = "") -> Iterator[tuple[str, object]]:
+    """Every field of a block and of the blocks in it, by its path."""
+    for name, field in type(model).model_fields.items():
+        value, inner = getattr(model, name), f"{path}{field.alias or name}"
+        yield inner, value
+        if isinstance(value, ApiModel):
+            yield from _values(value, f"{inner}.")
+
+
+def for_one_machine(run: SpinRun) -> SpinRun:
+    """The run with one trainer node, which is this machine."""
+    trainer = run.spec.trainer.model_copy(update={"nodes": 1})
+    return run.model_copy(update={"spec": run.spec.model_copy(update={"trainer": trainer})})

@@ -1,0 +1,124 @@
+"""One child process: started under a guard, its output in a log file."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from spinrun_api.processes import Process
+from spinrun_cli.local import guard
+
+LONGEST_LINE = 500
+"""Characters of a log line that are shown."""
+PORT_TAKEN = "address already in use"
+# Below the ports that the kernel gives to outgoing connections, and that torch and vLLM pick for themselves.
+PORTS = range(20000, 32000)
+
+
+class Child:
+    """A process that may be started many times, one life after the other."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        """name: what people call it. log: file that the output of all lives is appended to."""
+        self.name = name
+        self.log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, process: Process, environment: Mapping[str, str]) -> None:
+        """Start a life. environment: of all children; what the process itself brings is added."""
+        python = sys.executable
+        command = [python if word == "python" else word for word in process.command]
+        with self.log.open("ab") as log:
+            log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {' '.join(command)}\n".encode())
+            log.flush()
+            self._log_start = log.tell()
+            self._process = await asyncio.create_subprocess_exec(
+                *(python, "-I", "-S", guard.__file__, str(os.getpid()), *command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**environment, **process.environment},
+                start_new_session=True,
+            )
+
+    async def wait(self) -> int:
+        """The exit code of this life; 128 plus its number for a signal."""
+        assert self._process is not None, "wait follows start"
+        code = await self._process.wait()
+        if code < 0:
+            # The guard itself was killed, and could not clean up.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        return code if code >= 0 else 128 - code
+
+    def terminate(self) -> None:
+        """Ask it to end in good order."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it with all that it has started."""
+        self._signal(guard.KILL)
+
+    async def stop(self, seconds: float) -> None:
+        """Ask it to end, kill it when it has not after this time, and wait until it is gone."""
+        if not self.running:
+            return
+        self.terminate()
+        try:
+            await asyncio.wait_for(self.wait(), seconds)
+        except TimeoutError:
+            self.kill()
+            await self.wait()
+
+    def last_lines(self, count: int = 20) -> list[str]:
+        """The end of what this life has written."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                return [line.decode(errors="replace").rstrip()[:LONGEST_LINE] for line in deque(log, maxlen=count)]
+        except OSError:
+            return []
+
+    def found_port_taken(self) -> bool:
+        """Whether this life ended because somebody else has its port."""
+        return any(PORT_TAKEN in line.lower() for line in self.last_lines(60))
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self.running:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+
+def free_port(taken: set[int]) -> int:
+    """A port of the loopback interface that nobody listens on and that is not among those taken; it is added to them.
+
+    By chance: another run on this machine, whose processes have not opened their ports yet, would find the same first one.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        if port not in taken and _is_free(port):
+            taken.add(port)
+            return port
+    raise RuntimeError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,99 @@
+"""`spinrun local`: from a run file to a finished run, or to one that can be resumed."""
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from spinrun_api.exit_codes import ExitCode
+from spinrun_api.run import SpinRun
+from spinrun_cli.errors import CommandError
+from spinrun_cli.local import guard
+from spinrun_cli.local.checks import check_installed, check_sources, for_one_machine, unused_fields
+from spinrun_cli.local.folder import RunFolder, Start
+from spinrun_cli.local.machine import known_without_probe
+from spinrun_cli.local.reporter import reporter
+from spinrun_cli.local.supervisor import Outcome, Supervisor
+from spinrun_cli.local.view import duration
+from spinrun_cli.overrides import read_run
+from spinrun_cli.report.data import RunData, load_run_data
+from spinrun_cli.report.write import write_report
+from spinrun_worker.ledger import LedgerError
+
+
+def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], resume: bool, again: bool, quiet: bool) -> int:
+    """Run the file's SpinRun in a folder until it ends. Returns the exit code of the command.
+
+    Raises InvalidInputError and CommandError before anything has started.
+    """
+    asked = read_run(run_file, overrides)
+    wanted = for_one_machine(asked)
+    check_installed()
+    check_sources(wanted)
+    folder = RunFolder(output or Path("runs") / wanted.metadata.name)
+    with folder.locked():
+        run, start = folder.adopt(wanted, resume=resume, again=again)
+        if start is Start.FINISHED:
+            typer.echo(f"{folder.root} holds a run that is complete: nothing to do but its report")
+            return _conclude(folder, Outcome(ExitCode.COMPLETE, ""), seconds=None)
+        folder.prepare()
+        if not quiet:
+            _introduce(asked, folder, start)
+        started = time.monotonic()
+        outcome = _supervise(run, folder, quiet=quiet)
+        return _conclude(folder, outcome, seconds=time.monotonic() - started)
+
+
+def _introduce(asked: SpinRun, folder: RunFolder, start: Start) -> None:
+    verb = "going on with" if start is Start.RESUMED else "starting"
+    typer.echo(f"{verb} {asked.metadata.name} in {folder.root} (logs in {folder.logs.name}/)")
+    if unused := unused_fields(asked):
+        typer.echo(f"INFO not used on one machine: {', '.join(unused)}")
+
+
+def _supervise(run: SpinRun, folder: RunFolder, *, quiet: bool) -> Outcome:
+    async def supervise() -> Outcome:
+        with reporter(quiet=quiet) as where:
+            return await Supervisor(run, folder, where, machine=known_without_probe(run)).run()
+
+    guard.adopt_orphans()
+    try:
+        return asyncio.run(supervise())
+    finally:
+        # Whatever the guards could not reach, should one have been killed itself.
+        guard.kill_descendants(os.getpid())
+        shutil.rmtree(folder.scratch, ignore_errors=True)
+
+
+def _conclude(folder: RunFolder, outcome: Outcome, *, seconds: float | None) -> int:
+    """Write the report and print how it went. Returns the exit code."""
+    try:
+        data = load_run_data(folder.root)
+        page = write_report(folder.root, folder.root).page
+    except (LedgerError, CommandError, OSError) as error:
+        # The run itself is not worse for it.
+        typer.echo(f"no report: {error}", err=True)
+        data, page = None, None
+    if outcome.exit_code == ExitCode.COMPLETE:
+        typer.echo(f"complete{_summary(data, seconds)}")
+    else:
+        typer.echo(f"{'stopped' if outcome.exit_code > 128 else 'failed'}: {outcome.message}", err=True)
+    if page is not None:
+        typer.echo(f"report: {page}")
+    return outcome.exit_code
+
+
+def _summary(data: RunData | None, seconds: float | None) -> str:
+    parts = []
+    if data is not None and data.accuracy is not None and data.best is not None:
+        first, last, best = data.accuracy[0], data.accuracy[-1], data.best
+        parts.append(f"held-out accuracy {first:.3f} → {last:.3f} (best {best.accuracy:.3f}, version {best.version})")
+    if data is not None:
+        parts.append(f"{len(data.windows)} windows, {data.num_steps} steps")
+    if seconds is not None:
+        parts.append(duration(seconds))
+    return ": " + ", ".join(parts) if parts else ""

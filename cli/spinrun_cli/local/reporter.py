@@ -1,0 +1,94 @@
+"""How progress reaches the person: a live block on a terminal, lines elsewhere, warnings only when quiet."""
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+
+from spinrun_cli.local import view as views
+from spinrun_cli.local.view import View
+
+QUIET_SECONDS = 30.0
+"""Longest silence of the line form."""
+
+
+class Reporter(Protocol):
+    """Where a supervisor tells what happens."""
+
+    def show(self, view: View) -> None:
+        """The state has been looked at again."""
+
+    def say(self, message: str) -> None:
+        """Something happened that is worth a line."""
+
+    def warn(self, message: str) -> None:
+        """Something went wrong."""
+
+
+class QuietReporter:
+    """Warnings only, on stderr."""
+
+    def show(self, view: View) -> None:
+        """Says nothing."""
+
+    def say(self, message: str) -> None:
+        """Says nothing."""
+
+    def warn(self, message: str) -> None:
+        """A line on stderr."""
+        print(message, file=sys.stderr, flush=True)
+
+
+class LineReporter(QuietReporter):
+    """A line when something changes, and one every QUIET_SECONDS."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._last = 0.0
+
+    def show(self, view: View) -> None:
+        """A line, when it is time for one."""
+        now = time.monotonic()
+        if view.key != self._key or now - self._last >= QUIET_SECONDS:
+            self._key, self._last = view.key, now
+            self.say(views.line(view, now))
+
+    def say(self, message: str) -> None:
+        """A line on stdout."""
+        print(message, flush=True)
+
+
+class LiveReporter:
+    """A block at the bottom of the terminal; messages scroll above it."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def show(self, view: View) -> None:
+        """Draw the block anew."""
+        self._live.update(views.panel(view, time.monotonic()))
+
+    def say(self, message: str) -> None:
+        """A line above the block."""
+        self._live.console.print(message, markup=False, highlight=False)
+
+    def warn(self, message: str) -> None:
+        """A yellow line above the block."""
+        self._live.console.print(message, style="yellow", markup=False, highlight=False)
+
+
+@contextmanager
+def reporter(*, quiet: bool) -> Generator[Reporter]:
+    """The form that suits where the output goes."""
+    console = Console()
+    if quiet:
+        yield QuietReporter()
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            yield LiveReporter(live)
+    else:
+        yield LineReporter()

@@ -1,0 +1,410 @@
+"""Keeps the processes of a local run alive until the trainer has ended, and then none of them.
+
+    probe      once: which number type vLLM shall compute in
+    vLLM       restarted when it dies             agent      likewise
+    trainer    one attempt after the other, as its exit code says
+
+All start together: vLLM takes longest, and the trainer loads and publishes the first version meanwhile.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from spinrun_api import processes
+from spinrun_api.exit_codes import ExitCode
+from spinrun_api.processes import Process
+from spinrun_api.run import SpinRun
+from spinrun_api.wire import LastWords, Progress
+from spinrun_cli.local import machine as machines
+from spinrun_cli.local.child import Child, free_port
+from spinrun_cli.local.folder import RunFolder
+from spinrun_cli.local.machine import Machine
+from spinrun_cli.local.policy import Action, after, backoff_seconds
+from spinrun_cli.local.reporter import Reporter
+from spinrun_cli.local.view import View
+from spinrun_worker.ledger import LedgerError, read_metrics
+
+T = TypeVar("T")
+
+LOOPBACK = "127.0.0.1"
+MAX_DEATHS = 5
+"""A vLLM or agent that has died this often and never answered will not answer the next time either."""
+POLL_SECONDS = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the run ended, for now."""
+
+    exit_code: int
+    """Exit code of the command."""
+    message: str
+    """What happened and what to do."""
+    words: LastWords | None = None
+    """What the trainer said as it ended."""
+
+
+class GaveUpError(Exception):
+    """A process does not start, however often."""
+
+
+class Rollout:
+    """A vLLM and its agent, and their ports."""
+
+    def __init__(self, index: int, folder: RunFolder, ports: set[int]) -> None:
+        self.index = index
+        self.vllm = Child(f"vllm-{index}", folder.logs / f"vllm-{index}.log")
+        self.agent = Child(f"agent-{index}", folder.logs / f"agent-{index}.log")
+        self.scratch = folder.scratch / f"agent-{index}"
+        self.vllm_port = free_port(ports)
+        self.agent_port = free_port(ports)
+
+    @property
+    def url(self) -> str:
+        """Where the trainer finds the agent."""
+        return f"http://{LOOPBACK}:{self.agent_port}"
+
+
+class Supervisor:
+    """One run from its first process to its last."""
+
+    def __init__(
+        self,
+        run: SpinRun,
+        folder: RunFolder,
+        reporter: Reporter,
+        *,
+        machine: Machine | None = None,
+        backoff: Callable[[int], float] = backoff_seconds,
+        checkpoint_seconds: float = 60.0,
+        stop_seconds: float = 15.0,
+    ) -> None:
+        """Prepare everything and start nothing.
+
+        machine: None: found out by the probe. backoff: seconds to wait after a number of failures in a row.
+        checkpoint_seconds: time for the trainer to end in good order. stop_seconds: the same for vLLM and agents.
+        """
+        self.run_ = run
+        self.folder = folder
+        self.reporter = reporter
+        self.machine = machine
+        self.backoff = backoff
+        self.checkpoint_seconds = checkpoint_seconds
+        self.stop_seconds = stop_seconds
+        self.view = View(run.metadata.name, str(folder.root))
+        self._ports: set[int] = set()
+        self.probe = Child("probe", folder.logs / "probe.log")
+        self.rollouts = [Rollout(index, folder, self._ports) for index in range(run.spec.rollout.replicas)]
+        self.trainer = Child("trainer", folder.logs / "trainer.log")
+        self.trainer_port = 0
+        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._environment[processes.TOKEN_FILE] = str(folder.token_file)
+        self._client = httpx.AsyncClient(timeout=5.0, trust_env=False)
+        self._signals = 0
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        # Children that we end ourselves, because the port of one that they talk to has changed.
+        self._moved: set[Child] = set()
+
+    async def run(self) -> Outcome:
+        """Run until the trainer is done, gives up, or a signal asks to stop. No child is left when this returns."""
+        watch = asyncio.create_task(self._watch())
+        try:
+            with self._signals_handled():
+                outcome = await first_of(self._work(), self._asked_to_stop())
+                await self._end_all()
+                return outcome
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await self._client.aclose()
+
+    async def _work(self) -> Outcome:
+        try:
+            self.machine = self.machine or await self._probe()
+            return await first_of(
+                self._train(),
+                *(self._keep_vllm(rollout, self.machine) for rollout in self.rollouts),
+                *(self._keep_agent(rollout) for rollout in self.rollouts),
+            )
+        except GaveUpError as error:
+            return Outcome(ExitCode.FAILED, str(error))
+
+    async def _asked_to_stop(self) -> Outcome:
+        await self._stop.wait()
+        return Outcome(128 + self._signals, "stopped; go on with --resume")
+
+    async def _probe(self) -> Machine:
+        self._state(self.probe, "starting")
+        await self.probe.start(machines.PROBE, self._environment)
+        code = await self.probe.wait()
+        del self.view.children[self.probe.name]
+        lines = self.probe.last_lines()
+        try:
+            return machines.parse(lines[-1])
+        except (IndexError, ValueError, KeyError, TypeError) as error:
+            raise GaveUpError(_with_log(f"this machine could not be measured (exit code {code})", self.probe)) from error
+
+    # Rollouts
+
+    async def _keep_vllm(self, rollout: Rollout, machine: Machine) -> Outcome:
+        def move() -> None:
+            rollout.vllm_port = free_port(self._ports)
+            self._restart(rollout.agent)
+
+        return await self._keep(
+            rollout.vllm,
+            lambda: self._vllm_process(rollout, machine),
+            lambda: f"http://{LOOPBACK}:{rollout.vllm_port}/health",
+            move,
+        )
+
+    async def _keep_agent(self, rollout: Rollout) -> Outcome:
+        def move() -> None:
+            rollout.agent_port = free_port(self._ports)
+            self._restart(self.trainer)
+
+        return await self._keep(rollout.agent, lambda: self._agent_process(rollout), lambda: f"{rollout.url}/healthz", move)
+
+    async def _keep(
+        self, child: Child, process: Callable[[], Process], health_url: Callable[[], str], move: Callable[[], None]
+    ) -> Outcome:
+        """Start a child again whenever it dies. Raises GaveUpError when it never answers."""
+        deaths, ever_healthy = 0, False
+        while True:
+            self._state(child, "restarting" if deaths else "starting")
+            await child.start(process(), self._environment)
+            code, healthy = await self._life(child, health_url())
+            if child in self._moved:
+                self._moved.discard(child)
+                continue
+            deaths = 1 if healthy else deaths + 1
+            ever_healthy = ever_healthy or healthy
+            self._state(child, "died")
+            if child.found_port_taken():
+                self.reporter.warn(f"{child.name}: somebody else took its port; another one is tried")
+                move()
+            elif deaths == 1:
+                self.reporter.warn(_with_log(f"{child.name} ended with exit code {code} and is started again", child))
+            if deaths >= MAX_DEATHS and not ever_healthy:
+                raise GaveUpError(_with_log(f"{child.name} does not start: exit code {code}, {deaths} times", child))
+            await asyncio.sleep(self.backoff(deaths))
+
+    async def _life(self, child: Child, health_url: str) -> tuple[int, bool]:
+        """Wait for a child's end. Its exit code, and whether it ever answered."""
+        ended = asyncio.create_task(child.wait())
+        healthy = False
+        while not ended.done():
+            if not healthy and await self._answers(health_url):
+                healthy = True
+                self._state(child, "ready")
+            await asyncio.wait({ended}, timeout=POLL_SECONDS)
+        return ended.result(), healthy
+
+    async def _answers(self, url: str) -> bool:
+        with suppress(httpx.HTTPError):
+            return (await self._client.get(url)).is_success
+        return False
+
+    def _restart(self, child: Child) -> None:
+        """End a child so that it is started anew with other ports; that is no failure of its own."""
+        if child.running:
+            self._moved.add(child)
+            child.terminate()
+
+    def _vllm_process(self, rollout: Rollout, machine: Machine) -> Process:
+        spec = self.run_.spec
+        dtype = machine.dtype if spec.model.dtype == "auto" else spec.model.dtype
+        if machine.accelerator == "cuda":
+            return self._vllm_on_gpus(rollout, machine, dtype)
+        cores = machines.share_cores(sorted(os.sched_getaffinity(0)), len(self.rollouts))[rollout.index]
+        return processes.vllm(self.run_, accelerator="cpu", dtype=dtype, port=rollout.vllm_port, cores=cores)
+
+    def _vllm_on_gpus(self, rollout: Rollout, machine: Machine, dtype: str) -> Process:
+        plan = self._gpu_plan(machine)
+        run = self.run_
+        if plan.memory_share is not None:
+            arguments = {"gpu-memory-utilization": str(plan.memory_share)} | run.spec.rollout.engine_args
+            rollout_spec = run.spec.rollout.model_copy(update={"engine_args": arguments})
+            run = run.model_copy(update={"spec": run.spec.model_copy(update={"rollout": rollout_spec})})
+        process = processes.vllm(run, accelerator="cuda", dtype=dtype, port=rollout.vllm_port)
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(plan.rollouts[rollout.index])}
+        return Process(process.command, process.environment | visible)
+
+    def _gpu_plan(self, machine: Machine) -> machines.GpuPlan:
+        spec = self.run_.spec
+        return machines.share_gpus(
+            machine.gpus,
+            replicas=len(self.rollouts),
+            per_rollout=spec.rollout.tensor_parallel_size,
+            ranks=spec.trainer.procs_per_node,
+        )
+
+    def _agent_process(self, rollout: Rollout) -> Process:
+        rollout.scratch.mkdir(parents=True, exist_ok=True)
+        return processes.agent(
+            run_file=str(self.folder.run_file),
+            ledger=str(self.folder.ledger),
+            scratch=str(rollout.scratch),
+            port=rollout.agent_port,
+            vllm_port=rollout.vllm_port,
+            host=LOOPBACK,
+        )
+
+    # Trainer
+
+    async def _train(self) -> Outcome:
+        """One attempt after the other, until one completes or no other is to follow."""
+        lifecycle = self.run_.spec.lifecycle
+        failures = 0
+        while True:
+            code, words = await self._attempt()
+            action = Action.RESTART_UNCOUNTED if self.trainer in self._moved else after(code, lifecycle.failure_policy)
+            self._moved.discard(self.trainer)
+            what = words.message if words else f"exit code {code}, and no last words"
+            if action is Action.COMPLETE:
+                return Outcome(ExitCode.COMPLETE, what, words)
+            if action is Action.STOP:
+                return Outcome(ExitCode.FAILED, f"the ledger cannot be written: {what}; then go on with --resume", words)
+            if action is Action.FAIL:
+                return Outcome(_exit_code(code), f"the trainer ended: {what} (log: {self.trainer.log})", words)
+            failures += action is Action.RESTART
+            if failures > lifecycle.backoff_limit:
+                limit = f"after {failures} failed attempts (lifecycle.backoffLimit {lifecycle.backoff_limit})"
+                return Outcome(ExitCode.FAILED, _with_log(f"the trainer failed {limit}: {what}", self.trainer), words)
+            seconds = self.backoff(max(failures, 1))
+            self._state(self.trainer, "restarting")
+            self.reporter.warn(f"attempt {self.view.attempt} of the trainer ended: {what}; the next starts in {seconds:g} s")
+            await asyncio.sleep(seconds)
+
+    async def _attempt(self) -> tuple[int, LastWords | None]:
+        """One life of the trainer: its exit code and last words."""
+        self.folder.forget_last_words()
+        attempt = self.view.attempt = self.folder.next_attempt()
+        self.trainer_port = free_port(self._ports)
+        self._state(self.trainer, "starting")
+        await self.trainer.start(self._trainer_process(attempt), self._environment)
+        code = await self.trainer.wait()
+        return code, self.folder.last_words()
+
+    def _trainer_process(self, attempt: int) -> Process:
+        process = processes.trainer(
+            self.run_,
+            run_file=str(self.folder.run_file),
+            ledger=str(self.folder.ledger),
+            attempt=attempt,
+            port=self.trainer_port,
+            host=LOOPBACK,
+        )
+        environment = {
+            processes.ROLLOUTS: ",".join(rollout.url for rollout in self.rollouts),
+            processes.TERMINATION_LOG: str(self.folder.last_words_file),
+        }
+        if self.machine is not None and self.machine.accelerator == "cuda":
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpu_plan(self.machine).trainer)
+        return Process(process.command, process.environment | environment)
+
+    # Watching and ending
+
+    async def _watch(self) -> None:
+        """Ask rank 0 how far it is, and show it."""
+        while True:
+            await self._look()
+            self.reporter.show(self.view)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _look(self) -> None:
+        if not self.trainer.running:
+            return
+        try:
+            response = await self._client.get(f"http://{LOOPBACK}:{self.trainer_port}/progress")
+            progress = Progress.model_validate_json(response.content)
+        except (httpx.HTTPError, ValidationError):
+            return  # not up yet, or about to end
+        if progress.uid != self.run_.metadata.uid:
+            return
+        self._state(self.trainer, "ready")
+        self.view.progress = progress
+        if self.view.initial_accuracy is None and progress.metrics.accuracy is not None:
+            self.view.initial_accuracy = self._accuracy_of_version_0()
+
+    def _accuracy_of_version_0(self) -> float | None:
+        try:
+            lines = read_metrics(self.folder.ledger / "metrics.jsonl")
+        except LedgerError:
+            return None
+        return next((line.values.get("accuracy") for line in lines if line.event == "evaluation" and line.version == 0), None)
+
+    def _state(self, child: Child, state: str) -> None:
+        self.view.children[child.name] = state
+
+    @contextmanager
+    def _signals_handled(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in STOP_SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+            return
+        self._signals = number
+        self._stop.set()
+        if self.trainer.running:
+            self.reporter.say("stopping: the trainer saves a checkpoint; Ctrl-C again stops at once")
+
+    async def _end_all(self) -> None:
+        """End every child: the trainer first, while it can still save, then the others."""
+        others = [self.probe, *(child for rollout in self.rollouts for child in (rollout.agent, rollout.vllm))]
+        hurry = asyncio.create_task(self._kill_when_asked([self.trainer, *others]))
+        started = time.monotonic()
+        await self.trainer.stop(self.checkpoint_seconds)
+        await asyncio.gather(*(child.stop(self.stop_seconds) for child in others))
+        hurry.cancel()
+        if self._stop.is_set():
+            self.reporter.say(f"all processes have ended after {time.monotonic() - started:.1f} s")
+
+    async def _kill_when_asked(self, children: list[Child]) -> None:
+        await self._hurry.wait()
+        self.reporter.warn("stopping at once")
+        while True:
+            for child in children:
+                child.kill()
+            await asyncio.sleep(0.1)
+
+
+async def first_of(*coroutines: Awaitable[T]) -> T:
+    """The result, or the exception, of whichever ends first; the others are cancelled."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _exit_code(code: int) -> int:
+    """The command's own exit code for a trainer that is not to be tried again."""
+    return code if code == ExitCode.INVALID_CONFIGURATION else ExitCode.FAILED
+
+
+def _with_log(message: str, child: Child) -> str:
+    lines = child.last_lines()
+    return "\n".join([f"{message}. The end of {child.log}:", *(f"  | {line}" for line in lines or ["(empty)"])])
