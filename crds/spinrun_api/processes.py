@@ -27,6 +27,9 @@ RENDEZVOUS_PORT = 29400
 # Name under which vLLM serves the policy, whatever its source.
 SERVED_MODEL = "policy"
 
+# vLLM's own CPU worker keeps the old output layer when it reloads a model with tied embeddings.
+CPU_WORKER = "spinrun_worker.rollout.vllm_cpu_worker.CpuWorker"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -51,6 +54,9 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
         "max-model-len": run.spec.data.max_prompt_tokens + rollout.max_tokens,
         "tensor-parallel-size": rollout.tensor_parallel_size,
         "enable-prefix-caching": True,
+        # What the model's authors recommend for sampling would change the distribution that the loss takes samples to be from.
+        # Their end tokens still count.
+        "generation-config": "vllm",
         "disable-uvicorn-access-log": True,
     }
     if model.revision:
@@ -63,7 +69,7 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
     if accelerator == "cpu":
         # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
         # prompt's samples would pay for the prompt again. 32 is the smallest that starts.
-        arguments |= {"block-size": 32, "max-num-seqs": 256, "enforce-eager": True}
+        arguments |= {"block-size": 32, "max-num-seqs": 256, "enforce-eager": True, "worker-cls": CPU_WORKER}
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
         if cores is not None:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = cores

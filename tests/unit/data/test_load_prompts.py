@@ -226,12 +226,13 @@ def test_the_generators_splits_are_disjoint():
     "evaluation", [Evaluation(source="arithmetic", split="train"), Evaluation(source="arithmetic", config="addition-20")]
 )
 def test_generated_questions_that_are_trained_on_cannot_be_held_out(evaluation: Evaluation):
-    with pytest.raises(ConfigurationError, match=r"data\.evaluation: \d+ of \d+ held-out questions are also trained on"):
+    with pytest.raises(ConfigurationError, match=r"data\.evaluation: \d+ of \d+ held-out prompts are also trained on"):
         check_disjoint(load(Prompts(source="arithmetic")), load(evaluation))
 
 
-def test_shared_prompts_of_other_data_are_counted(tmp_path: Path):
+def test_shared_prompts_of_other_data_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     source = write(tmp_path, [{"prompt": "same"}, {"prompt": "same"}, {"prompt": "other"}])
     (tmp_path / "test").mkdir()
     held_out = write(tmp_path / "test", [{"prompt": "same"}, {"prompt": "new"}])
     assert check_disjoint(load(Prompts(source=source)), load(Evaluation(source=held_out))) == 1
+    assert "data.evaluation: 1 of 2 held-out prompts are also trained on" in caplog.text

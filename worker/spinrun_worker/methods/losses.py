@@ -5,8 +5,8 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 class PairLoss(Protocol):
@@ -40,7 +40,7 @@ def sigmoid(
     Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3.
     """
     scaled_B = beta * ((policy_chosen_B - reference_chosen_B) - (policy_rejected_B - reference_rejected_B))
-    return -(1 - label_smoothing) * F.logsigmoid(scaled_B) - label_smoothing * F.logsigmoid(-scaled_B)
+    return -(1 - label_smoothing) * logsigmoid(scaled_B) - label_smoothing * logsigmoid(-scaled_B)
 
 
 LOSSES: Mapping[str, PairLoss] = {"sigmoid": sigmoid}

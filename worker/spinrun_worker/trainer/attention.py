@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from spinrun_worker.trainer.logprobs import at_least_fp32
 
 IMPLEMENTATION = "spinrun_pairs"
 
@@ -125,14 +127,14 @@ def _attend(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if softcap is not None:
         return _softcapped(query, key, value, cast(Tensor, mask), scaling=scaling, softcap=softcap)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
 
 
 def _softcapped(query: Tensor, key: Tensor, value: Tensor, mask_QK: Tensor, *, scaling: float | None, softcap: float) -> Tensor:
     """Attention whose scores are bounded to ±softcap, as in Gemma 2; no fused kernel has it."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = softcap * torch.tanh((query @ key.transpose(-1, -2)) * (scale / softcap))
-    weights = scores.float().masked_fill(~mask_QK, float("-inf")).softmax(dim=-1)
+    weights = at_least_fp32(scores).masked_fill(~mask_QK, float("-inf")).softmax(dim=-1)
     return weights.to(value.dtype) @ value
 
 

@@ -227,6 +227,7 @@ class Collector:
                 self._welcome(url)
             for url in self._agents.keys() - urls:
                 if not self._agents[url].calls:
+                    logger.info("rollout %s: gone", url)
                     self._dismiss(url)
             self.happened()
             await asyncio.sleep(self.limits.resolve_seconds)
@@ -243,7 +244,6 @@ class Collector:
         # Woken too, because aiohttp loses a cancellation that comes together with a time-out: the follower sees that it can go.
         self._agents.pop(url).wake.set()
         self._followers.pop(url).cancel()
-        logger.info("rollout %s: gone", url)
 
     async def _follow(self, agent: Agent) -> None:
         """Ask an agent how it stands and tell it what is wanted, as long as it is one of ours."""

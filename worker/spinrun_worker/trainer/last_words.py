@@ -1,7 +1,8 @@
 """The trainer's last words: why it ended, as an exit code and as the pod's termination message.
 
 The first to speak is nearest to the cause: when one rank fails, the others fail soon after because it is gone. So later
-words never replace earlier ones.
+words do not replace earlier ones, unless they are the same and tell more: all ranks say why all of them stop, but only rank 0
+knows the accuracy.
 """
 
 import fcntl
@@ -75,7 +76,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def say(words: LastWords, *, replace: bool = False) -> None:
-    """Write last words to the termination log, if there is one and it is empty, and to stderr as one line.
+    """Write last words to the termination log, if there is one, and to stderr as one line.
 
     replace: whatever was said before was a consequence of this. Never raises: the exit code must still get out.
     """
@@ -92,12 +93,22 @@ def say(words: LastWords, *, replace: bool = False) -> None:
 def _write(path: Path, document: bytes, *, replace: bool) -> None:
     # In place: Kubernetes mounts this very file into the container, so nothing can be renamed over it. The lock keeps ranks
     # of one machine apart; the file is never on the shared volume.
-    with path.open("ab") as file:
+    with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if replace:
+        file.seek(0)
+        if replace or _is_news(document, file.read(MAX_BYTES)):
             file.truncate(0)
-        if os.fstat(file.fileno()).st_size == 0:
             file.write(document)
+
+
+def _is_news(document: bytes, earlier: bytes) -> bool:
+    """Whether no words were said before, or the same ones without something that these add."""
+    try:
+        before = LastWords.model_validate_json(earlier).to_document()
+    except ValueError:
+        return True
+    now = LastWords.model_validate_json(document).to_document()
+    return now.keys() > before.keys() and now | before == now
 
 
 def hush() -> None:

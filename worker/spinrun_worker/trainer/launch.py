@@ -1,15 +1,15 @@
 """The launcher: starts the ranks of one node and ends as they end.
 
-    python -m spinrun_worker.trainer.launch --nodes 2 --procs-per-node 8 --node-rank 1 --rendezvous HOST:PORT -- <the ranks' own>
-
-It sets the environment that torchrun sets, but ranks are static: rank 0 is on node 0, whose address the operator knows, and a
-restarted attempt has the same ranks, which an exact resume needs. torchrun's agent has neither, its exit code is 1 whatever
-a rank's was, it gives ranks 30 s at most, and sends a second SIGTERM to those that are still writing their checkpoint when the
-first has ended. The launcher imports no torch, so that it starts at once and stays small beside the ranks.
+    python -m spinrun_worker.trainer.launch --nodes 2 --procs-per-node 8 --node-rank 1 --rendezvous HOST:PORT <the ranks' own>
 
     a signal to the launcher   goes to the ranks, which have --grace-seconds to end
     a rank fails               the others have --peer-seconds to end by themselves
     the launcher dies          the kernel kills the ranks
+
+It sets the environment that torchrun sets, but not by torchrun's elastic agent, for four reasons. An attempt never changes its
+ranks, and rank 0 must be on node 0, where the operator looks for it; the agent numbers nodes as it likes. Exit codes are a
+contract; the agent's is 1 whatever a rank's was. When the first rank ends after a SIGTERM, the agent sends another to those that
+still write the checkpoint, and kills them 30 s later. And it holds all of torch beside the ranks; this imports none of it.
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """The learner: reference log-probs and optimizer steps over pairs, the same on one rank or many."""
 
+# ruff: noqa: N815 - shape suffixes
 # P = pairs of a step, B = pairs of a micro-batch, S = completions (2B)
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -67,13 +69,9 @@ class Learner:
 
         pairs: those of one step. They are packed as `step` packs them, so that its forward pass gives the same bits.
         """
-        logprobs_P2 = torch.zeros(len(pairs), 2, dtype=torch.float64)
-        for micro in self._micro_batches(pairs):
-            logprobs_B2 = self._forward(micro)
-            logprobs_P2[list(micro.pair_indices)] = logprobs_B2[: len(micro.pair_indices)].double().cpu()
+        parts = [self._forward(micro) for micro in self._micro_batches(pairs)]
         self.policy.release()
-        self._sum_over_ranks(logprobs_P2)
-        return [(chosen, rejected) for chosen, rejected in logprobs_P2.tolist()]
+        return [(chosen, rejected) for chosen, rejected in self._everyones(parts, len(pairs)).tolist()]
 
     def step(
         self, pairs: Sequence[Pair], *, learning_rate: float, should_stop: Callable[[], bool] | None = None
@@ -81,32 +79,36 @@ class Learner:
         """One optimizer step on the pairs of all ranks; None when any rank's should_stop says so between two micro-batches.
 
         The loss is the sum over pairs divided by their number: packing and number of ranks change only its rounding.
-        Raises ValueError for no pairs or pairs without reference; NonFiniteError, on all ranks, instead of a step that would break
-        the weights.
+        Raises ValueError for no pairs or pairs without reference; NonFiniteError, on all ranks, instead of a step that would
+        break the weights.
         """
         reference_P2 = _reference(pairs)
-        logprobs_P2 = torch.zeros(len(pairs), 2, dtype=torch.float64)
+        parts: list[_Part] = []
         for micro in self._micro_batches(pairs):
             if self._any(should_stop is not None and should_stop()):
                 self.optimizer.zero_grad()
                 return None
-            logprobs_B2 = self._forward(micro)
-            self._share_of_loss(logprobs_B2, reference_P2, micro.pair_indices).backward()
-            logprobs_P2[list(micro.pair_indices)] = logprobs_B2.detach()[: len(micro.pair_indices)].double().cpu()
-        self._sum_over_ranks(logprobs_P2)
+            part = self._forward(micro)
+            self._share_of_loss(part, reference_P2).backward()
+            parts.append(_Part(part.indices, part.logprobs_B2.detach()))
+        policy_P2 = self._everyones(parts, len(pairs))
+        losses_P = self._losses(policy_P2, reference_P2)
         grad_norm = self._clip_gradients()
-        figures = self._figures(logprobs_P2, reference_P2) | {
-            "grad_norm": grad_norm,
-            "lr": learning_rate,
-            "tokens": float(sum(pair.num_tokens for pair in pairs)),
-            "pairs": float(len(pairs)),
-        }
-        self._check_finite(pairs, logprobs_P2, figures)
+        self._check_finite(pairs, policy_P2, losses_P, grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return StepResult(figures)
+        return StepResult(
+            {
+                "loss": losses_P.mean().item(),
+                **_preference_figures(policy_P2, reference_P2, self.method.beta),
+                "grad_norm": grad_norm,
+                "lr": learning_rate,
+                "tokens": float(sum(pair.num_tokens for pair in pairs)),
+                "pairs": float(len(pairs)),
+            }
+        )
 
     def _micro_batches(self, pairs: Sequence[Pair]) -> list[MicroBatch]:
         """This rank's share of a step."""
@@ -117,39 +119,33 @@ class Learner:
         )
         return [pack(pairs, indices) for indices in plan[self._rank]]
 
-    def _forward(self, micro: MicroBatch) -> Tensor:
-        """[B, 2] summed log-probs of chosen and rejected; one row that counts for nothing when there is no pair."""
-        return cast(Tensor, self.policy(micro.to(self._device))).view(-1, 2)
+    def _forward(self, micro: MicroBatch) -> "_Part":
+        logprobs_S = cast(Tensor, self.policy(micro.to(self._device)))
+        return _Part(micro.pair_indices, logprobs_S.view(-1, 2))
 
-    def _share_of_loss(self, logprobs_B2: Tensor, reference_P2: Tensor, indices: Sequence[int]) -> Tensor:
+    def _share_of_loss(self, part: "_Part", reference_P2: Tensor) -> Tensor:
         """Scalar: what these pairs add to the step's loss."""
-        if not indices:
-            # The backward pass must run, because the other ranks wait for its collectives.
-            return logprobs_B2.sum() * 0.0
-        reference_B2 = reference_P2[list(indices)].to(logprobs_B2)
-        return self._losses(logprobs_B2, reference_B2).sum() / len(reference_P2)
+        if not part.indices:
+            # A row that counts for nothing. Its backward pass must run, because the other ranks wait for its collectives.
+            return part.logprobs_B2.sum() * 0.0
+        reference_B2 = reference_P2[list(part.indices)].to(part.logprobs_B2)
+        return self._losses(part.logprobs_B2, reference_B2).sum() / len(reference_P2)
+
+    def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
+        """[P, 2] log-probs of all pairs of the step in order, fp64, on every rank and on the CPU."""
+        logprobs_P2 = torch.zeros(num_pairs, 2, dtype=torch.float64)
+        for part in parts:
+            if part.indices:
+                logprobs_P2[list(part.indices)] = part.logprobs_B2.double().cpu()
+        if self._world_size > 1:
+            # A pair is on one rank and zero on the others, so that its sum is itself, bit for bit.
+            dist.all_reduce(logprobs_P2, group=self._control)
+        return logprobs_P2
 
     def _losses(self, policy_B2: Tensor, reference_B2: Tensor) -> Tensor:
         """[B] loss of each pair."""
         beta, label_smoothing = self.method.beta, self.method.label_smoothing
         return self._loss(*policy_B2.unbind(1), *reference_B2.unbind(1), beta=beta, label_smoothing=label_smoothing)
-
-    def _figures(self, policy_P2: Tensor, reference_P2: Tensor) -> dict[str, float]:
-        """Means over the step's pairs, from the log-probs that every rank has."""
-        rewards_P2 = self.method.beta * (policy_P2 - reference_P2)
-        margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]
-        means = {
-            "loss": self._losses(policy_P2, reference_P2),
-            "logps/chosen": policy_P2[:, 0],
-            "logps/rejected": policy_P2[:, 1],
-            "ref_logps/chosen": reference_P2[:, 0],
-            "ref_logps/rejected": reference_P2[:, 1],
-            "rewards/chosen": rewards_P2[:, 0],
-            "rewards/rejected": rewards_P2[:, 1],
-            "rewards/margins": margins_P,
-            "rewards/accuracies": (margins_P > 0).double(),
-        }
-        return {name: values_P.mean().item() for name, values_P in means.items()}
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
@@ -160,17 +156,17 @@ class Learner:
             clip_grads_with_norm_(parameters, self.trainer.max_grad_norm, norm)
         return norm.item()
 
-    def _check_finite(self, pairs: Sequence[Pair], logprobs_P2: Tensor, figures: dict[str, float]) -> None:
+    def _check_finite(self, pairs: Sequence[Pair], policy_P2: Tensor, losses_P: Tensor, grad_norm: float) -> None:
         """Every rank has the same numbers, so that all raise or none."""
-        finite_P = logprobs_P2.isfinite().all(dim=1)
-        if finite_P.all() and all(torch.isfinite(torch.tensor([figures["loss"], figures["grad_norm"]]))):
+        finite_P = policy_P2.isfinite().all(dim=1) & losses_P.isfinite()
+        if finite_P.all() and math.isfinite(grad_norm):
             return
         self.optimizer.zero_grad()
         suspects = [pair for pair, finite in zip(pairs, finite_P.tolist(), strict=True) if not finite] or pairs
         names = ", ".join(pair.prompt_id for pair in suspects[:8]) + (" …" if len(suspects) > 8 else "")
         raise NonFiniteError(
-            f"the step has loss {figures['loss']} and gradient norm {figures['grad_norm']}, and was not taken. Pairs of prompts: {names}. "
-            "Lower trainer.learningRate or method.beta; a model that overflows in bfloat16 from the start cannot be trained so"
+            f"the step has loss {losses_P.mean().item()} and gradient norm {grad_norm}, and was not taken. Its pairs are of "
+            f"prompts {names}: lower trainer.learningRate or method.beta"
         )
 
     def _any(self, flag: bool) -> bool:
@@ -180,10 +176,30 @@ class Learner:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
         return bool(votes)
 
-    def _sum_over_ranks(self, values: Tensor) -> None:
-        """In place. Where only one rank has something else than zero, the sum is that, bit for bit."""
-        if self._world_size > 1:
-            dist.all_reduce(values, group=self._control)
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a micro-batch gave: [B, 2] summed log-probs of chosen and rejected. Without indices the one row is no pair's."""
+
+    indices: tuple[int, ...]
+    logprobs_B2: Tensor
+
+
+def _preference_figures(policy_P2: Tensor, reference_P2: Tensor, beta: float) -> dict[str, float]:
+    """Means over the step's pairs."""
+    rewards_P2 = beta * (policy_P2 - reference_P2)
+    margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+    means = {
+        "logps/chosen": policy_P2[:, 0],
+        "logps/rejected": policy_P2[:, 1],
+        "ref_logps/chosen": reference_P2[:, 0],
+        "ref_logps/rejected": reference_P2[:, 1],
+        "rewards/chosen": rewards_P2[:, 0],
+        "rewards/rejected": rewards_P2[:, 1],
+        "rewards/margins": margins_P,
+        "rewards/accuracies": (margins_P > 0).double(),
+    }
+    return {name: values_P.mean().item() for name, values_P in means.items()}
 
 
 def _reference(pairs: Sequence[Pair]) -> Tensor:

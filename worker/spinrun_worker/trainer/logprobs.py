@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
@@ -15,6 +15,11 @@ LogitTransform = Callable[[Tensor], Tensor]
 
 MAX_LOGITS = 1 << 25
 """Most logits at once: 128 MiB in fp32."""
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is when it is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
@@ -54,9 +59,8 @@ def token_logprobs(
     """
 
     def logprobs(hidden: Tensor, target: Tensor) -> Tensor:
-        logits = head(hidden)
-        logits = transform(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-        return -F.cross_entropy(logits, target, reduction="none")
+        logits = transform(at_least_fp32(head(hidden)))
+        return -cross_entropy(logits, target, reduction="none")
 
     chunk = max(1, max_logits // vocabulary_size)
     hidden_chunks, target_chunks = hidden_CD.split(chunk), target_C.split(chunk)

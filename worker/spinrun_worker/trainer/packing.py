@@ -4,6 +4,8 @@ A pair lies as [prompt][chosen][rejected]: its prompt is computed once and serve
 continues the prompt's positions and does not see the chosen one (`attention.py`).
 """
 
+# ruff: noqa: N815 - shape suffixes
+
 # P = pairs, S = completions (2P: chosen and rejected of each pair), T = packed tokens, C = tokens of the completions
 
 import heapq

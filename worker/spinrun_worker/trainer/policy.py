@@ -8,14 +8,14 @@ loaded, by comparison with its own plain forward pass.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -24,7 +24,7 @@ from spinrun_api.spec import Model
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
-from spinrun_worker.trainer.logprobs import logit_transform, sum_by_completion, token_logprobs
+from spinrun_worker.trainer.logprobs import at_least_fp32, logit_transform, sum_by_completion, token_logprobs
 from spinrun_worker.trainer.packing import MicroBatch, pack
 
 
@@ -33,22 +33,16 @@ class ModelError(ConfigurationError):
 
 
 class Policy(nn.Module):
-    """A causal language model over packed pairs.
-
-    Dropout stays off, because the policy is also the reference that it is compared with.
-    """
+    """A causal language model over packed pairs."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.config = cast(PretrainedConfig, model.config.get_text_config(decoder=True))
+        self.config = model.config.get_text_config(decoder=True)
         self._transform = logit_transform(self.config)
         self._longest_sequence = _longest_sequence(self.config)
-        self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """Evaluation mode, whatever is asked for."""
-        return super().train(False)
+        # Dropout stays off: the policy is also the reference that it is compared with.
+        self.eval()
 
     def forward(self, micro: MicroBatch) -> Tensor:
         """[2P] summed log-probs of the completions in nats, at temperature 1, fp32: of pair 0's chosen and rejected, pair 1's …
@@ -100,8 +94,8 @@ class Policy(nn.Module):
         longest = max(pair.prompt + max(pair.chosen, pair.rejected) for pair in layout.pairs)
         if self._longest_sequence is not None and longest > self._longest_sequence:
             raise UnsupportedModelError(
-                f"a sequence of {longest} tokens is beyond {self._longest_sequence}, where this model's rotary positions change with the "
-                "length (config.rope_parameters): lower data.maxPromptTokens or rollout.maxTokens"
+                f"a sequence of {longest} tokens is beyond {self._longest_sequence}, where this model's rotary positions change "
+                "with the length (config.rope_parameters): lower data.maxPromptTokens or rollout.maxTokens"
             )
 
 
@@ -121,29 +115,34 @@ def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32) -> P
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
     where = f"model.source {model.source!r}" + (f" at revision {model.revision!r}" if model.revision else "")
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        loading = AutoModelForCausalLM.from_pretrained(
             model.source,
             revision=model.revision or "main",
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{where} cannot be loaded as a causal language model: {error}. Name a Hub id or an absolute path of a Hugging Face "
             "folder with config.json and safetensors; a gated model also needs a token"
         ) from error
+    loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loading)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
             names = ", ".join(sorted(map(str, report[kind]))[:5])
             raise ModelError(
-                f"{where} does not fit its config.json, {len(report[kind])} {kind.replace('_', ' ')}: {names}. A model that is loaded in "
-                "part must not be trained: repair the folder, or name the model's own architecture in config.json"
+                f"{where} does not fit its config.json, {len(report[kind])} {kind.replace('_', ' ')}: {names}. A model that is "
+                "loaded in part must not be trained: repair the folder, or name the model's own architecture in config.json"
             )
     if getattr(loaded.config, "quantization_config", None) is not None:
         raise ModelError(f"{where} is quantized (config.quantization_config): name the model that it was made from")
-    return cast(PreTrainedModel, loaded)
+    for parameter in loaded.parameters():
+        # Weights of the wanted type are still the mapped file: unaligned, and on a volume that others write to.
+        parameter.data = parameter.data.clone()
+    return loaded
 
 
 def _longest_sequence(config: PretrainedConfig) -> int | None:
@@ -173,8 +172,8 @@ def _check_layer_types(config: PretrainedConfig) -> None:
     unsupported = set(_layer_types(config)) - {"full_attention", "sliding_attention"}
     if unsupported:
         raise UnsupportedModelError(
-            f"config.layer_types of {config.model_type} has {', '.join(sorted(unsupported))}: packed pairs need layers of full or "
-            "sliding attention, so use another model"
+            f"config.layer_types of {config.model_type} has {', '.join(sorted(unsupported))}: packed pairs need layers of full "
+            "or sliding attention, so use another model"
         )
 
 
@@ -197,8 +196,8 @@ def _check_logprobs(policy: Policy) -> None:
     slides = "sliding_attention" in _layer_types(policy.config)
     if not micro.layout.windows or slides != bool(micro.layout.windows - {None}):
         raise UnsupportedModelError(
-            f"{name} does not hand its attention to transformers' AttentionInterface as config.layer_types and config.sliding_window "
-            "say: use another model"
+            f"{name} does not hand its attention to transformers' AttentionInterface as config.layer_types and "
+            "config.sliding_window say: use another model"
         )
     want_S = torch.stack(
         [plain_logprob(policy.model, pair.prompt, completion) for pair in pairs for completion in (pair.chosen, pair.rejected)]
@@ -225,10 +224,7 @@ def plain_logprob(model: PreTrainedModel, prompt: Sequence[int], completion: Seq
         logits_TV = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
-    target_C = torch.tensor(completion)
-    return -F.cross_entropy(
-        logits_TV[len(prompt) - 1 : -1].to(torch.promote_types(logits_TV.dtype, torch.float32)), target_C, reduction="sum"
-    )
+    return -cross_entropy(at_least_fp32(logits_TV[len(prompt) - 1 : -1]), torch.tensor(completion), reduction="sum")
 
 
 def shard_policy(

@@ -3,6 +3,7 @@
 import os
 import time
 from itertools import chain, repeat
+from typing import Any, cast
 
 import torch
 
@@ -13,8 +14,8 @@ MEASURE_SECONDS = 0.1
 def choose_compute_dtype(device: torch.device) -> tuple[torch.dtype, dict[str, float | str]]:
     """The faster number type of matrix products, and the measurement for the run's record (GFLOP/s by name).
 
-    GPUs: bfloat16. CPUs: whichever of float32 and bfloat16 is faster here, as bfloat16 is anything between twice as fast and eighty
-    times slower. Ranks may measure differently: rank 0 decides for all.
+    GPUs: bfloat16. CPUs: whichever of float32 and bfloat16 is faster here: bfloat16 is anything between twice as fast and
+    eighty times slower. Ranks may measure differently: rank 0 decides for all.
     """
     if device.type != "cpu":
         return torch.bfloat16, {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
@@ -50,7 +51,7 @@ def use_deterministic_algorithms(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Where a kernel has no deterministic form it warns, once, instead of ending the run.
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     else:
         # Setting the number of threads forbids MKL to use fewer when the machine is busy, which would change its sums.
         torch.set_num_threads(torch.get_num_threads())

@@ -117,7 +117,8 @@ class Rank0:
 
     def finish_window(self, number: int, step: int) -> None:
         """Write down a window's figures once its last step is done."""
-        figures = self._figures | self.board.take_seconds()
+        counts = {f"rollouts/{name}_total": float(count) for name, count in self.rollouts.counts.items()}
+        figures = self._figures | counts | self.board.take_seconds()
         self.recorder.record("window", figures, window=number, step=step, version=number)
         logger.info(
             "window %d of %d done: %d pairs, %d ties, reward %.3f",
@@ -238,6 +239,8 @@ def window_figures(groups: Sequence[ScoredGroup], pairing: Pairing) -> dict[str,
         "samples": float(sum(len(group.samples) for group in groups)),
         "pairs": float(len(pairing.pairs)),
         "ties": float(pairing.ties),
+        "identical": float(pairing.identical),
+        "unrated": float(pairing.unrated),
         "dropped_samples": float(pairing.dropped_samples),
         **length_figures(groups),
     }
