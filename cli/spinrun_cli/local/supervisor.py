@@ -142,7 +142,7 @@ class Supervisor:
 
     async def _asked_to_stop(self) -> Outcome:
         await self._stop.wait()
-        return Outcome(128 + self._signals, "stopped; go on with --resume")
+        return Outcome(128 + self._signals, "go on with --resume")
 
     async def _probe(self) -> Machine:
         self._state(self.probe, "starting")
@@ -195,7 +195,7 @@ class Supervisor:
                 self.reporter.warn(f"{child.name}: somebody else took its port; another one is tried")
                 move()
             elif deaths == 1:
-                self.reporter.warn(_with_log(f"{child.name} ended with exit code {code} and is started again", child))
+                self.reporter.warn(_with_log(f"{child.name} ended with exit code {code} and is started again", child, count=5))
             if deaths >= MAX_DEATHS and not ever_healthy:
                 raise GaveUpError(_with_log(f"{child.name} does not start: exit code {code}, {deaths} times", child))
             await asyncio.sleep(self.backoff(deaths))
@@ -405,6 +405,6 @@ def _exit_code(code: int) -> int:
     return code if code == ExitCode.INVALID_CONFIGURATION else ExitCode.FAILED
 
 
-def _with_log(message: str, child: Child) -> str:
-    lines = child.last_lines()
+def _with_log(message: str, child: Child, *, count: int = 20) -> str:
+    lines = child.last_lines(count)
     return "\n".join([f"{message}. The end of {child.log}:", *(f"  | {line}" for line in lines or ["(empty)"])])

@@ -47,7 +47,9 @@ def line(view: View, now: float) -> str:
     parts = [f"[{clock(now - view.started)}]", doing(view)]
     if view.progress is not None:
         progress = view.progress
-        parts += [f"step {progress.step}/{progress.total_steps}", *(f"{name} {value}" for name, value in figures(view))]
+        if progress.total_steps:
+            parts.append(f"step {progress.step}/{progress.total_steps}")
+        parts += [f"{name} {value}" for name, value in figures(view)]
         if progress.eta_seconds:
             parts.append(f"{duration(progress.eta_seconds)} left")
     return "  ".join(parts)

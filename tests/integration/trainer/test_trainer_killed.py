@@ -40,7 +40,7 @@ def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: A
     for change in range(1, num_changes + 1):
         trial = Path(shutil.copytree(prefix, tmp_path / "trial"))
         assert attempts.run(trial, attempt=2, kill_at=change) == -9, attempts.log(2).read_text()
-        where = attempts.log(2).read_text().splitlines()[-1]
+        where = f"change {change} of {num_changes}: {attempts.log(2).read_text().splitlines()[-1]}"
         assert attempts.run(trial, attempt=3) == 0, f"{where}\n{attempts.log(3).read_text()}"
         assert end_state(trial) == want, where
         shutil.rmtree(trial)

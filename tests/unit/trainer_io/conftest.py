@@ -3,7 +3,6 @@
 import inspect
 import multiprocessing
 import runpy
-import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -11,39 +10,39 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.trainer.distributed import Distributed, join_ranks
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 120
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
 
 RunRanks = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="session")
-def context() -> multiprocessing.context.BaseContext:
+def context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "spinrun_worker.trainer.checkpoint"])
+    context.set_forkserver_preload(["torch.distributed.fsdp", "spinrun_worker.trainer.checkpoint", "pytest", "hypothesis"])
     return context
 
 
 @pytest.fixture
 def run_ranks(context: Any) -> Iterator[RunRanks]:
-    """run_ranks(2, scenario, *arguments): what a module's function, called as scenario(ranks, *arguments), returns on each rank."""
+    """run_ranks(2, scenario, *arguments): what scenario(ranks, *arguments), a function of a module, returns on each rank."""
     started: list[Any] = []
 
     def run(world_size: int, scenario: Callable[..., Any], *arguments: Any) -> list[Any]:
-        store = socket.create_server(("127.0.0.1", 0))
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         pipes: list[Connection] = []
         for rank in range(world_size):
             ours, theirs = context.Pipe(duplex=False)
             job = {
                 "rank": rank,
                 "world_size": world_size,
-                "port": store.getsockname()[1],
-                "store": store if rank == 0 else None,
+                "port": store.port,
                 "scenario": (inspect.getfile(scenario), scenario.__name__),
                 "arguments": arguments,
                 "answer": theirs,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinrun_api.documents import InvalidDocumentError, Problem
@@ -50,10 +50,9 @@ def test_foreseen_error_speaks_for_itself() -> None:
 
 
 def test_unforeseen_error_tells_its_class_and_place() -> None:
-    try:
+    with pytest.raises(ValueError) as caught:
         json.loads("nonsense")
-    except ValueError as error:
-        message = describe_failure(error).message
+    message = describe_failure(caught.value).message
     assert message.startswith("json.decoder.JSONDecodeError: Expecting value")
     assert "decoder.py" in message
 
@@ -62,6 +61,7 @@ def words(message: str) -> LastWords:
     return LastWords(result="Failed", reason="RunError", message=message, exit_code=1, window=2)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.text(st.characters(codec=None), max_size=9000) | st.text('\x00\n"€𝄞', min_size=3000, max_size=6000))
 def test_words_fit_and_stay_readable(message: str) -> None:
     document = encode(words(message))
@@ -102,6 +102,19 @@ def test_first_words_stay(log: Path) -> None:
     say(words("the volume is full"))
     say(words("lost rank 1"))
     assert message_in(log) == "the volume is full"
+
+
+def test_same_words_that_tell_more_stay(log: Path) -> None:
+    brief, full = words("asked to stop"), words("asked to stop").model_copy(update={"accuracy": 0.75})
+    for said in (brief, full, brief, full.model_copy(update={"step": 7, "window": 9})):
+        say(said)
+    assert LastWords.model_validate_json(log.read_bytes()) == full
+
+
+def test_file_that_holds_no_words_is_written(log: Path) -> None:
+    log.write_text("[1]")
+    say(words("new"))
+    assert message_in(log) == "new"
 
 
 def test_words_that_know_better_replace_others(log: Path) -> None:

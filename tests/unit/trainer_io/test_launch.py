@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from spinrun_api.processes import TERMINATION_LOG
 from spinrun_worker.trainer.launch import Ending, decisive, parse_rendezvous
 
-LIMIT_SECONDS = 30
+LIMIT_SECONDS = 100
 
 
 class Launch:
@@ -54,6 +55,8 @@ def gone(process: psutil.Process) -> bool:
 PRELUDE = """
     import json, os, signal, sys, time
     from pathlib import Path
+    from spinrun_worker.trainer.lifeline import die_with_parent
+    die_with_parent()
     rank = int(os.environ["RANK"])
     def ready():
         part = Path(f"part-{rank}")
@@ -86,7 +89,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launch]]:
         launched.process.communicate()
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 77])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
 def test_launcher_ends_with_the_exit_code_of_its_ranks(launch: Callable[..., Launch], code: int) -> None:
     assert launch(f"sys.exit({code})").wait() == code
 
@@ -101,24 +104,36 @@ def test_rank_that_names_a_cause_decides(launch: Callable[..., Launch], codes: t
 
 
 @pytest.mark.parametrize(
-    ("endings", "want"),
+    ("codes", "want"),
     [
-        ([Ending(1, -9), Ending(0, 1)], 137),
-        ([Ending(0, 1), Ending(1, -9)], 137),
-        ([Ending(0, 1), Ending(1, -9, killed_by_us=True)], 1),
-        ([Ending(0, -6), Ending(1, 1)], 1),
-        ([Ending(0, -11), Ending(1, 1)], 139),
-        ([Ending(0, 3), Ending(1, -9, killed_by_us=True)], 3),
-        ([Ending(0, 3), Ending(1, 1)], 1),
-        ([Ending(0, -15, asked_to_stop=True), Ending(1, -2, asked_to_stop=True)], 3),
-        ([Ending(0, -15), Ending(1, 0)], 143),
-        ([Ending(0, 77), Ending(1, 1)], 77),
-        ([Ending(0, 0), Ending(1, 0)], 0),
+        ({1: -9, 0: 1}, (1, -9)),
+        ({0: -6, 1: 1}, (1, 1)),
+        ({0: 3, 1: -15}, (0, 3)),
+        ({0: -11, 1: 1}, (0, -11)),
+        ({0: 3, 1: -9}, (1, -9)),
+        ({0: 77, 1: 1}, (0, 77)),
+        ({0: -9, 1: 2}, (1, 2)),
+        ({0: 1, 1: 4}, (1, 4)),
     ],
     ids=str,
 )
-def test_ending_nearest_to_the_cause_decides(endings: Sequence[Ending], want: int) -> None:
-    assert decisive(endings).exit_code == want
+def test_rank_nearest_to_the_cause_decides(codes: dict[int, int], want: tuple[int, int]) -> None:
+    assert decisive(codes) == want
+
+
+@pytest.mark.parametrize(
+    ("ending", "want"),
+    [
+        (Ending(0, 3), 3),
+        (Ending(0, -9), 137),
+        (Ending(0, -15, asked_to_stop=True), 3),
+        (Ending(0, -15), 143),
+        (Ending(0, -9, asked_to_stop=True, out_of_time=True), 137),
+    ],
+    ids=str,
+)
+def test_exit_code_is_the_shells(ending: Ending, want: int) -> None:
+    assert ending.exit_code == want
 
 
 def test_ranks_find_torchruns_environment_and_their_own_arguments(launch: Callable[..., Launch]) -> None:
@@ -161,14 +176,14 @@ def test_rendezvous_is_a_host_and_a_port(text: str, want: tuple[str, int]) -> No
 def test_stop_signal_gives_ranks_time(launch: Callable[..., Launch], number: signal.Signals) -> None:
     program = """
         def stop():
-            time.sleep(rank * 0.5)  # a checkpoint, which ranks do not finish together
+            time.sleep(1)  # a checkpoint
             Path(f"saved-{rank}").touch()
             sys.exit(3)
         on_stop(stop)
         ready()
         time.sleep(60)
     """
-    launched = launch(program, "--peer-seconds", "0.1")
+    launched = launch(program, "--peer-seconds", "1")
     launched.ready(0, 1)
     launched.process.send_signal(number)
     assert launched.wait() == 3
@@ -214,7 +229,7 @@ def test_rank_that_does_not_stop_in_time_is_killed(launch: Callable[..., Launch]
 
 
 def test_killed_rank_ends_the_others(launch: Callable[..., Launch]) -> None:
-    launched = launch("on_stop(lambda: None); ready()\nwhile True: time.sleep(60)", "--peer-seconds", "0.3")
+    launched = launch("ready(); time.sleep(60)")
     survivor, victim = launched.ready(0, 1)
     victim.kill()
     assert launched.wait() == 137
@@ -264,22 +279,38 @@ def test_killed_launcher_leaves_no_rank(launch: Callable[..., Launch]) -> None:
     wait_for(lambda: all(gone(rank) for rank in ranks))
 
 
-def test_children_of_a_rank_end_with_it(launch: Callable[..., Launch]) -> None:
+def test_ranks_of_two_nodes_meet(launch: Callable[..., Launch], tmp_path: Path) -> None:
     program = """
-        import subprocess
-        child = subprocess.Popen(["sleep", "60"])
-        Path("child").write_text(str(child.pid))
-        ready()
+        from spinrun_worker.trainer.distributed import join_ranks
+        with join_ranks("uid-1", accelerator="cpu") as ranks:
+            met = ranks.gather((ranks.rank, ranks.local_rank, os.environ["GROUP_RANK"]))
+        Path(f"met-{rank}").write_text(json.dumps(met))
     """
-    launched = launch(program, ranks=1)
-    assert launched.wait() == 0
-    child = int((launched.folder / "child").read_text())
-    wait_for(lambda: not psutil.pid_exists(child) or gone(psutil.Process(child)))
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    options = ["--nodes", "2", "--rendezvous", f"localhost:{port}", "--node-rank"]
+    nodes = [launch(program, *options, str(node), ranks=1, folder=tmp_path / f"node-{node}") for node in (1, 0)]
+    assert [node.wait() for node in nodes] == [0, 0]
+    for node, rank in zip(nodes, (1, 0), strict=True):
+        assert json.loads((node.folder / f"met-{rank}").read_text()) == [[0, 0, "0"], [1, 0, "1"]]
+
+
+def test_rank_that_fails_alone_decides_although_the_other_loses_it(launch: Callable[..., Launch]) -> None:
+    program = """
+        from spinrun_worker.trainer.distributed import join_ranks
+        with join_ranks("uid-1", accelerator="cpu") as ranks:
+            ranks.barrier()
+            if rank == 1:
+                sys.exit(4)
+            ranks.barrier()
+    """
+    launched = launch(program, "--peer-seconds", "60")
+    started = time.monotonic()
+    assert launched.wait() == 4
+    assert time.monotonic() - started < 60, "the other rank notices by itself"
 
 
 def test_port_that_is_taken_is_named(launch: Callable[..., Launch]) -> None:
-    import socket
-
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         launched = launch("", "--nodes", "2", "--rendezvous", f"localhost:{port}")

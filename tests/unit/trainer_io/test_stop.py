@@ -11,7 +11,7 @@ import pytest
 from spinrun_worker.trainer.distributed import Distributed
 from spinrun_worker.trainer.stop import StopSignal
 
-LIMIT_SECONDS = 30
+LIMIT_SECONDS = 120
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def share_with_a_store_that_goes(ranks: Distributed) -> bool:
         def clone(self) -> "GoneStore":
             return self
 
-        def set(self, key: str, value: str) -> None:
+        def set(self, *_: str) -> None:
             raise RuntimeError("connection reset")
 
     stop = StopSignal()

@@ -1,0 +1,153 @@
+"""Documents that are no valid SpinRun: the CRD and parse_run must refuse each, and name the same field."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+MINIMAL: Json = {
+    "apiVersion": "spinrun.dev/v1alpha1",
+    "kind": "SpinRun",
+    "metadata": {"name": "demo"},
+    "spec": {
+        "model": {"source": "/models/tiny"},
+        "data": {"prompts": {"source": "arithmetic"}},
+        "preference": {"rule": {"kind": "lastNumber"}},
+        "storage": {"size": "1Gi"},
+    },
+}
+"""The smallest document that is valid without a default for the storage."""
+
+MISSING = object()
+"""Stands for the absence of a field."""
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """One way to be wrong: fields to set, by their dotted path, and the field that must be named."""
+
+    changes: Json
+    field: str
+
+    def document(self) -> Json:
+        """The invalid document."""
+        document = copy.deepcopy(MINIMAL)
+        for path, value in self.changes.items():
+            *parents, last = path.split(".")
+            block = document
+            for parent in parents:
+                block = block.setdefault(parent, {})
+            if value is MISSING:
+                block.pop(last)
+            else:
+                block[last] = value
+        return document
+
+
+def wrong(path: str, value: Any, field: str | None = None, **further: Any) -> Invalid:
+    """One field with a wrong value; further fields have double underscores for the dots of their paths."""
+    changes = {name.replace("__", "."): given for name, given in further.items()}
+    return Invalid({path: value} | changes, field or path)
+
+
+INVALID: dict[str, Invalid] = {
+    # Names, from which those of the children are made.
+    "name-too-long": wrong("metadata.name", "a" * 41),
+    "name-with-a-digit-in-front": wrong("metadata.name", "1run"),
+    "name-with-a-dot": wrong("metadata.name", "my.run"),
+    # What is missing or unknown.
+    "no-spec": wrong("spec", MISSING),
+    "no-model": wrong("spec.model", MISSING),
+    "no-source": wrong("spec.model.source", MISSING),
+    "no-prompts": wrong("spec.data.prompts", MISSING),
+    "no-rule": wrong("spec.preference.rule", MISSING),
+    "no-kind-of-rule": wrong("spec.preference.rule.kind", MISSING),
+    "unknown-block": wrong("spec.rollouts", {}),
+    "unknown-field": wrong("spec.rollout.replica", 2),
+    "unknown-field-deep-down": wrong("spec.data.evaluation", {"source": "arithmetic", "every": 2}, "spec.data.evaluation.every"),
+    # Values of another type: nothing is converted.
+    "text-for-a-number": wrong("spec.method.beta", "0.1"),
+    "text-for-an-integer": wrong("spec.rollout.replicas", "2"),
+    "fraction-for-an-integer": wrong("spec.rollout.replicas", 1.5),
+    "truth-for-an-integer": wrong("spec.rollout.replicas", True),
+    "text-for-truth": wrong("spec.storage.retain", "true"),
+    "number-for-text": wrong("spec.model.revision", 7),
+    "list-for-a-block": wrong("spec.trainer", []),
+    "text-for-a-pod-template": wrong("spec.trainer.template", "resources"),
+    "text-for-a-list": wrong("spec.storage.accessModes", "ReadWriteMany"),
+    # Ranges and enumerations.
+    "empty-source": wrong("spec.model.source", ""),
+    "source-too-long": wrong("spec.model.source", "x" * 1025),
+    "unknown-dtype": wrong("spec.model.dtype", "int8"),
+    "beta-zero": wrong("spec.method.beta", 0),
+    "beta-too-large": wrong("spec.method.beta", 1001),
+    "label-smoothing-one-half": wrong("spec.method.labelSmoothing", 0.5),
+    "label-smoothing-negative": wrong("spec.method.labelSmoothing", -0.1),
+    "reference-never-updated": wrong("spec.method.refUpdateFreq", 0),
+    "unknown-method": wrong("spec.method.name", "ppo"),
+    "unknown-loss": wrong("spec.method.loss", "hinge2"),
+    "unknown-pairing": wrong("spec.method.pairing", "random"),
+    "one-sample": wrong("spec.rollout.samplesPerPrompt", 1),
+    "temperature-zero": wrong("spec.rollout.temperature", 0),
+    "top-p-zero": wrong("spec.rollout.topP", 0),
+    "top-p-above-one": wrong("spec.rollout.topP", 1.01),
+    "no-rollout": wrong("spec.rollout.replicas", 0),
+    "no-tokens": wrong("spec.rollout.maxTokens", 0),
+    "no-gpu": wrong("spec.rollout.tensorParallelSize", 0),
+    "no-node": wrong("spec.trainer.nodes", 0),
+    "no-process": wrong("spec.trainer.procsPerNode", 0),
+    "no-learning": wrong("spec.trainer.learningRate", 0),
+    "learning-rate-above-one": wrong("spec.trainer.learningRate", 1.5),
+    "unknown-schedule": wrong("spec.trainer.schedule", "step"),
+    "warmup-negative": wrong("spec.trainer.warmupSteps", -1),
+    "no-gradient": wrong("spec.trainer.maxGradNorm", 0),
+    "weight-decay-negative": wrong("spec.trainer.weightDecay", -0.1),
+    "too-few-tokens-per-micro-batch": wrong("spec.trainer.tokensPerMicroBatch", 15),
+    "no-checkpoint-kept": wrong("spec.trainer.keepCheckpoints", 0),
+    "checkpoint-every-zero-steps": wrong("spec.trainer.checkpointEverySteps", 0),
+    "no-prompt-tokens": wrong("spec.data.maxPromptTokens", 0),
+    "limit-zero": wrong("spec.data.prompts.limit", 0),
+    "shuffle-seed-negative": wrong("spec.data.prompts.shuffleSeed", -1),
+    "evaluation-never": wrong(
+        "spec.data.evaluation", {"source": "arithmetic", "everyWindows": 0}, "spec.data.evaluation.everyWindows"
+    ),
+    "unknown-rule": wrong("spec.preference.rule.kind", "sentiment"),
+    "no-time-for-a-rule": wrong("spec.preference.rule.timeoutSeconds", 0),
+    "backoff-limit-negative": wrong("spec.lifecycle.backoffLimit", -1),
+    "deadline-zero": wrong("spec.lifecycle.activeDeadlineSeconds", 0),
+    "ttl-negative": wrong("spec.lifecycle.ttlSecondsAfterFinished", -1),
+    "unknown-access-mode": wrong("spec.storage.accessModes", ["ReadWriteAll"], "spec.storage.accessModes"),
+    "no-access-mode": wrong("spec.storage.accessModes", []),
+    "size-that-is-none": wrong("spec.storage.size", "lots"),
+    "claim-name-with-a-space": wrong("spec.storage.claimName", "my claim", spec__storage__size=MISSING),
+    "rule-for-success": wrong(
+        "spec.lifecycle.failurePolicy", [{"exitCodes": [0], "action": "Fail"}], "spec.lifecycle.failurePolicy"
+    ),
+    "rule-without-codes": wrong("spec.lifecycle.failurePolicy", [{"exitCodes": [], "action": "Fail"}]),
+    "rule-with-unknown-action": wrong("spec.lifecycle.failurePolicy", [{"exitCodes": [7], "action": "Ignore"}]),
+    "engine-argument-with-dashes": wrong("spec.rollout.engineArgs", {"--max-num-seqs": 256}),
+    "engine-argument-that-is-a-list": wrong("spec.rollout.engineArgs", {"lora-modules": ["a"]}),
+    "engine-argument-that-is-a-fraction": wrong("spec.rollout.engineArgs", {"gpu-memory-utilization": 0.5}),
+    "engine-argument-that-is-truth": wrong("spec.rollout.engineArgs", {"enforce-eager": True}),
+    "entry-point-without-function": wrong("spec.preference.rule.entryPoint", "rewards", spec__preference__rule__kind="python"),
+    # Rules over several fields.
+    "two-durations": wrong("spec.duration", {"windows": 2, "steps": 8}),
+    "no-duration": wrong("spec.duration", {}),
+    "claim-and-size": wrong("spec.storage", {"claimName": "shared", "size": "1Gi"}),
+    "neither-claim-nor-size": wrong("spec.storage", {}),
+    "class-of-an-existing-claim": wrong("spec.storage", {"claimName": "shared", "storageClassName": "nfs"}),
+    "regex-without-pattern": wrong("spec.preference.rule", {"kind": "regex"}),
+    "pattern-without-regex": wrong("spec.preference.rule", {"kind": "exact", "pattern": "a"}),
+    "python-without-entry-point": wrong("spec.preference.rule", {"kind": "python"}),
+    "entry-point-without-python": wrong("spec.preference.rule", {"kind": "math", "entryPoint": "a:b"}),
+    "rule-without-answers": wrong("spec.data.prompts.source", "openai/gsm8k", "data.prompts.answerColumn"),
+    "evaluation-without-answers": wrong("spec.data.evaluation.source", "openai/gsm8k", "data.evaluation.answerColumn"),
+    "regex-over-answers-without-answers": wrong(
+        "spec.data.prompts.source",
+        "openai/gsm8k",
+        "data.prompts.answerColumn",
+        spec__preference__rule__kind="regex",
+        spec__preference__rule__pattern="= {answer}$",
+    ),
+}

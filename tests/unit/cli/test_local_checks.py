@@ -1,0 +1,68 @@
+"""What is found before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from spinrun_api.run import SpinRun
+from spinrun_cli.errors import InvalidInputError
+from spinrun_cli.local.checks import check_sources, for_one_machine, unused_fields
+from spinrun_cli.overrides import read_run
+
+
+def test_a_run_whose_sources_are_there_passes(run_file: Path) -> None:
+    check_sources(read_run(run_file))
+
+
+@pytest.mark.parametrize(
+    ("override", "want"),
+    [
+        ("spec.model.source=/none", "spec.model.source: /none is not a folder"),
+        ("spec.model.source=FOLDER/empty", "its config.json is missing or names no model_type"),
+        ("spec.model.source=FOLDER/broken", "its config.json is missing or names no model_type"),
+        ("spec.model.source=a/b/c", "a/b/c is not the id of a Hub model"),
+        ("spec.model.source=nobody/nothing-like-this", "nobody/nothing-like-this"),
+        ("spec.model.tokenizer=/none", "spec.model.tokenizer: /none is not a folder"),
+        ("spec.data.prompts={source: /none.csv, answerColumn: a}", "spec.data.prompts.source: /none.csv is not a file"),
+        ("spec.data.evaluation={source: FOLDER/data.txt, answerColumn: a}", "must end with one of .jsonl, .parquet, .csv"),
+    ],
+)
+def test_a_source_that_is_missing_is_named_with_its_field(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, want: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("[1, 2")
+    (tmp_path / "data.txt").write_text("x")
+    run = read_run(run_file, [override.replace("FOLDER", str(tmp_path))])
+
+    with pytest.raises(InvalidInputError) as caught:
+        check_sources(run)
+
+    assert want in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "want"),
+    [
+        ([], []),
+        (["spec.storage.size=50Gi"], []),
+        (["spec.storage.size=51Gi", "spec.trainer.nodes=2"], ["spec.storage", "spec.trainer.nodes"]),
+        (
+            ["spec.rollout.template={spec: {}}", "spec.lifecycle.suspend=true"],
+            ["spec.rollout.template", "spec.lifecycle.suspend"],
+        ),
+    ],
+)
+def test_fields_that_only_a_cluster_uses_are_found(run_file: Path, overrides: list[str], want: list[str]) -> None:
+    assert unused_fields(read_run(run_file, overrides)) == want
+
+
+def test_a_run_has_one_trainer_node_on_one_machine(run_file: Path) -> None:
+    run = read_run(run_file, ["spec.trainer.nodes=4", "spec.trainer.procsPerNode=2"])
+
+    here = for_one_machine(run)
+
+    assert (here.spec.trainer.nodes, here.spec.trainer.procs_per_node) == (1, 2)
+    assert SpinRun.model_validate(here.to_document()) == here

@@ -1,0 +1,143 @@
+"""Whether a live object is as wanted, and whose it is."""
+
+from typing import Any
+
+import pytest
+
+from spinrun_operator.api import ApiError
+from spinrun_operator.apply import Applier, covers
+from spinrun_operator.children.services import rollout_service
+from unit.operator.world import run_of
+
+Json = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("live", "wanted", "want"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({}, {"a": 1}, False),
+        ({}, {"a": {}, "b": []}, True),
+        (["x", "y"], ["x"], True),
+        (["y", "x"], ["x"], False),
+        ([{"name": "b"}, {"name": "a", "v": 1}], [{"name": "a", "v": 1}], True),
+        ([{"name": "a", "v": 2}], [{"name": "a", "v": 1}], False),
+        ([{"name": "a", "mountPath": "/x"}, {"name": "a", "mountPath": "/y"}], [{"name": "a", "mountPath": "/y"}], True),
+        ({"cpu": "1"}, {"cpu": "1000m"}, True),
+        ({"memory": "512Mi"}, {"memory": "0.5Gi"}, True),
+        ({"memory": "1G"}, {"memory": "1Gi"}, False),
+        ({"port": "8080"}, {"port": 8080}, True),
+        ({"flag": "true"}, {"flag": True}, False),
+        ({"flag": 1}, {"flag": True}, False),
+        (None, {"a": 1}, False),
+    ],
+)
+def test_covers(live: Any, wanted: Any, want: bool) -> None:
+    assert covers(live, wanted) == want
+
+
+class FakeApi:
+    """An API server with one object, that can change what it is given."""
+
+    def __init__(self, live: Json | None = None, change: Any = None, refusal: ApiError | None = None) -> None:
+        self.live = live
+        self.change = change or (lambda document: document)
+        self.refusal = refusal
+        self.applied: list[Json] = []
+
+    async def get(self, *_: Any, **__: Any) -> Json | None:
+        return self.live
+
+    async def apply(self, document: Json) -> Json:
+        if self.refusal:
+            raise self.refusal
+        self.applied.append(document)
+        metadata = {"uid": "1", **document["metadata"], "resourceVersion": str(len(self.applied))}
+        self.live = self.change(document | {"metadata": metadata})
+        return self.live
+
+
+async def apply(api: FakeApi, wanted: Json, applier: Applier | None = None) -> tuple[Applier, Any]:
+    """Applies a child twice, as two passes do; returns what the second said."""
+    applier = applier or Applier(api, lambda _: None)  # type: ignore[arg-type]
+    await applier.apply(run_of(), wanted, api.live)
+    return applier, await applier.apply(run_of(), wanted, api.live)
+
+
+async def test_child_is_applied_once() -> None:
+    api = FakeApi()
+    assert (await apply(api, rollout_service(run_of())))[1] is None
+    assert len(api.applied) == 1
+    assert "uid" not in api.applied[0]["metadata"]
+
+
+async def test_changed_wish_is_applied_to_the_very_object() -> None:
+    api = FakeApi()
+    applier, _ = await apply(api, rollout_service(run_of()))
+    changed = rollout_service(run_of())
+    changed["spec"]["ports"][0]["port"] = 1
+    await apply(api, changed, applier)
+    assert [document["metadata"].get("uid") for document in api.applied] == [None, "1"]
+
+
+async def test_removed_wish_is_applied_though_the_rest_is_there() -> None:
+    wanted = rollout_service(run_of())
+    more = rollout_service(run_of())
+    more["spec"]["sessionAffinity"] = "ClientIP"
+    api = FakeApi()
+    applier, _ = await apply(api, more)
+    await apply(api, wanted, applier)
+    assert len(api.applied) == 2
+
+
+async def test_what_the_api_server_changes_by_itself_is_not_applied_for_ever() -> None:
+    def change(document: Json) -> Json:
+        return document | {"spec": document["spec"] | {"clusterIP": "normalised"}}
+
+    api = FakeApi(change=change)
+    applier, _ = await apply(api, rollout_service(run_of()))
+    assert len(api.applied) == 1
+    assert api.live is not None
+    by_hand = {"spec": api.live["spec"] | {"clusterIP": "by hand"}, "metadata": api.live["metadata"] | {"resourceVersion": "9"}}
+    api.live = api.live | by_hand
+    await applier.apply(run_of(), rollout_service(run_of()), api.live)
+    assert len(api.applied) == 2
+
+
+@pytest.mark.parametrize(
+    ("owners", "reason"),
+    [
+        ([], "ChildConflict"),
+        ([{"controller": True, "kind": "Deployment", "name": "x", "uid": "9"}], "ChildConflict"),
+        ([{"controller": True, "kind": "SpinRun", "name": "other", "uid": "9"}], "ChildConflict"),
+        ([{"controller": True, "kind": "SpinRun", "name": "demo", "uid": "of-the-run-before"}], "WaitingForCleanup"),
+    ],
+)
+async def test_object_of_somebody_else_is_not_touched(owners: list[Json], reason: str) -> None:
+    wanted = rollout_service(run_of())
+    api = FakeApi({"kind": "Service", "metadata": {"name": "demo-rollout", "uid": "7", "ownerReferences": owners}})
+    _, refusal = await apply(api, wanted)
+    assert (refusal.reason, api.applied) == (reason, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ApiError(422, "Invalid", "spec.x: bad"), "ChildRefused"),
+        (ApiError(400, "BadRequest", "unknown field"), "ChildRefused"),
+        (ApiError(500, "InternalError", ".spec.x: field not declared in schema"), "ChildRefused"),
+        (ApiError(403, "Forbidden", "exceeded quota: tight"), "QuotaExceeded"),
+        (ApiError(403, "Forbidden", "cannot patch services"), "Forbidden"),
+    ],
+)
+async def test_refusal_says_why(error: ApiError, reason: str) -> None:
+    _, refusal = await apply(FakeApi(refusal=error), rollout_service(run_of()))
+    assert refusal.reason == reason
+    assert error.message in refusal.message
+
+
+@pytest.mark.parametrize("status", [409, 429, 500, 503])
+async def test_passing_error_is_raised(status: int) -> None:
+    with pytest.raises(ApiError):
+        await apply(FakeApi(refusal=ApiError(status, "", "try later")), rollout_service(run_of()))

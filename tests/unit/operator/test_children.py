@@ -1,0 +1,315 @@
+"""The documents of a run's children."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spinrun_api.documents import read_run
+from spinrun_operator import names
+from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
+from spinrun_operator.children.network_policy import rollout_network_policy, trainer_network_policy
+from spinrun_operator.children.pod_monitor import pod_monitor
+from spinrun_operator.children.rollout_statefulset import rollout_statefulset
+from spinrun_operator.children.run_config import run_config
+from spinrun_operator.children.service_account import service_account
+from spinrun_operator.children.services import rollout_service, trainer_service
+from spinrun_operator.children.token_secret import token_secret
+from spinrun_operator.children.trainer_job import trainer_job
+from unit.operator.world import SETTINGS, UID, run_of
+
+Json = dict[str, Any]
+CUDA = replace(SETTINGS, accelerator="cuda")
+
+
+def template_of(document: Json) -> Json:
+    """The pod template."""
+    return document["spec"]["template"]
+
+
+def container_of(document: Json, name: str) -> Json:
+    """A container of the pod template."""
+    (container,) = [each for each in template_of(document)["spec"]["containers"] if each["name"] == name]
+    return container
+
+
+def environment_of(container: Json) -> dict[str, str]:
+    """The container's variables."""
+    return {variable["name"]: variable["value"] for variable in container["env"]}
+
+
+def mounts_of(container: Json) -> dict[str, bool]:
+    """Paths, and whether they can be written to."""
+    return {mount["mountPath"]: not mount.get("readOnly", False) for mount in container["volumeMounts"]}
+
+
+def all_children() -> list[Json]:
+    """Every child of a run."""
+    run = run_of()
+    claim = ledger_claim(run_of(storage={"size": "1Gi", "retain": False}))
+    assert claim is not None
+    return [
+        claim,
+        token_secret(run, "secret"),
+        service_account(run),
+        run_config(run),
+        rollout_service(run),
+        trainer_service(run),
+        rollout_network_policy(run, SETTINGS),
+        trainer_network_policy(run, SETTINGS),
+        rollout_statefulset(run, SETTINGS, replicas=1),
+        trainer_job(run, SETTINGS, attempt=1),
+        pod_monitor(run),
+    ]
+
+
+@pytest.mark.parametrize("child", all_children(), ids=lambda child: f"{child['kind']}-{child['metadata']['name']}")
+def test_every_child_is_labelled_and_owned_by_its_run(child: Json) -> None:
+    metadata = child["metadata"]
+    assert metadata["namespace"] == "team"
+    assert metadata["name"].startswith("demo")
+    assert {"spinrun.dev/run": "demo", "spinrun.dev/run-uid": UID}.items() <= metadata["labels"].items()
+    (owner,) = metadata["ownerReferences"]
+    assert owner == {
+        "apiVersion": "spinrun.dev/v1alpha1",
+        "kind": "SpinRun",
+        "name": "demo",
+        "uid": UID,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def test_longest_names_fit() -> None:
+    run = run_of("a" * 40)
+    job = trainer_job(run, SETTINGS, attempt=9999)
+    assert len(job["metadata"]["name"] + "-1023-abcde") <= 64
+    assert len(rollout_statefulset(run, SETTINGS, replicas=1)["metadata"]["name"] + "-999") <= 63
+
+
+# --- pods ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "document", [rollout_statefulset(run_of(), SETTINGS, replicas=1), trainer_job(run_of(), SETTINGS, attempt=1)]
+)
+def test_pods_meet_the_restricted_level_and_get_no_token_of_the_api(document: Json) -> None:
+    spec = template_of(document)["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["serviceAccountName"] == "demo-spinrun"
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in spec["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        writable = mounts_of(container)
+        environment = environment_of(container)
+        assert writable["/tmp"]
+        assert writable[environment["HOME"]]
+        assert environment["HF_HOME"].startswith(environment["HOME"] + "/")
+
+
+@pytest.mark.parametrize(
+    "document", [rollout_statefulset(run_of(), SETTINGS, replicas=1), trainer_job(run_of(), SETTINGS, attempt=1)]
+)
+def test_every_mount_has_its_volume_and_every_volume_its_mount(document: Json) -> None:
+    spec = template_of(document)["spec"]
+    volumes = {volume["name"] for volume in spec["volumes"]}
+    mounted = {mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]}
+    assert mounted == volumes
+
+
+def test_user_is_the_clusters_choice_where_it_is_set_to_zero() -> None:
+    context = template_of(trainer_job(run_of(), replace(SETTINGS, run_as_user=0), attempt=1))["spec"]["securityContext"]
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & context.keys()
+
+
+def test_rollout_reads_the_ledger_and_only_the_agent_writes_scratch() -> None:
+    document = rollout_statefulset(run_of(), SETTINGS, replicas=3)
+    agent, vllm = container_of(document, "agent"), container_of(document, "vllm")
+    assert (mounts_of(agent)["/ledger"], mounts_of(vllm)["/ledger"]) == (False, False)
+    assert (mounts_of(agent)["/scratch"], mounts_of(vllm)["/scratch"]) == (True, False)
+    assert f"/ledger/team/demo-{UID[:8]}" in agent["command"]
+    assert "/etc/spinrun/run/run.yaml" in agent["command"]
+    assert document["spec"]["replicas"] == 3
+    assert document["spec"]["podManagementPolicy"] == "Parallel"
+
+
+def test_vllm_stays_on_the_loopback_interface_and_is_probed_from_inside() -> None:
+    vllm = container_of(rollout_statefulset(run_of(), SETTINGS, replicas=1), "vllm")
+    assert vllm["command"][vllm["command"].index("--host") + 1] == "127.0.0.1"
+    assert "ports" not in vllm
+    for probe in ("startupProbe", "livenessProbe"):
+        assert "127.0.0.1:8000/health" in vllm[probe]["exec"]["command"][-1]
+
+
+def test_agent_is_probed_over_http() -> None:
+    agent = container_of(rollout_statefulset(run_of(), SETTINGS, replicas=1), "agent")
+    assert agent["ports"] == [{"name": "agent", "containerPort": 8100}]
+    assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "agent"}
+    assert agent["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "agent"}
+
+
+def test_trainer_is_an_indexed_job_whose_retries_are_the_operators() -> None:
+    spec = trainer_job(run_of(trainer={"nodes": 4}), SETTINGS, attempt=7)["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+    assert (spec["backoffLimit"], spec["podReplacementPolicy"]) == (0, "Failed")
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["template"]["spec"]["subdomain"] == "demo-trainer"
+    assert spec["template"]["metadata"]["labels"]["spinrun.dev/attempt"] == "7"
+
+
+def test_trainer_knows_its_attempt_its_rollouts_and_where_its_nodes_meet() -> None:
+    trainer = container_of(trainer_job(run_of(trainer={"nodes": 4, "procsPerNode": 8}), SETTINGS, attempt=7), "trainer")
+    arguments = dict(zip(trainer["command"][3::2], trainer["command"][4::2], strict=False))
+    assert arguments["--attempt"] == "7"
+    assert (arguments["--nodes"], arguments["--procs-per-node"]) == ("4", "8")
+    assert arguments["--node-rank"] == "$(JOB_COMPLETION_INDEX)"
+    assert arguments["--rendezvous"] == "demo-trainer-7-0.demo-trainer.team.svc:29400"
+    environment = environment_of(trainer)
+    assert environment["SPINRUN_ROLLOUTS"] == "dns+http://demo-rollout.team.svc:8100"
+    assert environment["SPINRUN_TOKEN_FILE"] == "/etc/spinrun/token/token"
+    assert environment["SPINRUN_TERMINATION_LOG"] == "/dev/termination-log"
+    assert mounts_of(trainer)["/ledger"]
+
+
+def test_trainer_of_one_node_meets_nobody() -> None:
+    trainer = container_of(trainer_job(run_of(), SETTINGS, attempt=1), "trainer")
+    assert "--rendezvous" not in trainer["command"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [(SETTINGS, [{}, {}]), (CUDA, [{"limits": {"nvidia.com/gpu": "2"}}, {"limits": {"nvidia.com/gpu": "8"}}])],
+    ids=["cpu", "cuda"],
+)
+def test_gpus_are_asked_for_where_there_are_any(settings: Any, want: list[Json]) -> None:
+    run = run_of(rollout={"tensorParallelSize": 2}, trainer={"procsPerNode": 8})
+    vllm = container_of(rollout_statefulset(run, settings, replicas=1), "vllm")
+    trainer = container_of(trainer_job(run, settings, attempt=1), "trainer")
+    assert [vllm["resources"], trainer["resources"]] == want
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "want"),
+    [(CUDA, "auto", "auto"), (SETTINGS, "auto", "float32"), (SETTINGS, "bfloat16", "bfloat16"), (CUDA, "float16", "float16")],
+)
+def test_dtype_of_vllm_is_never_left_open_on_a_cpu(settings: Any, dtype: str, want: str) -> None:
+    run = run_of(model={"source": "m", "dtype": dtype})
+    command = container_of(rollout_statefulset(run, settings, replicas=1), "vllm")["command"]
+    assert command[command.index("--dtype") + 1] == want
+
+
+def test_images_are_the_runs_else_the_operators() -> None:
+    assert container_of(rollout_statefulset(run_of(), CUDA, replicas=1), "vllm")["image"] == "vllm:1"
+    assert container_of(rollout_statefulset(run_of(), SETTINGS, replicas=1), "vllm")["image"] == "worker:1"
+    run = run_of(rollout={"image": "mine:2"}, trainer={"image": "mine:3"})
+    assert container_of(rollout_statefulset(run, CUDA, replicas=1), "vllm")["image"] == "mine:2"
+    assert container_of(rollout_statefulset(run, CUDA, replicas=1), "agent")["image"] == "worker:1"
+    assert container_of(trainer_job(run, CUDA, attempt=1), "trainer")["image"] == "mine:3"
+
+
+def test_pod_template_of_the_user_is_merged_but_cannot_take_the_labels_that_find_the_pods() -> None:
+    template = {
+        "metadata": {"labels": {"team": "a", "spinrun.dev/run": "other"}, "annotations": {"x": "y"}},
+        "spec": {
+            "nodeSelector": {"gpu": "h200"},
+            "containers": [
+                {"name": "trainer", "resources": {"limits": {"memory": "9Gi"}}, "env": [{"name": "HF_TOKEN", "value": "t"}]},
+                {"name": "sidecar", "image": "s:1"},
+            ],
+        },
+    }
+    document = trainer_job(run_of(trainer={"template": template}), CUDA, attempt=1)
+    merged = template_of(document)
+    assert merged["metadata"]["labels"]["spinrun.dev/run"] == "demo"
+    assert merged["metadata"]["labels"]["team"] == "a"
+    assert merged["spec"]["nodeSelector"] == {"gpu": "h200"}
+    assert [container["name"] for container in merged["spec"]["containers"]] == ["trainer", "sidecar"]
+    trainer = container_of(document, "trainer")
+    assert trainer["resources"] == {"limits": {"nvidia.com/gpu": "1", "memory": "9Gi"}}
+    assert environment_of(trainer)["HF_TOKEN"] == "t"
+    assert environment_of(trainer)["HOME"] == "/home/spinrun"
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------
+
+
+def test_services_are_headless_and_name_pods_that_are_not_ready() -> None:
+    for service, component in ((rollout_service(run_of()), "rollout"), (trainer_service(run_of()), "trainer")):
+        assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["publishNotReadyAddresses"] is True
+        assert service["spec"]["selector"] == names.selector(run_of(), component)
+
+
+def test_retained_claim_has_no_owner_and_another_one_has() -> None:
+    retained, ours = (
+        ledger_claim(run_of()),
+        ledger_claim(run_of(storage={"size": "5Gi", "storageClassName": "nfs", "retain": False})),
+    )
+    assert retained is not None
+    assert ours is not None
+    assert "ownerReferences" not in retained["metadata"]
+    assert ours["metadata"]["ownerReferences"][0]["uid"] == UID
+    assert ours["spec"] == {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "5Gi"}},
+        "storageClassName": "nfs",
+    }
+
+
+def test_claim_of_the_user_is_not_made() -> None:
+    run = run_of(storage={"claimName": "shared"})
+    assert ledger_claim(run) is None
+    volumes = template_of(trainer_job(run, SETTINGS, attempt=1))["spec"]["volumes"]
+    assert {"name": "ledger", "persistentVolumeClaim": {"claimName": "shared"}} in volumes
+
+
+def test_claim_kept_from_an_earlier_run_of_the_name_is_usable_and_a_strangers_is_not() -> None:
+    kept = ledger_claim(run_of())
+    assert kept is not None
+    kept["metadata"]["labels"]["spinrun.dev/run-uid"] = "earlier"
+    assert is_usable(run_of(), kept)
+    assert not is_usable(run_of(), {"metadata": {"name": "demo-ledger"}})
+    owned = {"metadata": kept["metadata"] | {"ownerReferences": [{"controller": True, "uid": "other"}]}}
+    assert not is_usable(run_of(), owned)
+
+
+def test_token_cannot_be_changed() -> None:
+    secret = token_secret(run_of(), "abc")
+    assert (secret["immutable"], secret["stringData"]) == (True, {"token": "abc"})
+
+
+def test_run_file_is_the_whole_run_with_its_identity(tmp_path: Path) -> None:
+    run = run_of(rollout={"replicas": 3}, trainer={"learningRate": 5e-7})
+    file = tmp_path / "run.yaml"
+    file.write_text(run_config(run)["data"]["run.yaml"])
+    read = read_run(file)
+    assert read.spec == run.spec
+    assert read.ledger_name() == run.ledger_name() == f"team/demo-{UID[:8]}"
+    assert read.metadata.model_dump(exclude_unset=True).keys() == {"name", "namespace", "uid"}
+
+
+def test_agents_answer_only_the_trainer_and_those_who_collect_metrics() -> None:
+    settings = replace(SETTINGS, monitoring_namespaces=("monitoring",))
+    (rule,) = rollout_network_policy(run_of(), settings)["spec"]["ingress"]
+    assert rule == {
+        "from": [
+            {"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}},
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+        ],
+        "ports": [{"protocol": "TCP", "port": 8100}],
+    }
+
+
+def test_trainer_answers_the_operator_and_its_own_nodes() -> None:
+    readers, nodes = trainer_network_policy(run_of(), SETTINGS)["spec"]["ingress"]
+    assert readers == {
+        "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "spinrun-system"}}}],
+        "ports": [{"protocol": "TCP", "port": 8200}],
+    }
+    assert nodes == {"from": [{"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}}]}

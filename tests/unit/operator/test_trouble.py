@@ -1,0 +1,129 @@
+"""What stands in a run's way."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from spinrun_operator.observe import newest_notice
+from spinrun_operator.observed import Notice
+from spinrun_operator.trouble import Patience, first_trouble, puzzling
+from unit.operator.world import START, World, pod_of, running_world
+
+Json = dict[str, Any]
+
+PATIENCE = Patience(START, unscheduled_seconds=0)
+
+
+def unschedulable(message: str) -> Json:
+    """A pod's condition."""
+    return {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+
+
+def waiting(reason: str, message: str = "", **more: Any) -> list[Json]:
+    """Container statuses."""
+    return [{"name": "trainer", "image": "worker:1", "state": {"waiting": {"reason": reason, "message": message}}, **more}]
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "message"),
+    [
+        ({"conditions": [unschedulable("0/3 nodes are available")]}, "PodUnschedulable", "fits no node: 0/3 nodes are available"),
+        (
+            {"conditions": [unschedulable('persistentvolumeclaim "demo-ledger" not found')]},
+            "ClaimNotFound",
+            "there is no claim demo-ledger",
+        ),
+        ({"containerStatuses": waiting("ImagePullBackOff")}, "ImageNotPulled", "image worker:1 cannot be pulled"),
+        (
+            {"containerStatuses": waiting("CreateContainerConfigError", "no key")},
+            "ConfigMissing",
+            "no key: create what is missing",
+        ),
+        (
+            {"containerStatuses": waiting("CrashLoopBackOff", lastState={"terminated": {"reason": "Error", "exitCode": 7}})},
+            "ContainerCrashing",
+            "keeps ending (Error, exit code 7)",
+        ),
+    ],
+)
+def test_pod_that_does_not_start_says_why(pod: Json, reason: str, message: str) -> None:
+    world = running_world()
+    world.trainer_pod(phase="Pending", **pod)
+    found = first_trouble(world.run, world.observed, PATIENCE)
+    assert found is not None
+    assert found[0] == reason
+    assert message in found[1]
+
+
+@pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
+def test_pod_that_is_on_its_way_is_no_trouble(reason: str) -> None:
+    world = running_world()
+    world.trainer_pod(phase="Pending", containerStatuses=waiting(reason))
+    assert first_trouble(world.run, world.observed, PATIENCE) is None
+
+
+@pytest.mark.parametrize(("seconds", "is_trouble"), [(29, False), (30, True)])
+def test_pod_may_wait_for_a_node_for_a_while(seconds: float, is_trouble: bool) -> None:
+    world = running_world()
+    world.trainer_pod(phase="Pending", conditions=[unschedulable("0/3 nodes are available")])
+    patience = Patience(START + timedelta(seconds=seconds), unscheduled_seconds=30)
+    assert (first_trouble(world.run, world.observed, patience) is not None) == is_trouble
+
+
+def test_pod_that_is_being_deleted_is_no_trouble() -> None:
+    world = running_world()
+    deleted = {"deletionTimestamp": "2026-01-01T12:00:00Z"}
+    world.trainer_pod(phase="Pending", metadata=deleted, containerStatuses=waiting("ImagePullBackOff"))
+    assert first_trouble(world.run, world.observed, PATIENCE) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "want"),
+    [
+        ("FailedCreate", "pods is forbidden: exceeded quota: tight", "QuotaExceeded"),
+        ("FailedCreate", "violates PodSecurity", "PodsRefused"),
+        ("ProvisioningFailed", "no such class", "ClaimPending"),
+        ("FailedMount", "configmap not found", "VolumeNotMounted"),
+    ],
+)
+def test_warnings_of_other_controllers_are_passed_on(reason: str, message: str, want: str) -> None:
+    world = running_world()
+    notice = Notice(("StatefulSet", "demo-rollout"), reason, message)
+    found = first_trouble(world.run, replace(world.observed, notices=(notice,)), PATIENCE)
+    assert found is not None
+    assert found[0] == want
+    assert message in found[1]
+
+
+def test_what_is_puzzling_is_asked_about_only_after_a_while() -> None:
+    world = World()
+    world.settle()
+    assert puzzling(world.run, world.observed, world.now) == []
+    kinds = sorted(document["kind"] for document in puzzling(world.run, world.observed, world.now + timedelta(seconds=6)))
+    assert kinds == ["Job", "PersistentVolumeClaim", "StatefulSet"]
+
+
+def test_nothing_puzzles_about_a_running_run() -> None:
+    world = running_world()
+    assert puzzling(world.run, world.observed, world.now + timedelta(hours=1)) == []
+
+
+def event(reason: str, seconds: float, message: str = "m") -> Json:
+    """An event of another controller."""
+    time = (START + timedelta(seconds=seconds)).isoformat()
+    return {"reason": reason, "lastTimestamp": time, "message": message, "metadata": {"creationTimestamp": time}}
+
+
+def test_newest_telling_event_counts_and_an_old_one_does_not() -> None:
+    document = pod_of({"name": "p"}, "Pending") | {"kind": "Pod"}
+    events = [event("FailedCreate", -20, "older"), event("FailedCreate", -10, "newer"), event("Scheduled", 0)]
+    assert newest_notice(document, events, START) == [Notice(("Pod", "p"), "FailedCreate", "newer")]
+    assert newest_notice(document, events, START + timedelta(hours=1)) == []
+
+
+def test_same_news_about_another_pod_is_the_same_text() -> None:
+    document = pod_of({"name": "p"}, "Pending") | {"kind": "Job"}
+    told = [newest_notice(document, [event("FailedCreate", 0, f'pods "demo-{name}" is forbidden')], START) for name in "ab"]
+    assert told[0] == told[1]

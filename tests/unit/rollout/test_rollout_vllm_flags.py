@@ -1,0 +1,36 @@
+"""How vLLM is started on CPUs."""
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+from engines import tiny_run
+from spinrun_api import processes
+
+
+def flag(command: list[str], name: str) -> str:
+    return command[command.index(f"--{name}") + 1]
+
+
+def test_the_cpu_worker_that_is_named_exists() -> None:
+    """By its source: importing it imports vLLM."""
+    module, _, name = processes.CPU_WORKER.rpartition(".")
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    classes = [node.name for node in ast.parse(Path(spec.origin).read_text()).body if isinstance(node, ast.ClassDef)]
+    assert name in classes
+
+
+def test_only_vllm_on_cpus_needs_our_code() -> None:
+    run = tiny_run(Path("/model"))
+    on_cpu = processes.vllm(run, accelerator="cpu", dtype="float32").command
+    on_gpu = processes.vllm(run, accelerator="cuda", dtype="bfloat16").command
+    assert flag(on_cpu, "worker-cls") == processes.CPU_WORKER
+    assert "--worker-cls" not in on_gpu
+
+
+def test_recommended_sampling_parameters_are_ignored_and_the_server_hears_loopback_only() -> None:
+    command = processes.vllm(tiny_run(Path("/model")), accelerator="cuda", dtype="bfloat16").command
+    assert flag(command, "generation-config") == "vllm"
+    assert flag(command, "host") == "127.0.0.1"
