@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from models import tiny_llama
 from ports import free_port
 from trainer_process import UID, Attempts

@@ -3,6 +3,7 @@
 import inspect
 import multiprocessing
 import runpy
+import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.trainer.distributed import Distributed, join_ranks
@@ -35,14 +35,15 @@ def run_ranks(context: Any) -> Iterator[RunRanks]:
     started: list[Any] = []
 
     def run(world_size: int, scenario: Callable[..., Any], *arguments: Any) -> list[Any]:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = socket.create_server(("127.0.0.1", 0))
         pipes: list[Connection] = []
         for rank in range(world_size):
             ours, theirs = context.Pipe(duplex=False)
             job = {
                 "rank": rank,
                 "world_size": world_size,
-                "port": store.port,
+                "port": store.getsockname()[1],
+                "store": store if rank == 0 else None,
                 "scenario": (inspect.getfile(scenario), scenario.__name__),
                 "arguments": arguments,
                 "answer": theirs,

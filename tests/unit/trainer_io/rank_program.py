@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from spinrun_worker.trainer.distributed import join_ranks
+from spinrun_worker.trainer.launch import STORE_FD
 
 
 def load(file: str) -> ModuleType:
@@ -30,8 +31,9 @@ def main(job: dict[str, Any]) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(job["port"]),
         "OMP_NUM_THREADS": "1",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
+    if job["store"] is not None:
+        os.environ[STORE_FD] = str(job["store"].detach())
     torch.set_num_threads(1)
     file, name = job["scenario"]
     scenario = getattr(load(file), name)

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -55,8 +55,6 @@ def gone(process: psutil.Process) -> bool:
 PRELUDE = """
     import json, os, signal, sys, time
     from pathlib import Path
-    from spinrun_worker.trainer.lifeline import die_with_parent
-    die_with_parent()
     rank = int(os.environ["RANK"])
     def ready():
         part = Path(f"part-{rank}")
@@ -104,36 +102,24 @@ def test_rank_that_names_a_cause_decides(launch: Callable[..., Launch], codes: t
 
 
 @pytest.mark.parametrize(
-    ("codes", "want"),
+    ("endings", "want"),
     [
-        ({1: -9, 0: 1}, (1, -9)),
-        ({0: -6, 1: 1}, (1, 1)),
-        ({0: 3, 1: -15}, (0, 3)),
-        ({0: -11, 1: 1}, (0, -11)),
-        ({0: 3, 1: -9}, (1, -9)),
-        ({0: 77, 1: 1}, (0, 77)),
-        ({0: -9, 1: 2}, (1, 2)),
-        ({0: 1, 1: 4}, (1, 4)),
+        ([Ending(1, -9), Ending(0, 1)], 137),
+        ([Ending(0, 1), Ending(1, -9)], 137),
+        ([Ending(0, 1), Ending(1, -9, killed_by_us=True)], 1),
+        ([Ending(0, -6), Ending(1, 1)], 1),
+        ([Ending(0, -11), Ending(1, 1)], 139),
+        ([Ending(0, 3), Ending(1, -9, killed_by_us=True)], 3),
+        ([Ending(0, 3), Ending(1, 1)], 1),
+        ([Ending(0, -15, asked_to_stop=True), Ending(1, -2, asked_to_stop=True)], 3),
+        ([Ending(0, -15), Ending(1, 0)], 143),
+        ([Ending(0, 77), Ending(1, 1)], 77),
+        ([Ending(0, 0), Ending(1, 0)], 0),
     ],
     ids=str,
 )
-def test_rank_nearest_to_the_cause_decides(codes: dict[int, int], want: tuple[int, int]) -> None:
-    assert decisive(codes) == want
-
-
-@pytest.mark.parametrize(
-    ("ending", "want"),
-    [
-        (Ending(0, 3), 3),
-        (Ending(0, -9), 137),
-        (Ending(0, -15, asked_to_stop=True), 3),
-        (Ending(0, -15), 143),
-        (Ending(0, -9, asked_to_stop=True, out_of_time=True), 137),
-    ],
-    ids=str,
-)
-def test_exit_code_is_the_shells(ending: Ending, want: int) -> None:
-    assert ending.exit_code == want
+def test_ending_nearest_to_the_cause_decides(endings: Sequence[Ending], want: int) -> None:
+    assert decisive(endings).exit_code == want
 
 
 def test_ranks_find_torchruns_environment_and_their_own_arguments(launch: Callable[..., Launch]) -> None:
@@ -176,14 +162,14 @@ def test_rendezvous_is_a_host_and_a_port(text: str, want: tuple[str, int]) -> No
 def test_stop_signal_gives_ranks_time(launch: Callable[..., Launch], number: signal.Signals) -> None:
     program = """
         def stop():
-            time.sleep(1)  # a checkpoint
+            time.sleep(rank * 0.5)  # a checkpoint, which ranks do not finish together
             Path(f"saved-{rank}").touch()
             sys.exit(3)
         on_stop(stop)
         ready()
         time.sleep(60)
     """
-    launched = launch(program, "--peer-seconds", "1")
+    launched = launch(program, "--peer-seconds", "0.1")
     launched.ready(0, 1)
     launched.process.send_signal(number)
     assert launched.wait() == 3
@@ -229,7 +215,7 @@ def test_rank_that_does_not_stop_in_time_is_killed(launch: Callable[..., Launch]
 
 
 def test_killed_rank_ends_the_others(launch: Callable[..., Launch]) -> None:
-    launched = launch("ready(); time.sleep(60)")
+    launched = launch("on_stop(lambda: None); ready()\nwhile True: time.sleep(60)", "--peer-seconds", "0.3")
     survivor, victim = launched.ready(0, 1)
     victim.kill()
     assert launched.wait() == 137
@@ -277,6 +263,19 @@ def test_killed_launcher_leaves_no_rank(launch: Callable[..., Launch]) -> None:
     launched.process.kill()
     launched.wait()
     wait_for(lambda: all(gone(rank) for rank in ranks))
+
+
+def test_children_of_a_rank_end_with_it(launch: Callable[..., Launch]) -> None:
+    program = """
+        import subprocess
+        child = subprocess.Popen(["sleep", "60"])
+        Path("child").write_text(str(child.pid))
+        ready()
+    """
+    launched = launch(program, ranks=1)
+    assert launched.wait() == 0
+    child = int((launched.folder / "child").read_text())
+    wait_for(lambda: not psutil.pid_exists(child) or gone(psutil.Process(child)))
 
 
 def test_ranks_of_two_nodes_meet(launch: Callable[..., Launch], tmp_path: Path) -> None:

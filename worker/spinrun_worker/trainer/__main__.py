@@ -10,11 +10,9 @@ from typing import TypedDict
 from spinrun_api.documents import read_run
 from spinrun_api.exit_codes import ExitCode
 from spinrun_api.wire import LastWords, Progress
-from spinrun_worker.errors import Preempted
 from spinrun_worker.trainer.assembly import Options, run_uid, train
 from spinrun_worker.trainer.distributed import join_ranks
 from spinrun_worker.trainer.last_words import describe_failure, say
-from spinrun_worker.trainer.lifeline import die_with_parent
 from spinrun_worker.trainer.progress import ProgressBoard
 from spinrun_worker.trainer.stop import StopSignal
 
@@ -39,7 +37,6 @@ def main(arguments: list[str]) -> int:
         stream=sys.stderr,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    die_with_parent()
     stop = StopSignal()
     board: ProgressBoard | None = None
     try:
@@ -47,14 +44,7 @@ def main(arguments: list[str]) -> int:
         board = make_board(options)
         with join_ranks(f"{run_uid(options.run)}-{options.attempt}") as ranks:
             stop.share(ranks.store, rank=ranks.rank)
-            try:
-                train(options, ranks, stop, board)
-            except Preempted as preempted:
-                # Torchrun ends the other ranks as soon as one has ended: so all end at once, after the last words.
-                if ranks.is_rank0:
-                    say(describe_failure(preempted, **place(board)))
-                ranks.barrier()
-                return ExitCode.PREEMPTED
+            train(options, ranks, stop, board)
             if ranks.is_rank0:
                 say(complete(board))
         return ExitCode.COMPLETE

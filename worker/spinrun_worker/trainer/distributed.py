@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from spinrun_api.processes import Accelerator
+from spinrun_worker.trainer.launch import STORE_FD
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +187,10 @@ def join_ranks(run_id: str, *, accelerator: Accelerator | None = None) -> Genera
 
 
 def _connect(rank: int, world_size: int) -> Store:
-    """The store that the ranks meet at: torchrun's, or rank 0's where another launcher has set the environment."""
+    """The store that the ranks meet at. The launcher of node 0 has already bound its port and hands the socket to rank 0."""
     if world_size == 1:
         return HashStore()
+    socket_fd = os.environ.get(STORE_FD)
     torchrun_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return TCPStore(
         os.environ["MASTER_ADDR"],
@@ -196,6 +198,7 @@ def _connect(rank: int, world_size: int) -> Store:
         world_size,
         is_master=rank == 0 and not torchrun_serves,
         timeout=START_TIMEOUT,
+        master_listen_fd=int(socket_fd) if rank == 0 and socket_fd is not None else None,
     )
 
 
