@@ -18,11 +18,21 @@ from spinrun_worker.trainer.precision import choose_compute_dtype, matmul_gflops
 def test_cpus_compute_in_the_faster_number_type(monkeypatch, float32: float, bfloat16: float, want: torch.dtype):
     speeds = {torch.float32: float32, torch.bfloat16: bfloat16}
     monkeypatch.setattr(precision, "matmul_gflops", speeds.__getitem__)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
 
     got, measurement = choose_compute_dtype(torch.device("cpu"))
 
     assert got == want
     assert measurement == {"float32_gflops": float32, "bfloat16_gflops": bfloat16}
+
+
+def test_a_disturbed_measurement_does_not_choose_what_the_processor_lacks(monkeypatch):
+    monkeypatch.setattr(precision, "matmul_gflops", {torch.float32: 1.3, torch.bfloat16: 1.8}.__getitem__)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True, "avx512_bf16": False})
+
+    got, _ = choose_compute_dtype(torch.device("cpu"))
+
+    assert got == torch.float32
 
 
 def test_the_measurement_ends_when_its_time_is_over(monkeypatch):

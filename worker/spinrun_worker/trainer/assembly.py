@@ -23,6 +23,7 @@ from spinrun_api.spec import Model, SpinRunSpec
 from spinrun_worker.data import PromptSet, check_disjoint, load_prompts
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
+from spinrun_worker.ledger.files import read_record
 from spinrun_worker.rewards import build_rule
 from spinrun_worker.trainer.collector import RolloutClient
 from spinrun_worker.trainer.distributed import Distributed, available_cores
@@ -92,7 +93,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         schedule = ranks.from_rank0(lambda: make_schedule(spec, num_prompts=len(_of(material).training.records)))
         board.update(windows=schedule.windows, total_steps=schedule.total_steps)
 
-        compute_dtype, measurement = ranks.from_rank0(lambda: choose_compute_dtype(ranks.device))
+        compute_dtype, measurement = ranks.from_rank0(lambda: settled_compute_dtype(ledger, ranks.device))
         use_deterministic_algorithms(ranks.device)
         seed_generators(spec.data.prompts.shuffle_seed, ranks.rank)
         policy = ranks.agree(lambda: load_policy(spec.model))
@@ -196,6 +197,13 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template
     return tokenizer
+
+
+def settled_compute_dtype(ledger: LedgerWriter, device: torch.device) -> tuple[torch.dtype, dict[str, float | str]]:
+    """The number type that an earlier attempt chose, because an exact resume computes in the same, else the faster one here."""
+    chosen, measurement = choose_compute_dtype(device)
+    earlier = read_record(ledger.layout.run_record, RunRecord)
+    return (chosen if earlier is None else cast(torch.dtype, getattr(torch, earlier.compute_dtype))), measurement
 
 
 def seed_generators(seed: int, rank: int) -> None:

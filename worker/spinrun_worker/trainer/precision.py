@@ -15,14 +15,24 @@ def choose_compute_dtype(device: torch.device) -> tuple[torch.dtype, dict[str, f
     """The faster number type of matrix products, and the measurement for the run's record (GFLOP/s by name).
 
     GPUs: bfloat16. CPUs: whichever of float32 and bfloat16 is faster here: bfloat16 is anything between twice as fast and
-    eighty times slower. Ranks may measure differently: rank 0 decides for all.
+    eighty times slower. A measurement alone would be at the mercy of what else the machine does at that moment, so bfloat16 also
+    needs a processor that has it. Ranks may measure differently: rank 0 decides for all.
     """
     if device.type != "cpu":
         return torch.bfloat16, {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
     speeds = {dtype: matmul_gflops(dtype) for dtype in (torch.float32, torch.bfloat16)}
     # float32 is the better number type: bfloat16 has to earn its place.
-    fastest = torch.bfloat16 if speeds[torch.bfloat16] > 1.2 * speeds[torch.float32] else torch.float32
+    pays = has_bfloat16() and speeds[torch.bfloat16] > 1.2 * speeds[torch.float32]
+    fastest = torch.bfloat16 if pays else torch.float32
     return fastest, {f"{str(dtype).removeprefix('torch.')}_gflops": round(speed, 1) for dtype, speed in speeds.items()}
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; taken to be so where that is not known."""
+    capabilities = cast(dict[str, Any], torch.cpu.get_capabilities())
+    if capabilities.get("architecture") != "x86_64":
+        return True
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def matmul_gflops(dtype: torch.dtype, *, seconds: float = MEASURE_SECONDS) -> float:
@@ -31,6 +41,7 @@ def matmul_gflops(dtype: torch.dtype, *, seconds: float = MEASURE_SECONDS) -> fl
     Where bfloat16 is emulated, a product as large as the model's would alone take seconds.
     """
     best = 0.0
+    torch.mm(torch.ones(16, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype))  # the first one also starts the library
     started = time.perf_counter()
     for size in chain((64, 128, 256, 512), repeat(1024)):
         first, second = (torch.ones(size, size, dtype=dtype) for _ in range(2))
