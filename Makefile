@@ -34,8 +34,12 @@ demo: $(VENV)/.installed $(MODEL)/config.json ## Train a real 135M model on arit
 	$(BIN)/spinrun local examples/demo.yaml --set spec.model.source=$(abspath $(MODEL)) --output $(RUN) --again
 
 .PHONY: test
-test: $(VENV)/.installed $(MODEL)/config.json ## Run all tests
-	SPINRUN_TEST_MODEL=$(abspath $(MODEL)) $(BIN)/pytest $(PYTEST_ARGS)
+test: $(VENV)/.installed ## Run the tests of the engine: units, a real vLLM, a real torchrun
+	$(BIN)/pytest -m "not cluster" $(PYTEST_ARGS)
+
+.PHONY: test-cluster
+test-cluster: $(VENV)/.installed ## Run the operator's tests on a real control plane (needs Go; builds Kubernetes once, ten minutes)
+	$(BIN)/pytest -m cluster $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed ## Check style, types and layers

@@ -1,0 +1,104 @@
+"""What the pods of trainer and rollouts have in common: paths, volumes and the restricted security level."""
+
+from typing import Any
+
+from spinrun_api.processes import TOKEN_FILE, Process
+from spinrun_api.run import SpinRun
+from spinrun_operator import names
+from spinrun_operator.merge import merge
+from spinrun_operator.settings import Settings
+
+Json = dict[str, Any]
+
+LEDGER_PATH = "/ledger"
+RUN_PATH = "/etc/spinrun/run"
+RUN_FILE = f"{RUN_PATH}/run.yaml"
+TOKEN_PATH = "/etc/spinrun/token"
+SCRATCH_PATH = "/scratch"
+HOME_PATH = "/home/spinrun"
+
+LEDGER_MOUNT: Json = {"name": "ledger", "mountPath": LEDGER_PATH}
+RUN_MOUNT: Json = {"name": "run", "mountPath": RUN_PATH, "readOnly": True}
+TOKEN_MOUNT: Json = {"name": "token", "mountPath": TOKEN_PATH, "readOnly": True}
+SCRATCH_MOUNT: Json = {"name": "scratch", "mountPath": SCRATCH_PATH}
+# Each container has a home and a /tmp of its own on one emptyDir: its root file system is read-only. GPUs of one pod talk through
+# shared memory, for which the 64 MiB of a container runtime are too few.
+SHARED_MEMORY_MOUNT: Json = {"name": "shm", "mountPath": "/dev/shm"}
+
+
+def ledger_folder(run: SpinRun) -> str:
+    """The run's own folder as its pods see it."""
+    return f"{LEDGER_PATH}/{run.ledger_name()}"
+
+
+def read_only(mount: Json) -> Json:
+    """The same mount without the right to write."""
+    return mount | {"readOnly": True}
+
+
+def container(name: str, image: str, process: Process, settings: Settings, *, mounts: list[Json], **rest: Any) -> Json:
+    """A container that meets the restricted security level and can write to its mounts, its home and /tmp."""
+    home: list[Json] = [
+        {"name": "home", "mountPath": HOME_PATH, "subPath": f"{name}-home"},
+        {"name": "home", "mountPath": "/tmp", "subPath": f"{name}-tmp"},
+    ]
+    environment = process.environment | {
+        "HOME": HOME_PATH,
+        "HF_HOME": f"{HOME_PATH}/huggingface",
+        # The user has no entry in the image's /etc/passwd, where some libraries look for a name.
+        "USER": "spinrun",
+        TOKEN_FILE: f"{TOKEN_PATH}/token",
+    }
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": process.command,
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": mounts + home,
+        **rest,
+    }
+
+
+def gpus(count: int, settings: Settings) -> Json:
+    """Resources of a container that computes."""
+    return {"limits": {"nvidia.com/gpu": str(count)}} if settings.accelerator == "cuda" else {}
+
+
+def pod_template(run: SpinRun, component: str, settings: Settings, *, labels: dict[str, str], user: Json, **spec: Any) -> Json:
+    """The pod template of a component with the user's merged over it.
+
+    labels: further ones of ours. What finds the pods again is ours, whatever the user's template says.
+    """
+    ours = names.labels(run, component) | labels
+    identity = {"runAsUser": settings.run_as_user, "runAsGroup": settings.run_as_user, "fsGroup": settings.run_as_user}
+    template: Json = {
+        "metadata": {"labels": ours},
+        "spec": {
+            "serviceAccountName": names.service_account_name(run),
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+                # A volume with many files must not be walked at every start.
+                "fsGroupChangePolicy": "OnRootMismatch",
+                **(identity if settings.run_as_user else {}),
+            },
+            "volumes": [
+                {"name": "ledger", "persistentVolumeClaim": {"claimName": names.claim_name(run)}},
+                {"name": "run", "configMap": {"name": names.run_config_name(run)}},
+                {"name": "token", "secret": {"secretName": names.token_name(run), "defaultMode": 0o440}},
+                {"name": "home", "emptyDir": {}},
+                {"name": "scratch", "emptyDir": {}},
+                {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            ],
+            **spec,
+        },
+    }
+    return merge(merge(template, user), {"metadata": {"labels": ours}})

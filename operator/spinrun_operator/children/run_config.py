@@ -1,0 +1,23 @@
+"""The ConfigMap with the resolved run: what trainer and agents read instead of asking the Kubernetes API."""
+
+import json
+from typing import Any
+
+from spinrun_api.run import SpinRun
+from spinrun_operator import names
+
+Json = dict[str, Any]
+
+
+def run_config(run: SpinRun) -> Json:
+    """The run with every default filled in, and of its metadata only what makes its identity. Read it with `read_run`."""
+    metadata = {"name": run.metadata.name, "namespace": names.namespace(run), "uid": run.metadata.uid}
+    document = {
+        "apiVersion": run.api_version,
+        "kind": run.kind,
+        "metadata": metadata,
+        "spec": run.spec.to_document(),
+    }
+    # JSON is YAML, and is written ten times as fast: this is done at every look at the run.
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return names.child(run, "v1", "ConfigMap", names.run_config_name(run), "run", data={"run.yaml": text})

@@ -1,0 +1,34 @@
+"""Headless Services: the names under which trainer and rollouts find each other."""
+
+from typing import Any
+
+from spinrun_api import processes
+from spinrun_api.run import SpinRun
+from spinrun_operator import names
+
+Json = dict[str, Any]
+
+
+def rollout_service(run: SpinRun) -> Json:
+    """Resolves to every agent. A new one is not Ready before the trainer has told it what to serve."""
+    ports = [{"name": "agent", "port": processes.AGENT_PORT, "targetPort": "agent"}]
+    return _headless(run, names.rollout_name(run), names.ROLLOUT, ports)
+
+
+def trainer_service(run: SpinRun) -> Json:
+    """Gives every trainer pod a name; the nodes meet before any of them is Ready."""
+    ports = [
+        {"name": "trainer", "port": processes.TRAINER_PORT, "targetPort": "trainer"},
+        {"name": "rendezvous", "port": processes.RENDEZVOUS_PORT, "targetPort": processes.RENDEZVOUS_PORT},
+    ]
+    return _headless(run, names.trainer_name(run), names.TRAINER, ports)
+
+
+def _headless(run: SpinRun, name: str, component: str, ports: list[Json]) -> Json:
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": names.selector(run, component),
+        "ports": ports,
+    }
+    return names.child(run, "v1", "Service", name, component, spec=spec)

@@ -1,0 +1,88 @@
+"""One attempt of the trainer: an Indexed Job with a pod a node."""
+
+import hashlib
+import json
+from typing import Any
+
+from spinrun_api import processes
+from spinrun_api.run import SpinRun
+from spinrun_operator import names
+from spinrun_operator.children import pods
+from spinrun_operator.settings import Settings
+
+Json = dict[str, Any]
+
+
+def trainer_job(run: SpinRun, settings: Settings, *, attempt: int) -> Json:
+    """The Job of an attempt. The operator, not the Job, decides about another one: a new attempt has a new number."""
+    job = names.child(
+        run,
+        "batch/v1",
+        "Job",
+        names.job_name(run, attempt),
+        names.TRAINER,
+        spec={
+            "completionMode": "Indexed",
+            "completions": run.spec.trainer.nodes,
+            "parallelism": run.spec.trainer.nodes,
+            "backoffLimit": 0,
+            # A pod that still ends may still write: the Job is not over before it is.
+            "podReplacementPolicy": "Failed",
+            "template": pods.pod_template(
+                run,
+                names.TRAINER,
+                settings,
+                labels={names.ATTEMPT_LABEL: str(attempt)},
+                user=run.spec.trainer.template,
+                restartPolicy="Never",
+                subdomain=names.trainer_name(run),
+                terminationGracePeriodSeconds=settings.trainer_grace_seconds,
+                containers=[_trainer(run, settings, attempt)],
+            ),
+        },
+    )
+    job["metadata"]["labels"][names.ATTEMPT_LABEL] = str(attempt)
+    job["metadata"]["annotations"] = {names.REVISION_ANNOTATION: trainer_revision(run)}
+    return job
+
+
+def trainer_revision(run: SpinRun) -> str:
+    """Hash of everything in the spec that a trainer reads at its start: when it changes, the trainer must start anew.
+
+    Not of the Job: a newer operator may build it otherwise, and must not disturb a trainer for that.
+    """
+    spec = run.spec.to_document()
+    spec.pop("lifecycle")
+    rollout: Json = spec["rollout"]
+    for name in ("replicas", "template", "image", "engineArgs", "tensorParallelSize"):
+        rollout.pop(name, None)
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
+    process = processes.trainer(
+        run,
+        run_file=pods.RUN_FILE,
+        ledger=pods.ledger_folder(run),
+        attempt=attempt,
+        node_rank="$(JOB_COMPLETION_INDEX)",
+        rendezvous=_rendezvous(run, attempt) if run.spec.trainer.nodes > 1 else None,
+    )
+    rollouts = f"dns+http://{names.rollout_name(run)}.{names.namespace(run)}.svc:{processes.AGENT_PORT}"
+    environment = {processes.ROLLOUTS: rollouts, processes.TERMINATION_LOG: "/dev/termination-log"}
+    return pods.container(
+        "trainer",
+        run.spec.trainer.image or settings.worker_image,
+        processes.Process(process.command, process.environment | environment),
+        settings,
+        mounts=[pods.LEDGER_MOUNT, pods.RUN_MOUNT, pods.TOKEN_MOUNT, pods.SCRATCH_MOUNT, pods.SHARED_MEMORY_MOUNT],
+        ports=[{"name": "trainer", "containerPort": processes.TRAINER_PORT}],
+        resources=pods.gpus(run.spec.trainer.procs_per_node, settings),
+        terminationMessagePolicy="File",
+    )
+
+
+def _rendezvous(run: SpinRun, attempt: int) -> str:
+    """Where the other nodes meet the first: its name in the trainer's headless Service."""
+    host = f"{names.job_name(run, attempt)}-0.{names.trainer_name(run)}.{names.namespace(run)}.svc"
+    return f"{host}:{processes.RENDEZVOUS_PORT}"

@@ -1,0 +1,86 @@
+"""Telling people what happened, as Events: the same news again raises a count instead of making another Event."""
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+
+from spinrun_api.run import API_VERSION, KIND, SpinRun
+from spinrun_operator import names, times
+from spinrun_operator.api import TRANSIENT, Api
+from spinrun_operator.reconcile import Event
+
+COMPONENT = "spinrun-operator"
+REMEMBERED = 2048
+QUIET_SECONDS = 30.0
+"""The same news within this time of the last is not written down again."""
+MESSAGE_LIMIT = 1024
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Told:
+    """An Event that was written."""
+
+    name: str
+    count: int
+    at: float
+
+
+class EventRecorder:
+    """Writes Events about runs. Losing one harms nobody: it never fails."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._told: OrderedDict[tuple[str, str, str], _Told] = OrderedDict()
+
+    async def tell(self, run: SpinRun, event: Event, now: datetime) -> None:
+        """Writes an Event about the run, or counts one that said the same."""
+        message = event.message[:MESSAGE_LIMIT]
+        logger.info("%s/%s: %s: %s", names.namespace(run), run.metadata.name, event.reason, message)
+        key = (run.metadata.uid or "", event.reason, message)
+        told = self._told.get(key)
+        if told is not None and time.monotonic() - told.at < QUIET_SECONDS:
+            return
+        try:
+            if told is None:
+                name = await self._create(run, event.kind, event.reason, message, times.to_text(now))
+                told = self._told[key] = _Told(name, 1, time.monotonic())
+            else:
+                told.count, told.at = told.count + 1, time.monotonic()
+                patch = {"count": told.count, "lastTimestamp": times.to_text(now)}
+                await self._api.patch_event(names.namespace(run), told.name, patch)
+        except TRANSIENT as error:
+            self._told.pop(key, None)
+            logger.warning("event %s of %s is lost: %s", event.reason, run.metadata.name, error)
+        while len(self._told) > REMEMBERED:
+            self._told.popitem(last=False)
+
+    async def _create(self, run: SpinRun, kind: str, reason: str, message: str, now: str) -> str:
+        name = f"{run.metadata.name}.{secrets.token_hex(8)}"
+        about = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": names.namespace(run),
+            "name": run.metadata.name,
+            "uid": run.metadata.uid,
+        }
+        document = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": names.namespace(run)},
+            "involvedObject": about,
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "source": {"component": COMPONENT},
+            "reportingComponent": COMPONENT,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        await self._api.create_event(document)
+        return name

@@ -1,0 +1,120 @@
+"""Gathering what a reconcile must know: from the informers' copies, and by asking only where something puzzles."""
+
+import asyncio
+import re
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from spinrun_api.run import SpinRun
+from spinrun_operator import names, times, trouble
+from spinrun_operator.api import Api
+from spinrun_operator.informer import Informer
+from spinrun_operator.kinds import EVENT, POD
+from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, is_deleted
+from spinrun_operator.progress import Target
+from spinrun_operator.queue import Key
+from spinrun_operator.settings import Settings
+
+Json = dict[str, Any]
+
+OLD_EVENT_SECONDS = 600
+"""Events of trouble are repeated while it lasts: an older one tells of what is over."""
+
+
+# The scheduler's are in the pods' conditions too, and by far the most.
+_OTHERS_WARNINGS = "type=Warning,involvedObject.kind!=SpinRun,reason!=FailedScheduling"
+
+
+@dataclass
+class _Warnings:
+    """What was answered last."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked: float = float("-inf")
+    by_uid: dict[str, list[Json]] = field(default_factory=dict[str, list[Json]])
+
+
+class Observer:
+    """Sees the children of runs."""
+
+    def __init__(self, api: Api, informers: list[Informer], settings: Settings) -> None:
+        self._api = api
+        self._informers = informers
+        self._settings = settings
+        self._warnings: dict[str, _Warnings] = defaultdict(_Warnings)
+        self.has_pod_monitors = False
+
+    async def observe(
+        self, run: SpinRun, key: Key, *, refusals: tuple[Refusal, ...], progress: TrainerProgress | None, now: datetime
+    ) -> Observed:
+        """All that is known of the run's children. Raises one of api.TRANSIENT."""
+        children: dict[tuple[str, str], Json] = {}
+        pods: list[Json] = []
+        for informer in self._informers:
+            if informer.kind == POD:
+                pods += informer.of_run(key)
+            else:
+                children |= {child_id(document): document for document in informer.of_run(key)}
+        observed = Observed(
+            children=children,
+            pods=tuple(sorted(_own(run, pods), key=lambda pod: pod["metadata"]["name"])),
+            refusals=refusals,
+            progress=progress,
+            new_token=secrets.token_urlsafe(32),
+            has_pod_monitors=self.has_pod_monitors,
+        )
+        puzzling = trouble.puzzling(run, observed, now)
+        if not puzzling:
+            return observed
+        warnings = await self._ask(names.namespace(run))
+        notices = [notice for each in puzzling for notice in newest_notice(each, warnings.get(each["metadata"]["uid"], []), now)]
+        return replace(observed, notices=tuple(notices))
+
+    async def _ask(self, namespace: str) -> dict[str, list[Json]]:
+        """The namespace's warning events by the uid of what they are about. Asked once in a while for all runs of a namespace:
+        the API server looks through all of its events for every question."""
+        known = self._warnings[namespace]
+        async with known.lock:
+            if time.monotonic() - known.asked >= self._settings.trouble_seconds:
+                events, _ = await self._api.list(EVENT, namespace, fields=_OTHERS_WARNINGS)
+                known.by_uid = defaultdict(list)
+                for event in events:
+                    known.by_uid[event["involvedObject"].get("uid", "")].append(event)
+                known.asked = time.monotonic()
+            return known.by_uid
+
+
+def _own(run: SpinRun, pods: Iterable[Json]) -> list[Json]:
+    """The run's pods, without those of a run of the same name before it."""
+    return [pod for pod in pods if pod["metadata"]["labels"].get(names.UID_LABEL) == run.metadata.uid]
+
+
+def newest_notice(document: Json, events: list[Json], now: datetime) -> list[Notice]:
+    """What the newest event that tells of trouble says, unless it is old."""
+    telling = [event for event in events if event.get("reason") in trouble.NOTICES]
+    newest = max(telling, key=_time_of, default=None)
+    if newest is None or now - _time_of(newest) > timedelta(seconds=OLD_EVENT_SECONDS):
+        return []
+    # A controller that tries again gives each pod another name: the same news must stay the same text.
+    message = re.sub(r'\bpods? "[^"]*"', "pods", newest.get("message", ""))
+    return [Notice(child_id(document), newest["reason"], message)]
+
+
+def _time_of(event: Json) -> datetime:
+    text = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+    return times.from_text(text)
+
+
+def progress_target(run: SpinRun, observed: Observed, attempt: int) -> Target | None:
+    """The running pod of rank 0, which can be asked; None while there is none."""
+    for pod in observed.attempt_pods(attempt):
+        status = pod.get("status", {})
+        index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
+        if index == "0" and status.get("phase") == "Running" and status.get("podIP") and not is_deleted(pod):
+            return Target(status["podIP"], run.metadata.uid or "", attempt)
+    return None

@@ -1,0 +1,21 @@
+"""What a suspended run keeps: first its trainer goes, with a checkpoint, and then its rollouts."""
+
+from datetime import datetime
+
+from spinrun_api.spec import SpinRunSpec
+from spinrun_api.status import Condition
+from spinrun_operator import times
+
+
+def wanted_rollouts(spec: SpinRunSpec, *, over: bool, trainer_alive: bool) -> int:
+    """Rollout pods that the run should have. A trainer that still writes its checkpoint keeps them: it may be sampling."""
+    if (over or spec.lifecycle.suspend) and not trainer_alive:
+        return 0
+    return spec.rollout.replicas
+
+
+def paused_seconds(before: int | None, suspended: Condition | None, now: datetime) -> int:
+    """Seconds of all pauses, when the last one ends now."""
+    if suspended is None or suspended.status != "True":
+        return before or 0
+    return (before or 0) + round(times.seconds_between(times.from_text(suspended.last_transition_time), now))

@@ -1,0 +1,123 @@
+"""Asking trainers how far they are: a task a run, with timeouts, so that a silent trainer holds up nothing."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from pydantic import ValidationError
+
+from spinrun_api.processes import TRAINER_PORT
+from spinrun_api.wire import Progress
+from spinrun_operator.observed import TrainerProgress
+from spinrun_operator.queue import Key
+from spinrun_operator.settings import Settings
+
+TIMEOUT_SECONDS = 5.0
+SIZE_LIMIT = 1 << 20
+"""Bytes of an answer: more is not progress."""
+
+# What changes all the time, and is not worth a status write of its own.
+_FLEETING = {"prompts_done", "prompts_total", "message", "eta_seconds"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom to ask, and who must answer."""
+
+    host: str
+    """Address of the pod of rank 0."""
+    uid: str
+    attempt: int
+
+    @property
+    def url(self) -> str:
+        """Where the progress is read."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{TRAINER_PORT}/progress"
+
+
+class ProgressPoller:
+    """Follows trainers. What is worth a status write is published, and its run woken."""
+
+    def __init__(self, settings: Settings, wake: Callable[[Key], None]) -> None:
+        self._settings = settings
+        self._wake = wake
+        self._followed: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
+        self._published: dict[Key, TrainerProgress] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def published(self, key: Key) -> TrainerProgress | None:
+        """The newest progress that is worth a status write."""
+        return self._published.get(key)
+
+    def follow(self, key: Key, target: Target | None) -> None:
+        """Asks the target from now on; nobody with None."""
+        followed = self._followed.get(key)
+        if followed is not None:
+            if followed[0] == target:
+                return
+            followed[1].cancel()
+            del self._followed[key]
+        if target is not None:
+            self._followed[key] = (target, asyncio.create_task(self._ask(key, target)))
+
+    def forget(self, key: Key) -> None:
+        """The run is gone."""
+        self.follow(key, None)
+        self._published.pop(key, None)
+
+    async def close(self) -> None:
+        """Stops asking."""
+        for key in list(self._followed):
+            self.forget(key)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, key: Key, target: Target) -> None:
+        published_at = float("-inf")
+        while True:
+            try:
+                progress = await self._fetch(target)
+                last = self._published.get(key)
+                waited = time.monotonic() - published_at
+                if is_news(last.progress if last else None, progress, may_wait=waited < self._settings.progress_write_seconds):
+                    self._published[key] = TrainerProgress(progress, datetime.now(UTC))
+                    published_at = time.monotonic()
+                    self._wake(key)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                logger.debug("%s/%s: no progress from %s: %s", *key, target.url, error)
+            await asyncio.sleep(self._settings.progress_seconds)
+
+    async def _fetch(self, target: Target) -> Progress:
+        """What the trainer says now. Raises ValueError when another run or attempt answers."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), trust_env=False)
+        async with self._session.get(target.url, allow_redirects=False) as response:
+            response.raise_for_status()
+            content = await response.content.read(SIZE_LIMIT)
+        try:
+            progress = Progress.model_validate_json(content)
+        except ValidationError as error:
+            raise ValueError(f"not a progress: {error.error_count()} errors") from error
+        if (progress.uid, progress.attempt) != (target.uid, target.attempt):
+            raise ValueError(f"attempt {progress.attempt} of run {progress.uid} answers")
+        return progress
+
+
+def is_news(last: Progress | None, new: Progress, *, may_wait: bool) -> bool:
+    """Whether progress is worth a status write. may_wait: one that is only about steps and figures had its turn lately."""
+    if last is None or _milestones(last) != _milestones(new):
+        return True
+    return not may_wait and last.model_dump(exclude=_FLEETING) != new.model_dump(exclude=_FLEETING)
+
+
+def _milestones(progress: Progress) -> tuple[Any, ...]:
+    """What people wait for."""
+    return progress.attempt, progress.window, progress.windows, progress.version, progress.best, progress.activity == "finished"

@@ -1,0 +1,217 @@
+"""What the operator writes: only what differs, only its own, and again what somebody spoilt."""
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from integration.control_plane import ControlPlane
+from integration.fake_kubelet import FakeKubelet
+from integration.operator.cluster import FAST, Cluster, RunningOperator, running_operator, spin_run
+
+pytestmark = pytest.mark.cluster
+
+Json = dict[str, Any]
+
+CHILDREN = [
+    "ConfigMap/demo-run",
+    "Job/demo-trainer-1",
+    "NetworkPolicy/demo-rollout",
+    "NetworkPolicy/demo-trainer",
+    "PersistentVolumeClaim/demo-ledger",
+    "Secret/demo-token",
+    "Service/demo-rollout",
+    "Service/demo-trainer",
+    "ServiceAccount/demo-spinrun",
+    "StatefulSet/demo-rollout",
+]
+
+
+async def test_run_costs_three_writes_beyond_its_children(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
+    # As with the default settings, a burst of changes makes one reconcile; here a burst takes longer.
+    settings = replace(FAST, coalesce_seconds=1.0)
+    async with running_operator(cluster.namespace, settings=settings) as operator:
+        await cluster.create(spin_run())
+        await cluster.until_phase("Running")
+        await operator.until_idle()
+        assert sorted(await cluster.children()) == CHILDREN
+        assert len(operator.api.writes) <= len(CHILDREN) + 3
+
+
+async def test_steady_runs_cost_no_write(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, control_plane: ControlPlane
+) -> None:
+    for number in range(10):
+        await cluster.create(spin_run(f"run-{number}"))
+    for number in range(10):
+        await cluster.until_phase("Running", f"run-{number}")
+    await operator.until_idle()
+    before = len(operator.api.writes)
+    for key in operator.controller.runs():
+        operator.controller.queue.add(key)
+    await operator.until_idle()
+    assert operator.api.writes[before:] == []
+
+
+async def test_restarted_operator_writes_nothing_about_steady_runs(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
+    async with running_operator(cluster.namespace) as first:
+        await cluster.create(spin_run(rollout={"template": {"spec": {"containers": [resources("1000m", "0.5Gi")]}}}))
+        await cluster.until_phase("Running")
+        await first.until_idle()
+    async with running_operator(cluster.namespace) as second:
+        await cluster.until("the run is seen", lambda: was_reconciled(second))
+        await second.until_idle()
+        assert second.api.writes == []
+
+
+def resources(cpu: str, memory: str) -> Json:
+    """A container of the rollouts' pod template, with amounts that the API server writes in another way."""
+    return {"name": "vllm", "resources": {"requests": {"cpu": cpu, "memory": memory}}}
+
+
+async def was_reconciled(operator: RunningOperator) -> bool:
+    """Whether the operator has had a look at a run."""
+    return operator.controller.is_ready() and bool(operator.controller.runs()) and not operator.controller.queue.depth()
+
+
+async def test_spec_changed_there_and_back_leaves_the_children_as_they_were(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
+) -> None:
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
+    await operator.until_idle()
+    before = await contents(cluster)
+    await cluster.change_spec("demo", rollout={"replicas": 2, "template": {"spec": {"nodeSelector": {"disk": "fast"}}}})
+    await cluster.until_phase("Starting")
+    await operator.until_idle()
+    assert await contents(cluster) != before
+    await cluster.change_spec("demo", rollout={"replicas": 1, "template": None})
+    await cluster.until_phase("Running", rollouts={"ready": 1, "desired": 1})
+    await operator.until_idle()
+    assert await contents(cluster) == before
+    written = len(operator.api.writes)
+    await cluster.patch("SpinRun", "demo", {"metadata": {"labels": {"touched": "yes"}}})
+    await operator.until_idle()
+    assert len(operator.api.writes) == written
+
+
+async def contents(cluster: Cluster) -> dict[str, Json]:
+    """The children without what changes by itself."""
+    found = await cluster.children()
+    fleeting = ("managedFields", "resourceVersion", "generation")
+    return {
+        name: {
+            **{key: value for key, value in child.items() if key != "status"},
+            "metadata": {key: value for key, value in child["metadata"].items() if key not in fleeting},
+        }
+        for name, child in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "patch"),
+    [
+        ("StatefulSet", "demo-rollout", {"spec": {"replicas": 5}}),
+        ("StatefulSet", "demo-rollout", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}}),
+        ("ConfigMap", "demo-run", {"data": {"run.yaml": "{}"}}),
+        ("Service", "demo-rollout", {"spec": {"publishNotReadyAddresses": False}}),
+        ("NetworkPolicy", "demo-trainer", {"spec": {"ingress": [{}]}}),
+        ("Service", "demo-trainer", {"metadata": {"labels": {"spinrun.dev/run": None}}}),
+        ("ServiceAccount", "demo-spinrun", {"automountServiceAccountToken": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:40],
+)
+async def test_child_edited_by_hand_is_repaired(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, kind: str, name: str, patch: Json
+) -> None:
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
+    await operator.until_idle()
+    before = (await contents(cluster))[f"{kind}/{name}"]
+    await cluster.patch(kind, name, patch)
+
+    async def repaired() -> bool:
+        return (await contents(cluster)).get(f"{kind}/{name}") == before
+
+    await cluster.until(f"{kind} {name} is as before", repaired)
+
+
+@pytest.mark.parametrize("child", [child for child in CHILDREN if not child.startswith(("Job", "PersistentVolume"))])
+async def test_deleted_child_is_made_again(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, child: str
+) -> None:
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
+    await operator.until_idle()
+    kind, name = child.split("/")
+    old = (await cluster.get(kind, name) or {})["metadata"]["uid"]
+    await cluster.delete(kind, name)
+
+    async def is_new() -> bool:
+        found = await cluster.get(kind, name)
+        return found is not None and found["metadata"]["uid"] != old
+
+    await cluster.until(f"{child} is there again", is_new)
+
+
+async def test_deleted_job_is_followed_by_the_next_attempt(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
+) -> None:
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
+    await cluster.delete("Job", "demo-trainer-1")
+    assert "failedAttempts" not in await cluster.until_phase("Running", attempt=2)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "demo-token"}, "stringData": {"token": "theirs"}},
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "demo-run", "labels": {"spinrun.dev/run": "demo"}},
+            "data": {"a": "b"},
+        },
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "demo-spinrun"}},
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "demo-ledger"},
+            "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+        },
+    ],
+    ids=lambda document: document["kind"],
+)
+async def test_foreign_object_with_a_childs_name_is_reported_and_never_touched(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, foreign: Json
+) -> None:
+    created = await cluster.create(foreign)
+    kind, name = foreign["kind"], foreign["metadata"]["name"]
+    await cluster.create(spin_run())
+    condition = await cluster.until_condition("Degraded", "True", "ChildConflict")
+    assert f"{kind} {name} exists and is not this run's" in condition["message"]
+    await operator.until_idle()
+    found = await cluster.get(kind, name) or {}
+    assert found["metadata"].get("labels") == created["metadata"].get("labels")
+    assert "ownerReferences" not in found["metadata"]
+    assert found.get("data") == created.get("data")
+    await cluster.delete(kind, name)
+    await cluster.until_phase("Running")
+    await cluster.until_condition("Degraded", "False", "AsExpected")
+
+
+async def test_two_operators_do_no_harm(cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet) -> None:
+    async with running_operator(cluster.namespace) as other:
+        for number in range(5):
+            await cluster.create(spin_run(f"run-{number}"))
+        for number in range(5):
+            await cluster.until_phase("Running", f"run-{number}", attempt=1)
+        await cluster.delete("Job", "run-0-trainer-1")
+        assert "failedAttempts" not in await cluster.until_phase("Running", "run-0", attempt=2)
+        await asyncio.gather(operator.until_idle(), other.until_idle())
+        children = await cluster.children()
+        jobs = [name for name in children if name.startswith("Job/")]
+        assert sorted(jobs) == ["Job/run-0-trainer-2", *(f"Job/run-{number}-trainer-1" for number in range(1, 5))]
