@@ -99,7 +99,8 @@ class Child:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self.running:
             with suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                # Not send_signal: it looks whether the process has ended, and so takes the exit code away from asyncio.
+                os.kill(self._process.pid, number)
 
 
 def free_port(taken: set[int]) -> int:

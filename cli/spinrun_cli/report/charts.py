@@ -132,7 +132,7 @@ def _prepare(axes: Axes, palette: Palette) -> None:
     axes.spines["bottom"].set_color(palette.grid)
     axes.xaxis.label.set_color(palette.muted)
     axes.yaxis.label.set_color(palette.muted)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
 
 
 def _values(lines: Sequence[MetricsLine], name: str) -> list[float]:
@@ -142,6 +142,8 @@ def _values(lines: Sequence[MetricsLine], name: str) -> list[float]:
 
 def _curve(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, *, label: str | None = None) -> None:
     marker = "o" if len(x) <= MOST_MARKED_POINTS else None
+    if len(x) == 1:
+        axes.set_xlim(x[0] - 0.5, x[0] + 0.5)  # else the one point would stand between fractions
     axes.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label, solid_capstyle="round")
 
 
