@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from spinrun_api.processes import ROLLOUTS, TERMINATION_LOG, TOKEN_FILE
 
 UID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -51,7 +52,18 @@ class Attempts:
             TERMINATION_LOG: str(self.last_words(attempt)),
             "OMP_NUM_THREADS": "1",
         }
-        arguments = ["--run", str(run_file), "--ledger", str(ledger), "--attempt", str(attempt), "--host", "127.0.0.1", "--port", "0"]
+        arguments = [
+            "--run",
+            str(run_file),
+            "--ledger",
+            str(ledger),
+            "--attempt",
+            str(attempt),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+        ]
         self.last_words(attempt).unlink(missing_ok=True)
         process = self.forkserver.Process(target=_trainer, args=(arguments, environment, self.log(attempt), kill_at, count_to))
         process.start()
@@ -73,10 +85,9 @@ class Attempts:
         return self.folder / f"last-words-{attempt}.json"
 
 
-def _trainer(
-    arguments: list[str], environment: dict[str, str], log: Path, kill_at: int | None, count_to: Path | None
-) -> None:
+def _trainer(arguments: list[str], environment: dict[str, str], log: Path, kill_at: int | None, count_to: Path | None) -> None:
     import torch
+
     from spinrun_worker.ledger import durable
     from spinrun_worker.trainer.__main__ import main
 
