@@ -70,7 +70,7 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
         # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
         # prompt's samples would pay for the prompt again. 32 is the smallest that starts.
         arguments |= {"block-size": 32, "max-num-seqs": 256, "enforce-eager": True, "worker-cls": CPU_WORKER}
-        environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
         if cores is not None:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = cores
     arguments |= rollout.engine_args
