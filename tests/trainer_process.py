@@ -12,11 +12,16 @@ from typing import Any
 
 import yaml
 
+from spinrun_api.ledger import MANIFEST
 from spinrun_api.processes import ROLLOUTS, TERMINATION_LOG, TOKEN_FILE
 
 UID = "01234567-89ab-cdef-0123-456789abcdef"
-KILL_OPERATIONS = ("create", "replace", "unlink")
-"""Changes of the ledger before which a test may kill: one for each file that comes, counts or goes."""
+
+
+def is_a_write(operation: str, path: Path) -> bool:
+    """Whether a test may kill before this change of the ledger: one for each file that comes, and each directory that begins
+    or ceases to count. Every single system call is the ledger's own tests' matter."""
+    return operation in ("create", "replace") or (operation == "unlink" and path.name == MANIFEST)
 
 
 def context() -> ForkServerContext:
@@ -99,7 +104,7 @@ def _trainer(arguments: list[str], environment: dict[str, str], log: Path, kill_
     seen: Counter[str] = Counter()
 
     def observe(operation: str, path: Path) -> None:
-        if operation not in KILL_OPERATIONS:
+        if not is_a_write(operation, path):
             return
         seen["changes"] += 1
         if seen["changes"] == kill_at:

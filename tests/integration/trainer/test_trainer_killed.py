@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from spinrun_api.ledger import Kind
 from spinrun_worker.ledger import Ledger
 from trainer_process import UID, Attempts
@@ -22,6 +24,7 @@ def end_state(root: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(1800)
 def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: Attempts, tmp_path: Path) -> None:
     undisturbed = tmp_path / "undisturbed"
     assert attempts.run(undisturbed) == 0, attempts.log(1).read_text()
