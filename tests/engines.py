@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,19 +12,13 @@ from typing import Any
 
 import httpx
 
+from ports import free_port
 from rollouts import TOKEN, UID
 from spinrun_api import processes
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 
 START_SECONDS = 600
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def tiny_run(model: Path, **rollout: Any) -> SpinRun:
