@@ -35,6 +35,8 @@ class ScriptedAgent:
                 web.post("/v1/samples", self.post_samples),
                 web.get("/healthz", self.healthz),
                 web.get("/readyz", self.healthz),
+                web.get("/asked", self.get_asked),
+                web.delete("/asked", self.delete_asked),
             ]
         )
         return app
@@ -61,6 +63,14 @@ class ScriptedAgent:
 
     async def healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
+
+    async def get_asked(self, _: web.Request) -> web.Response:
+        """How it was asked to sample, for tests: (version, sampling) once each, in order."""
+        return web.json_response(list(dict.fromkeys(f"{asked.version} {asked.sampling!r}" for asked in self.asked)))
+
+    async def delete_asked(self, _: web.Request) -> web.Response:
+        self.asked.clear()
+        return web.Response()
 
     async def post_samples(self, request: web.Request) -> web.StreamResponse:
         asked = SamplesRequest.model_validate_json(await request.read())

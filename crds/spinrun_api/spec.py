@@ -235,7 +235,7 @@ class FailureRule(ApiModel):
 
 
 class Trainer(ApiModel):
-    """The torchrun job that trains."""
+    """The FSDP job that trains: pods with the same number of ranks in each."""
 
     nodes: int = Field(default=1, ge=1, le=1024)
     """Pods of the trainer."""
@@ -382,7 +382,7 @@ class SpinRunSpec(ApiModel):
     """The vLLM servers that answer prompts."""
 
     trainer: Trainer = Field(default_factory=Trainer)
-    """The torchrun job that trains."""
+    """The FSDP job that trains: pods with the same number of ranks in each."""
 
     duration: Duration = Field(default_factory=lambda: Duration(epochs=1))
     """How long the run goes on. One epoch unless said otherwise."""

@@ -63,9 +63,6 @@ class TrainerState(Record):
     version: int = Field(ge=0)
     """Newest version that was due by then."""
 
-    extra: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Counters of the loop, as JSON."""
-
 
 class RandomState(Record):
     """State of the random number generators of one rank."""

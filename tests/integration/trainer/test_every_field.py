@@ -1,0 +1,367 @@
+"""Every field of the spec changes something: each is changed alone, and what it is there for must differ.
+
+A field that the table does not name fails the first test, so that none can be added and then ignored.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_origin
+
+import httpx
+import pytest
+import torch
+
+from models import random_pairs
+from spinrun_api import processes
+from spinrun_api.base import ApiModel
+from spinrun_api.documents import parse_run
+from spinrun_api.run import SpinRun
+from spinrun_api.spec import SpinRunSpec
+from spinrun_api.status import SpinRunStatus
+from spinrun_api.wire import Sample
+from spinrun_operator import times
+from spinrun_operator.children.ledger_claim import ledger_claim
+from spinrun_operator.children.rollout_statefulset import rollout_statefulset
+from spinrun_operator.children.trainer_job import trainer_job
+from spinrun_operator.policies.deadline import deadline
+from spinrun_operator.policies.failure import Cause, Ending, judge
+from spinrun_operator.policies.suspend import wanted_rollouts
+from spinrun_operator.policies.ttl import deletion_time
+from spinrun_operator.reconcile import is_managed
+from spinrun_operator.settings import Settings
+from spinrun_worker.records import PromptRecord
+from spinrun_worker.rewards import build_rule
+from spinrun_worker.trainer.assembly import load_material, published_dtype
+from spinrun_worker.trainer.learner import Learner
+from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
+from spinrun_worker.trainer.packing import plan_step
+from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
+from spinrun_worker.trainer.schedule import make_schedule
+from trainer_process import Attempts
+from unit.operator.world import SETTINGS, START
+from unit.trainer_core.test_learner import OneRank
+
+Json = dict[str, Any]
+Effect = Callable[[SpinRun, Attempts], object]
+
+ABSENT = None
+MODEL = "MODEL"
+"""Stands in the table for the folder of a tiny model."""
+ROWS = "ROWS"
+"""Stands in the table for the file of the rows below."""
+OTHER_ROWS = "OTHER_ROWS"
+
+SUMS: list[Json] = [
+    {
+        "prompt": f"{number} + 1 = ?",
+        "other": f"say {number}",
+        "answer": str(number + 1),
+        "wrong": str(number),
+        "messages": [{"role": "user", "content": f"talk of {number}"}],
+    }
+    for number in range(12)
+]
+FROM_FILE: Json = {"source": ROWS, "answerColumn": "answer"}
+
+
+# --- what a run does: each function looks at one part ---------------------------------------------------------------
+
+
+def vllm_command(run: SpinRun, _: Attempts) -> object:
+    return processes.vllm(run, accelerator="cuda", dtype="auto")
+
+
+def trainer_command(run: SpinRun, _: Attempts) -> object:
+    return processes.trainer(run, run_file="run.yaml", ledger="ledger", attempt=1).command
+
+
+def rollout_pods(run: SpinRun, _: Attempts) -> object:
+    replicas = wanted_rollouts(run.spec, over=False, trainer_alive=False)
+    return rollout_statefulset(run, SETTINGS, replicas=replicas)["spec"]
+
+
+def trainer_pods(run: SpinRun, _: Attempts) -> object:
+    return trainer_job(run, SETTINGS, attempt=1)["spec"]
+
+
+def claim(run: SpinRun, _: Attempts) -> object:
+    return ledger_claim(run)
+
+
+def questions(run: SpinRun, _: Attempts) -> object:
+    """What is asked in training, in order, with the true answers."""
+    return [(record.tokens, record.answer) for record in load_material(run.spec).training.records]
+
+
+def exam(run: SpinRun, _: Attempts) -> object:
+    """What is asked in evaluations, in order, with the true answers."""
+    evaluation = load_material(run.spec).evaluation
+    return evaluation and [(record.tokens, record.answer) for record in evaluation.records]
+
+
+def published(run: SpinRun, _: Attempts) -> object:
+    return published_dtype(run.spec.model)
+
+
+def schedule(run: SpinRun, _: Attempts) -> object:
+    return make_schedule(run.spec, num_prompts=100)
+
+
+def rates(run: SpinRun, _: Attempts) -> object:
+    return [learning_rate(step, run.spec.trainer, 10) for step in range(10)]
+
+
+def micro_batches(run: SpinRun, _: Attempts) -> object:
+    return plan_step([10] * 8, world_size=1, tokens_per_micro_batch=run.spec.trainer.tokens_per_micro_batch)
+
+
+def rewards(run: SpinRun, _: Attempts) -> object:
+    """What the rule says to some answers; the last one takes a backtracking expression a second."""
+    scorer = build_rule(run.spec.preference.rule)
+    try:
+        answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in ("4", "it is 4", "a" * 25 + "!"))
+        return scorer.score([(PromptRecord("p", (1,), "2 + 2", "4", {}), answers)])
+    finally:
+        scorer.close()
+
+
+def step(run: SpinRun, _: Attempts) -> object:
+    """An optimizer step: its figures, and the norm of the weights after it."""
+    policy, learner = _learner(run)
+    pairs = [replace(pair, reference_chosen=-30.0, reference_rejected=-20.0) for pair in random_pairs(3)]
+    result = learner.step(pairs, learning_rate=1e-2)
+    assert result is not None
+    return result.figures, torch.nn.utils.parameters_to_vector(policy.parameters()).norm().item()
+
+
+def attention_passes(run: SpinRun, _: Attempts) -> object:
+    """How often the attention of a layer runs in a step."""
+    policy, learner = _learner(run)
+    passes: list[object] = []
+    cast(Any, policy.decoder_layers()[0]).self_attn.register_forward_hook(lambda *_: passes.append(None))
+    checkpointing = run.spec.trainer.activation_checkpointing
+    shard_policy(policy, mesh=OneRank(), compute_dtype=torch.float32, activation_checkpointing=checkpointing)
+    learner.step([replace(pair, reference_chosen=0.0, reference_rejected=0.0) for pair in random_pairs(1)], learning_rate=0.0)
+    return len(passes)
+
+
+def _learner(run: SpinRun) -> tuple[Policy, Learner]:
+    policy = load_policy(run.spec.model)
+    optimizer = make_optimizer(policy.parameters(), run.spec.trainer)
+    return policy, Learner(policy, optimizer, method=run.spec.method, trainer=run.spec.trainer)
+
+
+def verdict(run: SpinRun, _: Attempts) -> object:
+    """What follows from a first failure with exit code 7."""
+    end = Ending(Cause.EXIT, "it failed", exit_code=7)
+    return judge(end, run.spec.lifecycle, Settings(), failed_attempts=0, ledger_unavailable_since=None, now=START)
+
+
+def latest_end(run: SpinRun, _: Attempts) -> object:
+    return deadline(run.spec.lifecycle, SpinRunStatus(start_time=times.to_text(START)))
+
+
+def deletion(run: SpinRun, _: Attempts) -> object:
+    ended = SpinRunStatus(completion_time=times.to_text(START + timedelta(hours=1)))
+    return deletion_time(run.spec.lifecycle, ended)
+
+
+def managed(run: SpinRun, _: Attempts) -> object:
+    return is_managed(run)
+
+
+def asked(run: SpinRun, attempts: Attempts) -> object:
+    """How a real trainer samples from its rollouts, in training and in evaluations."""
+    httpx.delete(f"{attempts.agent}/asked").raise_for_status()
+    _train(run, attempts)
+    return httpx.get(f"{attempts.agent}/asked").raise_for_status().json()
+
+
+def ledger_kinds(run: SpinRun, attempts: Attempts) -> object:
+    """The directories that a real trainer leaves in its ledger."""
+    ledger = _train(run, attempts)
+    return sorted(str(path.relative_to(ledger)) for path in ledger.glob("*/*"))
+
+
+def _train(run: SpinRun, attempts: Attempts) -> Path:
+    ledger = attempts.folder / f"ledger-{len(list(attempts.folder.glob('ledger-*')))}"
+    code = attempts.run(ledger, **run.to_document()["spec"])
+    assert code == 0, attempts.log(1).read_text()
+    return ledger
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A field with two values, and where they make a difference."""
+
+    path: str
+    before: object
+    after: object
+    effect: Effect
+    given: Json = field(default_factory=dict[str, Any])
+    """What else the spec must say, by path."""
+
+
+REGEX = {"preference.rule": {"kind": "regex"}}
+SLOW_REGEX = {"preference.rule": {"kind": "regex", "pattern": "^(a|a)*$"}}
+FOUR_WINDOWS: Json = {
+    "method.refUpdateFreq": 2,
+    "duration": {"windows": 4},
+    "trainer.promptsPerStep": 2,
+    "trainer.tokensPerMicroBatch": 128,
+    "preference.rule": {"kind": "regex", "pattern": "1"},
+    "rollout": {"samplesPerPrompt": 2, "maxTokens": 8},
+    "data.evaluation": {"source": "arithmetic", "config": "addition-5", "split": "test", "limit": 2},
+}
+TEMPLATE = {"spec": {"nodeSelector": {"zone": "a"}}}
+USER_RULE = "import os\ndef {name}(prompt, completion, answer, **columns):\n    return {value}\n"
+
+
+def prompts(block: Literal["data.prompts", "data.evaluation"], effect: Effect) -> list[Case]:
+    """The fields that both blocks of prompts have."""
+    file: Json = {block: FROM_FILE}
+    numbers: Json = {"data.prompts": FROM_FILE} | {block: {"source": "arithmetic"}}
+    return [
+        Case(f"{block}.source", ROWS, OTHER_ROWS, effect, file),
+        Case(f"{block}.config", "addition-5", "addition-6", effect, numbers),
+        Case(f"{block}.split", "train", "test", effect, numbers),
+        Case(f"{block}.promptColumn", ABSENT, "other", effect, file),
+        Case(f"{block}.answerColumn", "answer", "wrong", effect, file),
+        Case(f"{block}.messagesColumn", ABSENT, "messages", effect, file),
+        Case(f"{block}.template", ABSENT, "What is {prompt}", effect, file),
+        Case(f"{block}.limit", ABSENT, 3, effect, file),
+        Case(f"{block}.shuffleSeed", ABSENT, 1, effect, file),
+    ]
+
+
+CASES = [
+    Case("model.source", "org/a", "org/b", vllm_command),
+    Case("model.revision", ABSENT, "abc", vllm_command),
+    Case("model.dtype", "float32", "bfloat16", published),
+    Case("model.trustRemoteCode", False, True, vllm_command),
+    Case("model.tokenizer", ABSENT, "org/b", vllm_command),
+    Case("model.chatTemplate", ABSENT, "{{ messages[0]['content'] }}", questions),
+    *prompts("data.prompts", questions),
+    *prompts("data.evaluation", exam),
+    Case("data.evaluation.everyWindows", ABSENT, 3, ledger_kinds, FOUR_WINDOWS),
+    Case("data.maxPromptTokens", 128, 23, questions, {"data.prompts": FROM_FILE}),
+    Case("method.beta", ABSENT, 0.5, step),
+    Case("method.labelSmoothing", ABSENT, 0.1, step),
+    Case("method.refUpdateFreq", ABSENT, 8, schedule),
+    Case("preference.rule.kind", "lastNumber", "exact", rewards),
+    Case("preference.rule.pattern", "4", "5", rewards, REGEX),
+    Case("preference.rule.entryPoint", "user_rules:one", "user_rules:two", rewards, {"preference.rule": {"kind": "python"}}),
+    Case("preference.rule.timeoutSeconds", 0.01, 60, rewards, SLOW_REGEX),
+    Case("rollout.replicas", 1, 2, rollout_pods),
+    Case("rollout.samplesPerPrompt", 2, 3, asked, FOUR_WINDOWS),
+    Case("rollout.temperature", ABSENT, 0.8, asked, FOUR_WINDOWS),
+    Case("rollout.topP", ABSENT, 0.8, asked, FOUR_WINDOWS),
+    Case("rollout.maxTokens", 8, 9, asked, FOUR_WINDOWS),
+    Case("rollout.tensorParallelSize", ABSENT, 2, vllm_command),
+    Case("rollout.engineArgs", ABSENT, {"max-num-seqs": 8}, vllm_command),
+    Case("rollout.image", ABSENT, "my/vllm", rollout_pods),
+    Case("rollout.template", ABSENT, TEMPLATE, rollout_pods),
+    Case("trainer.nodes", 1, 2, trainer_pods),
+    Case("trainer.procsPerNode", 1, 2, trainer_command),
+    Case("trainer.promptsPerStep", 16, 32, schedule),
+    Case("trainer.tokensPerMicroBatch", 16, 32, micro_batches),
+    Case("trainer.learningRate", ABSENT, 1e-3, rates),
+    Case("trainer.schedule", ABSENT, "linear", rates),
+    Case("trainer.warmupSteps", ABSENT, 2, rates),
+    Case("trainer.weightDecay", ABSENT, 0.1, step),
+    Case("trainer.maxGradNorm", 1e9, 1e-9, step),
+    Case("trainer.activationCheckpointing", False, True, attention_passes),
+    Case("trainer.checkpointEverySteps", ABSENT, 3, ledger_kinds, FOUR_WINDOWS),
+    Case("trainer.keepCheckpoints", ABSENT, 3, ledger_kinds, FOUR_WINDOWS),
+    Case("trainer.image", ABSENT, "my/trainer", trainer_pods),
+    Case("trainer.template", ABSENT, TEMPLATE, trainer_pods),
+    Case("duration.windows", 2, 3, schedule, {"duration": {}}),
+    Case("duration.steps", 2, 3, schedule, {"duration": {}}),
+    Case("duration.epochs", 1, 20, schedule, {"duration": {}}),
+    Case("storage.claimName", "a", "b", trainer_pods, {"storage": {}}),
+    Case("storage.size", "1Gi", "2Gi", claim),
+    Case("storage.storageClassName", ABSENT, "fast", claim),
+    Case("storage.accessModes", ABSENT, ["ReadWriteOnce"], claim),
+    Case("storage.retain", ABSENT, False, claim),
+    Case("lifecycle.suspend", False, True, rollout_pods),
+    Case("lifecycle.backoffLimit", 0, 1, verdict),
+    Case("lifecycle.activeDeadlineSeconds", 10, 20, latest_end),
+    Case("lifecycle.ttlSecondsAfterFinished", 10, 20, deletion),
+    Case("lifecycle.managedBy", ABSENT, "kueue.x-k8s.io/multikueue", managed),
+    Case("lifecycle.failurePolicy.exitCodes", [7], [8], verdict, {"lifecycle.failurePolicy": {"action": "Fail"}}),
+    Case("lifecycle.failurePolicy.action", "Fail", "RestartUncounted", verdict, {"lifecycle.failurePolicy": {"exitCodes": [7]}}),
+]
+
+
+def test_the_table_names_every_field() -> None:
+    named = [case.path for case in CASES]
+    assert sorted(named) == sorted(_paths(SpinRunSpec))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.path)
+def test_field_changes_something(
+    case: Case, attempts: Attempts, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "user_rules.py").write_text("".join(USER_RULE.format(name=name, value=name == "one") for name in ("one", "two")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    files = {MODEL: str(tiny_model), ROWS: write_rows(tmp_path / "a.jsonl", SUMS)}
+    files[OTHER_ROWS] = write_rows(tmp_path / "b.jsonl", SUMS[::-1])
+    before, after = (case.effect(run_with(case, value, files), attempts) for value in (case.before, case.after))
+    assert before != after
+
+
+def run_with(case: Case, value: object, files: dict[str, str]) -> SpinRun:
+    """The smallest run with what the case needs and this value of its field."""
+    spec: Json = {
+        "model": {"source": MODEL},
+        "data": {"prompts": {"source": "arithmetic", "config": "addition-5"}, "maxPromptTokens": 128},
+        "preference": {"rule": {"kind": "lastNumber"}},
+        "storage": {"size": "1Gi"},
+    }
+    for path, part in (case.given | {case.path: value}).items():
+        _put(spec, path.split("."), copy.deepcopy(part))
+    if policy := spec.get("lifecycle", {}).get("failurePolicy"):
+        spec["lifecycle"]["failurePolicy"] = [policy]
+    metadata = {"name": "demo", "namespace": "team", "uid": "01234567-89ab-cdef-0123-456789abcdef"}
+    text = json.dumps({"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": spec})
+    for name, path in files.items():
+        text = text.replace(json.dumps(name), json.dumps(path))
+    return parse_run(json.loads(text))
+
+
+def write_rows(path: Path, rows: Sequence[Json]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _put(spec: Json, path: Sequence[str], value: object) -> None:
+    *blocks, name = path
+    for block in blocks:
+        spec = spec.setdefault(block, {})
+    if value is not ABSENT:
+        spec[name] = value
+
+
+def _paths(model: type[ApiModel], above: str = "") -> Iterator[str]:
+    """The fields that are no blocks, by their paths in a document; one that can only have one value changes nothing yet."""
+    for name, info in model.model_fields.items():
+        path = f"{above}{info.alias or name}"
+        block = next(_models(info.annotation), None)
+        if block is not None:
+            yield from _paths(block, f"{path}.")
+        elif not (get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1):
+            yield path
+
+
+def _models(annotation: object) -> Iterator[type[ApiModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
