@@ -41,6 +41,20 @@ test: $(VENV)/.installed ## Run the tests of the engine: units, a real vLLM, a r
 test-cluster: $(VENV)/.installed ## Run the operator's tests on a real control plane (needs Go; builds Kubernetes once, ten minutes)
 	$(BIN)/pytest -m cluster $(PYTEST_ARGS)
 
+.PHONY: control-plane
+control-plane: ## Start a Kubernetes control plane without nodes (needs Go; builds it once, ten minutes)
+	tools/control-plane up --state $(CACHE)/control-plane
+
+.PHONY: control-plane-down
+control-plane-down: ## Stop it; `make control-plane` goes on with the same cluster
+	tools/control-plane down --state $(CACHE)/control-plane
+
+.PHONY: generate
+generate: $(VENV)/.installed ## Write what is made from the models and the chart's values: CRD, API reference, chart
+	$(BIN)/python -m spinrun_api.crd > crds/spinrun.dev_spinruns.yaml
+	$(BIN)/python -m spinrun_api.reference > docs/api.md
+	$(BIN)/python charts/generate.py
+
 .PHONY: lint
 lint: $(VENV)/.installed ## Check style, types and layers
 	$(BIN)/ruff format --check .

@@ -108,9 +108,7 @@ class VllmServer(ServerProcess):
     def __init__(self, run: SpinRun, log: Path) -> None:
         port = free_port()
         process = processes.vllm(run, accelerator="cpu", dtype="float32", port=port)
-        # One GiB of cache is plenty for a tiny model.
-        environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        super().__init__(process, port=port, health="/health", log=log, environment=environment)
+        super().__init__(process, port=port, health="/health", log=log, environment={"HF_HUB_OFFLINE": "1"})
 
 
 class AgentProcess(ServerProcess):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from spinrun_cli.cluster.commands import register
 from spinrun_cli.errors import CommandError
 
 app = typer.Typer(
@@ -115,6 +116,9 @@ def ledger(context: typer.Context) -> None:
     ledger_app(args=context.args or ["--help"], prog_name="spinrun ledger")
 
 
+register(app)
+
+
 @model_app.command()
 def smollm2(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False)],
@@ -128,10 +132,10 @@ def smollm2(
     typer.echo(prepare(output))
 
 
-def main() -> None:
-    """Run the command. Expected errors are one message on stderr; Ctrl-C exits with 130."""
+def main(command: typer.Typer = app, program: str = "spinrun") -> None:
+    """Run a command line. Expected errors are one message on stderr; Ctrl-C exits with 130."""
     try:
-        app()
+        command(prog_name=program)
     except CommandError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

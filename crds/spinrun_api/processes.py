@@ -30,6 +30,12 @@ SERVED_MODEL = "policy"
 # vLLM's own CPU worker keeps the old output layer when it reloads a model with tied embeddings.
 CPU_WORKER = "spinrun_worker.rollout.vllm_cpu_worker.CpuWorker"
 
+# On CPUs vLLM computes in a third process only so that it can set the OpenMP environment of a process that it starts. Ours is
+# set from outside, so that the engine can compute itself: one Python with torch and vLLM less, 0.7 GB and seconds of start.
+# By its path instead of "uni", which vLLM would take for "mp".
+ONE_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+CPU_CACHE_BYTES = 1 << 30
+
 
 @dataclass(frozen=True)
 class Process:
@@ -39,10 +45,10 @@ class Process:
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM_PORT, cores: str | None = None) -> Process:
+def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM_PORT, threads: int | None = None) -> Process:
     """vLLM's OpenAI server, on the loopback interface only: its development endpoints load weights.
 
-    dtype: vLLM's arithmetic, resolved (never auto on a CPU). cores: processor list such as 0-1 for OpenMP; None: vLLM's choice.
+    dtype: vLLM's arithmetic, resolved (never auto on a CPU). threads: of OpenMP, on CPUs; None: as many as there are cores.
     """
     rollout, model = run.spec.rollout, run.spec.model
     arguments: dict[str, str | int | float | bool] = {
@@ -70,9 +76,11 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
         # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
         # prompt's samples would pay for the prompt again. 32 is the smallest that starts.
         arguments |= {"block-size": 32, "max-num-seqs": 256, "enforce-eager": True, "worker-cls": CPU_WORKER}
-        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-        if cores is not None:
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = cores
+        arguments |= {"kv-cache-memory-bytes": CPU_CACHE_BYTES}
+        environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        if rollout.tensor_parallel_size == 1:
+            arguments["distributed-executor-backend"] = ONE_PROCESS_EXECUTOR
+            environment |= {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
     arguments |= rollout.engine_args
     return Process(["python", "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)], environment)
 

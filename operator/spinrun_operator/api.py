@@ -5,6 +5,7 @@ Documents stay the plain JSON that the server sends: the client library's typed 
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -54,7 +55,8 @@ async def connect(settings: Settings) -> client.ApiClient:
     try:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration)
+        # Not by the library's own default: it reads KUBECONFIG when it is imported.
+        await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
     configuration.connection_pool_maxsize = 2 * settings.workers + 32
     api_client = client.ApiClient(configuration)
     api_client.user_agent = USER_AGENT

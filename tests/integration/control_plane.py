@@ -4,13 +4,14 @@ Pods run only on a cluster with nodes. On a control plane of its own a test uses
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,14 +80,10 @@ def run_control_plane(command: str, state: Path) -> None:
         pytest.fail(f"tools/control-plane {command}: {done.stderr}", pytrace=False)
 
 
-@pytest.fixture(scope="session")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The session's Kubernetes API. See `ControlPlane`."""
-    if kubeconfig := os.environ.get("KUBECONFIG"):
-        yield ControlPlane(Path(kubeconfig), find_kubectl(), state=None)
-        return
-    state = tmp_path_factory.mktemp("control-plane")
-    # Stops the control plane where pytest is killed and so never comes to the end of this fixture.
+@contextlib.contextmanager
+def new_control_plane(state: Path) -> Generator[ControlPlane, None, None]:
+    """A control plane that nobody else uses; it ends with the block, or with this process."""
+    # Stops the control plane where pytest is killed and so never comes to the end of the block.
     down_after = [sys.executable, TOOLS / "control-plane", "down", "--state", state, "--after", str(os.getpid())]
     guard = subprocess.Popen(down_after, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -100,14 +97,33 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         shutil.rmtree(state / "etcd", ignore_errors=True)
 
 
-@pytest.fixture
-def namespace(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace for one test, that enforces the restricted Pod Security level, as ours must meet it."""
-    test = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
-    name = f"{test}-{uuid.uuid4().hex[:6]}"
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The session's Kubernetes API. See `ControlPlane`."""
+    if kubeconfig := os.environ.get("KUBECONFIG"):
+        yield ControlPlane(Path(kubeconfig), find_kubectl(), state=None)
+        return
+    with new_control_plane(tmp_path_factory.mktemp("control-plane")) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def new_namespace(control_plane: ControlPlane, prefix: str) -> Generator[str, None, None]:
+    """A namespace that enforces the restricted Pod Security level, as ours must meet it; it is deleted after the block."""
+    name = f"{prefix}-{uuid.uuid4().hex[:6]}"
     control_plane.kubectl("create", "namespace", name)
     control_plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
     # Pods are refused until the controller-manager has made it.
     control_plane.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
-    yield name
-    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield name
+    finally:
+        control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace for one test. See `new_namespace`."""
+    test = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
+    with new_namespace(control_plane, test) as name:
+        yield name

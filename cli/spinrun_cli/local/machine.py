@@ -81,26 +81,12 @@ def parse(line: str) -> Machine:
     return Machine(document["accelerator"], document["dtype"], tuple(document["gpus"]))
 
 
-def share_cores(cores: Sequence[int], replicas: int) -> list[str]:
-    """Processor lists for vLLM servers that work at the same time, as in ["0-1", "2-3"]. Too few cores: all for everybody.
+def share_cores(cores: int, replicas: int) -> int:
+    """Cores for each of the vLLM servers that work at the same time, at least one.
 
     The trainer is not counted: it waits while the rollouts generate, and they while it trains.
     """
-    cores = sorted(cores)
-    size = len(cores) // replicas
-    parts = [cores[index * size : (index + 1) * size] for index in range(replicas)] if size else [cores] * replicas
-    return [ranges(part) for part in parts]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """0,1,2,5 as 0-2,5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return max(1, cores // replicas)
 
 
 @dataclass(frozen=True)

@@ -227,8 +227,8 @@ class Supervisor:
         dtype = machine.dtype if spec.model.dtype == "auto" else spec.model.dtype
         if machine.accelerator == "cuda":
             return self._vllm_on_gpus(rollout, machine, dtype)
-        cores = machines.share_cores(sorted(os.sched_getaffinity(0)), len(self.rollouts))[rollout.index]
-        return processes.vllm(self.run_, accelerator="cpu", dtype=dtype, port=rollout.vllm_port, cores=cores)
+        threads = machines.share_cores(len(os.sched_getaffinity(0)), len(self.rollouts))
+        return processes.vllm(self.run_, accelerator="cpu", dtype=dtype, port=rollout.vllm_port, threads=threads)
 
     def _vllm_on_gpus(self, rollout: Rollout, machine: Machine, dtype: str) -> Process:
         plan = self._gpu_plan(machine)

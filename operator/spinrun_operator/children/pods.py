@@ -65,6 +65,17 @@ def container(name: str, image: str, process: Process, settings: Settings, *, mo
     }
 
 
+def with_threads(container: Json, settings: Settings) -> Json:
+    """The container with as many OpenMP threads as its CPU limit allows, or its node where it has none.
+
+    Left to itself OpenMP starts one for each core of the node, however few of them the container may use.
+    """
+    if settings.accelerator != "cpu":
+        return container
+    limit = {"containerName": container["name"], "resource": "limits.cpu", "divisor": "1"}
+    return container | {"env": [*container["env"], {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": limit}}]}
+
+
 def gpus(count: int, settings: Settings) -> Json:
     """Resources of a container that computes."""
     return {"limits": {"nvidia.com/gpu": str(count)}} if settings.accelerator == "cuda" else {}

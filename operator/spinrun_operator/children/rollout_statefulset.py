@@ -47,7 +47,7 @@ def _vllm(run: SpinRun, settings: Settings) -> Json:
     process = processes.vllm(run, accelerator=settings.accelerator, dtype=_dtype(run, settings))
     default_image = settings.vllm_image if settings.accelerator == "cuda" else settings.worker_image
     health = _healthy()
-    return pods.container(
+    container = pods.container(
         "vllm",
         run.spec.rollout.image or default_image,
         process,
@@ -62,6 +62,7 @@ def _vllm(run: SpinRun, settings: Settings) -> Json:
         startupProbe=health | {"failureThreshold": VLLM_STARTUP_SECONDS // PROBE_SECONDS},
         livenessProbe=health | {"failureThreshold": 6},
     )
+    return pods.with_threads(container, settings)
 
 
 def _dtype(run: SpinRun, settings: Settings) -> str:

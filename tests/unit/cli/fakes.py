@@ -28,7 +28,7 @@ def install(folder: Path, set_attribute: Callable[[Any, str, Any], None]) -> Non
     def fake(role: str, port: int, number: int) -> Process:
         return Process(["python", "-S", str(PROGRAM), role, str(port), str(folder), str(number)])
 
-    def vllm(run: SpinRun, *, port: int, cores: str, **_: Any) -> Process:
+    def vllm(run: SpinRun, *, port: int, **_: Any) -> Process:
         (folder / "uid").write_text(run.metadata.uid or "")
         return fake("vllm", port, port)
 

@@ -34,9 +34,9 @@ def container_of(document: Json, name: str) -> Json:
     return container
 
 
-def environment_of(container: Json) -> dict[str, str]:
-    """The container's variables."""
-    return {variable["name"]: variable["value"] for variable in container["env"]}
+def environment_of(container: Json) -> Json:
+    """The container's variables: text, or where it comes from."""
+    return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container["env"]}
 
 
 def mounts_of(container: Json) -> dict[str, bool]:
@@ -202,6 +202,15 @@ def test_dtype_of_vllm_is_never_left_open_on_a_cpu(settings: Any, dtype: str, wa
     run = run_of(model={"source": "m", "dtype": dtype})
     command = container_of(rollout_statefulset(run, settings, replicas=1), "vllm")["command"]
     assert command[command.index("--dtype") + 1] == want
+
+
+def test_vllm_on_a_cpu_has_as_many_threads_as_its_limit_allows() -> None:
+    on_cpu, on_gpu = (
+        environment_of(container_of(rollout_statefulset(run_of(), settings, replicas=1), "vllm")) for settings in (SETTINGS, CUDA)
+    )
+    limit = {"containerName": "vllm", "resource": "limits.cpu", "divisor": "1"}
+    assert on_cpu["OMP_NUM_THREADS"] == {"resourceFieldRef": limit}
+    assert "OMP_NUM_THREADS" not in on_gpu
 
 
 def test_images_are_the_runs_else_the_operators() -> None:

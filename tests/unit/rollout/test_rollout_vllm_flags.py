@@ -34,3 +34,21 @@ def test_recommended_sampling_parameters_are_ignored_and_the_server_hears_loopba
     command = processes.vllm(tiny_run(Path("/model")), accelerator="cuda", dtype="bfloat16").command
     assert flag(command, "generation-config") == "vllm"
     assert flag(command, "host") == "127.0.0.1"
+
+
+def test_one_process_computes_on_a_cpu_unless_it_shares_the_model() -> None:
+    alone, shared = (
+        processes.vllm(tiny_run(Path("/model"), tensorParallelSize=size), accelerator="cpu", dtype="float32", threads=3)
+        for size in (1, 2)
+    )
+    assert flag(alone.command, "distributed-executor-backend") == processes.ONE_PROCESS_EXECUTOR
+    assert alone.environment["OMP_NUM_THREADS"] == "3"
+    assert "--distributed-executor-backend" not in shared.command
+    assert "OMP_NUM_THREADS" not in shared.environment, "vLLM sets it for each of its workers"
+
+
+def test_engine_arguments_win_over_our_own() -> None:
+    run = tiny_run(Path("/model"), engineArgs={"kv-cache-memory-bytes": 2**28, "enforce-eager": "false"})
+    command = processes.vllm(run, accelerator="cpu", dtype="float32").command
+    assert flag(command, "kv-cache-memory-bytes") == str(2**28)
+    assert "--enforce-eager" not in command

@@ -1,0 +1,1 @@
+"""The commands that speak to a Kubernetes cluster. Only `commands` is imported before one of them is called."""

@@ -1,0 +1,108 @@
+"""`spinrun get`: runs as a table, as documents, or one of them in full."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import typer
+import yaml
+
+from spinrun_cli.cluster.client import Access, Cluster, ForbiddenError, run
+from spinrun_cli.cluster.follow import POLL_SECONDS
+from spinrun_cli.cluster.view import columns, details, parsed, pod_labels, resource_name, table_rows, utc_now
+from spinrun_operator.kinds import EVENT, POD, SPIN_RUN, Kind
+
+Json = dict[str, Any]
+
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to show."""
+
+    name: str | None
+    all_namespaces: bool
+    output: str | None
+    """wide, json, yaml or name."""
+    watch: bool
+
+
+def get_runs(question: Question, access: Access) -> None:
+    """Prints runs. Raises CommandError."""
+    run(access, partial(_get, question))
+
+
+async def _get(question: Question, cluster: Cluster) -> None:
+    namespace = None if question.all_namespaces else cluster.namespace
+    if question.output in ("json", "yaml", "name"):
+        typer.echo(_document(await cluster.request("GET", SPIN_RUN, namespace, question.name), question.output))
+    elif question.name is None or question.output == "wide" or question.watch:
+        await _tabulate(question, namespace, cluster)
+    else:
+        typer.echo(await _details(question.name, cluster))
+
+
+# --- documents -----------------------------------------------------------------------------------------------------
+
+
+def _document(answer: Json, output: str) -> str:
+    """A run, or the runs of a list, in a form for programs."""
+    runs = [_without_managed_fields(each) for each in answer.get("items", [answer])]
+    if output == "name":
+        return "\n".join(resource_name(each["metadata"]["name"]) for each in runs)
+    document = {"apiVersion": "v1", "kind": "List", "items": runs} if "items" in answer else runs[0]
+    if output == "json":
+        return json.dumps(document, indent=2)
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _without_managed_fields(run: Json) -> Json:
+    """As kubectl shows it: who set which field is of no use to a reader."""
+    return run | {"metadata": {key: value for key, value in run["metadata"].items() if key != "managedFields"}}
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+async def _tabulate(question: Question, namespace: str | None, cluster: Cluster) -> None:
+    """Prints the table; with `watch`, also every row that changes from then on."""
+    shown: dict[str, str] | None = None
+    while True:
+        table = await cluster.request("GET", SPIN_RUN, namespace, question.name, accept=TABLE)
+        versions = {row["object"]["metadata"]["uid"]: row["object"]["metadata"]["resourceVersion"] for row in table["rows"]}
+        rows = table_rows(table, wide=question.output == "wide", with_namespace=question.all_namespaces)
+        headings, *lines = columns(rows).splitlines()
+        if shown is None and lines:
+            typer.echo(headings)
+        for (uid, version), line in zip(versions.items(), lines, strict=True):
+            if (shown or {}).get(uid) != version:
+                typer.echo(line)
+        if not lines and not question.watch:
+            where = f"namespace {namespace}" if namespace else "any namespace"
+            typer.echo(f"There is no SpinRun in {where}.", err=True)
+        if not question.watch:
+            return
+        shown = versions if shown or lines else None
+        await asyncio.sleep(POLL_SECONDS)
+
+
+# --- one run -------------------------------------------------------------------------------------------------------
+
+
+async def _details(name: str, cluster: Cluster) -> str:
+    document = await cluster.request("GET", SPIN_RUN, cluster.namespace, name)
+    pods = await _related(POD, cluster, labelSelector=pod_labels(document))
+    events = await _related(EVENT, cluster, fieldSelector=f"involvedObject.uid={document['metadata']['uid']}")
+    return details(parsed(document), pods, events, utc_now())
+
+
+async def _related(kind: Kind, cluster: Cluster, **selector: str) -> Sequence[Json] | str:
+    """What belongs to the run, or why it cannot be shown: who may see a run may not be allowed to see all of its parts."""
+    try:
+        return await cluster.items(kind, cluster.namespace, **selector)
+    except ForbiddenError as error:
+        return str(error)

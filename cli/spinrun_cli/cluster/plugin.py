@@ -1,0 +1,25 @@
+"""`kubectl spinrun`: kubectl runs a program named kubectl-spinrun for it. The commands that need a cluster, and `validate`."""
+
+import typer
+
+from spinrun_cli import main as spinrun
+from spinrun_cli.cluster.commands import register
+
+app = typer.Typer(
+    name="kubectl spinrun",
+    help="Online preference training of language models on Kubernetes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(spinrun.validate)
+register(app)
+
+
+def main() -> None:
+    """Run the command as `spinrun` does."""
+    spinrun.main(app, program="kubectl spinrun")
+
+
+if __name__ == "__main__":
+    main()
