@@ -55,6 +55,10 @@ generate: $(VENV)/.installed ## Write what is made from the models and the chart
 	$(BIN)/python -m spinrun_api.reference > docs/api.md
 	$(BIN)/python charts/generate.py
 
+.PHONY: bench-operator
+bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once (needs Go; builds kwok once)
+	$(BIN)/python tests/bench/bench_operator.py $(BENCH_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed ## Check style, types and layers
 	$(BIN)/ruff format --check .

@@ -23,6 +23,7 @@ async def operate(settings: Settings) -> None:
     async with await connect(settings) as api_client:
         controller = Controller(Api(api_client, settings, metrics), settings, metrics)
         async with serve(controller, metrics, settings.http_port):
+            await controller.wait_for_crd()
             working = asyncio.create_task(controller.run(), name="controller")
             waking = asyncio.create_task(watch_runs(controller, settings), name="kopf")
             try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -55,6 +56,15 @@ class Controller:
         metrics.follow_queue(self.queue.depth, self.queue.oldest_seconds)
 
     # --- life ------------------------------------------------------------------------------------------------------
+
+    async def wait_for_crd(self) -> None:
+        """Waits until the API server serves SpinRuns: whoever watches a kind that is not there yet never hears of it."""
+        for attempt in itertools.count():
+            if await self._retry_forever(lambda: self._api.has_kind(SPIN_RUN)):
+                return
+            if attempt == 0:
+                logger.warning("the cluster has no CRD for SpinRuns yet: apply crds/spinrun.dev_spinruns.yaml")
+            await asyncio.sleep(1)
 
     async def run(self) -> None:
         """Serves until it is cancelled."""

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from integration.control_plane import ControlPlane, KubectlError
-from integration.operator.test_process import Process
+from integration.operator.process import Process
 from unit.chart.helm import CHART, environment, helm
 
 Json = dict[str, Any]
@@ -65,14 +65,12 @@ class Release:
 
     @contextlib.asynccontextmanager
     async def operator(self, folder: Path) -> AsyncGenerator[Process, None]:
-        """The operator's process with the environment and the rights of the chart's pod, and no others."""
+        """The operator's process, just started, with the environment and the rights of the chart's pod, and no others."""
         variables = environment(await self.get("deployment", "spinrun-operator"))
         variables |= {"KUBECONFIG": str(await self.kubeconfig(folder)), "PATH": os.environ["PATH"]}
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", "spinrun_operator", env=variables)
         try:
-            operator = Process(process, int(variables["SPINRUN_HTTP_PORT"]))
-            await operator.until_ready()
-            yield operator
+            yield Process(process, int(variables["SPINRUN_HTTP_PORT"]))
         finally:
             if process.returncode is None:
                 process.kill()

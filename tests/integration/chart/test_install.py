@@ -10,7 +10,10 @@ import yaml
 
 from integration.chart.release import Json, Release, may
 from integration.control_plane import KubectlError
+from integration.fake_kubelet import FakeKubelet
 from integration.operator.cluster import Cluster, spin_run
+from integration.operator.process import Process
+from ports import free_port
 from unit.chart.helm import CHART, HelmError
 
 pytestmark = pytest.mark.cluster
@@ -166,6 +169,27 @@ async def test_second_release_serves_other_namespaces(release: Release, namespac
     role = await release.get("role", "other-spinrun-operator", namespace)
     assert role["rules"] == (await release.get("role", "spinrun-operator"))["rules"]
     await release.helm("uninstall", "other", "--wait")
+
+
+async def test_operator_that_starts_before_the_crd_is_there_serves_runs_once_it_is(
+    release: Release, cluster: Cluster, fake_kubelet: FakeKubelet, tmp_path: Path
+) -> None:
+    port = free_port()
+    await release.install("--set", f"crds.enabled=false,settings.httpPort={port},settings.accelerator=cpu")
+    async with release.operator(tmp_path) as operator:
+        await cluster.until("the operator lives", lambda: has_status(operator, "/healthz", 200))
+        assert await has_status(operator, "/readyz", 503)
+        await release.control_plane.kubectl_async(
+            "apply", "--server-side", "-f", str(CHART / "files" / "spinrun.dev_spinruns.yaml")
+        )
+        await operator.until_ready()
+        await create_run(cluster)
+        await cluster.until_phase("Running")
+
+
+async def has_status(operator: Process, path: str, status: int) -> bool:
+    """Whether the operator answers so."""
+    return (await operator.ask(path))[0] == status
 
 
 EVERYTHING = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"]

@@ -81,6 +81,7 @@ async def test_rights_of_the_chart_are_enough_for_a_runs_life_and_all_are_used(
     file.write_text(json.dumps(values))
     await release.install("--values", file)
     async with release.operator(tmp_path) as operator:
+        await operator.until_ready()
         await asyncio.gather(live_through_a_run(cluster, fake_kubelet), live_through_trouble(cluster, fake_kubelet, release))
         assert await operator.ask("/healthz") == (200, "ok")
     kind = "role" if scope == "namespaces" else "clusterrole"

@@ -11,7 +11,7 @@ import pytest
 from integration.control_plane import ControlPlane
 from integration.operator.cluster import Cluster
 from integration.operator.conftest import crd
-from integration.operator.test_process import Process, operator_process
+from integration.operator.process import Process, operator_process
 from spinrun_cli.cluster.client import Access, connect
 
 __all__ = ["crd"]

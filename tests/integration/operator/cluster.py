@@ -197,10 +197,10 @@ class RunningOperator:
 
     async def start(self, **disturbance: Any) -> None:
         """Starts it; see WatchedApi for how to disturb it."""
-        metrics = Metrics()
+        self.metrics = Metrics()
         self._client = await connect(self.settings)
-        self.api = WatchedApi(self._client, self.settings, metrics, on_death=self.die, **disturbance)
-        self.controller = Controller(self.api, self.settings, metrics)
+        self.api = WatchedApi(self._client, self.settings, self.metrics, on_death=self.die, **disturbance)
+        self.controller = Controller(self.api, self.settings, self.metrics)
         self._tasks = [asyncio.create_task(self.controller.run()), asyncio.create_task(self._wake())]
 
     async def _wake(self) -> None:

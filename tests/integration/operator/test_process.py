@@ -1,71 +1,18 @@
 """The operator as the process that a cluster runs: `python -m spinrun_operator`, with kopf."""
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
-import aiohttp
 import pytest
 
 from integration.control_plane import ControlPlane
 from integration.fake_kubelet import FakeKubelet
 from integration.operator.cluster import Cluster, spin_run
+from integration.operator.process import operator_process
 
 pytestmark = pytest.mark.cluster
-
-START_SECONDS = 60
-
-
-class Process:
-    """An operator in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
-        self.process = process
-        self.url = f"http://127.0.0.1:{port}"
-
-    async def ask(self, path: str) -> tuple[int, str]:
-        """Status and text of an answer; status 0 while nobody answers."""
-        try:
-            async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
-                return response.status, await response.text()
-        except aiohttp.ClientError:
-            return 0, ""
-
-    async def until_ready(self) -> None:
-        """Waits until it has seen what is there."""
-        async with asyncio.timeout(START_SECONDS):
-            while (await self.ask("/readyz"))[0] != 200:
-                assert self.process.returncode is None, "the operator ended"
-                await asyncio.sleep(0.1)
-
-
-@contextlib.asynccontextmanager
-async def operator_process(kubeconfig: Path, namespace: str) -> AsyncIterator[Process]:
-    """Starts an operator for one namespace, and kills it if it is still there at the end."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    settings = {
-        "KUBECONFIG": str(kubeconfig),
-        "SPINRUN_WATCH_NAMESPACES": namespace,
-        "SPINRUN_ACCELERATOR": "cpu",
-        "SPINRUN_HTTP_PORT": str(port),
-        "SPINRUN_RESTART_DELAY_SECONDS": "0.2",
-    }
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "spinrun_operator", env=os.environ | settings)
-    try:
-        operator = Process(process, port)
-        await operator.until_ready()
-        yield operator
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_process_runs_a_spinrun_answers_its_probes_and_ends_at_sigterm(
