@@ -34,11 +34,14 @@ demo: $(VENV)/.installed $(MODEL)/config.json ## Train a real 135M model on arit
 	$(BIN)/spinrun local examples/demo.yaml --set spec.model.source=$(abspath $(MODEL)) --output $(RUN) --again
 
 .PHONY: test
-test: $(VENV)/.installed ## Run the tests of the engine: units, a real vLLM, a real torchrun
+test: test-engine test-cluster ## Run all tests
+
+.PHONY: test-engine
+test-engine: $(VENV)/.installed ## Run the units, and the engine with a real vLLM and a real torchrun
 	$(BIN)/pytest -m "not cluster" $(PYTEST_ARGS)
 
 .PHONY: test-cluster
-test-cluster: $(VENV)/.installed ## Run the operator's tests on a real control plane (needs Go; builds Kubernetes once, ten minutes)
+test-cluster: $(VENV)/.installed ## Run the operator, its chart and the commands on a real control plane (needs Go; builds it once, ten minutes)
 	$(BIN)/pytest -m cluster $(PYTEST_ARGS)
 
 .PHONY: control-plane
