@@ -13,7 +13,7 @@ from integration.control_plane import ControlPlane
 from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import Exit
 from integration.operator.cluster import Cluster, spin_run
-from integration.operator.test_process import Process
+from integration.operator.process import Process
 from spinrun_api.wire import LastWords
 
 pytestmark = pytest.mark.cluster
