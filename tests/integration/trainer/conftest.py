@@ -1,8 +1,9 @@
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from trainer_process import UID, Attempts
 TOKEN = "secret"
 
 
-@pytest.fixture(scope="session")
-def scripted_agent() -> Iterator[str]:
+@contextlib.contextmanager
+def running_agent() -> Generator[str]:
     """URL of an agent that answers by script; see scripted_agent.py for why."""
     port = free_port()
     script = Path(__file__).parents[2] / "scripted_agent.py"
@@ -29,6 +30,13 @@ def scripted_agent() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def scripted_agent() -> Iterator[str]:
+    """URL of a scripted agent."""
+    with running_agent() as url:
+        yield url
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:

@@ -2,13 +2,19 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from integration.trainer.conftest import running_agent
 from spinrun_api.ledger import Kind
 from spinrun_worker.ledger import Ledger
 from trainer_process import UID, Attempts
+
+AT_A_TIME = 2
+"""Trials that run side by side; each has an agent of its own, because an agent serves one version at a time."""
 
 KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "checkpoint")
 
@@ -40,13 +46,22 @@ def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: A
 
     num_changes = int(counted.read_text())
     assert num_changes > 20
-    for change in range(1, num_changes + 1):
-        trial = Path(shutil.copytree(prefix, tmp_path / "trial"))
-        assert attempts.run(trial, attempt=2, kill_at=change) == -9, attempts.log(2).read_text()
-        where = f"change {change} of {num_changes}: {attempts.log(2).read_text().splitlines()[-1]}"
-        assert attempts.run(trial, attempt=3) == 0, f"{where}\n{attempts.log(3).read_text()}"
-        assert end_state(trial) == want, where
-        shutil.rmtree(trial)
+
+    def killed_at(changes: range) -> None:
+        folder = tmp_path / f"from-{changes.start}"
+        folder.mkdir()
+        with running_agent() as agent:
+            mine = replace(attempts, folder=folder, agent=agent)
+            for change in changes:
+                trial = Path(shutil.copytree(prefix, folder / "trial"))
+                assert mine.run(trial, attempt=2, kill_at=change) == -9, mine.log(2).read_text()
+                where = f"change {change} of {num_changes}: {mine.log(2).read_text().splitlines()[-1]}"
+                assert mine.run(trial, attempt=3) == 0, f"{where}\n{mine.log(3).read_text()}"
+                assert end_state(trial) == want, where
+                shutil.rmtree(trial)
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        list(pool.map(killed_at, (range(first, num_changes + 1, AT_A_TIME) for first in range(1, AT_A_TIME + 1))))
 
 
 def test_the_last_words_tell_how_the_run_went(attempts: Attempts, tmp_path: Path) -> None:
