@@ -119,23 +119,54 @@ class Method(ApiModel):
     """How answers become a training signal."""
 
     name: Literal["onlineDPO"] = "onlineDPO"
-    """onlineDPO: the best and the worst of a prompt's own samples become a pair."""
+    """onlineDPO: a prompt's own samples become pairs, as `pairing` says."""
 
-    loss: Literal["sigmoid"] = "sigmoid"
-    """sigmoid: the DPO loss (arXiv 2305.18290, eq. 7)."""
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "exo", "nca", "apoZero", "apoDown", "sppoHard"] = "sigmoid"
+    """sigmoid: DPO (arXiv 2305.18290). hinge: SLiC (2305.10425). ipo: a squared distance to a fixed margin (2310.12036).
+    robust: DPO made unbiased for flipped preferences (2403.00409). exo: reverse KL to the preference (2402.00856).
+    nca: keeps chosen answers likely (2402.05369). apoZero: chosen up, rejected down; apoDown: both down (2408.06266).
+    sppoHard: SPPO with certain preferences (2405.00675)."""
 
     beta: float = Field(default=0.1, gt=0, le=1000)
-    """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice."""
+    """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice. For sppoHard it is 1/η,
+    for which SPPO's authors take 0.001."""
 
     label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
-    """Assumed share of pairs whose preference is wrong (conservative DPO), below one half. 0 trusts every pair."""
+    """For sigmoid (conservative DPO) and robust: assumed share of pairs whose preference is wrong, below one half. 0 trusts
+    every pair."""
+
+    ipo_average: bool = True
+    """For ipo: take log-probs per token, so that an answer's length does not change the margin; false sums them."""
+
+    sft_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of the chosen answer's negative log-likelihood, in nats per token, that is added to the loss (RPO,
+    arXiv 2404.19733). 0 adds none."""
 
     ref_update_freq: int = Field(default=16, ge=1, le=1_000_000)
     """Optimizer steps between two boundaries. At a boundary the trained weights are published, and become both the
     rollout policy and the reference."""
 
-    pairing: Literal["bestVsWorst"] = "bestVsWorst"
-    """bestVsWorst: highest against lowest reward within a prompt; equal rewards make no pair."""
+    pairing: Literal["bestVsWorst", "bestVsRandom", "allPairs"] = "bestVsWorst"
+    """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
+    bestVsRandom: highest against a random lower one. allPairs: every two."""
+
+    min_margin: float = Field(default=0.0, ge=0)
+    """Rewards that differ by less than this make no pair."""
+
+    # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
+    @rule(
+        cel="!has(self.labelSmoothing) || self.labelSmoothing == 0.0 || self.loss in ['sigmoid', 'robust']",
+        message="labelSmoothing is for the losses sigmoid and robust: remove it or choose one of them",
+    )
+    def _smoothing_is_for_losses_that_have_it(self) -> bool:
+        return self.label_smoothing == 0.0 or self.loss in ("sigmoid", "robust")
+
+    @rule(
+        cel="!has(self.ipoAverage) || self.ipoAverage || self.loss == 'ipo'",
+        message="ipoAverage is for the loss ipo: remove it or set loss: ipo",
+    )
+    def _average_is_for_ipo(self) -> bool:
+        return self.ipo_average or self.loss == "ipo"
 
 
 RuleKind = Literal["lastNumber", "gsm8k", "exact", "choice", "regex", "math", "python"]

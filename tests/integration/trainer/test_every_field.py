@@ -33,7 +33,8 @@ from spinrun_operator.policies.suspend import wanted_rollouts
 from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
 from spinrun_operator.settings import Settings
-from spinrun_worker.records import PromptRecord
+from spinrun_worker.methods.pairing import pair_groups
+from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_rule
 from spinrun_worker.trainer.assembly import load_material, published_dtype
 from spinrun_worker.trainer.learner import Learner
@@ -129,11 +130,18 @@ def rewards(run: SpinRun, _: Attempts) -> object:
         scorer.close()
 
 
+def pairs(run: SpinRun, _: Attempts) -> object:
+    """The pairs of three answers whose rewards are 0.4 and 0.6 apart."""
+    answers = tuple(Sample(tokens=(index,), text="", finish_reason="stop") for index in range(3))
+    group = ScoredGroup(PromptRecord("p", (1,), "2 + 2", "4", {}), answers, (0.0, 0.4, 1.0))
+    return pair_groups([group], run.spec.method, seed=run.spec.data.prompts.shuffle_seed)
+
+
 def step(run: SpinRun, _: Attempts) -> object:
     """An optimizer step: its figures, and the norm of the weights after it."""
     policy, learner = _learner(run)
-    pairs = [replace(pair, reference_chosen=-30.0, reference_rejected=-20.0) for pair in random_pairs(3)]
-    result = learner.step(pairs, learning_rate=1e-2)
+    referred = [replace(pair, reference_chosen=-30.0, reference_rejected=-20.0) for pair in random_pairs(3)]
+    result = learner.step(referred, learning_rate=1e-2)
     assert result is not None
     return result.figures, torch.nn.utils.parameters_to_vector(policy.parameters()).norm().item()
 
@@ -176,22 +184,28 @@ def managed(run: SpinRun, _: Attempts) -> object:
 
 def asked(run: SpinRun, attempts: Attempts) -> object:
     """How a real trainer samples from its rollouts, in training and in evaluations."""
-    httpx.delete(f"{attempts.agent}/asked").raise_for_status()
-    _train(run, attempts)
-    return httpx.get(f"{attempts.agent}/asked").raise_for_status().json()
+    return _train(run, attempts)[0]
 
 
 def ledger_kinds(run: SpinRun, attempts: Attempts) -> object:
     """The directories that a real trainer leaves in its ledger."""
-    ledger = _train(run, attempts)
-    return sorted(str(path.relative_to(ledger)) for path in ledger.glob("*/*"))
+    return _train(run, attempts)[1]
 
 
-def _train(run: SpinRun, attempts: Attempts) -> Path:
-    ledger = attempts.folder / f"ledger-{len(list(attempts.folder.glob('ledger-*')))}"
-    code = attempts.run(ledger, **run.to_document()["spec"])
-    assert code == 0, attempts.log(1).read_text()
-    return ledger
+TRAINED: dict[str, tuple[object, object]] = {}
+"""What came of a spec: several cases begin with the same."""
+
+
+def _train(run: SpinRun, attempts: Attempts) -> tuple[object, object]:
+    spec = run.to_document()["spec"]
+    key = json.dumps(spec, sort_keys=True)
+    if key not in TRAINED:
+        httpx.delete(f"{attempts.agent}/asked").raise_for_status()
+        ledger = attempts.folder / f"ledger-{len(TRAINED)}"
+        assert attempts.run(ledger, **spec) == 0, attempts.log(1).read_text()
+        sampled = httpx.get(f"{attempts.agent}/asked").raise_for_status().json()
+        TRAINED[key] = sampled, sorted(str(path.relative_to(ledger)) for path in ledger.glob("*/*"))
+    return TRAINED[key]
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -252,9 +266,14 @@ CASES = [
     *prompts("data.evaluation", exam),
     Case("data.evaluation.everyWindows", ABSENT, 3, ledger_kinds, FOUR_WINDOWS),
     Case("data.maxPromptTokens", 128, 23, questions, {"data.prompts": FROM_FILE}),
+    Case("method.loss", ABSENT, "hinge", step),
     Case("method.beta", ABSENT, 0.5, step),
     Case("method.labelSmoothing", ABSENT, 0.1, step),
+    Case("method.ipoAverage", ABSENT, False, step, {"method.loss": "ipo"}),
+    Case("method.sftWeight", ABSENT, 0.1, step),
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
+    Case("method.pairing", ABSENT, "allPairs", pairs),
+    Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),
     Case("preference.rule.kind", "lastNumber", "exact", rewards),
     Case("preference.rule.pattern", "4", "5", rewards, REGEX),
     Case("preference.rule.entryPoint", "user_rules:one", "user_rules:two", rewards, {"preference.rule": {"kind": "python"}}),

@@ -86,6 +86,8 @@ INVALID: dict[str, Invalid] = {
     "label-smoothing-negative": wrong("spec.method.labelSmoothing", -0.1),
     "reference-never-updated": wrong("spec.method.refUpdateFreq", 0),
     "unknown-method": wrong("spec.method.name", "ppo"),
+    "sft-weight-negative": wrong("spec.method.sftWeight", -0.1),
+    "min-margin-negative": wrong("spec.method.minMargin", -1),
     "unknown-loss": wrong("spec.method.loss", "hinge2"),
     "unknown-pairing": wrong("spec.method.pairing", "random"),
     "one-sample": wrong("spec.rollout.samplesPerPrompt", 1),
@@ -132,6 +134,8 @@ INVALID: dict[str, Invalid] = {
     "engine-argument-that-is-truth": wrong("spec.rollout.engineArgs", {"enforce-eager": True}),
     "entry-point-without-function": wrong("spec.preference.rule.entryPoint", "rewards", spec__preference__rule__kind="python"),
     # Rules over several fields.
+    "label-smoothing-without-its-loss": wrong("spec.method", {"loss": "ipo", "labelSmoothing": 0.1}),
+    "ipo-average-without-ipo": wrong("spec.method", {"loss": "hinge", "ipoAverage": False}),
     "two-durations": wrong("spec.duration", {"windows": 2, "steps": 8}),
     "no-duration": wrong("spec.duration", {}),
     "claim-and-size": wrong("spec.storage", {"claimName": "shared", "size": "1Gi"}),

@@ -1,5 +1,9 @@
 import math
+from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -9,6 +13,11 @@ from spinrun_api.spec import Method
 from spinrun_api.wire import Sample
 from spinrun_worker.methods.pairing import Pairing, pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
+from spinrun_worker.trainer.rank0 import window_figures
+from spinrun_worker.trainer.schedule import divide
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAIRINGS = get_args(Method.model_fields["pairing"].annotation)
 
 
 def group(name: str, rewards: Sequence[float | None], tokens: Sequence[tuple[int, ...]] | None = None) -> ScoredGroup:
@@ -18,8 +27,13 @@ def group(name: str, rewards: Sequence[float | None], tokens: Sequence[tuple[int
     return ScoredGroup(PromptRecord(name, (100, 101), "question"), samples, tuple(rewards))
 
 
-def pair(*groups: ScoredGroup) -> Pairing:
-    return pair_groups(groups, Method())
+def pair(*groups: ScoredGroup, seed: int = 0, **method: Any) -> Pairing:
+    return pair_groups(groups, Method.model_validate(method), seed=seed)
+
+
+def indices(pairing: Pairing) -> list[tuple[int, int]]:
+    """(chosen, rejected) of each pair, as numbers of samples."""
+    return [(made.chosen[0], made.rejected[0]) for made in pairing.pairs]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +57,7 @@ def test_best_against_worst_and_the_first_among_equals(rewards: tuple[float | No
     assert (made.reference_chosen, made.reference_rejected) == (None, None)
 
 
+@pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize(
     ("rewards", "tokens", "want"),
     [
@@ -56,11 +71,11 @@ def test_best_against_worst_and_the_first_among_equals(rewards: tuple[float | No
     ],
 )
 def test_groups_without_a_pair_are_counted_by_reason(
-    rewards: tuple[float | None, ...], tokens: list[tuple[int, ...]] | None, want: str
+    rewards: tuple[float | None, ...], tokens: list[tuple[int, ...]] | None, want: str, pairing: str
 ):
-    pairing = pair(group("p", rewards, tokens))
-    counts = {"ties": pairing.ties, "identical": pairing.identical, "unrated": pairing.unrated}
-    assert pairing.pairs == ()
+    made = pair(group("p", rewards, tokens), pairing=pairing)
+    counts = {"ties": made.ties, "identical": made.identical, "unrated": made.unrated}
+    assert made.pairs == ()
     assert counts == {"ties": 0, "identical": 0, "unrated": 0} | {want: 1}
 
 
@@ -70,44 +85,124 @@ def test_pairs_keep_the_order_of_the_groups():
     assert pairing.ties == 1
 
 
-rewards_of_a_group = st.lists(st.none() | st.floats() | st.sampled_from([0.0, 1.0]), max_size=6)
+def test_all_pairs_are_every_two_samples_of_different_rewards():
+    pairing = pair(group("p", (0.0, 1.0, None, 0.5, 1.0)), pairing="allPairs")
+    assert indices(pairing) == [(1, 3), (1, 0), (4, 3), (4, 0), (3, 0)]
+
+
+def test_all_pairs_leave_out_equal_tokens_and_keep_the_others():
+    pairing = pair(group("p", (1.0, 0.0, 0.0), [(7,), (7,), (8,)]), pairing="allPairs")
+    assert indices(pairing) == [(7, 8)]
+    assert pairing.identical == 0
+
+
+@pytest.mark.parametrize(
+    ("pairing", "min_margin", "want"),
+    [
+        pytest.param("bestVsWorst", 1.0, [(2, 0)], id="a difference of just the margin is enough"),
+        pytest.param("bestVsWorst", 1.01, [], id="too close"),
+        pytest.param("bestVsRandom", 0.7, [(2, 0)], id="only one is far enough to be drawn"),
+        pytest.param("allPairs", 0.5, [(2, 1), (2, 0)], id="some are too close"),
+        pytest.param("allPairs", 1.01, [], id="all are too close"),
+    ],
+)
+def test_rewards_closer_than_min_margin_make_no_pair(pairing: str, min_margin: float, want: list[tuple[int, int]]):
+    made = pair(group("p", (0.0, 0.375, 1.0)), pairing=pairing, minMargin=min_margin)
+    assert indices(made) == want
+    assert made.ties == (not want)
+
+
+def test_random_opponents_of_the_best_differ_by_prompt_and_seed_and_nothing_else():
+    window = [group(f"prompt-{number}", (0.0, 1.0, 3.0, 2.0)) for number in range(64)]
+
+    drawn = indices(pair(*window, pairing="bestVsRandom"))
+
+    assert {chosen for chosen, _ in drawn} == {2}
+    # Of 64 draws from three, each is expected 21 times, give or take 4.
+    assert all(count > 8 for count in Counter(rejected for _, rejected in drawn).values())
+    assert {rejected for _, rejected in drawn} == {0, 1, 3}
+    assert indices(pair(*window[::-1], pairing="bestVsRandom")) == drawn[::-1]
+    assert indices(pair(*window, pairing="bestVsRandom", seed=1)) != drawn
+
+
+def test_all_pairs_of_a_window_are_divided_evenly_among_its_steps():
+    window = [group("a", (0.0, 1.0, 2.0, 3.0)), group("b", (1.0, 1.0)), group("c", (2.0, 1.0, 1.0)), group("d", (None, 0.0))]
+
+    pairing = pair(*window, pairing="allPairs")
+    figures = window_figures(window, pairing)
+    steps = divide(pairing.pairs, 3)
+
+    assert {name: figures[name] for name in ("pairs", "ties", "identical", "unrated", "dropped_samples", "samples")} == {
+        "pairs": 8.0,
+        "ties": 1.0,
+        "identical": 0.0,
+        "unrated": 1.0,
+        "dropped_samples": 1.0,
+        "samples": 11.0,
+    }
+    assert [len(step) for step in steps] == [3, 3, 2]
+    assert [made for step in steps for made in step] == list(pairing.pairs)
+
+
+def test_every_pairing_is_described():
+    page = (DOCS / "methods.md").read_text()
+    assert [name for name in PAIRINGS if f"| `{name}` |" not in page] == []
+
+
+rewards_of_a_group = st.lists(st.none() | st.floats() | st.sampled_from([0.0, 0.5, 1.0]), max_size=6)
 windows = st.lists(rewards_of_a_group, max_size=8).map(
     lambda window: [
         group(f"prompt-{number}", rewards, [(number, index) for index in range(len(rewards))])
         for number, rewards in enumerate(window)
     ]
 )
+methods = st.fixed_dictionaries(
+    {"pairing": st.sampled_from(PAIRINGS), "minMargin": st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1e6)}
+)
 
 
-@given(windows)
-def test_a_pair_never_crosses_prompts_and_prefers_the_higher_reward(window: list[ScoredGroup]):
+@given(windows, methods)
+def test_a_pair_never_crosses_prompts_and_prefers_the_higher_reward(window: list[ScoredGroup], method: dict[str, Any]):
     groups = {scored.prompt.id: scored for scored in window}
-    for made in pair(*window).pairs:
+    for made in pair(*window, **method).pairs:
         source = groups[made.prompt_id]
         rewards = {sample.tokens: reward for sample, reward in zip(source.samples, source.rewards, strict=True)}
         assert rewards[made.chosen] == made.chosen_reward > made.rejected_reward == rewards[made.rejected]
+        assert made.chosen_reward - made.rejected_reward >= method["minMargin"]
         assert made.prompt == source.prompt.tokens
 
 
-@given(windows)
-def test_rewards_that_are_no_finite_numbers_are_never_in_a_pair_and_always_counted(window: list[ScoredGroup]):
-    pairing = pair(*window)
+@given(windows, methods)
+def test_rewards_that_are_no_finite_numbers_are_never_in_a_pair_and_always_counted(
+    window: list[ScoredGroup], method: dict[str, Any]
+):
+    pairing = pair(*window, **method)
     assert all(math.isfinite(made.chosen_reward) and math.isfinite(made.rejected_reward) for made in pairing.pairs)
     unusable = sum(reward is None or not math.isfinite(reward) for scored in window for reward in scored.rewards)
     assert pairing.dropped_samples == unusable
 
 
-@given(windows)
-def test_every_group_is_accounted_for(window: list[ScoredGroup]):
-    pairing = pair(*window)
-    assert len(pairing.pairs) + pairing.ties + pairing.identical + pairing.unrated == len(window)
+@given(windows, methods)
+def test_every_group_is_accounted_for(window: list[ScoredGroup], method: dict[str, Any]):
+    pairing = pair(*window, **method)
+    paired = Counter(made.prompt_id for made in pairing.pairs)
+    assert len(paired) + pairing.ties + pairing.identical + pairing.unrated == len(window)
+    assert method["pairing"] == "allPairs" or set(paired.values()) <= {1}
 
 
-@given(st.data(), rewards_of_a_group)
-def test_the_order_of_samples_matters_among_equals_only(data: st.DataObject, rewards: list[float | None]):
+@given(rewards_of_a_group, st.sampled_from([0.0, 0.5, 1.0]))
+def test_all_pairs_miss_none(rewards: list[float | None], min_margin: float):
+    finite = [reward for reward in rewards if reward is not None and math.isfinite(reward)]
+    differences = [abs(one - other) for one, other in combinations(finite, 2)]
+    want = sum(difference > 0 and difference >= min_margin for difference in differences)
+    assert len(pair(group("p", rewards), pairing="allPairs", minMargin=min_margin).pairs) == want
+
+
+@given(st.data(), rewards_of_a_group, methods)
+def test_the_order_of_samples_matters_among_equals_only(data: st.DataObject, rewards: list[float | None], method: dict[str, Any]):
     order = data.draw(st.permutations(range(len(rewards))))
-    straight = pair(group("p", rewards))
-    permuted = pair(group("p", [rewards[index] for index in order], [(index,) for index in order]))
+    straight = pair(group("p", rewards), **method)
+    permuted = pair(group("p", [rewards[index] for index in order], [(index,) for index in order]), **method)
 
     def values(pairing: Pairing) -> list[tuple[float, float]]:
         return [(made.chosen_reward, made.rejected_reward) for made in pairing.pairs]

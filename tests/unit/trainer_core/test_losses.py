@@ -1,72 +1,393 @@
+"""The losses against numbers worked by hand, and against TRL: its DPOTrainer computes on log-probs that the tests give it."""
+
 import math
-from typing import get_args
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 
-from spinrun_api.spec import Method
-from spinrun_worker.methods.losses import LOSSES, sigmoid
+from models import random_pairs
+from spinrun_api.spec import Method, Model
+from spinrun_worker.errors import RunError
+from spinrun_worker.methods.losses import EXO_FLOOR, LOSSES, PairLogprobs, pair_losses
+from spinrun_worker.trainer.loop import self_check
+from spinrun_worker.trainer.policy import load_policy
+from unit.trainer_core.test_learner import fp64_policy, gradient, learner, referred
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
-def loss_of(margins: list[float], *, beta: float = 0.1, label_smoothing: float = 0.0) -> torch.Tensor:
-    """The loss where the policy prefers chosen over rejected by a margin more than the reference does."""
-    zero_B = torch.zeros(len(margins), dtype=torch.float64)
-    chosen_B = torch.tensor(margins, dtype=torch.float64)
-    return sigmoid(chosen_B, zero_B, zero_B, zero_B, beta=beta, label_smoothing=label_smoothing)
+@dataclass(frozen=True)
+class OnePair:
+    """Summed log-probs of a pair, nats, and the tokens of its completions."""
+
+    policy_chosen: float
+    policy_rejected: float
+    reference_chosen: float = -10.0
+    reference_rejected: float = -20.0
+    chosen_tokens: int = 4
+    rejected_tokens: int = 2
+
+    def swapped(self) -> "OnePair":
+        """Chosen and rejected the other way round."""
+        chosen, rejected = (astuple(self)[start::2] for start in (0, 1))
+        return OnePair(*(value for two in zip(rejected, chosen, strict=True) for value in two))
+
+
+def tensors(pairs: Sequence[OnePair], dtype: torch.dtype = torch.float64) -> PairLogprobs:
+    """The policy's log-probs take a gradient."""
+    policy, reference, tokens = (
+        torch.tensor([astuple(pair)[start : start + 2] for pair in pairs], dtype=dtype) for start in (0, 2, 4)
+    )
+    return PairLogprobs(policy.requires_grad_(), reference, tokens)
+
+
+def ours(pair: OnePair, **method: Any) -> tuple[float, list[float]]:
+    """(loss, gradient by the policy's log-probs of chosen and rejected)."""
+    inputs = tensors([pair])
+    loss_B = pair_losses(inputs, Method.model_validate(method))
+    loss_B.sum().backward()
+    assert inputs.policy_B2.grad is not None
+    return loss_B.item(), inputs.policy_B2.grad[0].tolist()
+
+
+# --- numbers worked by hand -----------------------------------------------------------------------------------------
+
+# Log-ratios of 2 and -1, so that h = 3; 4 and 2 tokens.
+BY_HAND = OnePair(-8.0, -21.0)
+LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
 
 
 @pytest.mark.parametrize(
-    ("policy", "reference", "beta", "label_smoothing", "want"),
+    ("method", "want"),
     [
-        # h = (-10 + 12) - (-20 + 19) = 3; -log σ(0.3)
-        pytest.param((-10.0, -20.0), (-12.0, -19.0), 0.1, 0.0, 0.5543552444685271, id="preferred"),
-        # h = -3; -log σ(-0.3)
-        pytest.param((-12.0, -19.0), (-10.0, -20.0), 0.1, 0.0, 0.8543552444685272, id="not preferred"),
-        # -0.9 log σ(0.3) - 0.1 log σ(-0.3)
-        pytest.param((-10.0, -20.0), (-12.0, -19.0), 0.1, 0.1, 0.5843552444685271, id="label smoothing"),
+        # -log σ(0.3)
+        pytest.param({}, -LOG_SIGMOID_03, id="sigmoid"),
+        pytest.param({"labelSmoothing": 0.1}, -0.9 * LOG_SIGMOID_03 - 0.1 * LOG_SIGMOID_MINUS_03, id="smoothed"),
         # -log σ(6)
-        pytest.param((-10.0, -20.0), (-12.0, -19.0), 2.0, 0.0, 0.0024756851377301, id="larger beta"),
-        pytest.param((-5.0, -7.0), (-5.0, -7.0), 0.1, 0.3, math.log(2), id="at the reference"),
+        pytest.param({"beta": 2.0}, 0.0024756851377301, id="larger beta"),
+        # 1 - 0.3
+        pytest.param({"loss": "hinge"}, 0.7, id="hinge"),
+        # 1 - 6 is below 0
+        pytest.param({"loss": "hinge", "beta": 2.0}, 0.0, id="hinge beyond its margin"),
+        # (2/4 + 1/2 - 5)²
+        pytest.param({"loss": "ipo"}, 16.0, id="ipo per token"),
+        # (3 - 5)²
+        pytest.param({"loss": "ipo", "ipoAverage": False}, 4.0, id="ipo summed"),
+        pytest.param({"loss": "robust"}, -LOG_SIGMOID_03, id="robust without noise"),
+        pytest.param(
+            {"loss": "robust", "labelSmoothing": 0.1}, (-0.9 * LOG_SIGMOID_03 + 0.1 * LOG_SIGMOID_MINUS_03) / 0.8, id="robust"
+        ),
+        # p (log p - log 0.999) + q (log q - log 0.001), p = σ(0.3) = 0.574442516811659
+        pytest.param(
+            {"loss": "exo"},
+            0.574442516811659 * (LOG_SIGMOID_03 + 0.001000500333583534)
+            + 0.425557483188341 * (LOG_SIGMOID_MINUS_03 + 6.907755278982137),
+            id="exo",
+        ),
+        # -log σ(0.2) - ½ log σ(-0.2) - ½ log σ(0.1)
+        pytest.param({"loss": "nca"}, 0.5981388693815918 + 0.3990694346907959 + 0.3221983300315217, id="nca"),
+        # σ(-0.2) + σ(-0.1)
+        pytest.param({"loss": "apoZero"}, 0.4501660026875221 + 0.47502081252106, id="apoZero"),
+        # σ(0.2) + σ(-0.3)
+        pytest.param({"loss": "apoDown"}, 0.549833997312478 + 0.425557483188341, id="apoDown"),
+        # (2 - 5)² + (-1 + 5)²
+        pytest.param({"loss": "sppoHard"}, 25.0, id="sppoHard"),
+        # 0.7 + 0.5 · 8/4
+        pytest.param({"loss": "hinge", "sftWeight": 0.5}, 1.7, id="with sftWeight"),
     ],
 )
-def test_sigmoid_is_the_published_dpo_loss(policy, reference, beta, label_smoothing, want):
-    tensors = [torch.tensor([value], dtype=torch.float64) for value in (*policy, *reference)]
+def test_loss_is_the_published_one(method: dict[str, Any], want: float):
+    got, _ = ours(BY_HAND, **method)
 
-    got = sigmoid(*tensors, beta=beta, label_smoothing=label_smoothing)
+    assert got == pytest.approx(want, rel=1e-9)
 
-    assert got.item() == pytest.approx(want, rel=1e-12)
+
+AT_REFERENCE = {
+    "sigmoid": math.log(2),
+    "hinge": 1.0,
+    "ipo": 25.0,
+    "robust": math.log(2),
+    # ½ (log ½ - log 0.999) + ½ (log ½ - log 0.001)
+    "exo": -math.log(2) + (0.001000500333583534 + 6.907755278982137) / 2,
+    "nca": 2 * math.log(2),
+    "apoZero": 1.0,
+    "apoDown": 1.0,
+    "sppoHard": 50.0,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_at_the_reference_does_not_depend_on_the_pair(loss: str):
+    got = pair_losses(
+        tensors([OnePair(-10.0, -20.0), OnePair(-3.0, -90.0, -3.0, -90.0, 7, 1)]), Method.model_validate({"loss": loss})
+    )
+
+    assert got.tolist() == pytest.approx([AT_REFERENCE[loss]] * 2, rel=1e-12)
 
 
 def test_sigmoid_gradient_is_minus_beta_times_the_probability_of_the_wrong_order():
-    margin = torch.tensor([0.5, -3.0], dtype=torch.float64, requires_grad=True)
-    zero = torch.zeros(2, dtype=torch.float64)
-
-    sigmoid(margin, zero, zero, zero, beta=0.2, label_smoothing=0.0).sum().backward()
+    _, gradients = ours(BY_HAND, beta=0.2)
 
     # arXiv 2305.18290, section 4: the weight is σ(-βh).
-    assert margin.grad is not None
-    assert margin.grad.tolist() == pytest.approx([-0.2 / (1 + math.exp(0.1)), -0.2 / (1 + math.exp(-0.6))], rel=1e-12)
+    weight = 0.2 / (1 + math.exp(0.6))
+    assert gradients == pytest.approx([-weight, weight], rel=1e-12)
+
+
+def test_robust_may_be_negative():
+    loss, _ = ours(OnePair(90.0, -20.0), loss="robust", labelSmoothing=0.3)
+
+    assert loss == pytest.approx(-7.4999, rel=1e-4)  # (0.7 · 4.5e-5 - 0.3 · 10) / 0.4
+
+
+def test_an_empty_answer_has_no_log_prob_per_token_and_breaks_nothing():
+    loss, gradients = ours(OnePair(0.0, -21.0, 0.0, -20.0, 0, 2), loss="ipo", sftWeight=1.0)
+
+    assert loss == pytest.approx((0.5 - 5) ** 2)
+    assert all(map(math.isfinite, gradients))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_sigmoid_stays_finite_far_from_the_reference(dtype, label_smoothing):
-    margin = torch.tensor([2000.0, -2000.0], dtype=dtype, requires_grad=True)
-    zero = torch.zeros(2, dtype=dtype)
+@pytest.mark.parametrize(("loss", "label_smoothing"), [*((loss, 0.0) for loss in LOSSES), ("sigmoid", 0.1), ("robust", 0.1)])
+def test_loss_and_gradient_stay_finite_far_from_the_reference(loss: str, label_smoothing: float, dtype: torch.dtype):
+    far = [OnePair(chosen, rejected, 0.0, 0.0) for chosen in (-2000.0, 0.0, 2000.0) for rejected in (-2000.0, 0.0, 2000.0)]
+    inputs = tensors(far, dtype)
 
-    losses = sigmoid(margin, zero, zero, zero, beta=1.0, label_smoothing=label_smoothing)
-    losses.sum().backward()
+    losses_B = pair_losses(inputs, Method.model_validate({"loss": loss, "beta": 1.0, "labelSmoothing": label_smoothing}))
+    losses_B.sum().backward()
 
-    assert losses.tolist() == pytest.approx([2000 * label_smoothing, 2000 * (1 - label_smoothing)])
-    assert margin.grad is not None
-    assert margin.grad.tolist() == pytest.approx([label_smoothing, label_smoothing - 1])
-
-
-def test_each_pair_has_its_own_loss():
-    together = loss_of([1.0, -2.0, 30.0])
-
-    assert together.tolist() == [loss_of([margin]).item() for margin in (1.0, -2.0, 30.0)]
+    assert losses_B.isfinite().all()
+    assert inputs.policy_B2.grad is not None
+    assert inputs.policy_B2.grad.isfinite().all()
 
 
-def test_every_loss_of_the_spec_is_registered():
-    assert set(get_args(Method.model_fields["loss"].annotation)) == set(LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_pair_has_its_own_loss(loss: str):
+    method = Method.model_validate({"loss": loss, "sftWeight": 0.5})
+    pairs = [OnePair(-8.0, -21.0), OnePair(-40.0, -3.0, -35.0, -30.0, 9, 1), OnePair(-10.0, -20.0, chosen_tokens=50)]
+
+    together = pair_losses(tensors(pairs), method).tolist()
+
+    assert together == [pair_losses(tensors([pair]), method).item() for pair in pairs]
+
+
+def test_every_loss_of_the_spec_is_registered_and_described():
+    names = get_args(Method.model_fields["loss"].annotation)
+    page = (DOCS / "methods.md").read_text()
+
+    assert set(names) == set(LOSSES)
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
+# --- in the learner -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_self_check_knows_the_first_loss_of_each_method(loss: str, llama: Path):
+    method = Method.model_validate({"loss": loss})
+    trained = learner(load_policy(Model(source=str(llama))), method=method, tokensPerMicroBatch=64)
+    pairs = random_pairs(5)
+
+    first = trained.step(referred(trained, pairs), learning_rate=0.0)
+    moved = trained.step(referred(trained, pairs, shift=1.0), learning_rate=0.0)
+
+    assert first is not None
+    assert first.figures["loss"] == pytest.approx(AT_REFERENCE[loss], rel=1e-12)
+    self_check(first)
+    assert moved is not None
+    with pytest.raises(RunError, match="the first step of a window must have the loss at its reference"):
+        self_check(moved)
+
+
+def test_self_check_leaves_room_for_the_likelihood_of_the_chosen_answer(llama: Path):
+    trained = learner(load_policy(Model(source=str(llama))), method=Method(sft_weight=0.5))
+
+    first = trained.step(referred(trained, random_pairs(5)), learning_rate=0.0)
+
+    assert first is not None
+    assert first.figures["loss"] > math.log(2) + 1
+    self_check(first)
+
+
+def test_losses_per_token_count_the_tokens_of_the_right_pair_however_pairs_are_packed(llama: Path):
+    method = Method(loss="ipo", sft_weight=0.5)
+    pairs = referred(learner(fp64_policy(llama)), random_pairs(7), shift=2.0)
+
+    whole_loss, whole_gradient = gradient(fp64_policy(llama), pairs, method=method)
+    loss, gradient_in_parts = gradient(fp64_policy(llama), pairs, method=method, tokensPerMicroBatch=16)
+
+    want = 0.0
+    for pair in pairs:
+        assert pair.reference_chosen is not None
+        log_likelihood = (pair.reference_chosen + 2) / len(pair.chosen)
+        want += (2 / len(pair.chosen) + 2 / len(pair.rejected) - 5) ** 2 - 0.5 * log_likelihood
+    assert whole_loss == pytest.approx(want / len(pairs), rel=1e-6)
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    torch.testing.assert_close(gradient_in_parts, whole_gradient, rtol=1e-4, atol=1e-6 * whole_gradient.abs().max().item())
+
+
+# --- against TRL ----------------------------------------------------------------------------------------------------
+
+Original = Callable[..., tuple[float, list[float]]]
+
+
+@pytest.fixture(scope="session")
+def trl() -> Original:
+    """The loss of TRL's DPOTrainer for one pair and its gradient, as `ours` gives them.
+
+    What runs is TRL's own method. The trainer that it belongs to is replaced by the settings that it reads, as a real one would
+    need a model on disk, and the model by one whose log-probs are those of the pair.
+    """
+    # Here, as it takes seconds and the other tests do not need it.
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    def loss_of(
+        pair: OnePair, *losses: str, beta: float, label_smoothing: float = 0.0, weights: Sequence[float] = (1.0,)
+    ) -> tuple[float, list[float]]:
+        num_tokens = torch.tensor([pair.chosen_tokens, pair.rejected_tokens])
+        # A prompt of one token, the completions after it, pads to the longer one.
+        completion_mask = (torch.arange(1 + int(num_tokens.max())) - 1 < num_tokens[:, None]).long()
+        completion_mask[:, 0] = 0
+        inputs = tensors([pair])
+        # The first token carries the log-prob of the whole completion: its sum is then what we have, bit for bit.
+        others = torch.zeros(2, completion_mask.shape[1] - 2, dtype=torch.float64)
+        log_probs = torch.cat([inputs.policy_B2.view(2, 1), others], dim=1)
+        unused = torch.zeros_like(log_probs)
+        outputs = SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
+        trainer = SimpleNamespace(
+            model=SimpleNamespace(training=True),
+            accelerator=SimpleNamespace(device="cpu", gather=_itself, gather_for_metrics=_itself),
+            loss_types=losses,
+            loss_weights=weights,
+            beta=beta,
+            label_smoothing=label_smoothing,
+            f_divergence_type="reverse_kl",
+            precompute_ref_logps=True,
+            ld_alpha=None,
+            use_weighting=False,
+            aux_loss_enabled=False,
+            _total_train_tokens=0,
+            _tp_size=1,
+            _metrics=defaultdict(lambda: defaultdict(list)),
+        )
+        batch = {
+            "input_ids": torch.zeros_like(completion_mask),
+            "attention_mask": torch.ones_like(completion_mask),
+            "completion_mask": completion_mask,
+            "ref_chosen_logps": inputs.reference_B2[:, 0],
+            "ref_rejected_logps": inputs.reference_B2[:, 1],
+        }
+        loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs, batch, False)
+        loss.backward()
+        assert inputs.policy_B2.grad is not None
+        return loss.item(), inputs.policy_B2.grad[0].tolist()
+
+    return loss_of
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+INPUTS = [
+    pytest.param(OnePair(-35.2, -41.7, -36.0, -39.9, 12, 17), id="preferred"),
+    pytest.param(OnePair(-50.3, -30.1, -45.8, -38.4, 20, 9), id="not preferred"),
+    pytest.param(OnePair(-10.0, -20.0), id="at the reference"),
+    pytest.param(OnePair(-4.0, -11.5, chosen_tokens=1, rejected_tokens=300), id="both likelier"),
+    pytest.param(OnePair(-2010.0, -20.0), id="chosen lost"),
+    pytest.param(OnePair(-10.0, -2020.0), id="rejected lost"),
+    pytest.param(OnePair(-2010.0, -2020.0), id="both lost"),
+    pytest.param(OnePair(-1.0, -2.0, -2001.0, -2.0), id="chosen found"),
+    pytest.param(OnePair(-1.0, -2.0, -1.0, -2002.0), id="rejected found"),
+]
+BETAS = [0.1, 0.5]
+
+
+def assert_same(got: tuple[float, list[float]], want: tuple[float, list[float]]) -> None:
+    # TRL's 1 - σ(x) has no digits left for large x, where our σ(-x) does: both are 0 but for that.
+    assert got[0] == pytest.approx(want[0], rel=1e-6, abs=1e-12)
+    assert got[1] == pytest.approx(want[1], rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize(
+    ("name", "trl_name"),
+    [
+        ("sigmoid", "sigmoid"),
+        ("hinge", "hinge"),
+        ("ipo", "ipo"),
+        ("robust", "robust"),
+        ("nca", "nca_pair"),
+        ("apoZero", "apo_zero"),
+        ("apoDown", "apo_down"),
+        ("sppoHard", "sppo_hard"),
+    ],
+)
+def test_loss_and_gradient_are_those_of_trl(trl: Original, name: str, trl_name: str, beta: float, pair: OnePair):
+    assert_same(ours(pair, loss=name, beta=beta), trl(pair, trl_name, beta=beta))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("label_smoothing", [0.1, 0.49])
+def test_robust_is_that_of_trl_for_flipped_labels(trl: Original, label_smoothing: float, beta: float, pair: OnePair):
+    got = ours(pair, loss="robust", beta=beta, labelSmoothing=label_smoothing)
+
+    assert_same(got, trl(pair, "robust", beta=beta, label_smoothing=label_smoothing))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_exo_is_that_of_trl_but_for_the_rounding_of_its_floor(trl: Original, beta: float, pair: OnePair):
+    got, got_gradient = ours(pair, loss="exo", beta=beta)
+    want, want_gradient = trl(pair, "exo_pair", beta=beta, label_smoothing=EXO_FLOOR)
+
+    # TRL keeps its floor, the label smoothing, in fp32: its logarithm is then 1e-7 off.
+    assert got == pytest.approx(want, rel=1e-7, abs=2e-7)
+    assert got_gradient == pytest.approx(want_gradient, rel=1e-7, abs=2e-7)
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_smoothed_sigmoid_mixes_two_of_trl_which_ignores_label_smoothing(trl: Original, beta: float, pair: OnePair):
+    smoothing = 0.1
+    as_it_is, flipped = (trl(each, "sigmoid", beta=beta, label_smoothing=smoothing) for each in (pair, pair.swapped()))
+
+    want_loss = (1 - smoothing) * as_it_is[0] + smoothing * flipped[0]
+    want_gradient = [
+        (1 - smoothing) * one + smoothing * other for one, other in zip(as_it_is[1], reversed(flipped[1]), strict=True)
+    ]
+    assert as_it_is == trl(pair, "sigmoid", beta=beta)
+    assert_same(ours(pair, beta=beta, labelSmoothing=smoothing), (want_loss, want_gradient))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_summed_ipo_is_that_of_trl_for_answers_of_one_token(trl: Original, beta: float, pair: OnePair):
+    of_one_token = OnePair(*astuple(pair)[:4], 1, 1)
+
+    assert_same(ours(pair, loss="ipo", beta=beta, ipoAverage=False), trl(of_one_token, "ipo", beta=beta))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+def test_sft_weight_adds_the_sft_loss_of_trl(trl: Original, pair: OnePair):
+    got = ours(pair, loss="hinge", sftWeight=0.3)
+
+    assert_same(got, trl(pair, "hinge", "sft", beta=0.1, weights=(1.0, 0.3)))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_hard_sppo_is_twice_that_of_its_authors(beta: float, pair: OnePair):
+    chosen, rejected = pair.policy_chosen - pair.reference_chosen, pair.policy_rejected - pair.reference_rejected
+    # uclaml/SPPO averages the two squares, with win probabilities of 1 and 0.
+    authors = ((chosen - (1 - 0.5) / beta) ** 2 + (rejected - (0 - 0.5) / beta) ** 2) / 2
+
+    assert ours(pair, loss="sppoHard", beta=beta)[0] == pytest.approx(2 * authors, rel=1e-12)

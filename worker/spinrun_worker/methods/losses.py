@@ -1,47 +1,147 @@
-"""Losses over pairs: pure functions of summed log-probs. Definitions and sources: METHODS."""
+"""Losses over pairs: pure functions of summed log-probs. `docs/methods.md` says when to use which.
 
-# B = pairs
+A new loss is a function here, a line in LOSSES, its name in `method.loss`, a test and a line in that page.
+"""
 
-from collections.abc import Mapping
-from typing import Protocol
+# ruff: noqa: N815 - shape suffixes
+# B = pairs; a 2 is chosen and rejected, in that order
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from spinrun_api.spec import Method
 
-class PairLoss(Protocol):
-    """A loss of each pair by itself; a step's loss is their sum divided by the number of pairs of all ranks."""
-
-    def __call__(
-        self,
-        policy_chosen_B: Tensor,
-        policy_rejected_B: Tensor,
-        reference_chosen_B: Tensor,
-        reference_rejected_B: Tensor,
-        *,
-        beta: float,
-        label_smoothing: float,
-    ) -> Tensor:
-        """[B] loss of each pair in nats. The tensors are summed log-probs of completions in nats, [B] each."""
-        ...
+EXO_FLOOR = 1e-3
+"""Probability that exo's target gives to the rejected completion. With none the target's log-prob would be infinite."""
 
 
-def sigmoid(
-    policy_chosen_B: Tensor,
-    policy_rejected_B: Tensor,
-    reference_chosen_B: Tensor,
-    reference_rejected_B: Tensor,
-    *,
-    beta: float,
-    label_smoothing: float,
-) -> Tensor:
-    """[B] DPO: -(1-ε) log σ(βh) - ε log σ(-βh), with h the difference of the log-ratios and ε the label smoothing.
+@dataclass(frozen=True, slots=True)
+class PairLogprobs:
+    """What a loss knows of B pairs."""
+
+    policy_B2: Tensor
+    """[B, 2] summed log-probs of the completions under the policy, nats."""
+    reference_B2: Tensor
+    """[B, 2] the same under the reference."""
+    num_tokens_B2: Tensor
+    """[B, 2] tokens of the completions."""
+
+    @property
+    def log_ratios(self) -> tuple[Tensor, Tensor]:
+        """([B], [B]) how much likelier the policy makes the chosen and the rejected completion than the reference does, nats."""
+        chosen_B, rejected_B = (self.policy_B2 - self.reference_B2).unbind(1)
+        return chosen_B, rejected_B
+
+    @property
+    def margins(self) -> Tensor:
+        """[B] log-ratio of chosen minus that of rejected, nats: h in the formulas."""
+        chosen_B, rejected_B = self.log_ratios
+        return chosen_B - rejected_B
+
+    def per_token(self) -> "PairLogprobs":
+        """The same with log-probs averaged over the tokens of each completion; those of an empty one stay 0."""
+        num_tokens_B2 = self.num_tokens_B2.clamp(min=1)
+        return PairLogprobs(self.policy_B2 / num_tokens_B2, self.reference_B2 / num_tokens_B2, self.num_tokens_B2)
+
+
+PairLoss = Callable[[PairLogprobs, Method], Tensor]
+"""[B] the loss of each pair by itself, in nats where it is a likelihood. Reads the method's settings, not its name."""
+
+
+def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] the method's loss of each pair. A step's loss is their sum divided by the number of pairs of all ranks.
+
+    sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733.
+    """
+    chosen_B = pairs.per_token().policy_B2[:, 0]
+    return LOSSES[method.loss](pairs, method) - method.sft_weight * chosen_B
+
+
+def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] DPO: -(1-ε) log σ(βh) - ε log σ(-βh), with ε the label smoothing.
 
     Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3.
     """
-    scaled_B = beta * ((policy_chosen_B - reference_chosen_B) - (policy_rejected_B - reference_rejected_B))
-    return -(1 - label_smoothing) * logsigmoid(scaled_B) - label_smoothing * logsigmoid(-scaled_B)
+    scaled_B = method.beta * pairs.margins
+    return -(1 - method.label_smoothing) * logsigmoid(scaled_B) - method.label_smoothing * logsigmoid(-scaled_B)
 
 
-LOSSES: Mapping[str, PairLoss] = {"sigmoid": sigmoid}
+def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] max(0, 1 - βh): SLiC's, arXiv 2305.10425, over log-ratios as in RSO, arXiv 2309.06657."""
+    return torch.relu(1 - method.beta * pairs.margins)
+
+
+def ipo(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] IPO: (h - 1/(2β))², arXiv 2310.12036, eq. 17; its τ is β.
+
+    ipoAverage takes log-probs per token, as the paper's authors did for their results; without it they are summed.
+    """
+    measured = pairs.per_token() if method.ipo_average else pairs
+    return (measured.margins - 1 / (2 * method.beta)).square()
+
+
+def robust(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] (-(1-ε) log σ(βh) + ε log σ(-βh)) / (1-2ε): unbiased when a share ε of the preferences is flipped. May be negative.
+
+    Source: arXiv 2403.00409.
+    """
+    scaled_B, flipped = method.beta * pairs.margins, method.label_smoothing
+    return (-(1 - flipped) * logsigmoid(scaled_B) + flipped * logsigmoid(-scaled_B)) / (1 - 2 * flipped)
+
+
+def exo(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] reverse KL from the policy's preference [σ(βh), σ(-βh)] to the target [1 - EXO_FLOOR, EXO_FLOOR].
+
+    Source: arXiv 2402.00856, eq. 16.
+    """
+    scaled_B = method.beta * pairs.margins
+    chosen_B = torch.sigmoid(scaled_B) * (logsigmoid(scaled_B) - math.log1p(-EXO_FLOOR))
+    rejected_B = torch.sigmoid(-scaled_B) * (logsigmoid(-scaled_B) - math.log(EXO_FLOOR))
+    return chosen_B + rejected_B
+
+
+def nca(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] -log σ(βc) - ½ log σ(-βc) - ½ log σ(-βr), with c and r the log-ratios of chosen and rejected.
+
+    Source: arXiv 2402.05369, for two answers.
+    """
+    chosen_B, rejected_B = (method.beta * log_ratio_B for log_ratio_B in pairs.log_ratios)
+    return -logsigmoid(chosen_B) - 0.5 * logsigmoid(-chosen_B) - 0.5 * logsigmoid(-rejected_B)
+
+
+def apo_zero(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] σ(-βc) + σ(βr): makes chosen likelier and rejected less likely. Source: arXiv 2408.06266, eq. 7."""
+    chosen_B, rejected_B = (method.beta * log_ratio_B for log_ratio_B in pairs.log_ratios)
+    return torch.sigmoid(-chosen_B) + torch.sigmoid(rejected_B)
+
+
+def apo_down(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] σ(βc) + σ(-βh): makes both less likely, rejected more so. Source: arXiv 2408.06266, eq. 8."""
+    chosen_B, _ = pairs.log_ratios
+    return torch.sigmoid(method.beta * chosen_B) + torch.sigmoid(-method.beta * pairs.margins)
+
+
+def sppo_hard(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] (c - 1/(2β))² + (r + 1/(2β))², with β as SPPO's 1/η. Source: arXiv 2405.00675, eq. 4.7 with P = 1 and 0."""
+    target = 1 / (2 * method.beta)
+    chosen_B, rejected_B = pairs.log_ratios
+    return (chosen_B - target).square() + (rejected_B + target).square()
+
+
+LOSSES: Mapping[str, PairLoss] = {
+    "sigmoid": sigmoid,
+    "hinge": hinge,
+    "ipo": ipo,
+    "robust": robust,
+    "exo": exo,
+    "nca": nca,
+    "apoZero": apo_zero,
+    "apoDown": apo_down,
+    "sppoHard": sppo_hard,
+}
 """By their names in `method.loss`."""

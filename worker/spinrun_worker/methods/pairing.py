@@ -1,8 +1,10 @@
-"""From scored groups to pairs: which two samples of a prompt become chosen and rejected."""
+"""From scored groups to pairs: which samples of a prompt become chosen and rejected."""
 
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 from spinrun_api.spec import Method
@@ -11,14 +13,14 @@ from spinrun_worker.records import Pair, ScoredGroup
 
 @dataclass(frozen=True)
 class Pairing:
-    """A window's pairs, and what became of the other groups: every group is a pair, a tie, identical or unrated."""
+    """A window's pairs, and what became of the other groups: every group has pairs, or is a tie, identical or unrated."""
 
     pairs: tuple[Pair, ...]
-    """At most one a prompt, in the order of the groups."""
+    """In the order of the groups. Those of one prompt are neighbours."""
     ties: int
-    """Groups whose samples all have the same reward."""
+    """Groups without two rewards that differ by minMargin."""
     identical: int
-    """Groups whose best and worst sample are the same tokens, differently rewarded: a rule that is not sure of itself."""
+    """Groups whose pairs would be of the same tokens, differently rewarded: a rule that is not sure of itself."""
     unrated: int
     """Groups with fewer than two rewarded samples."""
     dropped_samples: int
@@ -36,58 +38,87 @@ class _Rated:
 NoPair = Literal["tie", "identical", "unrated"]
 
 
-def pair_groups(groups: Sequence[ScoredGroup], method: Method) -> Pairing:
+def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int) -> Pairing:
     """Make the pairs of a window as method.pairing says. Both samples of a pair are always of the same prompt.
 
-    Samples without a finite reward are never in a pair.
+    Samples without a finite reward are never in a pair. The same arguments give the same pairs, where chance decides too.
     """
-    choose = _CHOICES[method.pairing]
     pairs: list[Pair] = []
-    rejected: list[NoPair] = []
+    without: list[NoPair] = []
     dropped = 0
     for group in groups:
         rated = _rated(group)
         dropped += len(group.samples) - len(rated)
-        outcome = choose(group, rated)
-        if isinstance(outcome, Pair):
-            pairs.append(outcome)
+        outcome = _pair_group(group, rated, method, seed)
+        if isinstance(outcome, list):
+            pairs += outcome
         else:
-            rejected.append(outcome)
+            without.append(outcome)
     return Pairing(
         tuple(pairs),
-        ties=rejected.count("tie"),
-        identical=rejected.count("identical"),
-        unrated=rejected.count("unrated"),
+        ties=without.count("tie"),
+        identical=without.count("identical"),
+        unrated=without.count("unrated"),
         dropped_samples=dropped,
     )
 
 
 def _rated(group: ScoredGroup) -> list[_Rated]:
-    return [
+    """The best first; among equals in the order of the samples, so that a window can be reproduced."""
+    rated = [
         _Rated(sample.tokens, reward)
         for sample, reward in zip(group.samples, group.rewards, strict=True)
         if reward is not None and math.isfinite(reward)
     ]
+    return sorted(rated, key=lambda sample: sample.reward, reverse=True)
 
 
-def _best_vs_worst(group: ScoredGroup, rated: Sequence[_Rated]) -> Pair | NoPair:
-    """Highest against lowest reward; among equals the first by sample index, so that a window can be reproduced."""
-    if len(rated) < 2:
+def _pair_group(group: ScoredGroup, ranked: Sequence[_Rated], method: Method, seed: int) -> list[Pair] | NoPair:
+    if len(ranked) < 2:
         return "unrated"
-    best = max(rated, key=lambda sample: sample.reward)
-    worst = min(rated, key=lambda sample: sample.reward)
-    if best.reward == worst.reward:
+    candidates = [
+        (better, worse)
+        for better, worse in _CANDIDATES[method.pairing](ranked)
+        if better.reward > worse.reward and better.reward - worse.reward >= method.min_margin
+    ]
+    if not candidates:
         return "tie"
-    if best.tokens == worst.tokens:
+    distinct = [(better, worse) for better, worse in candidates if better.tokens != worse.tokens]
+    if not distinct:
         return "identical"
+    if method.pairing == "bestVsRandom":
+        distinct = [random.Random(f"{seed} {group.prompt.id}").choice(distinct)]
+    return [_pair(group, better, worse) for better, worse in distinct]
+
+
+def _best_vs_worst(ranked: Sequence[_Rated]) -> Iterable[tuple[_Rated, _Rated]]:
+    return [(ranked[0], min(ranked, key=lambda sample: sample.reward))]
+
+
+def _best_vs_each(ranked: Sequence[_Rated]) -> Iterable[tuple[_Rated, _Rated]]:
+    best, *others = ranked
+    return [(best, other) for other in others]
+
+
+def _all_pairs(ranked: Sequence[_Rated]) -> Iterable[tuple[_Rated, _Rated]]:
+    return combinations(ranked, 2)
+
+
+_CANDIDATES: dict[str, Callable[[Sequence[_Rated]], Iterable[tuple[_Rated, _Rated]]]] = {
+    "bestVsWorst": _best_vs_worst,
+    # One of them is drawn, once those that make no pair are gone.
+    "bestVsRandom": _best_vs_each,
+    "allPairs": _all_pairs,
+}
+"""The pairs that a pairing would like to make of samples, the best first, before equal rewards and equal tokens are left out."""
+
+
+def _pair(group: ScoredGroup, chosen: _Rated, rejected: _Rated) -> Pair:
     return Pair(
         prompt_id=group.prompt.id,
         prompt=group.prompt.tokens,
-        chosen=best.tokens,
-        rejected=worst.tokens,
-        chosen_reward=best.reward,
-        rejected_reward=worst.reward,
+        chosen=chosen.tokens,
+        rejected=rejected.tokens,
+        chosen_reward=chosen.reward,
+        rejected_reward=rejected.reward,
     )
-
-
-_CHOICES: dict[str, Callable[[ScoredGroup, Sequence[_Rated]], Pair | NoPair]] = {"bestVsWorst": _best_vs_worst}

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from spinrun_api.spec import Method, Trainer
 from spinrun_worker.errors import RunError
-from spinrun_worker.methods.losses import LOSSES
+from spinrun_worker.methods.losses import PairLogprobs, pair_losses
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.packing import MicroBatch, pack, plan_step
 from spinrun_worker.trainer.policy import Policy
@@ -32,8 +32,10 @@ class StepResult:
     """What an optimizer step did, the same on every rank."""
 
     figures: dict[str, float]
-    """By name: loss (nats per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before
+    """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before
     clipping), lr, tokens (each prompt once), pairs."""
+    loss_at_reference: float
+    """What the loss would be if the policy were the reference."""
 
 
 class Learner:
@@ -61,7 +63,6 @@ class Learner:
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._device = next(policy.parameters()).device
-        self._loss = LOSSES[method.loss]
 
     @torch.no_grad()
     def reference_logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
@@ -82,17 +83,17 @@ class Learner:
         Raises ValueError for no pairs or pairs without reference; NonFiniteError, on all ranks, instead of a step that would
         break the weights.
         """
-        reference_P2 = _reference(pairs)
+        reference_P2, num_tokens_P2 = _reference(pairs), _num_tokens(pairs)
         parts: list[_Part] = []
         for micro in self._micro_batches(pairs):
             if self._any(should_stop is not None and should_stop()):
                 self.optimizer.zero_grad()
                 return None
             part = self._forward(micro)
-            self._share_of_loss(part, reference_P2).backward()
+            self._share_of_loss(part, reference_P2, num_tokens_P2).backward()
             parts.append(_Part(part.indices, part.logprobs_B2.detach()))
         policy_P2 = self._everyones(parts, len(pairs))
-        losses_P = self._losses(policy_P2, reference_P2)
+        losses_P = self._losses(policy_P2, reference_P2, num_tokens_P2)
         grad_norm = self._clip_gradients()
         self._check_finite(pairs, policy_P2, losses_P, grad_norm)
         for group in self.optimizer.param_groups:
@@ -107,7 +108,8 @@ class Learner:
                 "lr": learning_rate,
                 "tokens": float(sum(pair.num_tokens for pair in pairs)),
                 "pairs": float(len(pairs)),
-            }
+            },
+            loss_at_reference=self._losses(reference_P2, reference_P2, num_tokens_P2).mean().item(),
         )
 
     def _micro_batches(self, pairs: Sequence[Pair]) -> list[MicroBatch]:
@@ -123,13 +125,15 @@ class Learner:
         logprobs_S = cast(Tensor, self.policy(micro.to(self._device)))
         return _Part(micro.pair_indices, logprobs_S.view(-1, 2))
 
-    def _share_of_loss(self, part: "_Part", reference_P2: Tensor) -> Tensor:
+    def _share_of_loss(self, part: "_Part", reference_P2: Tensor, num_tokens_P2: Tensor) -> Tensor:
         """Scalar: what these pairs add to the step's loss."""
         if not part.indices:
             # A row that counts for nothing. Its backward pass must run, because the other ranks wait for its collectives.
             return part.logprobs_B2.sum() * 0.0
-        reference_B2 = reference_P2[list(part.indices)].to(part.logprobs_B2)
-        return self._losses(part.logprobs_B2, reference_B2).sum() / len(reference_P2)
+        reference_B2, num_tokens_B2 = (
+            whole_P2[list(part.indices)].to(part.logprobs_B2) for whole_P2 in (reference_P2, num_tokens_P2)
+        )
+        return self._losses(part.logprobs_B2, reference_B2, num_tokens_B2).sum() / len(reference_P2)
 
     def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
         """[P, 2] log-probs of all pairs of the step in order, fp64, on every rank and on the CPU."""
@@ -142,10 +146,9 @@ class Learner:
             dist.all_reduce(logprobs_P2, group=self._control)
         return logprobs_P2
 
-    def _losses(self, policy_B2: Tensor, reference_B2: Tensor) -> Tensor:
+    def _losses(self, policy_B2: Tensor, reference_B2: Tensor, num_tokens_B2: Tensor) -> Tensor:
         """[B] loss of each pair."""
-        beta, label_smoothing = self.method.beta, self.method.label_smoothing
-        return self._loss(*policy_B2.unbind(1), *reference_B2.unbind(1), beta=beta, label_smoothing=label_smoothing)
+        return pair_losses(PairLogprobs(policy_B2, reference_B2, num_tokens_B2), self.method)
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
@@ -210,3 +213,8 @@ def _reference(pairs: Sequence[Pair]) -> Tensor:
         if pair.reference_chosen is None or pair.reference_rejected is None:
             raise ValueError(f"pair of prompt {pair.prompt_id!r} has no reference log-probs: run the reference pass first")
     return torch.tensor([(pair.reference_chosen, pair.reference_rejected) for pair in pairs], dtype=torch.float64)
+
+
+def _num_tokens(pairs: Sequence[Pair]) -> Tensor:
+    """[P, 2] tokens of chosen and rejected, fp64."""
+    return torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64)

@@ -8,7 +8,6 @@ ledger. Whatever happens between two writes to the ledger can be repeated, and a
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,8 +25,8 @@ from spinrun_worker.trainer.storage import Storage
 logger = logging.getLogger(__name__)
 
 SELF_CHECK_TOLERANCE = 1e-3
-"""Nats. The reference pass and the first step run the same forward; they differ only by floating-point order, where an
-attempt with another number of ranks packs the pairs in another way."""
+"""Nats, or a share of a loss above one. The reference pass and the first step run the same forward; they differ only by
+floating-point order, where an attempt with another number of ranks packs the pairs in another way."""
 
 
 class Loop:
@@ -159,13 +158,13 @@ class Loop:
 
 
 def self_check(first: StepResult) -> None:
-    """The first step of a window starts at its own reference, so its loss is ln 2, whatever the label smoothing.
+    """The first step of a window starts at its own reference, where a loss has a value known beforehand: ln 2 for sigmoid.
 
-    Raises RunError when it is not: the reference of the loss is then not the policy that was published.
+    Raises RunError when it has another: the reference of the loss is then not the policy that was published.
     """
-    loss = first.figures["loss"]
-    if abs(loss - math.log(2)) > SELF_CHECK_TOLERANCE:
+    got, want = first.figures["loss"], first.loss_at_reference
+    if abs(got - want) > SELF_CHECK_TOLERANCE * max(1.0, abs(want)):
         raise RunError(
-            f"self-check failed: the first step of a window must have loss ln 2 = {math.log(2):.6f}, got {loss:.6f}. "
+            f"self-check failed: the first step of a window must have the loss at its reference, {want:.6f}, got {got:.6f}. "
             "The weights changed between the reference pass and the step; please report this with the run's ledger"
         )

@@ -80,7 +80,7 @@ class Rank0:
         if directory is None:
             return None
         groups = read_samples(directory / "samples.parquet")
-        self._show(groups, pair_groups(groups, self.run.spec.method))
+        self._show(groups, self._pair(groups))
         return read_pairs(directory / "pairs.parquet")
 
     def sample(self, number: int, weights: Manifest) -> list[Pair]:
@@ -95,7 +95,7 @@ class Rank0:
             seconds = time.monotonic() - started
         with self.board.during("prefer"):
             self._groups = self._score(answers)
-            pairing = pair_groups(self._groups, self.run.spec.method)
+            pairing = self._pair(self._groups)
         self._show(self._groups, pairing)
         self._figures |= throughput_figures(self._groups, seconds)
         self.board.update_metrics(samples_per_second=self._figures["throughput/samples_per_second"])
@@ -135,7 +135,8 @@ class Rank0:
         if recent[0] < 0 or any(self._num_pairs(window) for window in recent):
             return
         raise NoPairsError(
-            f"windows {recent[0]} to {recent[-1]} gave no pair: every prompt's answers have equal rewards. "
+            f"windows {recent[0]} to {recent[-1]} gave no pair: every prompt's answers have rewards that are equal, or closer "
+            f"than spec.method.minMargin ({self.run.spec.method.min_margin:g}). "
             f"Look at the samples (windows/{number:06d}/samples.parquet): do answers match spec.preference.rule "
             f"({self.run.spec.preference.rule.kind})? Are prompts too easy or too hard, is spec.rollout.maxTokens "
             f"({self.run.spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"
@@ -202,6 +203,9 @@ class Rank0:
         return [
             ScoredGroup(prompt, group.samples, rewards) for (prompt, group), rewards in zip(answers, result.rewards, strict=True)
         ]
+
+    def _pair(self, groups: Sequence[ScoredGroup]) -> Pairing:
+        return pair_groups(groups, self.run.spec.method, seed=self.run.spec.data.prompts.shuffle_seed)
 
 
 def mean_reward(groups: Sequence[ScoredGroup]) -> float:
