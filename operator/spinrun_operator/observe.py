@@ -15,10 +15,11 @@ from spinrun_operator import names, times, trouble
 from spinrun_operator.api import Api
 from spinrun_operator.informer import Informer
 from spinrun_operator.kinds import EVENT, POD
-from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, is_deleted
+from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_condition, is_deleted, is_over
 from spinrun_operator.progress import Target
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
+from spinrun_operator.status import is_finished
 
 Json = dict[str, Any]
 
@@ -68,12 +69,22 @@ class Observer:
             new_token=secrets.token_urlsafe(32),
             has_pod_monitors=self.has_pod_monitors,
         )
+        if job_is_ahead_of_its_pods(run, observed):
+            observed = replace(observed, pods=await self._newest_pods(run, observed))
         puzzling = trouble.puzzling(run, observed, now)
         if not puzzling:
             return observed
         warnings = await self._ask(names.namespace(run))
         notices = [notice for each in puzzling for notice in newest_notice(each, warnings.get(each["metadata"]["uid"], []), now)]
         return replace(observed, notices=tuple(notices))
+
+    async def _newest_pods(self, run: SpinRun, observed: Observed) -> tuple[Json, ...]:
+        """The run's pods, those of the attempt as the API server has them now."""
+        attempt = attempt_of(run)
+        labels = f"{names.UID_LABEL}={run.metadata.uid},{names.ATTEMPT_LABEL}={attempt}"
+        newest, _ = await self._api.list(POD, names.namespace(run), labels=labels)
+        lagging = observed.attempt_pods(attempt)
+        return (*(pod for pod in observed.pods if pod not in lagging), *newest)
 
     async def _ask(self, namespace: str) -> dict[str, list[Json]]:
         """The namespace's warning events by the uid of what they are about. Asked once in a while for all runs of a namespace:
@@ -92,6 +103,25 @@ class Observer:
 def _own(run: SpinRun, pods: Iterable[Json]) -> list[Json]:
     """The run's pods, without those of a run of the same name before it."""
     return [pod for pod in pods if pod["metadata"]["labels"].get(names.UID_LABEL) == run.metadata.uid]
+
+
+def attempt_of(run: SpinRun) -> int:
+    """The attempt that is under way."""
+    return (run.status.attempt if run.status else None) or 1
+
+
+def job_is_ahead_of_its_pods(run: SpinRun, observed: Observed) -> bool:
+    """Whether the attempt's Job has been seen to end, but not all of its pods, which tell why.
+
+    Each kind has a watch of its own, so that news of one may come before older news of the other.
+    """
+    if run.status is not None and is_finished(run.status):
+        return False
+    job = observed.own_child(run, "Job", names.job_name(run, attempt_of(run)))
+    if job is None or not (has_condition(job, "Failed") or has_condition(job, "Complete")):
+        return False
+    pods = observed.attempt_pods(attempt_of(run))
+    return not pods or not all(map(is_over, pods))
 
 
 def newest_notice(document: Json, events: list[Json], now: datetime) -> list[Notice]:

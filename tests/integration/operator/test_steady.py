@@ -85,7 +85,7 @@ async def test_api_server_is_restarted_under_the_operator(tmp_path: Path) -> Non
         ):
             cluster = Cluster(Api(api_client, FAST, Metrics()), namespace)
             await cluster.create(spin_run())
-            await cluster.until_phase("Starting")
+            await cluster.until("all children are there", lambda: has_children(cluster, 10))
             start_again = kill_api_server(tmp_path / "control-plane")
             await asyncio.sleep(5)
             assert (await operator.ask("/healthz"))[0] == 200, "an API server that is away is no reason to be restarted"
@@ -95,6 +95,11 @@ async def test_api_server_is_restarted_under_the_operator(tmp_path: Path) -> Non
             async with FakeKubelet(control_plane.kubeconfig, nodes=2) as kubelet:
                 kubelet.script(Exit(0, after=2), name="demo-trainer-*")
                 await cluster.until_phase("Complete", attempt=1)
+
+
+async def has_children(cluster: Cluster, count: int) -> bool:
+    """Whether so many children are there."""
+    return len(await cluster.children()) == count
 
 
 async def answers(cluster: Cluster) -> bool:
