@@ -43,6 +43,7 @@ PODS_PER_NODE = 250
 CHILDREN = {kind.name: 2 if kind.name in ("Service", "NetworkPolicy") else 1 for kind in kinds.CHILDREN}
 """Children of a run by kind."""
 CHILDREN_OF_A_RUN = sum(CHILDREN.values())
+STAGES = Path(__file__).with_name("kwok_stages.yaml")
 CRD = TESTS.parent / "crds" / "spinrun.dev_spinruns.yaml"
 
 
@@ -53,6 +54,7 @@ def kwok(control_plane: ControlPlane, folder: Path) -> Iterator[None]:
     for number in range(NODES):
         control_plane.kubectl("apply", "--server-side", "-f", "-", input=node(f"kwok-{number}"))
     command = [f"{built}/kwok", "--kubeconfig", str(control_plane.kubeconfig), "--manage-all-nodes"]
+    command += ["--config", str(STAGES)]
     command += ["--server-address", f"127.0.0.1:{free_port()}", "--node-lease-duration-seconds", "40"]
     with (folder / "kwok.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
