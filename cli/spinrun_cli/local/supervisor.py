@@ -183,10 +183,9 @@ class Supervisor:
         deaths, ever_healthy = 0, False
         while True:
             self._state(child, "restarting" if deaths else "starting")
-            await child.start(process(), self._environment)
+            await self._start(child, process)
             code, healthy = await self._life(child, health_url())
             if child in self._moved:
-                self._moved.discard(child)
                 continue
             deaths = 1 if healthy else deaths + 1
             ever_healthy = ever_healthy or healthy
@@ -216,11 +215,17 @@ class Supervisor:
             return (await self._client.get(url)).is_success
         return False
 
+    async def _start(self, child: Child, process: Callable[[], Process]) -> None:
+        """Start a life with the ports of this moment, and end it again if one of them moved while it was being started."""
+        self._moved.discard(child)
+        await child.start(process(), self._environment)
+        if child in self._moved:
+            child.terminate()
+
     def _restart(self, child: Child) -> None:
         """End a child so that it is started anew with other ports; that is no failure of its own."""
-        if child.running:
-            self._moved.add(child)
-            child.terminate()
+        self._moved.add(child)
+        child.terminate()
 
     def _vllm_process(self, rollout: Rollout, machine: Machine) -> Process:
         spec = self.run_.spec
@@ -270,7 +275,6 @@ class Supervisor:
         while True:
             code, words = await self._attempt()
             action = Action.RESTART_UNCOUNTED if self.trainer in self._moved else after(code, lifecycle.failure_policy)
-            self._moved.discard(self.trainer)
             what = words.message if words else f"exit code {code}, and no last words"
             if action is Action.COMPLETE:
                 return Outcome(ExitCode.COMPLETE, what, words)
@@ -293,7 +297,7 @@ class Supervisor:
         attempt = self.view.attempt = self.folder.next_attempt()
         self.trainer_port = free_port(self._ports)
         self._state(self.trainer, "starting")
-        await self.trainer.start(self._trainer_process(attempt), self._environment)
+        await self._start(self.trainer, lambda: self._trainer_process(attempt))
         code = await self.trainer.wait()
         return code, self.folder.last_words()
 

@@ -3,14 +3,16 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spinrun_api.processes import Process
 from spinrun_api.run import SpinRun
 from spinrun_cli.local import supervisor as supervisors
+from spinrun_cli.local.child import Child
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.supervisor import Outcome, Supervisor
@@ -150,16 +152,35 @@ async def test_a_vllm_that_never_answers_ends_the_run_with_its_last_lines(stage:
 
 
 @pytest.mark.parametrize(
-    ("role", "want_restarted"), [("vllm", "agent"), ("agent", "trainer")], ids=["vllm: its agent", "agent: the trainer"]
+    ("role", "restarted"), [("vllm", "agent"), ("agent", "trainer")], ids=["vllm: its agent", "agent: the trainer"]
 )
-async def test_a_lost_race_for_a_port_is_retried_with_another_port(stage: Stage, role: str, want_restarted: str) -> None:
+async def test_a_lost_race_for_a_port_is_retried_with_another_port(stage: Stage, role: str, restarted: str) -> None:
     running = asyncio.create_task(stage.play({role: "taken\nserve"}))
-    await until(lambda: (stage.fakes / "lives").exists() and len(stage.lives(want_restarted)) == 2)
+    await until(lambda: starts(stage, restarted) == 2)
     await until(lambda: set(stage.reporter.views[-1].children.values()) == {"ready"})
 
     await interrupt(running)
 
     assert len(set(asked_ports(stage, role))) == 2
+    assert stage.survivors() == []
+
+
+async def test_a_trainer_is_started_again_when_an_agent_moved_while_it_was_being_started(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Child.start
+
+    async def slow_start(child: Child, process: Process, environment: Mapping[str, str]) -> None:
+        if child.name == "trainer":
+            await until(lambda: starts(stage, "agent") == 2)
+        await start(child, process, environment)
+
+    monkeypatch.setattr(Child, "start", slow_start)
+    running = asyncio.create_task(stage.play({"agent": "taken\nserve"}))
+    await until(lambda: starts(stage, "trainer") == 2)
+
+    await interrupt(running)
+
     assert stage.survivors() == []
 
 
@@ -210,7 +231,13 @@ async def interrupt(running: "asyncio.Task[Outcome]") -> None:
     assert outcome.exit_code == 130
 
 
+def starts(stage: Stage, role: str) -> int:
+    """How often a role was started, from its log: a life that is ended early may not have come to write its own line."""
+    return len(asked_ports(stage, role))
+
+
 def asked_ports(stage: Stage, role: str) -> list[str]:
     """The port of each life of a role, from the header that its log has for each."""
-    log = stage.folder.logs / f"{role}-0.log"
-    return [line.split(f" {role} ")[1].split()[0] for line in log.read_text().splitlines() if line.startswith("--- ")]
+    log = stage.folder.logs / ("trainer.log" if role == "trainer" else f"{role}-0.log")
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [line.split(f" {role} ")[1].split()[0] for line in lines if line.startswith("--- ")]
