@@ -9,6 +9,7 @@ import typer
 
 from spinrun_cli.cluster.commands import register
 from spinrun_cli.errors import CommandError
+from spinrun_cli.options import Overrides
 
 app = typer.Typer(
     name="spinrun",
@@ -45,15 +46,6 @@ def _root(
 
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="File with one SpinRun.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Replace a field, as in spec.duration.windows=3. The value is YAML. May be given many times.",
-        show_default=False,
-    ),
-]
 
 
 @app.command()

@@ -6,13 +6,13 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from spinrun_api.documents import InvalidDocumentError, parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
-from spinrun_operator import status
+from spinrun_operator import status, times
 from spinrun_operator.api import TRANSIENT, Api, ApiError
 from spinrun_operator.apply import Applier
 from spinrun_operator.events import EventRecorder
@@ -31,15 +31,10 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)
-
-
 class Controller:
     """Serves the SpinRuns of the cluster, or of some namespaces."""
 
-    def __init__(self, api: Api, settings: Settings, metrics: Metrics, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, api: Api, settings: Settings, metrics: Metrics, *, clock: Callable[[], datetime] = times.utc_now) -> None:
         self.queue = KeyedQueue(self._work, workers=settings.workers)
         self._api = api
         self._settings = settings
@@ -226,7 +221,7 @@ class Controller:
         for event in plan.events:
             await self._recorder.tell(run, event, self._clock())
         finished = status.is_finished(plan.status)
-        self._poller.follow(key, None if finished else progress_target(run, observed, plan.status.attempt or 1))
+        self._poller.follow(key, None if finished else progress_target(run, observed, status.current_attempt(plan.status)))
         return self._next_look(key, tuple(refusals), plan.requeue_seconds)
 
     def _next_look(self, key: Key, refusals: tuple[Refusal, ...], wanted: float | None) -> float | None:

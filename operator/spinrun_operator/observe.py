@@ -11,15 +11,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from spinrun_api.run import SpinRun
+from spinrun_api.status import SpinRunStatus
 from spinrun_operator import names, times, trouble
 from spinrun_operator.api import Api
 from spinrun_operator.informer import Informer
 from spinrun_operator.kinds import EVENT, POD
-from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_condition, is_deleted, is_over
+from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_ended, is_deleted, is_over
 from spinrun_operator.progress import Target
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
-from spinrun_operator.status import is_finished
+from spinrun_operator.status import current_attempt, is_finished
 
 Json = dict[str, Any]
 
@@ -80,7 +81,7 @@ class Observer:
 
     async def _newest_pods(self, run: SpinRun, observed: Observed) -> tuple[Json, ...]:
         """The run's pods, those of the attempt as the API server has them now."""
-        attempt = attempt_of(run)
+        attempt = current_attempt(run.status or SpinRunStatus())
         labels = f"{names.UID_LABEL}={run.metadata.uid},{names.ATTEMPT_LABEL}={attempt}"
         newest, _ = await self._api.list(POD, names.namespace(run), labels=labels)
         lagging = observed.attempt_pods(attempt)
@@ -105,22 +106,17 @@ def _own(run: SpinRun, pods: Iterable[Json]) -> list[Json]:
     return [pod for pod in pods if pod["metadata"]["labels"].get(names.UID_LABEL) == run.metadata.uid]
 
 
-def attempt_of(run: SpinRun) -> int:
-    """The attempt that is under way."""
-    return (run.status.attempt if run.status else None) or 1
-
-
 def job_is_ahead_of_its_pods(run: SpinRun, observed: Observed) -> bool:
     """Whether the attempt's Job has been seen to end, but not all of its pods, which tell why.
 
     Each kind has a watch of its own, so that news of one may come before older news of the other.
     """
-    if run.status is not None and is_finished(run.status):
+    status = run.status or SpinRunStatus()
+    attempt = current_attempt(status)
+    job = observed.own_child(run, "Job", names.job_name(run, attempt))
+    if is_finished(status) or job is None or not has_ended(job):
         return False
-    job = observed.own_child(run, "Job", names.job_name(run, attempt_of(run)))
-    if job is None or not (has_condition(job, "Failed") or has_condition(job, "Complete")):
-        return False
-    pods = observed.attempt_pods(attempt_of(run))
+    pods = observed.attempt_pods(attempt)
     return not pods or not all(map(is_over, pods))
 
 
@@ -136,8 +132,7 @@ def newest_notice(document: Json, events: list[Json], now: datetime) -> list[Not
 
 
 def _time_of(event: Json) -> datetime:
-    text = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-    return times.from_text(text)
+    return times.from_text(times.of_event(event))
 
 
 def progress_target(run: SpinRun, observed: Observed, attempt: int) -> Target | None:

@@ -100,6 +100,11 @@ def is_over(pod: Json) -> bool:
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
+def has_ended(job: Json) -> bool:
+    """Whether a Job is Complete or Failed."""
+    return bool(has_condition(job, "Complete") or has_condition(job, "Failed"))
+
+
 def has_condition(document: Json, kind: str) -> Json | None:
     """The condition of that type when its status is True."""
     conditions = document.get("status", {}).get("conditions") or ()

@@ -20,7 +20,7 @@ from spinrun_operator.children.service_account import service_account
 from spinrun_operator.children.services import rollout_service, trainer_service
 from spinrun_operator.children.token_secret import token_secret
 from spinrun_operator.children.trainer_job import trainer_job, trainer_revision
-from spinrun_operator.observed import Observed, has_condition, is_deleted, is_over
+from spinrun_operator.observed import Observed, has_ended, is_deleted, is_over
 from spinrun_operator.policies import deadline, failure, retention, suspend, ttl
 from spinrun_operator.settings import Settings
 from spinrun_operator.status import (
@@ -32,6 +32,7 @@ from spinrun_operator.status import (
     READY,
     SUSPENDED,
     Conditions,
+    current_attempt,
     is_finished,
     with_progress,
     with_rollouts,
@@ -113,7 +114,7 @@ class _View:
 
     @property
     def attempt(self) -> int:
-        return self.before.attempt or 1
+        return current_attempt(self.before)
 
     def job(self, attempt: int) -> Json | None:
         """The attempt's Job, also while it is being deleted."""
@@ -407,7 +408,7 @@ def _wanted_children(view: _View, status: SpinRunStatus) -> list[Json]:
         children.append(pod_monitor(run))
     children.append(rollout_statefulset(run, settings, replicas=_wanted_rollouts(view, status)))
     if _may_start_trainer(view, status):
-        children.append(trainer_job(run, settings, attempt=status.attempt or 1))
+        children.append(trainer_job(run, settings, attempt=current_attempt(status)))
     return children
 
 
@@ -419,16 +420,16 @@ def _may_start_trainer(view: _View, status: SpinRunStatus) -> bool:
         or view.run.spec.lifecycle.suspend
         or waits
         or status.attempt_start_time is not None
-        or view.job(status.attempt or 1) is not None
+        or view.job(current_attempt(status)) is not None
         or view.is_trainer_alive
     )
 
 
 def _unwanted_jobs(view: _View, status: SpinRunStatus) -> list[Json]:
     """Jobs of earlier attempts, and this one's when it must not go on or was made from another spec."""
-    jobs = retention.superseded_jobs(list(view.observed.own_jobs(view.run)), status.attempt or 1)
-    current = view.job(status.attempt or 1)
-    if current is None or is_deleted(current) or has_condition(current, "Complete") or has_condition(current, "Failed"):
+    jobs = retention.superseded_jobs(list(view.observed.own_jobs(view.run)), current_attempt(status))
+    current = view.job(current_attempt(status))
+    if current is None or is_deleted(current) or has_ended(current):
         return jobs
     revision = current["metadata"].get("annotations", {}).get(names.REVISION_ANNOTATION)
     if is_finished(status) or view.run.spec.lifecycle.suspend or revision != trainer_revision(view.run):

@@ -74,6 +74,11 @@ def invalid(before: SpinRunStatus, error: InvalidDocumentError, generation: int 
     return before.model_copy(update={"conditions": conditions.after, "observed_generation": generation})
 
 
+def current_attempt(status: SpinRunStatus) -> int:
+    """Number of the attempt that is under way, or comes first."""
+    return status.attempt or 1
+
+
 def is_finished(status: SpinRunStatus) -> bool:
     """Whether the run has completed or failed for good."""
     return any(condition.type in (COMPLETE, FAILED) and condition.status == "True" for condition in status.conditions)

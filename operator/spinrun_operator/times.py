@@ -1,6 +1,18 @@
 """Times as the Kubernetes API writes them."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+def of_event(event: Mapping[str, Any]) -> str:
+    """When an Event was last seen, by whichever of its fields says so."""
+    return event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
 
 
 def to_text(time: datetime) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from spinrun_cli.errors import CommandError
+from spinrun_cli.options import Overrides
 
 
 class DryRun(StrEnum):
@@ -72,15 +73,7 @@ def submit(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="YAML files with SpinRuns; - reads stdin.", show_default=False)
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATH=VALUE",
-            help="Replace a field, as in spec.duration.windows=3. The value is YAML. May be given many times.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Overrides = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the runs to their end; exit with 1 if one fails.")] = False,
     timeout: Timeout = None,
     dry_run: Annotated[DryRun, typer.Option("--dry-run", help="server: the API server checks, and keeps nothing.")] = DryRun.NONE,

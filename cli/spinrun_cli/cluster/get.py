@@ -12,7 +12,8 @@ import yaml
 
 from spinrun_cli.cluster.client import Access, Cluster, ForbiddenError, run
 from spinrun_cli.cluster.follow import POLL_SECONDS
-from spinrun_cli.cluster.view import columns, details, parsed, pod_labels, resource_name, table_rows, utc_now
+from spinrun_cli.cluster.view import columns, details, parsed, pod_labels, resource_name, table_rows
+from spinrun_operator import times
 from spinrun_operator.kinds import EVENT, POD, SPIN_RUN, Kind
 
 Json = dict[str, Any]
@@ -97,7 +98,7 @@ async def _details(name: str, cluster: Cluster) -> str:
     document = await cluster.request("GET", SPIN_RUN, cluster.namespace, name)
     pods = await _related(POD, cluster, labelSelector=pod_labels(document))
     events = await _related(EVENT, cluster, fieldSelector=f"involvedObject.uid={document['metadata']['uid']}")
-    return details(parsed(document), pods, events, utc_now())
+    return details(parsed(document), pods, events, times.utc_now())
 
 
 async def _related(kind: Kind, cluster: Cluster, **selector: str) -> Sequence[Json] | str:

@@ -1,7 +1,7 @@
 """What a person sees of runs: pure functions from documents to text."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from spinrun_api.documents import InvalidDocumentError, parse_run
@@ -9,7 +9,7 @@ from spinrun_api.run import GROUP, PLURAL, SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_cli.errors import CommandError
 from spinrun_cli.local.view import duration
-from spinrun_operator import names
+from spinrun_operator import names, times
 
 Json = dict[str, Any]
 
@@ -195,22 +195,13 @@ def _pod_phase(pod: Json) -> str:
 
 def _events(events: Sequence[Json], now: datetime) -> list[Sequence[object]]:
     """The newest events, the last of them at the end."""
-    newest = sorted(events, key=_event_time)[-NUM_EVENTS:]
+    newest = sorted(events, key=times.of_event)[-NUM_EVENTS:]
     rows = [
-        [age(_event_time(event), now), event["type"], event["reason"], event.get("count", 1), event["message"]]
+        [age(times.of_event(event), now), event["type"], event["reason"], event.get("count", 1), event["message"]]
         for event in newest
     ]
     return [["LAST", "TYPE", "REASON", "COUNT", "MESSAGE"], *rows]
 
 
-def _event_time(event: Json) -> str:
-    return event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-
-
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
-
-
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)
