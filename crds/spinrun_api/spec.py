@@ -282,8 +282,13 @@ class Trainer(ApiModel):
     """Most tokens that one rank processes at once. Lower saves memory; the result does not depend on it. A pair
     longer than this is a micro-batch of its own."""
 
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """AdamW keeps two numbers beside each weight; RMSprop, which SPIN was published with, keeps one, so that
+    checkpoints are a third smaller. RMSprop's first steps are larger, up to ten times the learning rate: give it a lower one,
+    or warm-up steps."""
+
     learning_rate: float = Field(default=5e-7, gt=0, le=1)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after warm-up: constant, or falling to zero at the run's last step."""
@@ -292,7 +297,7 @@ class Trainer(ApiModel):
     """Steps over which the learning rate rises from zero."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    """AdamW's decoupled weight decay, on matrices only."""
+    """Weight decay, on matrices only: AdamW's decoupled one; RMSprop adds it to the gradient."""
 
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger norm are scaled down to it."""

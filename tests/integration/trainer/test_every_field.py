@@ -291,6 +291,7 @@ CASES = [
     Case("trainer.procsPerNode", 1, 2, trainer_command),
     Case("trainer.promptsPerStep", 16, 32, schedule),
     Case("trainer.tokensPerMicroBatch", 16, 32, micro_batches),
+    Case("trainer.optimizer", ABSENT, "rmsprop", step),
     Case("trainer.learningRate", ABSENT, 1e-3, rates),
     Case("trainer.schedule", ABSENT, "linear", rates),
     Case("trainer.warmupSteps", ABSENT, 2, rates),

@@ -104,6 +104,7 @@ INVALID: dict[str, Invalid] = {
     "unknown-schedule": wrong("spec.trainer.schedule", "step"),
     "warmup-negative": wrong("spec.trainer.warmupSteps", -1),
     "no-gradient": wrong("spec.trainer.maxGradNorm", 0),
+    "optimizer-unknown": wrong("spec.trainer.optimizer", "sgd"),
     "weight-decay-negative": wrong("spec.trainer.weightDecay", -0.1),
     "too-few-tokens-per-micro-batch": wrong("spec.trainer.tokensPerMicroBatch", 15),
     "no-checkpoint-kept": wrong("spec.trainer.keepCheckpoints", 0),

@@ -48,3 +48,27 @@ def test_steps_are_adams():
 
     # The first step of Adam is the sign of the gradient times the learning rate.
     assert weight.detach().flatten().tolist() == pytest.approx([0.9, -1.9])
+
+
+def test_rmsprop_keeps_one_number_a_weight_and_begins_with_large_steps():
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    optimizer = make_optimizer([weight], Trainer(optimizer="rmsprop", learning_rate=0.01))
+    weight.grad = torch.tensor([[0.5, -3.0]])
+
+    optimizer.step()
+
+    # A mean of squares over 100 steps that has seen one: its root is a tenth of the gradient.
+    assert weight.detach().flatten().tolist() == pytest.approx([0.9, -1.9])
+    assert {name for name, value in optimizer.state[weight].items() if value.shape == weight.shape} == {"square_avg"}
+
+
+def test_rmsprop_adds_weight_decay_to_the_gradients_of_matrices():
+    matrix, vector = nn.Parameter(torch.ones(1, 1)), nn.Parameter(torch.ones(1))
+    optimizer = make_optimizer([matrix, vector], Trainer(optimizer="rmsprop", weight_decay=0.5, learning_rate=0.01))
+    for parameter in (matrix, vector):
+        parameter.grad = torch.zeros_like(parameter)
+
+    optimizer.step()
+
+    assert matrix.item() == pytest.approx(0.9)
+    assert vector.item() == 1.0

@@ -42,7 +42,16 @@ class Toy(nn.Module):
 class Training:
     """A model, its optimizer and a ledger."""
 
-    def __init__(self, ranks: Distributed, folder: str, *, width: int = 10, seed: int = 0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        ranks: Distributed,
+        folder: str,
+        *,
+        width: int = 10,
+        seed: int = 0,
+        dropout: float = 0.0,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    ) -> None:
         torch.manual_seed(seed)
         self.ranks = ranks
         self.model = Toy(width)
@@ -54,7 +63,7 @@ class Training:
         decayed = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
         plain = [parameter for parameter in self.model.parameters() if parameter.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-2)
+        self.optimizer = optimizer(groups, lr=1e-2)
         self.ledger = LedgerWriter(Path(folder), UID, attempt=1)
         ranks.from_rank0(self.ledger.claim)
 
@@ -82,13 +91,15 @@ class Training:
         return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
 
 
-def interrupted_and_not(ranks: Distributed, folder: str) -> dict[str, bool]:
+def interrupted_and_not(
+    ranks: Distributed, folder: str, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+) -> dict[str, bool]:
     """Whether each tensor is the same, bit for bit, after a break between the second and the third step."""
-    undisturbed = Training(ranks, folder, dropout=0.5)
+    undisturbed = Training(ranks, folder, dropout=0.5, optimizer=optimizer)
     undisturbed.step(2)
     undisturbed.save(2)
     undisturbed.step(2)
-    resumed = Training(ranks, folder, seed=1, dropout=0.5)
+    resumed = Training(ranks, folder, seed=1, dropout=0.5, optimizer=optimizer)
     torch.manual_seed(99)
     assert resumed.load() == TrainerState(step=2, version=1)
     resumed.step(2)
@@ -99,6 +110,12 @@ def interrupted_and_not(ranks: Distributed, folder: str) -> dict[str, bool]:
 def test_resumed_training_is_exact_on_one_rank(alone: Distributed, tmp_path: Path) -> None:
     same = interrupted_and_not(alone, str(tmp_path))
     assert len(same) == 6 * 4, "parameters, two moments and a step count"
+    assert all(same.values()), same
+
+
+def test_resumed_training_is_exact_with_rmsprop(alone: Distributed, tmp_path: Path) -> None:
+    same = interrupted_and_not(alone, str(tmp_path), torch.optim.RMSprop)
+    assert len(same) == 6 * 3, "parameters, a mean of squares and a step count"
     assert all(same.values()), same
 
 

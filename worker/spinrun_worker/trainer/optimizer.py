@@ -1,23 +1,26 @@
-"""AdamW, and its learning rate as a function of the step."""
+"""The optimizer, and its learning rate as a function of the step."""
 
 import math
 from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer, RMSprop
 
 from spinrun_api.spec import Trainer
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], trainer: Trainer) -> AdamW:
-    """AdamW over parameters, sharded or not; weight decay on matrices only. Each step sets its own learning rate."""
+def make_optimizer(parameters: Iterable[nn.Parameter], trainer: Trainer) -> Optimizer:
+    """The optimizer over parameters, sharded or not; weight decay on matrices only. Each step sets its own learning rate."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": trainer.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if trainer.optimizer == "rmsprop":
+        return RMSprop(groups, lr=trainer.learning_rate)
     # Fused: one pass over memory instead of ten.
-    return AdamW([group for group in groups if group["params"]], lr=trainer.learning_rate, fused=True)
+    return AdamW(groups, lr=trainer.learning_rate, fused=True)
 
 
 def learning_rate(step: int, trainer: Trainer, total_steps: int) -> float:
