@@ -136,7 +136,7 @@ def _object(schema: Json, definitions: Json, model: type[ApiModel]) -> Json:
 
 def _field(schema: Json, definitions: Json, model: type[ApiModel], name: str) -> Json:
     field = model.model_fields[name]
-    result = _value(schema, definitions, list(_models_in(field.annotation)))
+    result = _value(schema, definitions, list(models_in(field.annotation)))
     if field.description:
         result["description"] = _one_line(field.description)
     if not field.is_required():
@@ -213,12 +213,12 @@ def _limits(schema: Json) -> Json:
     return result
 
 
-def _models_in(annotation: object) -> Iterator[type[ApiModel]]:
+def models_in(annotation: object) -> Iterator[type[ApiModel]]:
     """The models that a type mentions, as in list[Block] and Block | None."""
     if isinstance(annotation, type) and issubclass(annotation, ApiModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 def _one_line(text: str) -> str:

@@ -209,12 +209,19 @@ def _reward(axes: Axes, data: RunData, palette: Palette) -> None:
 
 def _loss(axes: Axes, data: RunData, palette: Palette) -> None:
     _curve(axes, *_by_window(data.steps, "loss"), palette.series[0])
-    axes.axhline(math.log(2), color=palette.muted, linewidth=1, linestyle=(0, (3, 3)))
-    axes.annotate(
-        "ln 2", (1, math.log(2)), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points", ha="right",
-        color=palette.muted, fontsize=8.5,
-    )  # fmt: skip
+    if starts_at_ln_2(data):
+        axes.axhline(math.log(2), color=palette.muted, linewidth=1, linestyle=(0, (3, 3)))
+        axes.annotate(
+            "ln 2", (1, math.log(2)), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points", ha="right",
+            color=palette.muted, fontsize=8.5,
+        )  # fmt: skip
     axes.set_xlabel("step")
+
+
+def starts_at_ln_2(data: RunData) -> bool:
+    """Whether the loss of a policy that is its own reference is ln 2, as docs/methods.md says of two losses."""
+    method = data.document.get("spec", {}).get("method", {})
+    return method.get("loss") in ("sigmoid", "robust") and not method.get("sftWeight")
 
 
 def _margins(axes: Axes, data: RunData, palette: Palette) -> None:
@@ -315,7 +322,7 @@ PANELS = (
     ),
     Panel(
         "Loss",
-        "Per optimizer step, in nats. Each window starts at ln 2, because there the policy is its own reference.",
+        "Per optimizer step, in nats. At the first step of a window the policy is its own reference.",
         _loss,
         _has(_steps, "loss"),
     ),

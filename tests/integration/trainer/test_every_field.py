@@ -18,6 +18,7 @@ import torch
 from models import random_pairs
 from spinrun_api import processes
 from spinrun_api.base import ApiModel
+from spinrun_api.crd import models_in
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import SpinRunSpec
@@ -373,15 +374,8 @@ def _paths(model: type[ApiModel], above: str = "") -> Iterator[str]:
     """The fields that are no blocks, by their paths in a document; one that can only have one value changes nothing yet."""
     for name, info in model.model_fields.items():
         path = f"{above}{info.alias or name}"
-        block = next(_models(info.annotation), None)
+        block = next(models_in(info.annotation), None)
         if block is not None:
             yield from _paths(block, f"{path}.")
         elif not (get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1):
             yield path
-
-
-def _models(annotation: object) -> Iterator[type[ApiModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)

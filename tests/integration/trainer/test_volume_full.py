@@ -22,8 +22,12 @@ def volume(tmp_path: Path) -> Iterator[tuple[Path, Resize]]:
     folder.mkdir()
     if refused := mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)):
         pytest.skip(f"a file system of its own needs root: {refused}")
+
+    def resize(size: str) -> None:
+        assert not (refused := mount("-o", f"remount,size={size}", str(folder))), refused
+
     try:
-        yield folder, lambda size: print(mount("-o", f"remount,size={size}", str(folder)))
+        yield folder, resize
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.report.charts import PANELS, VARIABLES, panels, to_svg, wilson
-from spinrun_cli.report.data import load_run_data
+from spinrun_cli.report.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg, wilson
+from spinrun_cli.report.data import RunData, load_run_data
 from spinrun_cli.report.page import CHANGES, compare
 from spinrun_cli.report.write import write_report
 from spinrun_worker.ledger import Layout, write_samples
@@ -47,6 +47,17 @@ def test_a_finished_run_has_all_charts_figures_and_samples(finished_run: Path) -
     assert "torch 2.13.0" in page.text
     assert "lastNumber" in page.text
     assert (finished_run / "curves.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("method", "want"),
+    [({}, True), ({"loss": "robust"}, True), ({"loss": "ipo"}, False), ({"sftWeight": 0.5}, False)],
+    ids=["sigmoid", "robust", "ipo", "with the chosen answers' likelihood"],
+)
+def test_the_loss_at_the_reference_is_drawn_where_it_is_ln_2(method: dict[str, object], want: bool) -> None:
+    document = {"spec": {"method": {"loss": "sigmoid", "sftWeight": 0.0} | method}}
+
+    assert starts_at_ln_2(RunData("run", document)) is want
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(finished_run: Path) -> None:

@@ -58,8 +58,10 @@ def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
 
     sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733.
     """
-    chosen_B = pairs.per_token().policy_B2[:, 0]
-    return LOSSES[method.loss](pairs, method) - method.sft_weight * chosen_B
+    losses_B = LOSSES[method.loss](pairs, method)
+    if method.sft_weight == 0:
+        return losses_B
+    return losses_B - method.sft_weight * pairs.per_token().policy_B2[:, 0]
 
 
 def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
