@@ -19,6 +19,9 @@ ROLLOUTS = "SPINRUN_ROLLOUTS"
 TERMINATION_LOG = "SPINRUN_TERMINATION_LOG"
 """File for the trainer's last words."""
 
+PYTHON = "python3"
+"""The interpreter of a container: vLLM's own image knows it by no other name."""
+
 VLLM_PORT = 8000
 AGENT_PORT = 8100
 TRAINER_PORT = 8200
@@ -82,7 +85,7 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
             arguments["distributed-executor-backend"] = ONE_PROCESS_EXECUTOR
             environment |= {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
     arguments |= rollout.engine_args
-    return Process(["python", "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)], environment)
+    return Process([PYTHON, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)], environment)
 
 
 def _flags(arguments: Mapping[str, str | int | float | bool]) -> list[str]:
@@ -103,7 +106,7 @@ def agent(
 
     run_file: the resolved SpinRun. ledger: the run's own folder, read-only is enough. scratch: fast local space for two versions.
     """
-    command = ["python", "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
+    command = [PYTHON, "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
     command += ["--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
     return Process(command + (["--host", host] if host else []))
 
@@ -126,7 +129,7 @@ def trainer(
     """
     trainer = run.spec.trainer
     command = [
-        "python",
+        PYTHON,
         "-m",
         "spinrun_worker.trainer.launch",
         "--run",

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from spinrun_api.processes import Process
+from spinrun_api.processes import PYTHON, Process
 from spinrun_cli.local import guard
 
 LONGEST_LINE = 500
@@ -39,14 +39,13 @@ class Child:
 
     async def start(self, process: Process, environment: Mapping[str, str]) -> None:
         """Start a life. environment: of all children; what the process itself brings is added."""
-        python = sys.executable
-        command = [python if word == "python" else word for word in process.command]
+        command = [sys.executable if word == PYTHON else word for word in process.command]
         with self.log.open("ab") as log:
             log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {' '.join(command)}\n".encode())
             log.flush()
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *(python, "-I", "-S", guard.__file__, str(os.getpid()), *command),
+                *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

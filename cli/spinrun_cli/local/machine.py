@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spinrun_api.processes import Accelerator, Process
+from spinrun_api.processes import PYTHON, Accelerator, Process
 from spinrun_api.run import SpinRun
 
-PROBE = Process(["python", "-m", "spinrun_cli.local.machine"])
+PROBE = Process([PYTHON, "-m", "spinrun_cli.local.machine"])
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 """As /proc/cpuinfo names them: x86's two sets, and Arm's."""
 SHARED_GPU_MEMORY = 0.4

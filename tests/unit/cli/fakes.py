@@ -26,7 +26,7 @@ def install(folder: Path, set_attribute: Callable[[Any, str, Any], None]) -> Non
     """Replace the command lines of the three processes."""
 
     def fake(role: str, port: int, number: int) -> Process:
-        return Process(["python", "-S", str(PROGRAM), role, str(port), str(folder), str(number)])
+        return Process([processes.PYTHON, "-S", str(PROGRAM), role, str(port), str(folder), str(number)])
 
     def vllm(run: SpinRun, *, port: int, **_: Any) -> Process:
         (folder / "uid").write_text(run.metadata.uid or "")
