@@ -33,12 +33,16 @@ $(MODEL)/config.json: | $(VENV)/.installed
 demo: $(VENV)/.installed $(MODEL)/config.json ## Train a real 135M model on arithmetic, on two CPU cores, in under ten minutes
 	$(BIN)/spinrun local examples/demo.yaml --set spec.model.source=$(abspath $(MODEL)) --output $(RUN) --again
 
+.PHONY: quickstart
+quickstart: $(VENV)/.installed $(MODEL)/config.json ## The demo on Kubernetes: cluster, images, Helm, a run, its report (root and Go, or KUBECONFIG)
+	PATH=$(abspath $(BIN)):$$PATH tools/quickstart $(MODEL)
+
 .PHONY: test
-test: test-engine test-cluster ## Run all tests
+test: test-engine test-cluster ## Run all tests but those with real pods
 
 .PHONY: test-engine
 test-engine: $(VENV)/.installed ## Run the units, and the engine with a real vLLM and a real torchrun
-	$(BIN)/pytest -m "not cluster" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not cluster and not e2e" $(PYTEST_ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/.installed ## Run the operator, its chart and the commands on a real control plane (needs Go; builds it once, ten minutes)
@@ -51,6 +55,22 @@ control-plane: ## Start a Kubernetes control plane without nodes (needs Go; buil
 .PHONY: control-plane-down
 control-plane-down: ## Stop it; `make control-plane` goes on with the same cluster
 	tools/control-plane down --state $(CACHE)/control-plane
+
+.PHONY: cluster-up
+cluster-up: ## Start a Kubernetes cluster with a real node (needs root and Go; builds it once, fifteen minutes)
+	tools/cluster up --state $(CACHE)/cluster
+
+.PHONY: cluster-down
+cluster-down: ## Stop it; `make cluster-up` goes on with the same objects and images
+	tools/cluster down --state $(CACHE)/cluster
+
+.PHONY: images
+images: ## Build the images of operator and worker (needs Docker, or root)
+	tools/images build
+
+.PHONY: e2e
+e2e: $(VENV)/.installed ## Run real pods on a real node through what befalls pods (root and Go, or KUBECONFIG)
+	$(BIN)/pytest -m e2e $(PYTEST_ARGS)
 
 .PHONY: generate
 generate: $(VENV)/.installed ## Write what is made from the models and the chart's values: CRD, API reference, chart

@@ -2,10 +2,11 @@
 # Builds the Go programs that the tests need, once, into a cache outside git, and prints the folder that holds them.
 #
 #   tools/build.sh control-plane         # what tools/control-plane runs: kube-apiserver, etcd, kubectl, ...
-#   tools/build.sh helm kubelet          # single programs
+#   tools/build.sh kubelet kube-proxy    # single programs, of one Go module
 #   PATH="$(tools/build.sh helm):$PATH"  # progress goes to stderr, the folder to stdout
 #
-# The folder's name is a hash of everything that decides the binaries, so a changed version never meets an old binary.
+# The folder's name is a hash of everything that decides its binaries, so a changed version never meets an old binary.
+# Each Go module has a folder of its own, so that a change to one leaves the binaries of the others.
 set -euo pipefail
 
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,8 +17,8 @@ say() { echo "build.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
 
 usage() {
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-  echo "Names: control-plane (${CONTROL_PLANE[*]}) kubeadm kubelet kube-proxy helm kwok" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  echo "Names: control-plane (${CONTROL_PLANE[*]}) kubeadm kubelet kube-proxy coredns helm kwok" >&2
   exit 2
 }
 
@@ -27,6 +28,7 @@ locate() {
     etcd) MODULE=kube PACKAGE=go.etcd.io/etcd/server/v3 ;;
     kube-apiserver | kube-controller-manager | kube-scheduler | kubelet | kube-proxy | kubeadm | kubectl)
       MODULE=kube PACKAGE=k8s.io/kubernetes/cmd/$1 ;;
+    coredns) MODULE=coredns PACKAGE=. ;;
     helm) MODULE=helm PACKAGE=helm.sh/helm/v4/cmd/helm ;;
     kwok) MODULE=kwok PACKAGE=sigs.k8s.io/kwok/cmd/kwok ;;
     *) say "no program named '$1'"; usage ;;
@@ -60,7 +62,6 @@ require_go() {
 build() {
   local name=$1 started=$SECONDS
   locate "$name"
-  cd "$TOOLS/$MODULE"
   require_go "$name"
   say "building $name (the first time takes minutes)"
   # Under a temporary name until it is whole: an interrupted build must not look like a finished one.
@@ -84,8 +85,11 @@ for argument in "$@"; do
 done
 ((${#names[@]})) || usage
 
-key=$( (cd "$TOOLS" && cat build.sh ./*/go.mod ./*/go.sum && uname -sm) | sha256sum | cut -c1-12)
-BIN=$(realpath -m "${SPINRUN_CACHE:-$HOME/.cache/spinrun}")/bin-$key
+modules=$(for name in "${names[@]}"; do locate "$name"; echo "$MODULE"; done | sort -u)
+[[ $modules != *$'\n'* ]] || die "these programs are of different Go modules, each with a folder of its own: ask one by one"
+cd "$TOOLS/$modules"
+key=$( (cat ./* && declare -f version_flags build && uname -sm) | sha256sum | cut -c1-12)
+BIN=$(realpath -m "${SPINRUN_CACHE:-$HOME/.cache/spinrun}")/$modules-$key
 readonly BIN
 
 if [[ $(missing "${names[@]}") ]]; then

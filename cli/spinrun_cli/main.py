@@ -91,8 +91,10 @@ def report(
     """Write report.html and curves.png of a run, finished or not."""
     from spinrun_cli.report.write import write_report
 
-    files = write_report(folder, output or folder)
-    for path in (files.page, files.picture):
+    written = write_report(folder, output or folder)
+    if written.learning is not None:
+        typer.echo(written.learning)
+    for path in (written.page, written.picture):
         typer.echo(path)
 
 

@@ -89,9 +89,8 @@ def _conclude(folder: RunFolder, outcome: Outcome, *, seconds: float | None) -> 
 
 def _summary(data: RunData | None, seconds: float | None) -> str:
     parts = []
-    if data is not None and data.accuracy is not None and data.best is not None:
-        first, last, best = data.accuracy[0], data.accuracy[-1], data.best
-        parts.append(f"held-out accuracy {first:.3f} → {last:.3f} (best {best.accuracy:.3f}, version {best.version})")
+    if data is not None and data.learning is not None:
+        parts.append(data.learning)
     if data is not None:
         parts.append(f"{len(data.windows)} windows, {data.num_steps} steps")
     if seconds is not None:

@@ -52,6 +52,14 @@ class RunData:
         return Best(window=line.window, version=line.version, accuracy=line.values["accuracy"])
 
     @property
+    def learning(self) -> str | None:
+        """What became of the held-out accuracy, in words; None when there is no evaluation yet."""
+        if self.accuracy is None or self.best is None:
+            return None
+        first, last = self.accuracy[0], self.accuracy[-1]
+        return f"held-out accuracy {first:.3f} → {last:.3f} (best {self.best.accuracy:.3f}, version {self.best.version})"
+
+    @property
     def num_steps(self) -> int:
         """Optimizer steps done."""
         return max((line.step for line in (*self.steps, *self.windows)), default=0)

@@ -14,6 +14,8 @@ class ReportFiles:
 
     page: Path
     picture: Path
+    learning: str | None
+    """What became of the held-out accuracy, in words."""
 
 
 def write_report(folder: Path, output: Path) -> ReportFiles:
@@ -29,7 +31,7 @@ def write_report(folder: Path, output: Path) -> ReportFiles:
     from spinrun_cli.report.charts import write_picture
     from spinrun_cli.report.page import render
 
-    files = ReportFiles(output / "report.html", output / "curves.png")
+    files = ReportFiles(output / "report.html", output / "curves.png", data.learning)
     partial = output / ".report.partial"
     try:
         output.mkdir(parents=True, exist_ok=True)
