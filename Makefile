@@ -69,8 +69,12 @@ images: ## Build the images of operator and worker (needs Docker, or root)
 	tools/images build
 
 .PHONY: e2e
-e2e: $(VENV)/.installed ## Run real pods on a real node through what befalls pods (root and Go, or KUBECONFIG)
-	$(BIN)/pytest -m e2e $(PYTEST_ARGS)
+e2e: $(VENV)/.installed $(MODEL)/config.json ## Run real pods through what befalls pods (root and Go; or KUBECONFIG and IMAGES; or Docker and CLUSTER=kind)
+	$(if $(filter kind,$(CLUSTER)),tools/kind) $(BIN)/pytest tests/e2e -m e2e $(PYTEST_ARGS)
+
+.PHONY: test-node
+test-node: $(VENV)/.installed ## Test the cluster of `make cluster-up` itself (root and Go)
+	$(BIN)/pytest tests/integration/node -m e2e $(PYTEST_ARGS)
 
 .PHONY: generate
 generate: $(VENV)/.installed ## Write what is made from the models and the chart's values: CRD, API reference, chart

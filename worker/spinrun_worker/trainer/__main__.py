@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TypedDict
 
+from transformers.utils.logging import disable_progress_bar
+
 from spinrun_api.documents import read_run
 from spinrun_api.exit_codes import ExitCode
 from spinrun_api.wire import LastWords, Progress
@@ -37,6 +39,7 @@ def main(arguments: list[str]) -> int:
         stream=sys.stderr,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    disable_progress_bar()  # a log is no terminal
     stop = StopSignal()
     board: ProgressBoard | None = None
     try:

@@ -1,0 +1,97 @@
+"""A cluster whose pods really run, SpinRun installed on it by Helm, and one namespace with a claim and a model.
+
+The cluster is the one that KUBECONFIG names, where IMAGES names the registry that its nodes pull from; or the one of
+`make cluster-up`, which is started and stopped again if it does not run.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.runs import Runs
+from integration.control_plane import TOOLS, ControlPlane, find_kubectl
+from models import tiny_llama
+from unit.chart.helm import CHART, helm
+
+ROOT = TOOLS.parent
+STATE = ROOT / ".cache" / "cluster"
+NAMESPACE = "spinrun-e2e"
+SYSTEM = "spinrun-system"
+
+
+def tool(name: str, *arguments: str | Path) -> str:
+    """Runs a program of tools/; its progress is shown as it comes."""
+    return subprocess.run([TOOLS / name, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """The session's cluster."""
+    if kubeconfig := os.environ.get("KUBECONFIG"):
+        yield ControlPlane(Path(kubeconfig), find_kubectl(), state=None)
+        return
+    if os.geteuid() != 0:
+        pytest.skip("a node on this machine needs root; or name a cluster in KUBECONFIG")
+    was_running = subprocess.run([TOOLS / "cluster", "status", "--state", STATE], capture_output=True).returncode == 0
+    guard = None
+    if not was_running:
+        # Stops the cluster also where pytest is killed.
+        down_after = [sys.executable, TOOLS / "cluster", "down", "--state", STATE, "--after", str(os.getpid())]
+        guard = subprocess.Popen(down_after, stdin=subprocess.DEVNULL, start_new_session=True)
+        tool("cluster", "up", "--state", STATE)
+    try:
+        yield ControlPlane(STATE / "kubeconfig", find_kubectl(), STATE)
+    finally:
+        if guard is not None:
+            tool("cluster", "down", "--state", STATE)
+            guard.kill()
+            guard.wait()
+
+
+@pytest.fixture(scope="session")
+def registry(control_plane: ControlPlane) -> str:
+    """Where the images are: on the node already, or in a registry of the user's."""
+    if control_plane.state is None:
+        return os.environ["IMAGES"]
+    tool("images", "build", "operator", "worker")
+    archives = tool("images", "save", "operator", "worker").split()
+    tool("cluster", "load", "--state", STATE, "--node", "node-1", *archives)
+    return "localhost"
+
+
+@pytest.fixture(scope="session")
+def upgrade(control_plane: ControlPlane, registry: str) -> Callable[..., str]:
+    """Installs the chart, or upgrades to other values."""
+
+    def upgrade(*values: str) -> str:
+        images = [f"image.registry={registry}", "image.repository=spinrun/operator", "image.tag=dev"]
+        images += [f"workerImage.registry={registry}", "workerImage.repository=spinrun/worker", "workerImage.tag=dev"]
+        sets = [argument for value in [*images, "settings.accelerator=cpu", *values] for argument in ("--set", value)]
+        where = ("--kubeconfig", control_plane.kubeconfig, "--namespace", SYSTEM, "--create-namespace")
+        return helm("upgrade", "--install", "spinrun", CHART, "--wait", "--timeout", "3m", *sets, *where)
+
+    return upgrade
+
+
+@pytest.fixture(scope="session")
+def shared(
+    control_plane: ControlPlane, registry: str, upgrade: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Runs]:
+    """The namespace of all tests, which enforces the restricted Pod Security level."""
+    upgrade()
+    runs = Runs(control_plane, NAMESPACE, f"{registry}/spinrun/worker:dev")
+    runs.prepare(tiny_llama(tmp_path_factory.mktemp("model") / "tiny"))
+    yield runs
+    control_plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
+
+
+@pytest.fixture
+def runs(shared: Runs) -> Iterator[Runs]:
+    """The namespace, without runs before and after a test."""
+    yield shared
+    shared.kubectl("delete", "spinrun", "--all", "--timeout=60s")
+    shared.until("no pod of a run is left", lambda: not shared.pods())

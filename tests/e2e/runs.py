@@ -1,0 +1,229 @@
+"""A namespace as its user sees it, and the ledgers of its runs."""
+
+import copy
+import io
+import json
+import os
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from integration.control_plane import ControlPlane
+from spinrun_api.ledger import Manifest, MetricsLine
+from spinrun_worker.ledger import read_metrics
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+CLAIM = "shared"
+# kind's class `standard` knows ReadWriteOnce alone, which does on one node.
+ACCESS_MODE = os.environ.get("ACCESS_MODE", "ReadWriteMany")
+SHELL = "shell"
+PATIENCE_SECONDS = 300
+
+
+def tiny_run(name: str, **spec: Any) -> Json:
+    """A run of the tiny model, in seconds a window; `spec` replaces whole blocks."""
+    blocks: Json = {
+        "model": {"source": "/ledger/models/tiny", "dtype": "float32"},
+        "data": {
+            "prompts": {"source": "arithmetic"},
+            "evaluation": {"source": "arithmetic", "split": "test", "limit": 8},
+            "maxPromptTokens": 128,
+        },
+        # About half of a random model's answers have one of these letters in their first characters.
+        "preference": {"rule": {"kind": "regex", "pattern": "^.{0,3}[a-m]"}},
+        "method": {"refUpdateFreq": 2},
+        "rollout": {"samplesPerPrompt": 4, "maxTokens": 8, "engineArgs": {"kv-cache-memory-bytes": 64 << 20}},
+        "trainer": {"promptsPerStep": 16, "learningRate": 1e-4},
+        "duration": {"windows": 5},
+        "storage": {"claimName": CLAIM},
+    }
+    metadata = {"name": name}
+    return {"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": copy.deepcopy(blocks | spec)}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a run's ledger says, without the weights themselves."""
+
+    manifests: dict[str, dict[int, Manifest]]
+    """By folder (weights, windows, evaluations, checkpoints) and number."""
+    metrics: list[MetricsLine]
+
+    def assert_whole(self, windows: int) -> None:
+        """Each window was sampled once that counts, from the weights of its number, and every evaluation too."""
+        weights = self.manifests["weights"]
+        done = self.manifests["windows"]
+        assert sorted(done) == list(range(windows))
+        for manifest in [*done.values(), *self.manifests.get("evaluations", {}).values()]:
+            assert manifest.version == manifest.number, "a window samples from the version of its number"
+            if manifest.version in weights:
+                assert manifest.parent == weights[manifest.version].digest
+        assert max(weights) == windows, "the last window is published too"
+        assert len({manifest.uid for kind in self.manifests.values() for manifest in kind.values()}) == 1
+        assert sorted({line.window for line in self.metrics if line.event == "window"}) == list(range(windows))
+
+
+class Runs:
+    """The runs of one namespace."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str, image: str) -> None:
+        """image: the worker's, also of the pod that reads the ledgers."""
+        self.control_plane = control_plane
+        self.namespace = namespace
+        self.image = image
+
+    def kubectl(self, *arguments: str, input: str | None = None) -> str:
+        """Runs kubectl in the namespace."""
+        return self.control_plane.kubectl("--namespace", self.namespace, *arguments, input=input)
+
+    def create(self, document: Json) -> None:
+        """Creates an object."""
+        self.kubectl("create", "--filename=-", input=json.dumps(document))
+
+    def change(self, name: str, **spec: Any) -> None:
+        """Merges into the spec of a run."""
+        self.kubectl("patch", "spinrun", name, "--type=merge", "--patch", json.dumps({"spec": spec}))
+
+    def prepare(self, model: Path) -> None:
+        """Makes the namespace, its claim with the model, and a pod that sees the claim."""
+        self.control_plane.kubectl("delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=120s")
+        self.control_plane.kubectl("create", "namespace", self.namespace)
+        level = "pod-security.kubernetes.io/enforce=restricted"
+        self.control_plane.kubectl("label", "namespace", self.namespace, level)
+        self.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+        self.create(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": CLAIM},
+                "spec": {"accessModes": [ACCESS_MODE], "resources": {"requests": {"storage": "10Gi"}}},
+            }
+        )
+        self.create(self.pod(SHELL, ["sleep", "infinity"]))
+        self.kubectl("wait", "--for=condition=Ready", f"pod/{SHELL}", "--timeout=180s")
+        self.shell("mkdir", "-p", "/shared/models")
+        self.kubectl("cp", str(model), f"{SHELL}:/shared/models/tiny")
+
+    def pod(self, name: str, command: list[str], **spec: Any) -> Json:
+        """A pod of the worker's image with the claim at /shared, as the restricted level wants it."""
+        identity = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+        container = {
+            "name": "main",
+            "image": self.image,
+            "command": command,
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+        }
+        defaults = {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": identity | {"seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+            "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": CLAIM}}],
+        }
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": defaults | spec}
+
+    def shell(self, *command: str, pod: str = SHELL) -> str:
+        """Runs a command in a pod, the one that has the claim at /shared if none is named."""
+        return self.kubectl("exec", pod, "--", *command)
+
+    # What is seen of a run
+
+    def get(self, name: str) -> Json:
+        """The run."""
+        return json.loads(self.kubectl("get", "spinrun", name, "--output=json"))
+
+    def status(self, name: str) -> Json:
+        """Its status."""
+        return self.get(name).get("status", {})
+
+    def condition(self, name: str, kind: str) -> Json:
+        """One of its conditions; empty while it is not there."""
+        return next((each for each in self.status(name).get("conditions", ()) if each["type"] == kind), {})
+
+    def pods(self, component: str = "", name: str = "") -> list[Json]:
+        """The pods of runs, in the order of their names."""
+        labels = ["spinrun.dev/run" + (f"={name}" if name else "")]
+        labels += [f"app.kubernetes.io/component={component}"] if component else []
+        return json.loads(self.kubectl("get", "pods", f"--selector={','.join(labels)}", "--output=json"))["items"]
+
+    def pod_names(self, component: str, name: str = "") -> list[str]:
+        """Names of pods that are not being deleted."""
+        return [pod["metadata"]["name"] for pod in self.pods(component, name) if "deletionTimestamp" not in pod["metadata"]]
+
+    def until(self, what: str, holds: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
+        """Waits until it holds and returns what it returned; fails with everything that can be known when it does not."""
+        deadline = time.monotonic() + seconds
+        while not (result := holds()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not in {seconds} s: {what}\n{self.describe()}")
+            time.sleep(0.3)
+        return result
+
+    def until_phase(self, name: str, phase: str, seconds: float = PATIENCE_SECONDS, **wanted: Any) -> Json:
+        """Waits for a phase, and for fields of the status beside it."""
+
+        def reached() -> Json | None:
+            status = self.status(name)
+            assert phase == "Failed" or status.get("phase") != "Failed", self.describe()
+            return status if {"phase": phase, **wanted}.items() <= status.items() else None
+
+        return self.until(f"{name} is {phase} {wanted or ''}", reached, seconds)
+
+    def until_window(self, name: str, window: int, activity: str | None = None) -> Json:
+        """Waits until a run works on a window, or on a later one, and on a part of it."""
+
+        def reached() -> Json | None:
+            status = self.status(name)
+            assert status.get("phase") not in ("Failed", "Complete"), f"too late for window {window}: {self.describe()}"
+            at = status.get("window", -1) >= window and activity in (None, status.get("activity"))
+            return status if at else None
+
+        return self.until(f"{name} is at {activity or ''} of window {window}", reached)
+
+    def describe(self) -> str:
+        """Runs, pods and the last lines of what the containers say."""
+        parts = [self.kubectl("describe", "spinrun"), self.kubectl("get", "pods", "--output=wide")]
+        for pod in self.pods():
+            for container in pod["spec"]["containers"]:
+                command = ["logs", pod["metadata"]["name"], f"--container={container['name']}", "--tail=15"]
+                base = [self.control_plane.kubectl_binary, "--kubeconfig", self.control_plane.kubeconfig]
+                done = subprocess.run([*base, "-n", self.namespace, *command], capture_output=True, text=True)
+                parts.append(f"--- {pod['metadata']['name']}/{container['name']}\n{done.stdout or done.stderr}")
+        return "\n".join(parts)
+
+    # The ledger
+
+    def folder(self, name: str) -> str:
+        """The run's folder as the shell sees it."""
+        return f"/shared/{self.namespace}/{name}-{self.get(name)['metadata']['uid'][:8]}"
+
+    def ledger(self, name: str, tmp_path: Path, pod: str = SHELL) -> Ledger:
+        """What the ledger says, every byte of it compared with its manifests first. pod: which has its claim at /shared."""
+        folder = self.folder(name)
+        self.shell("spinrun", "ledger", "verify", folder, pod=pod)
+        tar = ["exec", pod, "--", "tar", "--create", "--exclude=*.safetensors", f"--directory={folder}", "."]
+        base = [self.control_plane.kubectl_binary, "--kubeconfig", self.control_plane.kubeconfig, "-n", self.namespace]
+        archive = subprocess.run([*base, *tar], capture_output=True, check=True).stdout
+        copy_of = tmp_path / name
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(copy_of, filter="data")
+        manifests: dict[str, dict[int, Manifest]] = {}
+        for path in sorted(copy_of.glob("*/*/MANIFEST.json")):
+            manifest = Manifest.model_validate_json(path.read_bytes())
+            manifests.setdefault(path.parts[-3], {})[manifest.number] = manifest
+        return Ledger(manifests, read_metrics(copy_of / "metrics.jsonl"))
+
+    def metrics(self, pod: str, port: int) -> str:
+        """The page of metrics of an agent or a trainer, asked for from inside the cluster."""
+        address = json.loads(self.kubectl("get", "pod", pod, "--output=json"))["status"]["podIP"]
+        question = (
+            f"import urllib.request; print(urllib.request.urlopen('http://{address}:{port}/metrics', timeout=10).read().decode())"
+        )
+        return self.shell("python", "-c", question)

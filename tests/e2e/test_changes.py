@@ -1,0 +1,51 @@
+"""Suspended, resumed, scaled and deleted in the middle."""
+
+from pathlib import Path
+
+import pytest
+
+from e2e.runs import Runs, tiny_run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+
+def test_a_suspended_run_has_no_pods_and_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None:
+    runs.create(tiny_run("paused", duration={"windows": 6}))
+    before = runs.until_window("paused", 2)
+    runs.change("paused", lifecycle={"suspend": True})
+    runs.until("it is suspended", lambda: runs.condition("paused", "Suspended").get("status") == "True")
+    runs.until("no pod is left", lambda: not runs.pods())
+    runs.change("paused", lifecycle={"suspend": False})
+    after = runs.until_window("paused", before["window"])
+    assert after["attempt"] == 2
+
+    status = runs.until_phase("paused", "Complete")
+
+    assert status.get("failedAttempts", 0) == 0
+    runs.ledger("paused", tmp_path).assert_whole(windows=6)
+
+
+def test_rollouts_scaled_up_and_down_serve_the_same_run(runs: Runs, tmp_path: Path) -> None:
+    runs.create(tiny_run("scaled", duration={"windows": 400}))
+    runs.until_window("scaled", 1)
+    runs.change("scaled", rollout={"replicas": 3})
+    runs.until("three serve", lambda: runs.status("scaled")["rollouts"] == {"ready": 3, "desired": 3})
+    runs.change("scaled", rollout={"replicas": 1})
+    runs.until("one serves", lambda: runs.status("scaled")["rollouts"] == {"ready": 1, "desired": 1})
+    windows = runs.status("scaled")["window"] + 2
+    runs.change("scaled", duration={"windows": windows})
+
+    status = runs.until_phase("scaled", "Complete")
+
+    assert status["attempt"] == 1
+    runs.ledger("scaled", tmp_path).assert_whole(windows=windows)
+
+
+def test_a_deleted_run_takes_its_pods_along_and_leaves_a_ledger_without_damage(runs: Runs) -> None:
+    runs.create(tiny_run("deleted", duration={"windows": 400}))
+    runs.until_window("deleted", 1)
+    folder = runs.folder("deleted")
+    runs.kubectl("delete", "spinrun", "deleted", "--timeout=60s")
+
+    runs.until("no pod is left", lambda: not runs.pods())
+    runs.shell("spinrun", "ledger", "verify", folder)

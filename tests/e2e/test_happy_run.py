@@ -1,0 +1,93 @@
+"""The demo in pods: two rollouts and a trainer of two ranks make SmolLM2 better at arithmetic."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import ROOT
+from e2e.runs import ACCESS_MODE, CLAIM, Ledger, Runs, tiny_run
+from spinrun_api.processes import AGENT_PORT, TRAINER_PORT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+MODEL = Path(os.environ.get("MODEL", ROOT / ".cache/models/smollm2-135m-instruct"))
+
+
+def test_a_run_learns_completes_and_leaves_its_ledger(runs: Runs, tmp_path: Path) -> None:
+    runs.kubectl("cp", str(MODEL), "shell:/shared/models/smollm2")
+    run = tiny_run(
+        "happy",
+        model={"source": "/models/smollm2", "dtype": "float32"},
+        data={
+            "prompts": {"source": "arithmetic", "config": "addition-15"},
+            "evaluation": {"source": "arithmetic", "config": "addition-15", "split": "test"},
+            "maxPromptTokens": 112,
+        },
+        preference={"rule": {"kind": "lastNumber"}},
+        rollout={
+            "replicas": 2,
+            "maxTokens": 16,
+            "engineArgs": {"max-num-seqs": 128, "kv-cache-memory-bytes": 256 << 20},
+            "template": with_models("vllm"),
+        },
+        trainer={
+            "procsPerNode": 2,
+            "promptsPerStep": 16,
+            "tokensPerMicroBatch": 256,
+            "learningRate": 1e-5,
+            "template": with_models("trainer"),
+        },
+        duration={"windows": 3},
+        storage={"size": "5Gi", "accessModes": [ACCESS_MODE]},
+        lifecycle={"ttlSecondsAfterFinished": 20},
+    )
+    runs.create(run)
+    claim = runs.until("the claim is there", lambda: claim_of(runs))
+    status = runs.until_phase("happy", "Running", seconds=600)
+    assert status["rollouts"] == {"ready": 2, "desired": 2}
+    runs.until_window("happy", 1, "generate")
+    digests = {digest_served(runs, pod, version=1) for pod in runs.pod_names("rollout")}
+    trained = runs.metrics(runs.pod_names("trainer")[0], TRAINER_PORT)
+    assert re.search(r"^spinrun_trainer_window_reward_mean\{.*run=\"happy\".*\} 0\.\d", trained, re.MULTILINE)
+
+    status = runs.until_phase("happy", "Complete", seconds=1200)
+
+    assert status["metrics"]["accuracy"] > 0.6, "0.43 before"
+    assert status["version"] == 3
+    ledger = read_claim(runs, claim, "happy", tmp_path)
+    ledger.assert_whole(windows=3)
+    assert digests == {ledger.manifests["windows"][1].parent}, "rollouts and trainer have seen the same bytes"
+    runs.until("no pod is left", lambda: not runs.pods())
+    runs.until("the run is gone after its time", lambda: "happy" not in runs.kubectl("get", "spinrun", "--output=name"))
+    assert claim_of(runs) == claim, "what it has learned is kept"
+    runs.kubectl("delete", "pod/results", f"pvc/{claim}")
+
+
+def with_models(container: str) -> dict[str, object]:
+    """A pod template with the models of the shared claim at /models."""
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": CLAIM, "readOnly": True}}
+    mount = {"name": "models", "mountPath": "/models", "subPath": "models", "readOnly": True}
+    return {"spec": {"volumes": [volume], "containers": [{"name": container, "volumeMounts": [mount]}]}}
+
+
+def claim_of(runs: Runs) -> str:
+    """The claim that the operator has made."""
+    return runs.kubectl("get", "pvc", "--selector=spinrun.dev/run=happy", "--output=jsonpath={.items[*].metadata.name}")
+
+
+def digest_served(runs: Runs, pod: str, *, version: int) -> str:
+    """The digest of the weights that an agent says its vLLM has."""
+    found = re.search(rf'spinrun_rollout_version_info{{digest="(\w+)",version="{version}"}} 1', runs.metrics(pod, AGENT_PORT))
+    assert found, f"{pod} does not serve version {version}"
+    return found[1]
+
+
+def read_claim(runs: Runs, claim: str, name: str, tmp_path: Path) -> Ledger:
+    """The ledger on a claim of its own, seen through a pod that mounts it where the shared one is for others."""
+    pod = runs.pod("results", ["sleep", "infinity"])
+    pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = claim
+    runs.create(pod)
+    runs.kubectl("wait", "--for=condition=Ready", "pod/results", "--timeout=60s")
+    return runs.ledger(name, tmp_path, pod="results")

@@ -1,0 +1,66 @@
+"""Rollout pods deleted and their containers killed: the run goes on, and no sample of another version gets in."""
+
+from pathlib import Path
+
+import pytest
+
+from e2e.runs import Runs, tiny_run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+# In a container, process 1 cannot be killed by SIGKILL from inside. vLLM's engine is a child, without which the server ends.
+KILL_ENGINE = """
+import os, pathlib, signal
+for folder in pathlib.Path('/proc').iterdir():
+    if folder.name.isdigit() and int(folder.name) != 1 and b'EngineCore' in (folder / 'cmdline').read_bytes():
+        os.kill(int(folder.name), signal.SIGKILL)
+        print(folder.name)
+"""
+END = "import os, signal; os.kill(1, signal.SIGTERM)"
+
+
+def test_pods_deleted_while_they_generate_stage_and_switch(runs: Runs, tmp_path: Path) -> None:
+    runs.create(tiny_run("deleted", rollout=two_rollouts(), duration={"windows": 8}))
+    runs.until_window("deleted", 1, "generate")
+    runs.kubectl("delete", "pod", runs.pod_names("rollout")[0], "--wait=false")
+    # A version is staged and switched to in the second in which this phase is seen.
+    runs.until_window("deleted", 2, "activate")
+    runs.kubectl("delete", "pod", runs.pod_names("rollout")[-1], "--grace-period=0", "--force")
+
+    status = runs.until_phase("deleted", "Complete")
+
+    assert status["attempt"] == 1, "the trainer was left alone"
+    runs.ledger("deleted", tmp_path).assert_whole(windows=8)
+
+
+def test_vllm_and_agent_killed_in_their_containers(runs: Runs, tmp_path: Path) -> None:
+    runs.create(tiny_run("killed", duration={"windows": 8}))
+    runs.until_window("killed", 1, "generate")
+    pod = runs.pod_names("rollout")[0]
+    assert runs.kubectl("exec", pod, "--container=vllm", "--", "python", "-c", KILL_ENGINE).strip()
+    runs.until("vLLM is started again", lambda: restarts(runs, pod, "vllm") == 1)
+    runs.until_window("killed", 3, "generate")
+    runs.kubectl("exec", pod, "--container=agent", "--", "python", "-c", END)
+    runs.until("the agent is started again", lambda: restarts(runs, pod, "agent") == 1)
+
+    status = runs.until_phase("killed", "Complete")
+
+    assert status["attempt"] == 1
+    assert restarts_at_most(runs, pod, 1)
+    runs.ledger("killed", tmp_path).assert_whole(windows=8)
+
+
+def two_rollouts() -> dict[str, object]:
+    return {"replicas": 2, "samplesPerPrompt": 4, "maxTokens": 8, "engineArgs": {"kv-cache-memory-bytes": 64 << 20}}
+
+
+def restarts(runs: Runs, pod: str, container: str) -> int:
+    """How often a container of a pod was started again."""
+    found = [each for each in runs.pods("rollout") if each["metadata"]["name"] == pod]
+    statuses = found[0]["status"].get("containerStatuses", ()) if found else ()
+    return next((each["restartCount"] for each in statuses if each["name"] == container), 0)
+
+
+def restarts_at_most(runs: Runs, pod: str, most: int) -> bool:
+    """Whether no container was started again more often; pods of a run that is complete may be gone."""
+    return all(restarts(runs, pod, container) <= most for container in ("vllm", "agent"))
