@@ -48,7 +48,10 @@ def test_a_run_learns_completes_and_leaves_its_ledger(runs: Runs, tmp_path: Path
     status = runs.until_phase("happy", "Running", seconds=600)
     assert status["rollouts"] == {"ready": 2, "desired": 2}
     runs.until_window("happy", 1, "generate")
-    digests = {digest_served(runs, pod, version=1) for pod in runs.pod_names("rollout")}
+    served = [
+        runs.until(f"{pod} serves a trained version", lambda pod=pod: trained_version(runs, pod))
+        for pod in runs.pod_names("rollout")
+    ]
     trained = runs.metrics(runs.pod_names("trainer")[0], TRAINER_PORT)
     assert re.search(r"^spinrun_trainer_window_reward_mean\{.*run=\"happy\".*\} 0\.\d", trained, re.MULTILINE)
 
@@ -58,7 +61,8 @@ def test_a_run_learns_completes_and_leaves_its_ledger(runs: Runs, tmp_path: Path
     assert status["version"] == 3
     ledger = read_claim(runs, claim, "happy", tmp_path)
     ledger.assert_whole(windows=3)
-    assert digests == {ledger.manifests["windows"][1].parent}, "rollouts and trainer have seen the same bytes"
+    for version, digest in served:
+        assert digest == ledger.manifests["evaluations"][version].parent, "rollouts and trainer have seen the same bytes"
     runs.until("no pod is left", lambda: not runs.pods())
     runs.until("the run is gone after its time", lambda: "happy" not in runs.kubectl("get", "spinrun", "--output=name"))
     assert claim_of(runs) == claim, "what it has learned is kept"
@@ -77,11 +81,10 @@ def claim_of(runs: Runs) -> str:
     return runs.kubectl("get", "pvc", "--selector=spinrun.dev/run=happy", "--output=jsonpath={.items[*].metadata.name}")
 
 
-def digest_served(runs: Runs, pod: str, *, version: int) -> str:
-    """The digest of the weights that an agent says its vLLM has."""
-    found = re.search(rf'spinrun_rollout_version_info{{digest="(\w+)",version="{version}"}} 1', runs.metrics(pod, AGENT_PORT))
-    assert found, f"{pod} does not serve version {version}"
-    return found[1]
+def trained_version(runs: Runs, pod: str) -> tuple[int, str] | None:
+    """Number and digest of the weights that an agent says its vLLM has; None while those are the source model's."""
+    found = re.search(r'spinrun_rollout_version_info\{digest="(\w+)",version="(\d+)"\} 1', runs.metrics(pod, AGENT_PORT))
+    return (int(found[2]), found[1]) if found and int(found[2]) > 0 else None
 
 
 def read_claim(runs: Runs, claim: str, name: str, tmp_path: Path) -> Ledger:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,6 +48,22 @@ def spin_run(name: str = "demo", **spec: Any) -> Json:
     }
     metadata = {"name": name}
     return {"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": blocks | spec}
+
+
+def children_of(name: str, *, attempts: Sequence[int] = (1,)) -> list[str]:
+    """What the operator makes for a run, in order. attempts: those whose Jobs are there."""
+    return [
+        f"ConfigMap/{name}-run",
+        *(f"Job/{name}-trainer-{attempt}" for attempt in attempts),
+        f"NetworkPolicy/{name}-rollout",
+        f"NetworkPolicy/{name}-trainer",
+        f"PersistentVolumeClaim/{name}-ledger",
+        f"Secret/{name}-token",
+        f"Service/{name}-rollout",
+        f"Service/{name}-trainer",
+        f"ServiceAccount/{name}-spinrun",
+        f"StatefulSet/{name}-rollout",
+    ]
 
 
 class Cluster:

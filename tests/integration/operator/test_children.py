@@ -9,24 +9,11 @@ import pytest
 
 from integration.control_plane import ControlPlane
 from integration.fake_kubelet import FakeKubelet
-from integration.operator.cluster import FAST, Cluster, RunningOperator, running_operator, spin_run
+from integration.operator.cluster import FAST, Cluster, RunningOperator, children_of, running_operator, spin_run
 
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
-
-CHILDREN = [
-    "ConfigMap/demo-run",
-    "Job/demo-trainer-1",
-    "NetworkPolicy/demo-rollout",
-    "NetworkPolicy/demo-trainer",
-    "PersistentVolumeClaim/demo-ledger",
-    "Secret/demo-token",
-    "Service/demo-rollout",
-    "Service/demo-trainer",
-    "ServiceAccount/demo-spinrun",
-    "StatefulSet/demo-rollout",
-]
 
 
 async def test_run_costs_three_writes_beyond_its_children(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
@@ -36,8 +23,8 @@ async def test_run_costs_three_writes_beyond_its_children(cluster: Cluster, fake
         await cluster.create(spin_run())
         await cluster.until_phase("Running")
         await operator.until_idle()
-        assert sorted(await cluster.children()) == CHILDREN
-        assert len(operator.api.writes) <= len(CHILDREN) + 3
+        assert sorted(await cluster.children()) == children_of("demo")
+        assert len(operator.api.writes) <= len(children_of("demo")) + 3
 
 
 async def test_steady_runs_cost_no_write(
@@ -138,7 +125,7 @@ async def test_child_edited_by_hand_is_repaired(
     await cluster.until(f"{kind} {name} is as before", repaired)
 
 
-@pytest.mark.parametrize("child", [child for child in CHILDREN if not child.startswith(("Job", "PersistentVolume"))])
+@pytest.mark.parametrize("child", [child for child in children_of("demo") if not child.startswith(("Job", "PersistentVolume"))])
 async def test_deleted_child_is_made_again(
     cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, child: str
 ) -> None:

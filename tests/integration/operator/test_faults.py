@@ -10,7 +10,17 @@ import pytest
 
 from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import Exit
-from integration.operator.cluster import FAST, TIMEOUT, WRITES, Cluster, RunningOperator, api_error, running_operator, spin_run
+from integration.operator.cluster import (
+    FAST,
+    TIMEOUT,
+    WRITES,
+    Cluster,
+    RunningOperator,
+    api_error,
+    children_of,
+    running_operator,
+    spin_run,
+)
 from spinrun_operator.api import Api
 from spinrun_operator.kinds import Kind
 
@@ -41,19 +51,7 @@ WANT: Json = {
     "attempt": 3,
     "failedAttempts": 1,
     "rollouts": {"ready": 0, "desired": 0},
-    "children": [
-        "ConfigMap/demo-run",
-        "Job/demo-trainer-2",
-        "Job/demo-trainer-3",
-        "NetworkPolicy/demo-rollout",
-        "NetworkPolicy/demo-trainer",
-        "PersistentVolumeClaim/demo-ledger",
-        "Secret/demo-token",
-        "Service/demo-rollout",
-        "Service/demo-trainer",
-        "ServiceAccount/demo-spinrun",
-        "StatefulSet/demo-rollout",
-    ],
+    "children": children_of("demo", attempts=(2, 3)),
     "Complete": ("True", "Completed"),
     "Ready": ("False", "Completed"),
     "Progressing": ("False", "Completed"),

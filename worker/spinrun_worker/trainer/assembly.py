@@ -20,7 +20,7 @@ from spinrun_api.ledger import RunRecord
 from spinrun_api.processes import ROLLOUTS, TOKEN_FILE
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Model, SpinRunSpec
-from spinrun_worker.data import PromptSet, check_disjoint, load_prompts
+from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
@@ -29,6 +29,7 @@ from spinrun_worker.trainer.collector import RolloutClient
 from spinrun_worker.trainer.distributed import Distributed, available_cores
 from spinrun_worker.trainer.learner import Learner
 from spinrun_worker.trainer.loop import Loop
+from spinrun_worker.trainer.memory import give_back
 from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
 from spinrun_worker.trainer.precision import choose_compute_dtype, use_deterministic_algorithms
@@ -138,7 +139,9 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             rate=lambda step: learning_rate(step, spec.trainer, schedule.total_steps),
             checkpoint_every_steps=spec.trainer.checkpoint_every_steps,
         )
-        loop.run(storage.resume(schedule))
+        step = storage.resume(schedule)
+        give_back()
+        loop.run(step)
         ranks.from_rank0(ledger.close)
 
 
@@ -168,7 +171,7 @@ def load_material(spec: SpinRunSpec) -> Material:
             tokenizer=tokenizer,
             chat_template=spec.model.chat_template,
             max_prompt_tokens=spec.data.max_prompt_tokens,
-            needs_answer=spec.preference.rule.needs_answer,
+            needs_answer=spec.preference.needs_answer,
         )
         for source in (spec.data.prompts, spec.data.evaluation)
         if source is not None
@@ -258,7 +261,7 @@ def make_rank0(
     cleanup: ExitStack,
 ) -> Rank0:
     """Rank 0's own side."""
-    scorer = build_rule(options.run.spec.preference.rule)
+    scorer = build_rule(options.run.spec.preference.scoring)
     cleanup.callback(scorer.close)
     rank0 = Rank0(
         options.run,
@@ -267,6 +270,7 @@ def make_rank0(
         evaluation=material.evaluation,
         rollouts=rollouts,
         scorer=scorer,
+        encode_answer=lambda answer: encode_answer(material.tokenizer, answer, max_tokens=options.run.spec.rollout.max_tokens),
         ledger=ledger,
         board=board,
         recorder=recorder,

@@ -17,6 +17,7 @@ from spinrun_worker.errors import Preempted, RunError
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.distributed import Distributed
 from spinrun_worker.trainer.learner import Learner, StepResult
+from spinrun_worker.trainer.memory import give_back
 from spinrun_worker.trainer.progress import ProgressBoard
 from spinrun_worker.trainer.rank0 import Rank0
 from spinrun_worker.trainer.schedule import Schedule, divide
@@ -88,6 +89,7 @@ class Loop:
             weights = self.storage.publish(version=window, step=self.step)
         self.ranks.from_rank0(lambda: self._rank0().meet(weights))
         self.storage.collect_garbage(newest=window, best=self.board.now.best)
+        give_back()  # beside it vLLM now generates, often on the same machine
         return weights
 
     def _published(self, window: int) -> Manifest:
