@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= operator,worker,cpu,dev
 CACHE ?= .cache
 RUN ?= runs/demo
+E2E ?= tests/e2e
 MODEL := $(CACHE)/models/smollm2-135m-instruct
 
 .PHONY: help
@@ -70,17 +71,23 @@ images: ## Build the images of operator and worker (needs Docker, or root)
 
 .PHONY: e2e
 e2e: $(VENV)/.installed $(MODEL)/config.json ## Run real pods through what befalls pods (root and Go; or KUBECONFIG and IMAGES; or Docker and CLUSTER=kind)
-	$(if $(filter kind,$(CLUSTER)),tools/kind) $(BIN)/pytest tests/e2e -m e2e $(PYTEST_ARGS)
+	$(if $(filter kind,$(CLUSTER)),tools/kind) $(BIN)/pytest $(E2E) -m e2e $(PYTEST_ARGS)
 
 .PHONY: test-node
 test-node: $(VENV)/.installed ## Test the cluster of `make cluster-up` itself (root and Go)
 	$(BIN)/pytest tests/integration/node -m e2e $(PYTEST_ARGS)
 
 .PHONY: generate
-generate: $(VENV)/.installed ## Write what is made from the models and the chart's values: CRD, API reference, chart
+generate: $(VENV)/.installed ## Write what is made from code and values: CRD, API reference, chart, dashboards, alerts
 	$(BIN)/python -m spinrun_api.crd > crds/spinrun.dev_spinruns.yaml
 	$(BIN)/python -m spinrun_api.reference > docs/api.md
 	$(BIN)/python charts/generate.py
+
+.PHONY: promtool
+promtool: $(VENV)/.installed ## Get Prometheus' promtool, which tests the alerts (Debian; elsewhere install it yourself)
+	mkdir -p $(CACHE)/promtool
+	cd $(CACHE)/promtool && rm -f *.deb && apt-get download -qq prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --to-stdout ./usr/bin/promtool > promtool
+	install -m 755 $(CACHE)/promtool/promtool $(BIN)/promtool
 
 .PHONY: bench-operator
 bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once (needs Go; builds kwok once)

@@ -1,6 +1,7 @@
-"""Writes what the chart has from elsewhere: the CRD, and from values.yaml the table in README.md and the schema's descriptions.
+"""Writes what the chart has from elsewhere: the CRD, dashboards and alerts, and from values.yaml the table in README.md and the
+schema's descriptions.
 
-After a change of the CRD or of values.yaml:
+After a change of the CRD, of charts/monitoring or of values.yaml:
 
     python charts/generate.py           # writes
     python charts/generate.py --check   # names what is out of date, and ends with 1 if anything is
@@ -16,8 +17,15 @@ from typing import Any
 
 import yaml
 
+from monitoring.alerts import alert_rules
+from monitoring.fleet import fleet_dashboard
+from monitoring.operator import operator_dashboard
+from monitoring.rollout import rollout_dashboard
+from monitoring.run import run_dashboard
+
 CHART = Path(__file__).resolve().parent / "spinrun"
 VALUES, README, SCHEMA = CHART / "values.yaml", CHART / "README.md", CHART / "values.schema.json"
+DASHBOARDS = {"run": run_dashboard, "fleet": fleet_dashboard, "operator": operator_dashboard, "rollout": rollout_dashboard}
 CRD = CHART.parents[1] / "crds" / "spinrun.dev_spinruns.yaml"
 
 TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- /values -->)", re.DOTALL)
@@ -87,6 +95,8 @@ def generated() -> dict[Path, str]:
         SCHEMA: schema(SCHEMA.read_text(), values),
         # Helm packages nothing from outside a chart's folder.
         CHART / "files" / CRD.name: CRD.read_text(),
+        CHART / "files" / "alerts.yaml": alert_rules(),
+        **{CHART / "files" / "dashboards" / f"{name}.json": make() for name, make in DASHBOARDS.items()},
     }
 
 

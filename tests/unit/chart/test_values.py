@@ -127,6 +127,9 @@ def test_no_value_is_without_a_test() -> None:
         ("settings.logLevel=debug", "/settings/logLevel"),
         ("serviceMonitor.interval=soon", "/serviceMonitor/interval"),
         ("networkPolicy.apiServerPorts={https}", "/networkPolicy/apiServerPorts/0"),
+        ("dashboards.labels.grafana_dashboard=1", "/dashboards/labels/grafana_dashboard"),
+        ("dashboards.namespace=Grafana", "/dashboards/namespace"),
+        ("alerts.namespaces=monitoring", "'namespaces'"),
         ("podAnnotations.a=1", "/podAnnotations/a"),
     ],
 )

@@ -1,0 +1,201 @@
+"""The alerts, as a file of rules that Prometheus itself reads too.
+
+Labels of a run are `namespace` and `run`; metrics of rollouts have the run's name from their PodMonitor, as `spinrun_dev_run`.
+"""
+
+from dataclasses import dataclass
+from textwrap import dedent
+from typing import Any, Literal
+
+import yaml
+
+from monitoring.panels import trainer
+
+RUNBOOKS = "https://github.com/spinrun/spinrun/blob/main/docs/runbooks"
+BEST_REWARD = "max by (namespace, run) (max_over_time(spinrun_trainer_window_reward_mean[1d]))"
+INITIAL_ACCURACY = "run:spinrun_trainer_evaluation_accuracy:initial"
+RUN = "{{ $labels.namespace }}/{{ $labels.run }}"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert. lasts: how long expr must hold before somebody is told."""
+
+    name: str
+    expr: str
+    lasts: str
+    severity: Literal["info", "warning", "critical"]
+    summary: str
+    """One line with what is wrong and where; the page in docs/runbooks says the rest."""
+
+    def rule(self) -> Json:
+        """As Prometheus reads it."""
+        annotations = {"summary": self.summary, "runbook_url": f"{RUNBOOKS}/{self.name}.md"}
+        labels = {"severity": self.severity}
+        return {"alert": self.name, "expr": _tidy(self.expr), "for": self.lasts, "labels": labels, "annotations": annotations}
+
+
+def rollouts(expr: str) -> str:
+    """A query of rollouts, with the run's name in the label that trainers have it in."""
+    return f'label_replace({expr}, "run", "$1", "spinrun_dev_run", "(.+)")'
+
+
+def _newest(metric: str) -> str:
+    return trainer(metric, "")
+
+
+LEARNING = [
+    Alert(
+        "SpinRunNoProgress",
+        # Neither steps nor tokens: while the trainer waits for samples there are no steps, while it trains no tokens.
+        f"""
+        sum by (namespace, run) (changes(spinrun_trainer_step_number[10m])) == 0
+        unless on (namespace, run)
+          sum by (namespace, run) ({rollouts("increase(spinrun_rollout_tokens_total[10m])")}) > 0
+        """,
+        "20m",
+        "critical",
+        f"{RUN} has done no step and sampled no token for half an hour.",
+    ),
+    Alert(
+        "SpinRunAllTies",
+        f"{_newest('window_ties')} / ({_newest('window_ties')} + {_newest('window_pairs')}) > 0.9",
+        "1m",
+        "warning",
+        f"Ties are {{{{ $value | humanizePercentage }}}} of the ties and pairs of {RUN}: it has next to nothing to learn from.",
+    ),
+    Alert(
+        "SpinRunRewardCollapse",
+        # Below the floor a reward has no height to fall from.
+        f"""
+        {BEST_REWARD} - {_newest("window_reward_mean")}
+        > 0.5 * clamp_min(abs({BEST_REWARD}), 0.2)
+        """,
+        "5m",
+        "warning",
+        f'The mean reward of {RUN} is {{{{ $value | printf "%.2f" }}}} below its best of the last day.',
+    ),
+    Alert(
+        "SpinRunAccuracyBelowStart",
+        # The window now, less the newest window in which the accuracy was at least that of the start.
+        f"""
+        {_newest("window")}
+        - max_over_time((
+            {_newest("window")} and {_newest("evaluation_accuracy")} >= on (namespace, run) {INITIAL_ACCURACY}
+          )[2d:5m])
+        >= 3
+        """,
+        "5m",
+        "warning",
+        f"The accuracy of {RUN} has been below that of its start for {{{{ $value }}}} windows.",
+    ),
+    Alert(
+        "SpinRunLengthExplosion",
+        f"""
+        {_newest("window_response_length_mean")}
+        > 2 * min by (namespace, run) (min_over_time(spinrun_trainer_window_response_length_mean[1d]))
+        """,
+        "5m",
+        "warning",
+        f'The answers of {RUN} are {{{{ $value | printf "%.0f" }}}} tokens long, more than twice the shortest of the last day.',
+    ),
+]
+
+SERVING = [
+    Alert(
+        "SpinRunVersionLag",
+        f"""
+        {_newest("version")}
+        - on (namespace, run) min by (namespace, run) ({rollouts("spinrun_rollout_version")})
+        > 0
+        """,
+        "30m",
+        "warning",
+        f"A rollout of {RUN} has been {{{{ $value }}}} versions behind for half an hour.",
+    ),
+    Alert(
+        "SpinRunRolloutFlapping",
+        # The version falls to -1 whenever vLLM is gone.
+        f"sum by (namespace, run, pod) ({rollouts('resets(spinrun_rollout_version[1h])')}) >= 3",
+        "1m",
+        "warning",
+        f"Rollout {{{{ $labels.pod }}}} of {RUN} has lost its version {{{{ $value }}}} times within an hour.",
+    ),
+    Alert(
+        "SpinRunLedgerAlmostFull",
+        """
+        kubelet_volume_stats_available_bytes{persistentvolumeclaim=~".+-ledger"}
+        / kubelet_volume_stats_capacity_bytes{persistentvolumeclaim=~".+-ledger"}
+        < 0.1
+        """,
+        "5m",
+        "warning",
+        "The claim {{ $labels.namespace }}/{{ $labels.persistentvolumeclaim }} has {{ $value | humanizePercentage }} left.",
+    ),
+]
+
+OPERATOR = [
+    Alert(
+        "SpinRunFailed",
+        # The number of before is 0 where the operator knew no failed run.
+        """
+        sum by (namespace) (spinrun_operator_runs{phase="Failed"})
+        > (
+            sum by (namespace) (spinrun_operator_runs{phase="Failed"} offset 1h)
+            or 0 * sum by (namespace) (spinrun_operator_queue_depth offset 1h)
+          )
+        """,
+        "0m",
+        "warning",
+        "A run has failed within the last hour; {{ $value }} are Failed in all.",
+    ),
+    Alert(
+        "SpinRunOperatorStuck",
+        "max by (namespace) (spinrun_operator_queue_oldest_seconds) > 60",
+        "2m",
+        "critical",
+        "The operator in {{ $labels.namespace }} lets a run wait for {{ $value | humanizeDuration }}.",
+    ),
+    Alert(
+        "SpinRunOperatorAbsent",
+        "absent(spinrun_operator_queue_depth)",
+        "10m",
+        "critical",
+        "Prometheus has found no operator for ten minutes.",
+    ),
+]
+
+# For queries over a day or more, of figures that change once a window.
+INTERVAL = "1m"
+
+
+def alert_rules() -> str:
+    """The rules as YAML."""
+    # What was measured while version 0 was the newest; a week, as a run may take one.
+    initial = f"({_newest('evaluation_accuracy')} and on (namespace, run) {_newest('version')} == 0)"
+    record = {"record": INITIAL_ACCURACY, "expr": f"max_over_time({initial}[7d:5m])"}
+    groups: list[Json] = [
+        {"name": "spinrun-learning", "interval": INTERVAL, "rules": [record, *(alert.rule() for alert in LEARNING)]},
+        {"name": "spinrun-serving", "rules": [alert.rule() for alert in SERVING]},
+        {"name": "spinrun-operator", "rules": [alert.rule() for alert in OPERATOR]},
+    ]
+    return "# Made by `make generate` from charts/monitoring/alerts.py.\n" + yaml.dump(
+        {"groups": groups}, Dumper=_Readable, sort_keys=False, width=120
+    )
+
+
+def _tidy(expr: str) -> str:
+    return dedent(expr).strip("\n") + ("\n" if "\n" in expr else "")
+
+
+class _Readable(yaml.SafeDumper):
+    """Queries of several lines as blocks."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)

@@ -1,0 +1,238 @@
+"""The dashboard of one run: is it learning, from what, and what is it waiting for?"""
+
+from monitoring.panels import NATS, TOKENS, AnyPanel, Query, Row, curves, figure, page, share, stacked, trainer, variable
+
+UID = "spinrun-run"
+ROLLOUTS = 'namespace="$namespace", spinrun_dev_run="$run"'
+ACTIVITIES = ("publish", "activate", "evaluate", "generate", "prefer", "reference", "train", "checkpoint")
+MODELS = (("", "policy"), ("ref_", "reference"))
+TROUBLES = ("retried", "failed_calls", "refused", "duplicates", "hedged", "dropped")
+
+NO_STEP = "no step yet, or the run is over"
+NO_WINDOW = "no window is done yet, or the run is over"
+NO_EVALUATION = "nothing was evaluated yet: spec.data.evaluation says whether and when"
+NO_ROLLOUT = "no rollout runs, or Prometheus does not collect from it"
+NO_TROUBLE = "no trouble"
+
+
+def run_dashboard() -> str:
+    """The dashboard as JSON."""
+    return page(
+        UID,
+        "SpinRun / Run",
+        "One run: its curves, its data, its time. Vertical lines: a new window.",
+        [
+            variable("namespace", "Namespace", "label_values(spinrun_trainer_step_number, namespace)"),
+            variable("run", "Run", 'label_values(spinrun_trainer_step_number{namespace="$namespace"}, run)'),
+        ],
+        [
+            Row("Now", 6, _now()),
+            Row("Is it learning?", 3, _learning()),
+            Row("What does it learn from?", 3, _data()),
+            Row("What is it waiting for?", 3, _time()),
+            Row("Optimizer and memory", 4, _machine()),
+        ],
+        marks='changes(spinrun_trainer_window{namespace="$namespace", run="$run"}[2m]) > 0',
+    )
+
+
+def _now() -> list[AnyPanel]:
+    best = 'max(max_over_time(spinrun_trainer_evaluation_accuracy{namespace="$namespace", run="$run"}[$__range]))'
+    serving = f"count(spinrun_rollout_version{{{ROLLOUTS}}} >= 0)"
+    return [
+        figure("Window", "none", "Window that is worked on, from 0.", trainer("window"), empty=NO_STEP),
+        figure("Step", "none", "Optimizer steps done.", trainer("step_number"), empty=NO_STEP),
+        figure("Version", "none", "Version that samples and steps belong to.", trainer("version"), empty=NO_STEP),
+        figure(
+            "Accuracy",
+            "none",
+            "Mean reward of the held-out answers, newest.",
+            trainer("evaluation_accuracy"),
+            empty="not evaluated",
+        ),
+        figure("Best accuracy", "none", "The best within the time shown.", best, empty="not evaluated"),
+        figure("Rollouts that serve", "none", "Rollouts that serve some version.", serving, empty="none"),
+    ]
+
+
+def _learning() -> list[AnyPanel]:
+    return [
+        curves(
+            "Accuracy",
+            "none",
+            "Mean reward of the held-out answers, sampled without temperature. The curve that counts: it should rise.",
+            Query(trainer("evaluation_accuracy"), "accuracy"),
+            empty=NO_EVALUATION,
+        ),
+        curves(
+            "Reward",
+            "none",
+            "Mean reward of a window's samples. Rises together with the accuracy; if it rises alone, the reward is gamed.",
+            Query(trainer("window_reward_mean"), "mean reward"),
+            empty=NO_WINDOW,
+        ),
+        curves(
+            "Loss",
+            NATS,
+            "Loss of the step, per pair. Falls within a window, and begins the next where it began this one.",
+            Query(trainer("loss"), "loss"),
+            empty=NO_STEP,
+        ),
+        curves(
+            "Margin",
+            NATS,
+            "beta times the log-ratio to the reference, chosen minus rejected. Rises within a window.",
+            Query(trainer("rewards_margins"), "margin"),
+            empty=NO_STEP,
+        ),
+        curves(
+            "Chosen and rejected",
+            NATS,
+            "beta times the log-ratio to the reference. Both falling far: the policy leaves the chosen answers too.",
+            Query(trainer("rewards_chosen"), "chosen"),
+            Query(trainer("rewards_rejected"), "rejected"),
+            empty=NO_STEP,
+        ),
+        share(
+            "Pairs told apart",
+            "Share of pairs whose margin is above zero. Around a half at the start of a window.",
+            Query(trainer("rewards_accuracies"), "share"),
+            empty=NO_STEP,
+        ),
+        curves(
+            "Log-probability of the answers",
+            NATS,
+            "Of chosen and rejected answers under the policy and under the reference, summed over tokens.",
+            *[Query(trainer(f"{of}logps_{kind}"), f"{who} {kind}") for of, who in MODELS for kind in ("chosen", "rejected")],
+            empty=NO_STEP,
+        ),
+    ]
+
+
+def _data() -> list[AnyPanel]:
+    parts = ("pairs", "ties", "identical", "unrated")
+    whole = " + ".join(trainer(f"window_{part}") for part in parts)
+    return [
+        stacked(
+            "Pairs and ties",
+            "none",
+            "What a window's prompts gave: pairs, or nothing to learn from because all answers have the same reward (ties), "
+            "are the same text (identical) or have no rewards (unrated).",
+            *[Query(trainer(f"window_{part}"), part) for part in parts],
+            empty=NO_WINDOW,
+        ),
+        share(
+            "Share of ties",
+            "Ties among pairs and prompts without one. Near 100 %: the prompts are too easy or too hard, or the rule is blind.",
+            Query(f"{trainer('window_ties')} / ({whole})", "ties"),
+            empty=NO_WINDOW,
+        ),
+        curves(
+            "Samples",
+            "none",
+            "Samples of a window, and those among them that got no reward.",
+            Query(trainer("window_samples"), "samples"),
+            Query(trainer("window_dropped_samples"), "without a reward"),
+            empty=NO_WINDOW,
+        ),
+        curves(
+            "Length of answers",
+            TOKENS,
+            "Mean and longest of a window. A mean that doubles without a better accuracy: length is what is rewarded.",
+            Query(trainer("window_response_length_mean"), "mean"),
+            Query(trainer("window_response_length_max"), "longest"),
+            Query(trainer("evaluation_response_length_mean"), "held-out, mean"),
+            empty=NO_WINDOW,
+        ),
+        share(
+            "Answers that were cut",
+            "Share that reached spec.rollout.maxTokens. They rarely have a right end: above a few per cent, raise it.",
+            Query(trainer("window_response_length_truncated"), "samples"),
+            Query(trainer("evaluation_response_length_truncated"), "held-out"),
+            empty=NO_WINDOW,
+        ),
+        curves(
+            "Trouble with rollouts",
+            "none",
+            "Since the attempt began: prompts asked again, calls that failed, answers refused or given twice, prompts given to a "
+            "second rollout, prompts that no model can answer.",
+            *[Query(trainer(f"window_rollouts_{trouble}_total"), trouble.replace("_", " ")) for trouble in TROUBLES],
+            empty=NO_TROUBLE,
+        ),
+    ]
+
+
+def _time() -> list[AnyPanel]:
+    return [
+        stacked(
+            "Seconds of a window by activity",
+            "s",
+            "Where the time of the last window went. The widest band is what the run waits for.",
+            *[Query(trainer(f"window_timing_{activity}_seconds"), activity) for activity in ACTIVITIES],
+            empty=NO_WINDOW,
+        ),
+        curves(
+            "Speed of generation",
+            TOKENS + "/s",
+            "Completion tokens per second: of the window as the trainer measures them, and as the rollouts count them now.",
+            Query(trainer("window_throughput_tokens_per_second"), "window"),
+            Query(f"sum(rate(spinrun_rollout_tokens_total{{{ROLLOUTS}}}[$__rate_interval]))", "rollouts now"),
+            empty=NO_WINDOW,
+        ),
+        curves(
+            "Speed of training",
+            TOKENS + "/s",
+            "Tokens of a step's pairs over its duration.",
+            Query(f"{trainer('tokens')} / {trainer('timing_train_seconds')}", "training"),
+            empty=NO_STEP,
+        ),
+        stacked(
+            "Rollouts by version",
+            "none",
+            "How many rollouts serve which version. Two versions for long: a rollout does not keep up.",
+            Query(f"count by (version) (spinrun_rollout_version_info{{{ROLLOUTS}}} == 1)", "version {{version}}"),
+            empty=NO_ROLLOUT,
+        ),
+        curves(
+            "Prompts being answered",
+            "none",
+            "By all rollouts. Zero while the trainer trains.",
+            Query(f"sum(spinrun_rollout_requests_in_flight{{{ROLLOUTS}}})", "in flight"),
+            empty=NO_ROLLOUT,
+        ),
+        curves(
+            "Duration of a step",
+            "s",
+            "Forward, backward and optimizer of one step.",
+            Query(trainer("timing_train_seconds"), "step"),
+            empty=NO_STEP,
+        ),
+    ]
+
+
+def _machine() -> list[AnyPanel]:
+    return [
+        curves(
+            "Gradient norm",
+            "none",
+            "Before it is clipped. Jumps: lower the learning rate.",
+            Query(trainer("grad_norm"), "norm"),
+            empty=NO_STEP,
+        ),
+        curves("Learning rate", "sci", "As the schedule gives it.", Query(trainer("lr"), "learning rate"), empty=NO_STEP),
+        curves(
+            "Tokens and pairs of a step",
+            "short",
+            "How much a step learns from.",
+            Query(trainer("tokens"), "tokens"),
+            Query(trainer("pairs"), "pairs"),
+            empty=NO_STEP,
+        ),
+        curves(
+            "Memory of the agents",
+            "bytes",
+            "Resident memory of the agents' processes, vLLM not included.",
+            Query(f"max by (pod) (process_resident_memory_bytes{{{ROLLOUTS}}})", "{{pod}}"),
+            empty=NO_ROLLOUT,
+        ),
+    ]
