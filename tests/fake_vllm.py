@@ -21,6 +21,16 @@ def completion_of(request: Body) -> Body:
     return {"choices": [{"index": index, **choice} for index in range(request["n"])]}
 
 
+METRICS = """\
+# HELP process_cpu_seconds_total Total user and system CPU time spent in seconds.
+# TYPE process_cpu_seconds_total counter
+process_cpu_seconds_total 99.0
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} 2.0
+"""
+
+
 class FakeVllm:
     """The endpoints that the agent uses."""
 
@@ -82,6 +92,7 @@ class FakeVllm:
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._faults])
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/weight_info", self._weight_info)
         app.router.add_get("/is_paused", self._is_paused)
         app.router.add_get("/v1/models", self._models)
@@ -119,6 +130,9 @@ class FakeVllm:
 
     async def _is_paused(self, _: web.Request) -> web.Response:
         return web.json_response({"is_paused": self.paused})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=METRICS)
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "policy", "max_model_len": self.max_model_len}]})

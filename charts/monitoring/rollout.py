@@ -5,7 +5,7 @@ from monitoring.panels import TOKENS, AnyPanel, Query, Row, curves, figure, page
 RUN = 'namespace="$namespace", spinrun_dev_run="$run"'
 EMPTY = "no rollout runs, or Prometheus does not collect from it"
 NO_SWITCH = "no version was switched to in this time"
-NO_VLLM = "vLLM's metrics are not collected: its port is open within the pod only"
+NO_VLLM = "no vLLM answers its agent"
 
 
 def rollout_dashboard() -> str:

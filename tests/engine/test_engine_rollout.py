@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM
 
 from engines import VllmServer
@@ -210,6 +211,17 @@ async def test_vllm_killed_in_a_switch_comes_back_with_the_wanted_version(
     of_new = await greedy(agent, new)
     assert all(of_new[name] != of_old[name] for name in of_new)
     assert (await agent.samples(old, prompts(1)))[0] == 409
+
+
+async def test_vllms_own_metrics_come_through_the_agent(agent: AgentClient, publisher: Publisher, tmp_path: Path) -> None:
+    weights = publish(publisher, 0, tmp_path, seed=31)
+    await agent.serve(weights, LOAD_SECONDS)
+    assert (await agent.samples(weights, prompts(1)))[0] == 200
+    async with agent.client.get("/metrics") as response:
+        families = {family.name: family for family in text_string_to_metric_families(await response.text())}
+    (tokens,) = (each.value for each in families["vllm:generation_tokens"].samples if each.name.endswith("_total"))
+    assert tokens > 0
+    assert "spinrun_rollout_tokens" in families
 
 
 async def until_in_flight(agent: AgentClient) -> None:

@@ -46,7 +46,7 @@ async def start_agent(vllm: FakeVllm, publisher: Publisher, tmp_path: Path) -> A
             ledger = Ledger(publisher.writer.root, UID)
             activation = Activation(ledger, tmp_path / "scratch", engine, gate, metrics, poll_seconds=0.02)
             sampler = Sampler(engine, gate, metrics, max_sequences=max_sequences, engine_failed=activation.wake)
-            agent = Agent(activation, gate, sampler, metrics, token=TOKEN, limits=Limits(**limits))
+            agent = Agent(activation, gate, sampler, metrics, engine, token=TOKEN, limits=Limits(**limits))
             server = TestServer(agent.application())
             client = await stack.enter_async_context(TestClient(server))
             loop = asyncio.create_task(activation.run())

@@ -273,6 +273,17 @@ async def test_metrics_say_what_happened(agent: AgentUnderTest, publisher: Publi
         assert line in text.splitlines(), line
 
 
+async def test_vllms_own_metrics_are_passed_on_while_it_answers(agent: AgentUnderTest, vllm: FakeVllm) -> None:
+    async with agent.client.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    assert {"# TYPE vllm:num_requests_running gauge", 'vllm:num_requests_running{engine="0"} 2.0'} <= set(lines)
+    assert not [line for line in lines if "cpu_seconds_total 99" in line], "the agent has a process of its own"
+    await vllm.die()
+    async with agent.client.get("/metrics") as response:
+        assert response.status == 200
+        assert "vllm:" not in await response.text()
+
+
 async def test_put_is_refused_for_what_is_not_this_runs_weights(agent: AgentUnderTest, publisher: Publisher) -> None:
     manifest = publisher.publish(3)
     document = manifest.to_document()

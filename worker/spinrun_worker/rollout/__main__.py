@@ -50,7 +50,7 @@ async def serve(arguments: argparse.Namespace, *, uid: str, token: str) -> None:
         activation = Activation(ledger, arguments.scratch.resolve(), engine, gate, metrics, poll_seconds=arguments.poll_seconds)
         sampler = Sampler(engine, gate, metrics, max_sequences=arguments.max_sequences, engine_failed=activation.wake)
         limits = Limits(arguments.max_calls, arguments.max_prompts, arguments.max_body_bytes)
-        agent = Agent(activation, gate, sampler, metrics, token=token, limits=limits)
+        agent = Agent(activation, gate, sampler, metrics, engine, token=token, limits=limits)
         # handler_cancellation: a client that goes away takes its requests to vLLM with it.
         runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from spinrun_api.base import Record
 from spinrun_api.wire import TOKEN_HEADER, End, ErrorBody, SamplesRequest, VersionWanted
 from spinrun_worker.rollout.activation import Activation
+from spinrun_worker.rollout.engine import Engine
 from spinrun_worker.rollout.gate import Gate, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
@@ -52,12 +53,21 @@ class Agent:
     """Routes and their handlers."""
 
     def __init__(
-        self, activation: Activation, gate: Gate, sampler: Sampler, metrics: RolloutMetrics, *, token: str, limits: Limits
+        self,
+        activation: Activation,
+        gate: Gate,
+        sampler: Sampler,
+        metrics: RolloutMetrics,
+        engine: Engine,
+        *,
+        token: str,
+        limits: Limits,
     ) -> None:
         self._activation = activation
         self._gate = gate
         self._sampler = sampler
         self._metrics = metrics
+        self._engine = engine
         self._token = _bytes(f"Bearer {token}")
         self._limits = limits
         self._calls = 0
@@ -186,7 +196,9 @@ class Agent:
         return web.Response(text=f"serving version {state.serving}\n")
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        # vLLM listens on the loopback interface alone: what it has to tell Prometheus goes through here.
+        page = self._metrics.exposition() + await self._engine.metrics()
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def _body(request: web.Request, model: type[AnyRecord]) -> AnyRecord:

@@ -1,6 +1,7 @@
 """vLLM's HTTP interface, as far as the agent needs it."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ LOADING = "loading"
 _HEALTH_SECONDS = 10
 _ENGINE_SECONDS = 120
 _RELOAD_SECONDS = 1800
+# A scrape waits for it, and Prometheus waits ten seconds for a scrape.
+_METRICS_SECONDS = 3
+_OWN_METRICS = re.compile(rb"^(?:# (?:HELP|TYPE) )?vllm:.*\n", re.MULTILINE)
 
 _REQUEST_AT_FAULT = (400, 413, 422)
 
@@ -100,6 +104,14 @@ class Engine:
         if not cards.data:
             raise EngineError("vLLM names no model at /v1/models")
         return EngineStatus(label, paused.is_paused, cards.data[0].max_model_len)
+
+    async def metrics(self) -> bytes:
+        """vLLM's own metrics in Prometheus' text format, without those of its process; none while it does not answer."""
+        try:
+            page = await self._call("GET", "/metrics", seconds=_METRICS_SECONDS)
+        except EngineError:
+            return b""
+        return b"".join(_OWN_METRICS.findall(page))
 
     async def label(self) -> str:
         """What vLLM calls its weights: `default` after a start."""

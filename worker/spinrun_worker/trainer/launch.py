@@ -216,7 +216,7 @@ def words(ending: Ending) -> LastWords:
         message = f"{rank} did not end in time and was killed; allow more with --grace-seconds and the pod's grace period"
         return LastWords(result="Failed", reason="GraceExceeded", message=message, exit_code=code)
     if ending.code >= 0:
-        message = f"{rank} ended with exit code {ending.code} and said no more; its log may"
+        message = f"{rank} ended with exit code {ending.code} and said no more: look into its log"
         return LastWords(result="Failed", reason="RankFailed", message=message, exit_code=code)
     name = signal.Signals(-ending.code).name
     hint = "; most likely memory ran out: raise its limit or lower trainer.tokensPerMicroBatch" if name == "SIGKILL" else ""
