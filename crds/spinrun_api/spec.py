@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from spinrun_api import base
 from spinrun_api.base import ApiModel, rule
 
 # Lengths are bounded so that the API server can bound the cost of the CEL rules over them.
@@ -115,17 +116,40 @@ class Data(ApiModel):
     """Prompts longer than this, in tokens after the chat template, are dropped and counted."""
 
 
+class Cringe(ApiModel):
+    """The loss `cringe` in numbers."""
+
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """Weight of the rejected answer's part of the loss against the chosen answer's: α of the paper."""
+
+    bias: float = Field(default=0.0, ge=-1_000_000, le=1_000_000)
+    """How much likelier the chosen answer must be than the rejected one, in nats, for a pair to count half; beyond it a pair
+    fades out of the loss. b of the paper."""
+
+    temperature: float = Field(default=10.0, gt=0, le=1_000_000)
+    """Over how many nats a pair fades out: τ of the paper. Small: at once."""
+
+    top_k: int = Field(default=5, ge=1, le=100)
+    """Each token of a rejected answer is contrasted with one drawn from this many of the likeliest other tokens."""
+
+
 class Method(ApiModel):
     """How answers become a training signal."""
 
-    name: Literal["onlineDPO"] = "onlineDPO"
-    """onlineDPO: a prompt's own samples become pairs, as `pairing` says."""
+    name: Literal["onlineDPO", "spin", "sppo"] = "onlineDPO"
+    """onlineDPO: a prompt's own samples become pairs, as `pairing` says. spin: each own sample is rejected in favour of the
+    data's true answer (arXiv 2401.01335); an own one that says the same makes no pair. sppo: as onlineDPO, but an answer counts
+    by how often it wins against the prompt's other ones (2405.00675)."""
 
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "exo", "nca", "apoZero", "apoDown", "sppoHard"] = "sigmoid"
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "exo", "nca", "apoZero", "apoDown", "sppoHard", "cringe", "sppo"] = (
+        "sigmoid"
+    )
     """sigmoid: DPO (arXiv 2305.18290). hinge: SLiC (2305.10425). ipo: a squared distance to a fixed margin (2310.12036).
     robust: DPO made unbiased for flipped preferences (2403.00409). exo: reverse KL to the preference (2402.00856).
     nca: keeps chosen answers likely (2402.05369). apoZero: chosen up, rejected down; apoDown: both down (2408.06266).
-    sppoHard: SPPO with certain preferences (2405.00675)."""
+    sppoHard: SPPO with certain preferences (2405.00675). cringe: likelihood of the chosen answer and, token by token, other
+    tokens than the rejected answer's (2312.16682); it has no reference. sppo: each log-ratio towards its answer's win rate
+    (2405.00675), for the method sppo."""
 
     beta: float = Field(default=0.1, gt=0, le=1000)
     """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice. For sppoHard it is 1/η,
@@ -137,6 +161,16 @@ class Method(ApiModel):
 
     ipo_average: bool = True
     """For ipo: take log-probs per token, so that an answer's length does not change the margin; false sums them."""
+
+    eta: float = Field(default=1000.0, gt=0, le=1_000_000)
+    """For the method sppo: nats of log-ratio between an answer that always wins and one that always loses. SPPO's authors take
+    1000, and call 1/η beta."""
+
+    include_self: bool = True
+    """For the method sppo: whether an answer's win rate counts a draw with itself, as its authors do."""
+
+    cringe: Cringe | None = None
+    """For cringe: its settings. Absent: their defaults."""
 
     sft_weight: float = Field(default=0.0, ge=0, le=1000)
     """Weight of the chosen answer's negative log-likelihood, in nats per token, that is added to the loss (RPO,
@@ -153,6 +187,14 @@ class Method(ApiModel):
     min_margin: float = Field(default=0.0, ge=0)
     """Rewards that differ by less than this make no pair."""
 
+    @rule(
+        cel="!has(self.name) || self.name != 'spin' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
+        " && (!has(self.minMargin) || self.minMargin == 0.0))",
+        message="method spin pairs the true answer with every own one, whatever their rewards: remove pairing and minMargin",
+    )
+    def _pairing_is_for_rewards(self) -> bool:
+        return self.name != "spin" or (self.pairing == "bestVsWorst" and self.min_margin == 0.0)
+
     # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
     @rule(
         cel="!has(self.labelSmoothing) || self.labelSmoothing == 0.0 || self.loss in ['sigmoid', 'robust']",
@@ -167,6 +209,33 @@ class Method(ApiModel):
     )
     def _average_is_for_ipo(self) -> bool:
         return self.ipo_average or self.loss == "ipo"
+
+    @rule(
+        cel="!has(self.cringe) || self.loss == 'cringe'",
+        message="the block cringe is for the loss cringe: remove it or set loss: cringe",
+    )
+    def _cringe_is_for_its_loss(self) -> bool:
+        return self.cringe is None or self.loss == "cringe"
+
+    @rule(
+        cel="!has(self.name) || !has(self.loss) || (self.name == 'sppo') == (self.loss == 'sppo')",
+        message="the method sppo has the loss sppo, which no other method has: set name and loss both to sppo, or neither",
+    )
+    def _sppo_has_its_loss(self) -> bool:
+        return (self.name == "sppo") == (self.loss == "sppo")
+
+    @rule(
+        cel="((!has(self.eta) || self.eta == 1000.0) && (!has(self.includeSelf) || self.includeSelf))"
+        " || (has(self.name) && self.name == 'sppo')",
+        message="eta and includeSelf are for the method sppo: remove them or set name and loss to sppo",
+    )
+    def _win_rates_are_for_sppo(self) -> bool:
+        return (self.eta == 1000.0 and self.include_self) or self.name == "sppo"
+
+    @property
+    def cringe_settings(self) -> Cringe | None:
+        """The settings of the loss cringe; None with another loss."""
+        return (self.cringe or Cringe()) if self.loss == "cringe" else None
 
 
 RuleKind = Literal["lastNumber", "gsm8k", "exact", "choice", "regex", "math", "python"]
@@ -211,11 +280,41 @@ class Rule(ApiModel):
         return self.kind != "python"
 
 
-class Preference(ApiModel):
-    """What tells a better answer from a worse one."""
+class GroundTruth(ApiModel):
+    """The true answers of the data, preferred to whatever the model says."""
 
-    rule: Rule
+    rule: Rule = Field(default_factory=lambda: Rule(kind="exact"))
+    """What counts as right in the curves of reward and accuracy. It has no say in pairs. By default the text must be equal."""
+
+
+class Preference(ApiModel):
+    """What tells a better answer from a worse one: exactly one of the two."""
+
+    rule: Rule | None = None
     """A rule over the text of the answer."""
+
+    ground_truth: GroundTruth | None = None
+    """The data's true answer is better than any other. For the method spin."""
+
+    # `rule` itself is the name of a field here.
+    @base.rule(
+        cel="has(self.rule) != has(self.groundTruth)",
+        message="exactly one of rule and groundTruth must be set",
+    )
+    def _exactly_one(self) -> bool:
+        return (self.rule is None) != (self.ground_truth is None)
+
+    @property
+    def scoring(self) -> Rule:
+        """The rule that scores answers."""
+        scoring = self.ground_truth.rule if self.ground_truth else self.rule
+        assert scoring is not None, "exactly one is set"
+        return scoring
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether a row without the true answer is of no use."""
+        return self.ground_truth is not None or self.scoring.needs_answer
 
 
 class Rollout(ApiModel):
@@ -224,8 +323,9 @@ class Rollout(ApiModel):
     replicas: int = Field(default=1, ge=1, le=1000)
     """Number of vLLM servers. May be changed while the run goes on."""
 
-    samples_per_prompt: int = Field(default=8, ge=2, le=1024)
-    """Answers sampled for each prompt. More make a tie less likely and cost generation time."""
+    samples_per_prompt: int = Field(default=8, ge=1, le=1024)
+    """Answers sampled for each prompt. More make a tie less likely and cost generation time. For the method spin one will
+    do."""
 
     temperature: float = Field(default=0.7, gt=0, le=10)
     """Sampling temperature in training. Evaluation is greedy, whatever this says."""
@@ -392,10 +492,10 @@ class Lifecycle(ApiModel):
     """Rules by exit code, before the built-in ones (2 fails at once, 3 is not counted, others count)."""
 
 
-# The opposite of Rule.needs_answer, seen from the spec.
+# The opposite of Preference.needs_answer, seen from the spec.
 _NEEDS_NO_ANSWER = (
-    "self.preference.rule.kind == 'python'"
-    " || (has(self.preference.rule.pattern) && !self.preference.rule.pattern.contains('{answer}'))"
+    "(has(self.preference.rule) && (self.preference.rule.kind == 'python'"
+    " || (has(self.preference.rule.pattern) && !self.preference.rule.pattern.contains('{answer}'))))"
 )
 
 
@@ -431,15 +531,29 @@ class SpinRunSpec(ApiModel):
 
     @rule(
         cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source == 'arithmetic' || has(self.data.prompts.answerColumn)",
-        message="this preference.rule compares with a true answer: set data.prompts.answerColumn",
+        message="this preference compares with a true answer: set data.prompts.answerColumn",
     )
     def _prompts_have_answers(self) -> bool:
-        return not self.preference.rule.needs_answer or self.data.prompts.has_answers
+        return not self.preference.needs_answer or self.data.prompts.has_answers
 
     @rule(
         cel=f"{_NEEDS_NO_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source == 'arithmetic'"
         " || has(self.data.evaluation.answerColumn)",
-        message="this preference.rule compares with a true answer: set data.evaluation.answerColumn",
+        message="this preference compares with a true answer: set data.evaluation.answerColumn",
     )
     def _evaluation_has_answers(self) -> bool:
-        return not self.preference.rule.needs_answer or self.data.evaluation is None or self.data.evaluation.has_answers
+        return not self.preference.needs_answer or self.data.evaluation is None or self.data.evaluation.has_answers
+
+    @rule(
+        cel="(self.method.name == 'spin') == has(self.preference.groundTruth)",
+        message="method.name: spin and preference.groundTruth go together: set both or neither",
+    )
+    def _spin_prefers_ground_truth(self) -> bool:
+        return (self.method.name == "spin") == (self.preference.ground_truth is not None)
+
+    @rule(
+        cel="self.method.name == 'spin' || self.rollout.samplesPerPrompt >= 2",
+        message="a prompt's own answers are compared with each other: rollout.samplesPerPrompt must be at least 2",
+    )
+    def _there_are_samples_to_compare(self) -> bool:
+        return self.method.name == "spin" or self.rollout.samples_per_prompt >= 2

@@ -104,7 +104,8 @@ def _check_data(name: str, prompts: Prompts) -> None:
 
 def unused_fields(run: SpinRun) -> list[str]:
     """The fields that the run sets to something else than their default and that one machine has no use for."""
-    defaults = SpinRunSpec(model=run.spec.model, data=run.spec.data, preference=run.spec.preference)
+    spec = run.spec
+    defaults = SpinRunSpec(model=spec.model, data=spec.data, method=spec.method, preference=spec.preference)
     theirs, ours = dict(_values(defaults)), dict(_values(run.spec))
     return [f"spec.{path}" for path in UNUSED if ours[path] != theirs[path]]
 

@@ -34,6 +34,7 @@ from spinrun_operator.policies.suspend import wanted_rollouts
 from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
 from spinrun_operator.settings import Settings
+from spinrun_worker.ledger import read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_rule
@@ -123,7 +124,7 @@ def micro_batches(run: SpinRun, _: Attempts) -> object:
 
 def rewards(run: SpinRun, _: Attempts) -> object:
     """What the rule says to some answers; the last one takes a backtracking expression a second."""
-    scorer = build_rule(run.spec.preference.rule)
+    scorer = build_rule(run.spec.preference.scoring)
     try:
         answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in ("4", "it is 4", "a" * 25 + "!"))
         return scorer.score([(PromptRecord("p", (1,), "2 + 2", "4", {}), answers)])
@@ -188,16 +189,21 @@ def asked(run: SpinRun, attempts: Attempts) -> object:
     return _train(run, attempts)[0]
 
 
+def trained_pairs(run: SpinRun, attempts: Attempts) -> object:
+    """The pairs that a real trainer leaves in its ledger."""
+    return _train(run, attempts)[2]
+
+
 def ledger_kinds(run: SpinRun, attempts: Attempts) -> object:
     """The directories that a real trainer leaves in its ledger."""
     return _train(run, attempts)[1]
 
 
-TRAINED: dict[str, tuple[object, object]] = {}
+TRAINED: dict[str, tuple[object, object, object]] = {}
 """What came of a spec: several cases begin with the same."""
 
 
-def _train(run: SpinRun, attempts: Attempts) -> tuple[object, object]:
+def _train(run: SpinRun, attempts: Attempts) -> tuple[object, object, object]:
     spec = run.to_document()["spec"]
     key = json.dumps(spec, sort_keys=True)
     if key not in TRAINED:
@@ -205,7 +211,8 @@ def _train(run: SpinRun, attempts: Attempts) -> tuple[object, object]:
         ledger = attempts.folder / f"ledger-{len(TRAINED)}"
         assert attempts.run(ledger, **spec) == 0, attempts.log(1).read_text()
         sampled = httpx.get(f"{attempts.agent}/asked").raise_for_status().json()
-        TRAINED[key] = sampled, sorted(str(path.relative_to(ledger)) for path in ledger.glob("*/*"))
+        kinds = sorted(str(path.relative_to(ledger)) for path in ledger.glob("*/*"))
+        TRAINED[key] = sampled, kinds, [read_pairs(path) for path in sorted(ledger.glob("windows/*/pairs.parquet"))]
     return TRAINED[key]
 
 
@@ -222,6 +229,8 @@ class Case:
     effect: Effect
     given: Json = field(default_factory=dict[str, Any])
     """What else the spec must say, by path."""
+    given_after: Json = field(default_factory=dict[str, Any])
+    """What else it must say with the second value, where the two allow for no common one."""
 
 
 REGEX = {"preference.rule": {"kind": "regex"}}
@@ -235,6 +244,8 @@ FOUR_WINDOWS: Json = {
     "rollout": {"samplesPerPrompt": 2, "maxTokens": 8},
     "data.evaluation": {"source": "arithmetic", "config": "addition-5", "split": "test", "limit": 2},
 }
+SPPO: Json = {"method.name": "sppo", "method.loss": "sppo"}
+TRUTH: Json = {"method.name": "spin", "preference": {"groundTruth": {}}}
 TEMPLATE = {"spec": {"nodeSelector": {"zone": "a"}}}
 USER_RULE = "import os\ndef {name}(prompt, completion, answer, **columns):\n    return {value}\n"
 
@@ -267,14 +278,44 @@ CASES = [
     *prompts("data.evaluation", exam),
     Case("data.evaluation.everyWindows", ABSENT, 3, ledger_kinds, FOUR_WINDOWS),
     Case("data.maxPromptTokens", 128, 23, questions, {"data.prompts": FROM_FILE}),
+    Case(
+        "method.name",
+        ABSENT,
+        "spin",
+        trained_pairs,
+        FOUR_WINDOWS,
+        {"preference": {"groundTruth": {"rule": {"kind": "regex", "pattern": "1"}}}},
+    ),
+    Case("method.eta", ABSENT, 2.0, step, SPPO),
+    Case("method.includeSelf", ABSENT, False, pairs, SPPO),
     Case("method.loss", ABSENT, "hinge", step),
     Case("method.beta", ABSENT, 0.5, step),
     Case("method.labelSmoothing", ABSENT, 0.1, step),
     Case("method.ipoAverage", ABSENT, False, step, {"method.loss": "ipo"}),
+    *(
+        Case(f"method.cringe.{name}", ABSENT, value, step, {"method.loss": "cringe", "method.cringe": {}})
+        for name, value in {"weight": 2.0, "bias": 5.0, "temperature": 1.0, "topK": 1}.items()
+    ),
     Case("method.sftWeight", ABSENT, 0.1, step),
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
     Case("method.pairing", ABSENT, "allPairs", pairs),
     Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),
+    Case("preference.groundTruth.rule.kind", "lastNumber", "exact", rewards, TRUTH),
+    Case("preference.groundTruth.rule.pattern", "4", "5", rewards, TRUTH | {"preference.groundTruth.rule.kind": "regex"}),
+    Case(
+        "preference.groundTruth.rule.entryPoint",
+        "user_rules:one",
+        "user_rules:two",
+        rewards,
+        TRUTH | {"preference.groundTruth.rule.kind": "python"},
+    ),
+    Case(
+        "preference.groundTruth.rule.timeoutSeconds",
+        0.01,
+        60,
+        rewards,
+        TRUTH | {"preference.groundTruth.rule": {"kind": "regex", "pattern": "^(a|a)*$"}},
+    ),
     Case("preference.rule.kind", "lastNumber", "exact", rewards),
     Case("preference.rule.pattern", "4", "5", rewards, REGEX),
     Case("preference.rule.entryPoint", "user_rules:one", "user_rules:two", rewards, {"preference.rule": {"kind": "python"}}),
@@ -334,11 +375,12 @@ def test_field_changes_something(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     files = {MODEL: str(tiny_model), ROWS: write_rows(tmp_path / "a.jsonl", SUMS)}
     files[OTHER_ROWS] = write_rows(tmp_path / "b.jsonl", SUMS[::-1])
-    before, after = (case.effect(run_with(case, value, files), attempts) for value in (case.before, case.after))
+    before = case.effect(run_with(case, case.before, files, case.given), attempts)
+    after = case.effect(run_with(case, case.after, files, case.given | case.given_after), attempts)
     assert before != after
 
 
-def run_with(case: Case, value: object, files: dict[str, str]) -> SpinRun:
+def run_with(case: Case, value: object, files: dict[str, str], given: Json) -> SpinRun:
     """The smallest run with what the case needs and this value of its field."""
     spec: Json = {
         "model": {"source": MODEL},
@@ -346,7 +388,7 @@ def run_with(case: Case, value: object, files: dict[str, str]) -> SpinRun:
         "preference": {"rule": {"kind": "lastNumber"}},
         "storage": {"size": "1Gi"},
     }
-    for path, part in (case.given | {case.path: value}).items():
+    for path, part in (given | {case.path: value}).items():
         _put(spec, path.split("."), copy.deepcopy(part))
     if policy := spec.get("lifecycle", {}).get("failurePolicy"):
         spec["lifecycle"]["failurePolicy"] = [policy]

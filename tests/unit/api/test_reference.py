@@ -71,7 +71,7 @@ def test_rules_of_names_are_listed() -> None:
 @pytest.mark.parametrize(
     ("path", "row"),
     [
-        ("spec.rollout", "| `samplesPerPrompt` | integer | `8` | 2 to 1024 |"),
+        ("spec.rollout", "| `samplesPerPrompt` | integer | `8` | 1 to 1024 |"),
         ("spec.rollout", "| `temperature` | number | `0.7` | above 0, at most 10 |"),
         ("spec.model", "| `source` | string | *required* | 1 to 1024 characters |"),
         ("spec.lifecycle", "| `failurePolicy` | list of [block](#speclifecyclefailurepolicy) |  | at most 32 entries |"),

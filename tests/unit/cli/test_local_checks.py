@@ -59,6 +59,10 @@ def test_fields_that_only_a_cluster_uses_are_found(run_file: Path, overrides: li
     assert unused_fields(read_run(run_file, overrides)) == want
 
 
+def test_a_run_of_another_method_has_no_unused_fields_for_it(run_file: Path) -> None:
+    assert unused_fields(read_run(run_file, ["spec.method.name=spin", "spec.preference={groundTruth: {}, rule: null}"])) == []
+
+
 def test_a_run_has_one_trainer_node_on_one_machine(run_file: Path) -> None:
     run = read_run(run_file, ["spec.trainer.nodes=4", "spec.trainer.procsPerNode=2"])
 

@@ -6,7 +6,7 @@ import pytest
 
 from models import tiny_tokenizer
 from spinrun_api.spec import Evaluation, Prompts
-from spinrun_worker.data import PromptSet, check_disjoint, load_prompts
+from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.errors import ConfigurationError
 
 TOKENIZER = tiny_tokenizer()
@@ -185,8 +185,26 @@ def test_an_empty_file_is_an_error(tmp_path: Path):
         load(Prompts(source=write(tmp_path, [])))
 
 
+def test_a_true_answer_is_what_the_model_would_have_said_with_its_end():
+    tokenizer = tiny_tokenizer()
+
+    tokens = encode_answer(tokenizer, "forty 2", max_tokens=100)
+
+    assert tokenizer.decode(tokens[:-1]) == "forty 2"
+    assert tokens[-1] == tokenizer.eos_token_id
+    assert encode_answer(tokenizer, "forty 2", max_tokens=2) == tokens[:2]
+
+
+def test_true_answers_need_an_end_token():
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+
+    with pytest.raises(ConfigurationError, match=r"model\.tokenizer has no end token"):
+        encode_answer(tokenizer, "forty", max_tokens=100)
+
+
 def test_a_rule_that_needs_answers_needs_their_column(tmp_path: Path):
-    with pytest.raises(ConfigurationError, match=r"data\.prompts\.answerColumn: the rule compares"):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.answerColumn: the preference compares"):
         load(Prompts(source=write(tmp_path, [{"prompt": "hi"}])), needs_answer=True)
 
 

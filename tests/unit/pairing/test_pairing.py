@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spinrun_api.spec import Method
 from spinrun_api.wire import Sample
-from spinrun_worker.methods.pairing import Pairing, pair_groups
+from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_truths
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.trainer.rank0 import window_figures
 from spinrun_worker.trainer.schedule import divide
@@ -144,12 +144,138 @@ def test_all_pairs_of_a_window_are_divided_evenly_among_its_steps():
     assert [made for step in steps for made in step] == list(pairing.pairs)
 
 
+rewards_of_a_group = st.lists(st.none() | st.floats() | st.sampled_from([0.0, 0.5, 1.0]), max_size=6)
+
+SPPO = {"name": "sppo", "loss": "sppo"}
+LOGISTIC_OF_1, LOGISTIC_OF_2 = 0.7310585786300049, 0.8807970779778823
+
+
+def test_sppo_pairs_the_most_frequent_winner_with_the_most_frequent_loser_and_keeps_their_win_rates():
+    (made,) = pair(group("p", (1.0, 2.0, None, 0.0)), **SPPO).pairs
+
+    assert (made.chosen, made.rejected) == ((1,), (3,))
+    # Against itself, 1 and 0; against itself, 2 and 1.
+    assert made.chosen_reward == pytest.approx((0.5 + LOGISTIC_OF_1 + LOGISTIC_OF_2) / 3, rel=1e-12)
+    assert made.rejected_reward == pytest.approx((0.5 + (1 - LOGISTIC_OF_2) + (1 - LOGISTIC_OF_1)) / 3, rel=1e-12)
+
+
+def test_win_rates_need_not_count_a_draw_with_oneself():
+    (made,) = pair(group("p", (1.0, 2.0, 0.0)), **SPPO, includeSelf=False).pairs
+
+    assert made.chosen_reward == pytest.approx((LOGISTIC_OF_1 + LOGISTIC_OF_2) / 2, rel=1e-12)
+    assert made.rejected_reward == pytest.approx(1 - made.chosen_reward, rel=1e-12)
+
+
+def test_the_winner_of_five_certain_comparisons_has_a_rate_of_nine_tenths_as_with_the_authors():
+    (made,) = pair(group("p", (0.0, 1e300, -1e300, 1.0, 0.0)), **SPPO).pairs
+
+    assert (made.chosen_reward, made.rejected_reward) == pytest.approx((0.9, 0.1), rel=1e-12)
+
+
+def test_the_margin_of_sppo_is_one_of_win_rates():
+    rewards = (0.0, 1.0)  # win rates ½ ± ½ (σ(1) - ½), 0.231 apart
+    assert len(pair(group("p", rewards), **SPPO, minMargin=0.23).pairs) == 1
+    assert pair(group("p", rewards), **SPPO, minMargin=0.24).ties == 1
+
+
+@given(rewards_of_a_group, st.sampled_from(PAIRINGS), st.booleans())
+def test_win_rates_keep_the_order_of_rewards_and_stay_probabilities(
+    rewards: list[float | None], pairing: str, include_self: bool
+):
+    by_reward = pair(group("p", rewards), pairing="allPairs")
+    by_rate = pair(group("p", rewards), pairing=pairing, includeSelf=include_self, **SPPO)
+
+    # Rewards that differ by less than a float can say of a probability are a tie.
+    assert {(made.chosen, made.rejected) for made in by_rate.pairs} <= {(made.chosen, made.rejected) for made in by_reward.pairs}
+    for made in by_rate.pairs:
+        assert 0 <= made.rejected_reward < made.chosen_reward <= 1
+
+
+TRUTH = (50, 51, 3)
+
+
+def asked(name: str, *answers: tuple[str, tuple[int, ...]], truth: str | None = "forty") -> ScoredGroup:
+    """A prompt with a true answer, and what the model says: text and tokens."""
+    samples = tuple(Sample(tokens=tokens, text=text, finish_reason="stop") for text, tokens in answers)
+    return ScoredGroup(PromptRecord(name, (100, 101), "question", truth), samples, (None,) * len(samples))
+
+
+def test_spin_prefers_the_true_answer_to_each_own_one():
+    groups = [asked("a", ("fifty", (1, 3)), ("sixty", (2, 3))), asked("b", ("fifty", (1, 3)))]
+
+    made = pair_with_truths(groups, lambda answer: (len(answer), 3))
+
+    assert [(pair.prompt_id, pair.prompt, pair.chosen, pair.rejected) for pair in made.pairs] == [
+        ("a", (100, 101), (5, 3), (1, 3)),
+        ("a", (100, 101), (5, 3), (2, 3)),
+        ("b", (100, 101), (5, 3), (1, 3)),
+    ]
+    assert {(pair.chosen_reward, pair.rejected_reward) for pair in made.pairs} == {(1.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("answers", "want"),
+    [
+        pytest.param([("forty", (7, 3))], "identical", id="same text in other tokens"),
+        pytest.param([(" forty\n", (7, 8, 3))], "identical", id="same text but for spaces around it"),
+        pytest.param([("other text", TRUTH)], "identical", id="same tokens"),
+        pytest.param([], "unrated", id="no answer at all"),
+    ],
+)
+def test_spin_makes_no_pair_of_the_true_answer_itself(answers: list[tuple[str, tuple[int, ...]]], want: str):
+    made = pair_with_truths([asked("p", *answers)], lambda _: TRUTH)
+
+    assert made.pairs == ()
+    assert {"ties": made.ties, "identical": made.identical, "unrated": made.unrated} == {
+        "ties": 0,
+        "identical": 0,
+        "unrated": 0,
+    } | {want: 1}
+
+
+def test_spin_keeps_the_wrong_answers_beside_a_right_one():
+    made = pair_with_truths([asked("p", ("forty", TRUTH), ("fifty", (1, 3)))], lambda _: TRUTH)
+
+    assert [pair.rejected for pair in made.pairs] == [(1, 3)]
+    assert made.identical == 0
+
+
+def test_spin_refuses_a_prompt_without_a_true_answer():
+    with pytest.raises(ValueError, match="prompt 'p' has no true answer"):
+        pair_with_truths([asked("p", ("fifty", (1, 3)), truth=None)], lambda _: TRUTH)
+
+
+words = st.sampled_from(["forty", "fifty", "sixty", " forty "])
+said = st.lists(st.tuples(words, st.lists(st.integers(0, 3), max_size=3).map(tuple)), max_size=5)
+
+
+@given(st.lists(st.tuples(words.map(str.strip), said), max_size=6))
+def test_spin_never_crosses_prompts_and_never_rejects_the_truth(window: list[tuple[str, list[tuple[str, tuple[int, ...]]]]]):
+    groups = {
+        f"prompt-{number}": asked(f"prompt-{number}", *answers, truth=truth) for number, (truth, answers) in enumerate(window)
+    }
+
+    def encode(answer: str) -> tuple[int, ...]:
+        return ({"forty": 0, "fifty": 1, "sixty": 2}[answer], 3)
+
+    made = pair_with_truths(list(groups.values()), encode)
+
+    for pair in made.pairs:
+        source = groups[pair.prompt_id]
+        assert source.prompt.answer is not None
+        assert pair.chosen == encode(source.prompt.answer) != pair.rejected
+        texts = [sample.text.strip() for sample in source.samples if sample.tokens == pair.rejected]
+        assert any(text != source.prompt.answer for text in texts)
+        assert pair.chosen_reward > pair.rejected_reward
+    paired = {pair.prompt_id for pair in made.pairs}
+    assert len(paired) + made.identical + made.unrated == len(window)
+
+
 def test_every_pairing_is_described():
     page = (DOCS / "methods.md").read_text()
     assert [name for name in PAIRINGS if f"| `{name}` |" not in page] == []
 
 
-rewards_of_a_group = st.lists(st.none() | st.floats() | st.sampled_from([0.0, 0.5, 1.0]), max_size=6)
 windows = st.lists(rewards_of_a_group, max_size=8).map(
     lambda window: [
         group(f"prompt-{number}", rewards, [(number, index) for index in range(len(rewards))])

@@ -28,8 +28,8 @@ def loaded(model: str, compute_dtype: torch.dtype = torch.float32, *, activation
     return shard_policy(policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=activation_checkpointing)
 
 
-def learner(policy: Policy, optimizer: Optimizer, trainer: Trainer = TRAINER) -> Learner:
-    return Learner(policy, optimizer, method=Method(), trainer=trainer)
+def learner(policy: Policy, optimizer: Optimizer, trainer: Trainer = TRAINER, method: Method | None = None) -> Learner:
+    return Learner(policy, optimizer, method=method or Method(), trainer=trainer)
 
 
 def referred(learner: Learner, pairs: list[Pair]) -> list[Pair]:
@@ -47,10 +47,10 @@ def weights(policy: Policy) -> dict[str, torch.Tensor]:
     }
 
 
-def plain_descent(model: str, num_pairs: int, **options: Any) -> dict[str, Any]:
+def plain_descent(model: str, num_pairs: int, *, method: Method | None = None, **options: Any) -> dict[str, Any]:
     """Two steps of gradient descent with learning rate 1: the change of the weights is the gradient."""
     policy = loaded(model, **options)
-    trained = learner(policy, SGD(policy.parameters(), lr=1.0))
+    trained = learner(policy, SGD(policy.parameters(), lr=1.0), method=method)
     pairs = referred(trained, random_pairs(num_pairs, seed=1))
     start = weights(policy)
     first = trained.step(pairs, learning_rate=1.0)
@@ -118,6 +118,7 @@ def main(rank: int, world_size: int, folder: Path, model: str) -> None:
     outcome = {
         "eight pairs": plain_descent(model, 8),
         "one pair": plain_descent(model, 1),
+        "cringe": plain_descent(model, 5, method=Method(loss="cringe")),
         "checkpointed": plain_descent(model, 8, activation_checkpointing=True),
         "bfloat16": plain_descent(model, 2, compute_dtype=torch.bfloat16),
         "adamw": adamw(model),

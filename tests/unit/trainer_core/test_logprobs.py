@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from spinrun_worker.trainer.logprobs import logit_transform, sum_by_completion, token_logprobs
+from models import random_pairs
+from spinrun_worker.trainer.logprobs import contrasts, logit_transform, sum_by_completion, token_logprobs
+from spinrun_worker.trainer.packing import pack
 
 NUM_TOKENS, HIDDEN, VOCABULARY = 11, 6, 20
 
@@ -34,6 +38,57 @@ def test_chunks_change_neither_log_probs_nor_gradients(chunk_tokens: int):
     torch.testing.assert_close(hidden.grad, plain_hidden.grad, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(head.weight.grad, plain_head.weight.grad, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(head.bias.grad, plain_head.bias.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 1000])
+def test_contrasts_stand_beside_the_same_log_probs(chunk_tokens: int):
+    head, hidden, target = head_and_inputs()
+    noise = torch.randn(NUM_TOKENS, 3, dtype=torch.float64)
+
+    def measured(noise: torch.Tensor | None) -> torch.Tensor:
+        size = chunk_tokens * VOCABULARY
+        return token_logprobs(
+            hidden, target, head, vocabulary_size=VOCABULARY, transform=lambda logits: logits, noise_CK=noise, max_logits=size
+        )
+
+    both, alone = measured(noise), measured(None)
+
+    assert torch.equal(both[:, 0], alone)
+    torch.testing.assert_close(both[:, 1], contrasts(head(hidden), target, noise), rtol=1e-12, atol=1e-12)
+
+
+def test_contrast_is_with_the_token_that_noise_draws_from_the_likeliest_others():
+    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]] * 3, dtype=torch.float64)
+    # Its own token is the likeliest, the second, and none of the first three; noise draws the third of the others.
+    got = contrasts(logits, torch.tensor([0, 1, 4]), torch.tensor([[0.0, 0.0, 100.0]] * 3))
+
+    # log(e^s* / (e^s* + e^s)) of 2 against 5, 2 against 4 and 3 against 1.
+    assert got.tolist() == pytest.approx([-math.log1p(math.exp(gap)) for gap in (3, 2, -2)], rel=1e-12)
+
+
+def test_the_noise_of_pairs_draws_by_probability():
+    (pair,) = random_pairs(1, completion=(2000, 2000))
+    noise = pack([pair], [0], top_k=3).noise_CK
+    assert noise is not None
+    logits = torch.tensor([2.0, 1.0, 0.0, 9.0]).expand(len(noise), 4)
+
+    values = contrasts(logits, torch.full((len(noise),), 3), noise)
+
+    # log σ(s* - 9) is s* - 9 to 1e-3.
+    shares = [(values - (other - 9.0)).abs().lt(0.1).float().mean() for other in (2.0, 1.0, 0.0)]
+    # 4000 draws: a share is off by 0.008 at most, one time in three.
+    assert torch.stack(shares).tolist() == pytest.approx(torch.tensor([2.0, 1.0, 0.0]).softmax(0).tolist(), abs=0.03)
+
+
+def test_contrasts_stay_finite_far_apart():
+    logits = torch.tensor([[2000.0, -2000.0], [-2000.0, 2000.0]], requires_grad=True)
+
+    values = contrasts(logits, torch.tensor([0, 0]), torch.zeros(2, 1))
+    values.sum().backward()
+
+    assert values.tolist() == [-4000.0, 0.0]
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
 
 
 def test_no_more_logits_exist_at_once_than_allowed():

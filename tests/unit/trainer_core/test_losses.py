@@ -11,9 +11,10 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from models import random_pairs
-from spinrun_api.spec import Method, Model
+from spinrun_api.spec import Cringe, Method, Model
 from spinrun_worker.errors import RunError
 from spinrun_worker.methods.losses import EXO_FLOOR, LOSSES, PairLogprobs, pair_losses
 from spinrun_worker.trainer.loop import self_check
@@ -33,19 +34,28 @@ class OnePair:
     reference_rejected: float = -20.0
     chosen_tokens: int = 4
     rejected_tokens: int = 2
+    chosen_reward: float = 0.75
+    rejected_reward: float = 0.375
+    contrast: float = -3.0
 
     def swapped(self) -> "OnePair":
         """Chosen and rejected the other way round."""
-        chosen, rejected = (astuple(self)[start::2] for start in (0, 1))
+        chosen, rejected = (astuple(self)[start:8:2] for start in (0, 1))
         return OnePair(*(value for two in zip(rejected, chosen, strict=True) for value in two))
 
 
 def tensors(pairs: Sequence[OnePair], dtype: torch.dtype = torch.float64) -> PairLogprobs:
     """The policy's log-probs take a gradient."""
-    policy, reference, tokens = (
-        torch.tensor([astuple(pair)[start : start + 2] for pair in pairs], dtype=dtype) for start in (0, 2, 4)
+    policy, reference, tokens, rewards = (
+        torch.tensor([astuple(pair)[start : start + 2] for pair in pairs], dtype=dtype) for start in (0, 2, 4, 6)
     )
-    return PairLogprobs(policy.requires_grad_(), reference, tokens)
+    contrast = torch.tensor([pair.contrast for pair in pairs], dtype=dtype)
+    return PairLogprobs(policy.requires_grad_(), reference, tokens, rewards, contrast)
+
+
+def method_with(loss: str, **settings: Any) -> Method:
+    """A method that takes the loss."""
+    return Method.model_validate({"name": "sppo" if loss == "sppo" else "onlineDPO", "loss": loss, **settings})
 
 
 def ours(pair: OnePair, **method: Any) -> tuple[float, list[float]]:
@@ -99,6 +109,14 @@ LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
         pytest.param({"loss": "apoDown"}, 0.549833997312478 + 0.425557483188341, id="apoDown"),
         # (2 - 5)² + (-1 + 5)²
         pytest.param({"loss": "sppoHard"}, 25.0, id="sppoHard"),
+        # The margin is -8 + 21 = 13: σ((3 - 13) / 10) · (8 + 2 · 3)
+        pytest.param({"loss": "cringe", "cringe": {"bias": 3.0, "weight": 2.0}}, 0.2689414213699951 * 14, id="cringe"),
+        # σ(-13 / 2) · (8 + 3)
+        pytest.param({"loss": "cringe", "cringe": {"temperature": 2.0}}, 0.0015011822567369917 * 11, id="cringe, sharper gate"),
+        # ½ (2 - 8 · 0.25)² + ½ (-1 + 8 · 0.125)²
+        pytest.param({"name": "sppo", "loss": "sppo", "eta": 8.0}, 0.0, id="sppo at its targets"),
+        # ½ (2 - 16 · 0.25)² + ½ (-1 + 16 · 0.125)²
+        pytest.param({"name": "sppo", "loss": "sppo", "eta": 16.0}, 2.5, id="sppo"),
         # 0.7 + 0.5 · 8/4
         pytest.param({"loss": "hinge", "sftWeight": 0.5}, 1.7, id="with sftWeight"),
     ],
@@ -123,7 +141,7 @@ AT_REFERENCE = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", AT_REFERENCE)
 def test_loss_at_the_reference_does_not_depend_on_the_pair(loss: str):
     got = pair_losses(
         tensors([OnePair(-10.0, -20.0), OnePair(-3.0, -90.0, -3.0, -90.0, 7, 1)]), Method.model_validate({"loss": loss})
@@ -132,12 +150,41 @@ def test_loss_at_the_reference_does_not_depend_on_the_pair(loss: str):
     assert got.tolist() == pytest.approx([AT_REFERENCE[loss]] * 2, rel=1e-12)
 
 
+def test_the_other_losses_depend_on_answers_or_rewards_at_the_reference_too():
+    assert set(LOSSES) - set(AT_REFERENCE) == {"cringe", "sppo"}
+
+
+def test_sppo_at_the_reference_is_the_distance_to_its_targets():
+    # ½ (1000 · 0.25)² + ½ (1000 · 0.125)²
+    assert ours(OnePair(-10.0, -20.0), name="sppo", loss="sppo")[0] == pytest.approx(39062.5, rel=1e-12)
+
+
+def test_cringe_has_no_reference():
+    one, other = OnePair(-8.0, -21.0), OnePair(-8.0, -21.0, -30.0, -2.0)
+    assert ours(one, loss="cringe") == ours(other, loss="cringe")
+
+
 def test_sigmoid_gradient_is_minus_beta_times_the_probability_of_the_wrong_order():
     _, gradients = ours(BY_HAND, beta=0.2)
 
     # arXiv 2305.18290, section 4: the weight is σ(-βh).
     weight = 0.2 / (1 + math.exp(0.6))
     assert gradients == pytest.approx([-weight, weight], rel=1e-12)
+
+
+def test_cringe_fades_out_where_the_chosen_answer_is_likelier_by_far():
+    losses = [ours(OnePair(-50.0, -50.0 - margin), loss="cringe")[0] for margin in (-200.0, 0.0, 20.0, 200.0)]
+
+    assert losses == pytest.approx([53.0, 53.0 / 2, 53.0 / (1 + math.exp(2)), 0.0], abs=1e-6)
+
+
+def test_cringe_pulls_the_chosen_answer_up_by_likelihood_and_by_its_gate():
+    _, gradients = ours(BY_HAND, loss="cringe")
+
+    # Of gate g and content L = 8 + 3: by the chosen log-prob -g - L g (1 - g) / τ, by the rejected one L g (1 - g) / τ.
+    gate = 1 / (1 + math.exp(1.3))
+    through_gate = 11 * gate * (1 - gate) / 10
+    assert gradients == pytest.approx([-gate - through_gate, through_gate], rel=1e-12)
 
 
 def test_robust_may_be_negative():
@@ -159,7 +206,7 @@ def test_loss_and_gradient_stay_finite_far_from_the_reference(loss: str, label_s
     far = [OnePair(chosen, rejected, 0.0, 0.0) for chosen in (-2000.0, 0.0, 2000.0) for rejected in (-2000.0, 0.0, 2000.0)]
     inputs = tensors(far, dtype)
 
-    losses_B = pair_losses(inputs, Method.model_validate({"loss": loss, "beta": 1.0, "labelSmoothing": label_smoothing}))
+    losses_B = pair_losses(inputs, method_with(loss, beta=1.0, labelSmoothing=label_smoothing))
     losses_B.sum().backward()
 
     assert losses_B.isfinite().all()
@@ -169,7 +216,7 @@ def test_loss_and_gradient_stay_finite_far_from_the_reference(loss: str, label_s
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_pair_has_its_own_loss(loss: str):
-    method = Method.model_validate({"loss": loss, "sftWeight": 0.5})
+    method = method_with(loss, sftWeight=0.5)
     pairs = [OnePair(-8.0, -21.0), OnePair(-40.0, -3.0, -35.0, -30.0, 9, 1), OnePair(-10.0, -20.0, chosen_tokens=50)]
 
     together = pair_losses(tensors(pairs), method).tolist()
@@ -190,7 +237,7 @@ def test_every_loss_of_the_spec_is_registered_and_described():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_self_check_knows_the_first_loss_of_each_method(loss: str, llama: Path):
-    method = Method.model_validate({"loss": loss})
+    method = method_with(loss)
     trained = learner(load_policy(Model(source=str(llama))), method=method, tokensPerMicroBatch=64)
     pairs = random_pairs(5)
 
@@ -198,7 +245,7 @@ def test_self_check_knows_the_first_loss_of_each_method(loss: str, llama: Path):
     moved = trained.step(referred(trained, pairs, shift=1.0), learning_rate=0.0)
 
     assert first is not None
-    assert first.figures["loss"] == pytest.approx(AT_REFERENCE[loss], rel=1e-12)
+    assert first.figures["loss"] == pytest.approx(AT_REFERENCE.get(loss, first.loss_at_reference), rel=1e-12)
     self_check(first)
     assert moved is not None
     with pytest.raises(RunError, match="the first step of a window must have the loss at its reference"):
@@ -213,6 +260,39 @@ def test_self_check_leaves_room_for_the_likelihood_of_the_chosen_answer(llama: P
     assert first is not None
     assert first.figures["loss"] > math.log(2) + 1
     self_check(first)
+
+
+def test_cringe_is_the_same_however_pairs_are_packed_and_by_hand(llama: Path):
+    method = Method(loss="cringe", cringe=Cringe(top_k=1, weight=0.5))
+    pairs = referred(learner(fp64_policy(llama)), random_pairs(5), shift=2.0)
+
+    whole_loss, whole_gradient = gradient(fp64_policy(llama), pairs, method=method)
+    loss, gradient_in_parts = gradient(fp64_policy(llama), pairs, method=method, tokensPerMicroBatch=16)
+
+    # With one token to draw from there is no chance: it is the likeliest but the rejected one.
+    plain = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float64, attn_implementation="eager")
+    losses: list[Tensor] = []
+    for pair in pairs:
+        chosen_logits, rejected_logits = (
+            plain(input_ids=torch.tensor([pair.prompt + completion])).logits[0, len(pair.prompt) - 1 : -1]
+            for completion in (pair.chosen, pair.rejected)
+        )
+        chosen, rejected = (
+            logits.log_softmax(-1)[torch.arange(len(completion)), list(completion)].sum()
+            for logits, completion in ((chosen_logits, pair.chosen), (rejected_logits, pair.rejected))
+        )
+        contrast = sum(
+            torch.stack([torch.cat([row[:own], row[own + 1 :]]).max(), row[own]]).log_softmax(0)[0]
+            for row, own in zip(rejected_logits, pair.rejected, strict=True)
+        )
+        losses.append(torch.sigmoid(-(chosen - rejected) / 10) * (-chosen - 0.5 * contrast))
+    want_loss = torch.stack(losses).mean()
+    want_loss.backward()
+    want_gradient = torch.cat([parameter.grad.flatten() for parameter in plain.parameters() if parameter.grad is not None])
+    assert whole_loss == pytest.approx(want_loss.item(), rel=1e-5)
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    for got_gradient in (whole_gradient, gradient_in_parts):
+        torch.testing.assert_close(got_gradient, want_gradient, rtol=1e-4, atol=1e-6 * want_gradient.abs().max().item())
 
 
 def test_losses_per_token_count_the_tokens_of_the_right_pair_however_pairs_are_packed(llama: Path):
@@ -391,3 +471,13 @@ def test_hard_sppo_is_twice_that_of_its_authors(beta: float, pair: OnePair):
     authors = ((chosen - (1 - 0.5) / beta) ** 2 + (rejected - (0 - 0.5) / beta) ** 2) / 2
 
     assert ours(pair, loss="sppoHard", beta=beta)[0] == pytest.approx(2 * authors, rel=1e-12)
+
+
+def test_sppo_with_certain_wins_is_half_of_hard_sppo():
+    certain = OnePair(-35.2, -41.7, -36.0, -39.9, chosen_reward=1.0, rejected_reward=0.0)
+
+    loss, gradient = ours(certain, name="sppo", loss="sppo", eta=1000.0)
+    hard_loss, hard_gradient = ours(certain, loss="sppoHard", beta=0.001)
+
+    assert loss == pytest.approx(hard_loss / 2, rel=1e-12)
+    assert gradient == pytest.approx([each / 2 for each in hard_gradient], rel=1e-12)

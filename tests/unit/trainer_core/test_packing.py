@@ -78,3 +78,16 @@ def test_no_pairs_make_a_row_that_belongs_to_none():
 def test_a_pair_without_prompt_is_refused():
     with pytest.raises(ValueError, match="'p' has an empty prompt"):
         pack([pair((), (1,), (2,))], [0])
+
+
+def test_the_noise_of_a_pair_is_its_own_wherever_it_is_packed():
+    one, other = pair((1,), (2, 3), (4,)), pair((1,), (2, 3), (5,))
+
+    together, alone = pack([one, other], [0, 1], top_k=4).noise_CK, pack([other], [0], top_k=4).noise_CK
+
+    assert together is not None
+    assert alone is not None
+    assert together.shape == (6, 4)
+    assert together[3:].equal(alone)
+    assert not together[:3].equal(alone)
+    assert pack([one], [0]).noise_CK is None

@@ -52,6 +52,13 @@ def test_two_ranks_take_the_same_steps_as_one(outcomes: dict[int, list[Outcome]]
     assert_close(two["weights"], one["weights"], 1e-5)
 
 
+def test_two_ranks_contrast_with_the_same_tokens_as_one(outcomes: dict[int, list[Outcome]]):
+    one, two = outcomes[1][0]["cringe"], outcomes[2][0]["cringe"]
+
+    assert two["figures"][0] == pytest.approx(one["figures"][0], rel=2e-6, abs=1e-6)
+    assert_close(two["gradient"], one["gradient"], 1e-4)
+
+
 def test_a_rank_without_pairs_keeps_step(outcomes: dict[int, list[Outcome]]):
     for outcome in outcomes[2]:
         assert [figures["pairs"] for figures in outcome["one pair"]["figures"]] == [1.0, 1.0]

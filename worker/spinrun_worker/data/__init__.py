@@ -1,6 +1,6 @@
 """Prompts: read from their source, turned into token ids, and dealt out in an order that a restart repeats."""
 
-from spinrun_worker.data.prompts import PromptSet, check_disjoint, load_prompts
+from spinrun_worker.data.prompts import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.data.stream import PromptStream
 
-__all__ = ["PromptSet", "PromptStream", "check_disjoint", "load_prompts"]
+__all__ = ["PromptSet", "PromptStream", "check_disjoint", "encode_answer", "load_prompts"]

@@ -40,7 +40,7 @@ class PromptSet:
 
     dropped: Mapping[DropReason, int]
     """Rows that became no prompt. too_long: longer than data.maxPromptTokens. empty: no text. no_answer: no true answer, where
-    the rule needs one. malformed: messages that are no conversation or that the chat template refuses."""
+    the preference needs one. malformed: messages that are no conversation or that the chat template refuses."""
 
 
 def load_prompts(
@@ -169,7 +169,7 @@ class _RowReader:
         if source.messages_column is not None and source.template is not None:
             raise ConfigurationError(f"{block}.template: is not used with messagesColumn: remove one of them")
         if needs_answer and self._answer_column is None:
-            raise ConfigurationError(f"{block}.answerColumn: the rule compares with a true answer: name its column")
+            raise ConfigurationError(f"{block}.answerColumn: the preference compares with a true answer: name its column")
         if self._messages_column is not None:
             _require(self._messages_column, columns, f"{block}.messagesColumn")
         elif self._template is None:
@@ -203,6 +203,18 @@ class _RowReader:
             kind = type(cast(object, value)).__name__
             raise ConfigurationError(f"{self._block}.{field}: column {column} holds a {kind}, not text{hint}")
         return "" if value is None else str(value)
+
+
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_tokens: int) -> tuple[int, ...]:
+    """Token ids of a true answer as the model would have said it, its end token included; cut after max_tokens, as a sample is.
+
+    Raises ConfigurationError when the tokenizer has no end token.
+    """
+    untyped: Any = tokenizer  # its own types are incomplete
+    if untyped.eos_token_id is None:
+        raise ConfigurationError("model.tokenizer has no end token, which true answers need: name another, or set its eos_token")
+    tokens = cast("list[int]", untyped(answer, add_special_tokens=False)["input_ids"])
+    return tuple([*tokens, untyped.eos_token_id][:max_tokens])
 
 
 class Template:

@@ -8,7 +8,7 @@ A new loss is a function here, a line in LOSSES, its name in `method.loss`, a te
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class PairLogprobs:
     """[B, 2] the same under the reference."""
     num_tokens_B2: Tensor
     """[B, 2] tokens of the completions."""
+    rewards_B2: Tensor
+    """[B, 2] rewards of the completions; for the method sppo their win rates."""
+    contrast_B: Tensor | None = None
+    """[B] for cringe: log-probs, summed over the rejected completion's tokens, of another token in a choice between the two,
+    nats."""
 
     @property
     def log_ratios(self) -> tuple[Tensor, Tensor]:
@@ -46,7 +51,7 @@ class PairLogprobs:
     def per_token(self) -> "PairLogprobs":
         """The same with log-probs averaged over the tokens of each completion; those of an empty one stay 0."""
         num_tokens_B2 = self.num_tokens_B2.clamp(min=1)
-        return PairLogprobs(self.policy_B2 / num_tokens_B2, self.reference_B2 / num_tokens_B2, self.num_tokens_B2)
+        return replace(self, policy_B2=self.policy_B2 / num_tokens_B2, reference_B2=self.reference_B2 / num_tokens_B2)
 
 
 PairLoss = Callable[[PairLogprobs, Method], Tensor]
@@ -135,6 +140,28 @@ def sppo_hard(pairs: PairLogprobs, method: Method) -> Tensor:
     return (chosen_B - target).square() + (rejected_B + target).square()
 
 
+def sppo(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] ½ (c - η (P(chosen) - ½))² + ½ (r - η (P(rejected) - ½))², P the win rates.
+
+    Source: arXiv 2405.00675, eq. 4.7, as its authors' trainer averages it over the two completions; its beta is 1/η.
+    """
+    targets_B2 = method.eta * (pairs.rewards_B2 - 0.5)
+    return (pairs.policy_B2 - pairs.reference_B2 - targets_B2).square().mean(dim=1)
+
+
+def cringe(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] σ((b - (log π(chosen) - log π(rejected))) / τ) · (-log π(chosen) - α · contrast): pairwise cringe.
+
+    Source: arXiv 2312.16682; the contrast is that of the binary form, arXiv 2211.05826.
+    """
+    settings = method.cringe_settings
+    assert settings is not None
+    assert pairs.contrast_B is not None
+    chosen_B, rejected_B = pairs.policy_B2.unbind(1)
+    gate_B = torch.sigmoid((settings.bias - (chosen_B - rejected_B)) / settings.temperature)
+    return gate_B * (-chosen_B - settings.weight * pairs.contrast_B)
+
+
 LOSSES: Mapping[str, PairLoss] = {
     "sigmoid": sigmoid,
     "hinge": hinge,
@@ -145,5 +172,7 @@ LOSSES: Mapping[str, PairLoss] = {
     "apoZero": apo_zero,
     "apoDown": apo_down,
     "sppoHard": sppo_hard,
+    "sppo": sppo,
+    "cringe": cringe,
 }
 """By their names in `method.loss`."""

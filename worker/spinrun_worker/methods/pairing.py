@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -41,7 +41,8 @@ NoPair = Literal["tie", "identical", "unrated"]
 def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int) -> Pairing:
     """Make the pairs of a window as method.pairing says. Both samples of a pair are always of the same prompt.
 
-    Samples without a finite reward are never in a pair. The same arguments give the same pairs, where chance decides too.
+    Samples without a finite reward are never in a pair. For sppo the rewards of the pairs are win rates. The same arguments give
+    the same pairs, where chance decides too.
     """
     pairs: list[Pair] = []
     without: list[NoPair] = []
@@ -49,6 +50,8 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int) -> 
     for group in groups:
         rated = _rated(group)
         dropped += len(group.samples) - len(rated)
+        if method.name == "sppo":
+            rated = _by_win_rate(rated, include_self=method.include_self)
         outcome = _pair_group(group, rated, method, seed)
         if isinstance(outcome, list):
             pairs += outcome
@@ -63,6 +66,34 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int) -> 
     )
 
 
+def pair_with_truths(groups: Sequence[ScoredGroup], encode: Callable[[str], tuple[int, ...]]) -> Pairing:
+    """Make the pairs of a window as SPIN does, arXiv 2401.01335: the true answer chosen, each own sample rejected.
+
+    encode: token ids of a true answer, its end token included. A sample of the same text or the same tokens makes no pair. The
+    rewards of the pairs are 1 and 0, whatever the samples' own. Raises ValueError for a prompt without a true answer.
+    """
+    by_group = [_against_truth(group, encode) for group in groups]
+    return Pairing(
+        tuple(pair for pairs in by_group for pair in pairs),
+        ties=0,
+        identical=sum(not pairs and bool(group.samples) for group, pairs in zip(groups, by_group, strict=True)),
+        unrated=sum(not group.samples for group in groups),
+        dropped_samples=0,
+    )
+
+
+def _against_truth(group: ScoredGroup, encode: Callable[[str], tuple[int, ...]]) -> list[Pair]:
+    answer = group.prompt.answer
+    if answer is None:
+        raise ValueError(f"prompt {group.prompt.id!r} has no true answer: drop it")
+    truth = _Rated(encode(answer), 1.0)
+    return [
+        _pair(group, truth, _Rated(sample.tokens, 0.0))
+        for sample in group.samples
+        if sample.text.strip() != answer.strip() and sample.tokens != truth.tokens
+    ]
+
+
 def _rated(group: ScoredGroup) -> list[_Rated]:
     """The best first; among equals in the order of the samples, so that a window can be reproduced."""
     rated = [
@@ -71,6 +102,30 @@ def _rated(group: ScoredGroup) -> list[_Rated]:
         if reward is not None and math.isfinite(reward)
     ]
     return sorted(rated, key=lambda sample: sample.reward, reverse=True)
+
+
+def _by_win_rate(ranked: Sequence[_Rated], *, include_self: bool) -> list[_Rated]:
+    """The same samples in the same order, each with its win rate instead of its reward: the mean probability to win.
+
+    A reward wins against another with the logistic probability of their difference: the model of Bradley and Terry, by which
+    reward models are trained. include_self: each sample also meets itself, a draw, as SPPO's authors count.
+    """
+    if len(ranked) < 2:
+        return list(ranked)
+    draw = 0.5 if include_self else 0.0
+    num_opponents = len(ranked) - (not include_self)
+    return [
+        replace(
+            sample,
+            reward=(draw + sum(_win_probability(sample, other) for other in ranked if other is not sample)) / num_opponents,
+        )
+        for sample in ranked
+    ]
+
+
+def _win_probability(one: _Rated, other: _Rated) -> float:
+    """The logistic function of the difference in rewards, in a form that no difference overflows."""
+    return 0.5 + 0.5 * math.tanh((one.reward - other.reward) / 2)
 
 
 def _pair_group(group: ScoredGroup, ranked: Sequence[_Rated], method: Method, seed: int) -> list[Pair] | NoPair:

@@ -2,11 +2,12 @@
 
 # ruff: noqa: N815 - shape suffixes
 # P = pairs of a step, B = pairs of a micro-batch, S = completions (2B)
+# N = values of a pair: log-probs of chosen and rejected and, for cringe, the contrast of rejected
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -70,7 +71,7 @@ class Learner:
 
         pairs: those of one step. They are packed as `step` packs them, so that its forward pass gives the same bits.
         """
-        parts = [self._forward(micro) for micro in self._micro_batches(pairs)]
+        parts = [self._forward(micro) for micro in self._micro_batches(pairs, top_k=0)]
         self.policy.release()
         return [(chosen, rejected) for chosen, rejected in self._everyones(parts, len(pairs)).tolist()]
 
@@ -83,17 +84,20 @@ class Learner:
         Raises ValueError for no pairs or pairs without reference; NonFiniteError, on all ranks, instead of a step that would
         break the weights.
         """
-        reference_P2, num_tokens_P2 = _reference(pairs), _num_tokens(pairs)
+        known = _known(pairs)
+        reference_P2 = known.reference_P2
         parts: list[_Part] = []
-        for micro in self._micro_batches(pairs):
+        cringe = self.method.cringe_settings
+        for micro in self._micro_batches(pairs, top_k=cringe.top_k if cringe else 0):
             if self._any(should_stop is not None and should_stop()):
                 self.optimizer.zero_grad()
                 return None
             part = self._forward(micro)
-            self._share_of_loss(part, reference_P2, num_tokens_P2).backward()
-            parts.append(_Part(part.indices, part.logprobs_B2.detach()))
-        policy_P2 = self._everyones(parts, len(pairs))
-        losses_P = self._losses(policy_P2, reference_P2, num_tokens_P2)
+            self._share_of_loss(part, known).backward()
+            parts.append(_Part(part.indices, part.values_BN.detach()))
+        values_PN = self._everyones(parts, len(pairs))
+        policy_P2, contrast_P = values_PN[:, :2], values_PN[:, 2:]
+        losses_P = self._losses(values_PN, known)
         grad_norm = self._clip_gradients()
         self._check_finite(pairs, policy_P2, losses_P, grad_norm)
         for group in self.optimizer.param_groups:
@@ -109,46 +113,48 @@ class Learner:
                 "tokens": float(sum(pair.num_tokens for pair in pairs)),
                 "pairs": float(len(pairs)),
             },
-            loss_at_reference=self._losses(reference_P2, reference_P2, num_tokens_P2).mean().item(),
+            loss_at_reference=self._losses(torch.cat([reference_P2, contrast_P], dim=1), known).mean().item(),
         )
 
-    def _micro_batches(self, pairs: Sequence[Pair]) -> list[MicroBatch]:
+    def _micro_batches(self, pairs: Sequence[Pair], *, top_k: int) -> list[MicroBatch]:
         """This rank's share of a step."""
         plan = plan_step(
             [pair.num_tokens for pair in pairs],
             world_size=self._world_size,
             tokens_per_micro_batch=self.trainer.tokens_per_micro_batch,
         )
-        return [pack(pairs, indices) for indices in plan[self._rank]]
+        return [pack(pairs, indices, top_k=top_k) for indices in plan[self._rank]]
 
     def _forward(self, micro: MicroBatch) -> "_Part":
-        logprobs_S = cast(Tensor, self.policy(micro.to(self._device)))
-        return _Part(micro.pair_indices, logprobs_S.view(-1, 2))
+        values_S = cast(Tensor, self.policy(micro.to(self._device)))
+        if micro.noise_CK is None:
+            return _Part(micro.pair_indices, values_S.view(-1, 2))
+        logprobs_S, contrasts_S = values_S.unbind(1)
+        return _Part(micro.pair_indices, torch.cat([logprobs_S.view(-1, 2), contrasts_S[1::2, None]], dim=1))
 
-    def _share_of_loss(self, part: "_Part", reference_P2: Tensor, num_tokens_P2: Tensor) -> Tensor:
+    def _share_of_loss(self, part: "_Part", known: "_Known") -> Tensor:
         """Scalar: what these pairs add to the step's loss."""
         if not part.indices:
             # A row that counts for nothing. Its backward pass must run, because the other ranks wait for its collectives.
-            return part.logprobs_B2.sum() * 0.0
-        reference_B2, num_tokens_B2 = (
-            whole_P2[list(part.indices)].to(part.logprobs_B2) for whole_P2 in (reference_P2, num_tokens_P2)
-        )
-        return self._losses(part.logprobs_B2, reference_B2, num_tokens_B2).sum() / len(reference_P2)
+            return part.values_BN.sum() * 0.0
+        of_part = _Known(*(whole_P2[list(part.indices)].to(part.values_BN) for whole_P2 in known))
+        return self._losses(part.values_BN, of_part).sum() / len(known.reference_P2)
 
     def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
-        """[P, 2] log-probs of all pairs of the step in order, fp64, on every rank and on the CPU."""
-        logprobs_P2 = torch.zeros(num_pairs, 2, dtype=torch.float64)
+        """[P, N] values of all pairs of the step in order, fp64, on every rank and on the CPU."""
+        values_PN = torch.zeros(num_pairs, parts[0].values_BN.shape[1], dtype=torch.float64)
         for part in parts:
             if part.indices:
-                logprobs_P2[list(part.indices)] = part.logprobs_B2.double().cpu()
+                values_PN[list(part.indices)] = part.values_BN.double().cpu()
         if self._world_size > 1:
             # A pair is on one rank and zero on the others, so that its sum is itself, bit for bit.
-            dist.all_reduce(logprobs_P2, group=self._control)
-        return logprobs_P2
+            dist.all_reduce(values_PN, group=self._control)
+        return values_PN
 
-    def _losses(self, policy_B2: Tensor, reference_B2: Tensor, num_tokens_B2: Tensor) -> Tensor:
+    def _losses(self, values_BN: Tensor, known: "_Known") -> Tensor:
         """[B] loss of each pair."""
-        return pair_losses(PairLogprobs(policy_B2, reference_B2, num_tokens_B2), self.method)
+        contrast_B = values_BN[:, 2] if self.method.cringe_settings else None
+        return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
@@ -182,10 +188,18 @@ class Learner:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What a micro-batch gave: [B, 2] summed log-probs of chosen and rejected. Without indices the one row is no pair's."""
+    """What a micro-batch gave: [B, N] values of its pairs. Without indices the one row is no pair's."""
 
     indices: tuple[int, ...]
-    logprobs_B2: Tensor
+    values_BN: Tensor
+
+
+class _Known(NamedTuple):
+    """What is known of pairs before a step, of chosen and rejected, in the order of PairLogprobs."""
+
+    reference_P2: Tensor
+    num_tokens_P2: Tensor
+    rewards_P2: Tensor
 
 
 def _preference_figures(policy_P2: Tensor, reference_P2: Tensor, beta: float) -> dict[str, float]:
@@ -205,16 +219,15 @@ def _preference_figures(policy_P2: Tensor, reference_P2: Tensor, beta: float) ->
     return {name: values_P.mean().item() for name, values_P in means.items()}
 
 
-def _reference(pairs: Sequence[Pair]) -> Tensor:
-    """[P, 2] reference log-probs of chosen and rejected, fp64."""
+def _known(pairs: Sequence[Pair]) -> _Known:
+    """[P, 2] each, fp64. Raises ValueError for no pairs or a pair without reference."""
     if not pairs:
         raise ValueError("a step needs at least one pair: skip it")
     for pair in pairs:
         if pair.reference_chosen is None or pair.reference_rejected is None:
             raise ValueError(f"pair of prompt {pair.prompt_id!r} has no reference log-probs: run the reference pass first")
-    return torch.tensor([(pair.reference_chosen, pair.reference_rejected) for pair in pairs], dtype=torch.float64)
-
-
-def _num_tokens(pairs: Sequence[Pair]) -> Tensor:
-    """[P, 2] tokens of chosen and rejected, fp64."""
-    return torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64)
+    return _Known(
+        torch.tensor([(pair.reference_chosen, pair.reference_rejected) for pair in pairs], dtype=torch.float64),
+        torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64),
+        torch.tensor([(pair.chosen_reward, pair.rejected_reward) for pair in pairs], dtype=torch.float64),
+    )

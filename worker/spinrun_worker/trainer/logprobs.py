@@ -1,13 +1,13 @@
 """Log-probs of completions from hidden states, without ever holding the logits of all of them."""
 
-# C = completion tokens, S = completions, D = hidden size, V = vocabulary
+# C = completion tokens, S = completions, D = hidden size, V = vocabulary, K = tokens to draw from
 
 from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
@@ -50,25 +50,40 @@ def token_logprobs(
     *,
     vocabulary_size: int,
     transform: LogitTransform,
+    noise_CK: Tensor | None = None,
     max_logits: int = MAX_LOGITS,
 ) -> Tensor:
     """[C] log-prob of each target in nats at temperature 1, fp32 (or the head's type if that is wider).
 
+    With noise_CK, [C, 2]: beside it the target's `contrasts`, which hold a copy of a chunk's logits.
     head: the output matrix, [*, D] -> [*, V]. At most max_logits logits exist at a time, forward and backward: all chunks but the
     last, whose backward comes first, are computed a second time in the backward pass.
     """
 
-    def logprobs(hidden: Tensor, target: Tensor) -> Tensor:
+    def logprobs(hidden: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
         logits = transform(at_least_fp32(head(hidden)))
-        return -cross_entropy(logits, target, reduction="none")
+        of_target = -cross_entropy(logits, target, reduction="none")
+        return torch.stack([of_target, contrasts(logits, target, *noise)], dim=1) if noise else of_target
 
     chunk = max(1, max_logits // vocabulary_size)
-    hidden_chunks, target_chunks = hidden_CD.split(chunk), target_C.split(chunk)
-    *earlier, last = zip(hidden_chunks, target_chunks, strict=True)
+    inputs_C = (hidden_CD, target_C) if noise_CK is None else (hidden_CD, target_C, noise_CK)
+    *earlier, last = zip(*(tensor.split(chunk) for tensor in inputs_C), strict=True)
     recomputed = [cast(Tensor, checkpoint(logprobs, *inputs, use_reentrant=False)) for inputs in earlier]
     return torch.cat([*recomputed, logprobs(*last)])
 
 
-def sum_by_completion(logprobs_C: Tensor, lengths_S: Tensor) -> Tensor:
-    """[S] sums over consecutive completions of the given lengths."""
-    return torch.segment_reduce(logprobs_C, "sum", lengths=lengths_S)
+def contrasts(logits_CV: Tensor, target_C: Tensor, noise_CK: Tensor) -> Tensor:
+    """[C] log σ(s* - s), nats: s the logit of each target, s* that of another token, drawn from the K likeliest others.
+
+    noise_CK: standard Gumbel noise, which decides the draw: where logit and noise together are largest is distributed as the
+    model's probabilities among the K. Source: the cringe loss, arXiv 2211.05826.
+    """
+    others_CV = logits_CV.scatter(1, target_C[:, None], -torch.inf)
+    likeliest_CK = others_CV.topk(noise_CK.shape[1], dim=1).values
+    drawn_C1 = (likeliest_CK + noise_CK).argmax(dim=1, keepdim=True)
+    return logsigmoid(likeliest_CK.gather(1, drawn_C1) - logits_CV.gather(1, target_C[:, None]))[:, 0]
+
+
+def sum_by_completion(values_C: Tensor, lengths_S: Tensor) -> Tensor:
+    """[S, ...] sums over consecutive completions of the given lengths. values_C: [C, ...]."""
+    return torch.segment_reduce(values_C, "sum", lengths=lengths_S)

@@ -6,9 +6,11 @@ continues the prompt's positions and does not see the chosen one (`attention.py`
 
 # ruff: noqa: N815 - shape suffixes
 
-# P = pairs, S = completions (2P: chosen and rejected of each pair), T = packed tokens, C = tokens of the completions
+# P = pairs, S = completions (2P: chosen and rejected of each pair), T = packed tokens, C = tokens of the completions,
+# K = tokens to draw from
 
 import heapq
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,6 +39,8 @@ class MicroBatch:
     """Where the pairs lie, for attention."""
     pair_indices: tuple[int, ...]
     """Which of the step's pairs these are. Empty: a row that only keeps a rank in step with the others."""
+    noise_CK: Tensor | None = None
+    """[C, K] what draws another token for each completion token, where a loss asks for one."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -47,6 +51,7 @@ class MicroBatch:
             source_C=self.source_C.to(device),
             target_C=self.target_C.to(device),
             lengths_S=self.lengths_S.to(device),
+            noise_CK=None if self.noise_CK is None else self.noise_CK.to(device),
         )
 
 
@@ -84,9 +89,10 @@ def _first_fit(indices: Sequence[int], lengths: Sequence[int], limit: int) -> li
     return [tuple(sorted(members)) for members in bins]
 
 
-def pack(pairs: Sequence[Pair], indices: Sequence[int]) -> MicroBatch:
+def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0) -> MicroBatch:
     """The pairs at those indices in one row; without indices a row of three tokens that belongs to no pair.
 
+    top_k: columns of noise; 0 makes none.
     Raises ValueError for a pair without a prompt, whose first completion token nothing would predict.
     """
     chosen = [pairs[index] for index in indices] or [_FILLER]
@@ -116,7 +122,15 @@ def pack(pairs: Sequence[Pair], indices: Sequence[int]) -> MicroBatch:
         lengths_S=torch.tensor([length for pair in chosen for length in (len(pair.chosen), len(pair.rejected))]),
         layout=layout,
         pair_indices=tuple(indices),
+        noise_CK=torch.cat([_noise(pair, top_k) for pair in chosen]) if top_k else None,
     )
+
+
+def _noise(pair: Pair, top_k: int) -> Tensor:
+    """[tokens of both completions, top_k] Gumbel noise. The pair alone decides it: not packing, ranks or an earlier attempt."""
+    seed = random.Random(f"{pair.prompt_id} {pair.chosen} {pair.rejected}").getrandbits(63)
+    noise = torch.empty(len(pair.chosen) + len(pair.rejected), top_k)
+    return -noise.exponential_(generator=torch.Generator().manual_seed(seed)).log()
 
 
 def _lengths(pair: Pair) -> PairLengths:

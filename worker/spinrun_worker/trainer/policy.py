@@ -47,6 +47,7 @@ class Policy(nn.Module):
     def forward(self, micro: MicroBatch) -> Tensor:
         """[2P] summed log-probs of the completions in nats, at temperature 1, fp32: of pair 0's chosen and rejected, pair 1's …
 
+        Where the row brings noise, [2P, 2]: beside them the summed `logprobs.contrasts`.
         Raises UnsupportedModelError when a pair is longer than the model's positions can be packed.
         """
         self._check_length(micro.layout)
@@ -58,14 +59,15 @@ class Policy(nn.Module):
             pairs=micro.layout,
         )
         hidden_TD = cast(Tensor, output.last_hidden_state)[0]
-        logprobs_C = token_logprobs(
+        values_C = token_logprobs(
             hidden_TD.index_select(0, micro.source_C),
             micro.target_C,
             head,
             vocabulary_size=self.config.vocab_size,
             transform=self._transform,
+            noise_CK=micro.noise_CK,
         )
-        return sum_by_completion(logprobs_C, micro.lengths_S)
+        return sum_by_completion(values_C, micro.lengths_S)
 
     def state(self) -> dict[str, Tensor]:
         """Every trained tensor, and every persistent buffer, by its Hugging Face name; tied weights once.

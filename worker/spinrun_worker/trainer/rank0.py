@@ -12,7 +12,7 @@ from spinrun_api.wire import SampleGroup, Sampling, VersionWanted
 from spinrun_worker.data import PromptSet, PromptStream
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.ledger import LedgerWriter, TornError, read_pairs, read_samples, write_pairs, write_samples
-from spinrun_worker.methods.pairing import Pairing, pair_groups
+from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_truths
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 from spinrun_worker.rewards import RuleScorer
 from spinrun_worker.trainer.collector import RolloutClient
@@ -38,17 +38,20 @@ class Rank0:
         evaluation: PromptSet | None,
         rollouts: RolloutClient,
         scorer: RuleScorer,
+        encode_answer: Callable[[str], tuple[int, ...]],
         ledger: LedgerWriter,
         board: ProgressBoard,
         recorder: Recorder,
         stop: Callable[[], bool],
     ) -> None:
+        """encode_answer: token ids of a true answer, for methods that train on them."""
         self.run = run
         self.schedule = schedule
         self.stream = PromptStream(prompts.records, run.spec.data.prompts.shuffle_seed)
         self.evaluation = evaluation
         self.rollouts = rollouts
         self.scorer = scorer
+        self.encode_answer = encode_answer
         self.ledger = ledger
         self.board = board
         self.recorder = recorder
@@ -134,11 +137,16 @@ class Rank0:
         recent = range(number - MAX_EMPTY_WINDOWS + 1, number + 1)
         if recent[0] < 0 or any(self._num_pairs(window) for window in recent):
             return
+        if self.run.spec.method.name == "spin":
+            raise NoPairsError(
+                f"windows {recent[0]} to {recent[-1]} gave no pair: the model gives the true answer to every prompt, and has "
+                f"nothing left to learn from spec.data.prompts. Look at the samples (windows/{number:06d}/samples.parquet)"
+            )
         raise NoPairsError(
             f"windows {recent[0]} to {recent[-1]} gave no pair: every prompt's answers have rewards that are equal, or closer "
             f"than spec.method.minMargin ({self.run.spec.method.min_margin:g}). "
             f"Look at the samples (windows/{number:06d}/samples.parquet): do answers match spec.preference.rule "
-            f"({self.run.spec.preference.rule.kind})? Are prompts too easy or too hard, is spec.rollout.maxTokens "
+            f"({self.run.spec.preference.scoring.kind})? Are prompts too easy or too hard, is spec.rollout.maxTokens "
             f"({self.run.spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"
         )
 
@@ -205,6 +213,8 @@ class Rank0:
         ]
 
     def _pair(self, groups: Sequence[ScoredGroup]) -> Pairing:
+        if self.run.spec.method.name == "spin":
+            return pair_with_truths(groups, self.encode_answer)
         return pair_groups(groups, self.run.spec.method, seed=self.run.spec.data.prompts.shuffle_seed)
 
 
