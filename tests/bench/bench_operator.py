@@ -161,7 +161,7 @@ async def bench(count: int, steady_seconds: float) -> None:
         folder = Path(temporary)
         with new_control_plane(folder / "control-plane") as control_plane, kwok(control_plane, folder):
             control_plane.kubectl("apply", "--server-side", "-f", str(CRD))
-            control_plane.kubectl("wait", "--for=condition=Established", "crd/spinruns.spinrun.dev", "--timeout=30s")
+            control_plane.until_served("spinruns.spinrun.dev")
             control_plane.kubectl("create", "namespace", NAMESPACE)
             async with user(control_plane) as cluster, operator_process(control_plane.kubeconfig, NAMESPACE) as operator:
                 rows = await measure(cluster, operator, count, steady_seconds)

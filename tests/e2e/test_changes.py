@@ -29,7 +29,7 @@ def test_rollouts_scaled_up_and_down_serve_the_same_run(runs: Runs, tmp_path: Pa
     runs.create(tiny_run("scaled", duration={"windows": 400}))
     runs.until_window("scaled", 1)
     runs.change("scaled", rollout={"replicas": 3})
-    runs.until("three serve", lambda: runs.status("scaled")["rollouts"] == {"ready": 3, "desired": 3})
+    runs.until("three serve", lambda: runs.status("scaled")["rollouts"] == {"ready": 3, "desired": 3}, seconds=600)
     runs.change("scaled", rollout={"replicas": 1})
     runs.until("one serves", lambda: runs.status("scaled")["rollouts"] == {"ready": 1, "desired": 1})
     windows = runs.status("scaled")["window"] + 2

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,15 @@ class ControlPlane:
         if done.returncode != 0:
             raise KubectlError(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
         return done.stdout
+
+    def until_served(self, crd: str, seconds: float = 30) -> None:
+        """Waits until the API server serves a CRD. `kubectl wait` fails where its status has no conditions yet."""
+        conditions = "--output=jsonpath={range .status.conditions[*]}{.type}={.status} {end}"
+        deadline = time.monotonic() + seconds
+        while "Established=True" not in self.kubectl("get", f"crd/{crd}", conditions):
+            if time.monotonic() > deadline:
+                raise KubectlError(f"the CRD {crd} is not served after {seconds:g} s")
+            time.sleep(0.1)
 
     async def kubectl_async(self, *args: str, input: str | None = None) -> str:
         """The same in a thread, so that the event loop goes on."""

@@ -48,7 +48,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     with new_control_plane(tmp_path_factory.mktemp("chart-control-plane")) as started:
         for kind in MONITORING:
             started.kubectl("apply", "--server-side", "-f", "-", input=monitoring_crd(kind))
-            started.kubectl("wait", "--for=condition=Established", f"crd/{kind.lower()}s.monitoring.coreos.com", "--timeout=30s")
+            started.until_served(f"{kind.lower()}s.monitoring.coreos.com")
         yield started
 
 

@@ -17,7 +17,7 @@ CRD = Path(__file__).resolve().parents[3] / "crds" / "spinrun.dev_spinruns.yaml"
 def crd(control_plane: ControlPlane) -> None:
     """The CRD, served by the API server."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/spinruns.spinrun.dev", "--timeout=30s")
+    control_plane.until_served("spinruns.spinrun.dev")
 
 
 @pytest.fixture

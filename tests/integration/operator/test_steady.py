@@ -78,7 +78,7 @@ def writes_in_audit_log(log: Path, namespace: str, since: float) -> Counter[str]
 async def test_api_server_is_restarted_under_the_operator(tmp_path: Path) -> None:
     with new_control_plane(tmp_path / "control-plane") as control_plane, new_namespace(control_plane, "restart") as namespace:
         control_plane.kubectl("apply", "--server-side", "-f", str(CRD))
-        control_plane.kubectl("wait", "--for=condition=Established", "crd/spinruns.spinrun.dev", "--timeout=30s")
+        control_plane.until_served("spinruns.spinrun.dev")
         async with (
             await config.new_client_from_config(str(control_plane.kubeconfig)) as api_client,
             operator_process(control_plane.kubeconfig, namespace) as operator,
