@@ -10,6 +10,9 @@ EXTRAS ?= operator,worker,cpu,dev
 CACHE ?= .cache
 RUN ?= runs/demo
 E2E ?= tests/e2e
+# Tests that share no machine-wide thing run side by side, units by files, the cluster's on a control plane for each process.
+PARALLEL ?= -n 2 --dist loadfile
+PARALLEL_CLUSTER ?= $(if $(KUBECONFIG),,-n 2 --dist worksteal)
 MODEL := $(CACHE)/models/smollm2-135m-instruct
 
 .PHONY: help
@@ -43,11 +46,12 @@ test: test-engine test-cluster ## Run all tests but those with real pods
 
 .PHONY: test-engine
 test-engine: $(VENV)/.installed ## Run the units, and the engine with a real vLLM and a real torchrun
-	$(BIN)/pytest -m "not cluster and not e2e" $(PYTEST_ARGS)
+	$(BIN)/pytest tests/unit -m "not cluster" $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/pytest tests/integration tests/engine -m "not cluster and not e2e" $(PYTEST_ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/.installed ## Run the operator, its chart and the commands on a real control plane (needs Go; builds it once, ten minutes)
-	$(BIN)/pytest -m cluster $(PYTEST_ARGS)
+	$(BIN)/pytest -m cluster $(PARALLEL_CLUSTER) $(PYTEST_ARGS)
 
 .PHONY: control-plane
 control-plane: ## Start a Kubernetes control plane without nodes (needs Go; builds it once, ten minutes)

@@ -25,10 +25,14 @@ async def test_process_runs_a_spinrun_answers_its_probes_and_ends_at_sigterm(
         assert "finalizers" not in run["metadata"]
         assert "annotations" not in run["metadata"]
         assert await operator.ask("/healthz") == (200, "ok")
+
+        async def nothing_waits() -> bool:
+            return "spinrun_operator_queue_depth 0.0" in (await operator.ask("/metrics"))[1]
+
+        await cluster.until("the queue is empty", nothing_waits)
         status, metrics = await operator.ask("/metrics")
         assert status == 200
         assert 'spinrun_operator_api_writes_total{resource="jobs",verb="PATCH"} 1.0' in metrics
-        assert "spinrun_operator_queue_depth 0.0" in metrics
         operator.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             assert await operator.process.wait() == 0
