@@ -10,9 +10,9 @@ EXTRAS ?= operator,worker,cpu,dev
 CACHE ?= .cache
 RUN ?= runs/demo
 E2E ?= tests/e2e
-# Tests that share no machine-wide thing run side by side, units by files, the cluster's on a control plane for each process.
+# Units run in two processes, and so do the tests of the cluster, with a control plane for each; the tests of a file stay together.
 PARALLEL ?= -n 2 --dist loadfile
-PARALLEL_CLUSTER ?= $(if $(KUBECONFIG),,-n 2 --dist worksteal)
+PARALLEL_CLUSTER ?= $(if $(KUBECONFIG),,$(PARALLEL))
 MODEL := $(CACHE)/models/smollm2-135m-instruct
 
 .PHONY: help
