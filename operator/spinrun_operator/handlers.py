@@ -8,6 +8,8 @@ from spinrun_api.run import GROUP, PLURAL, VERSION
 from spinrun_operator.controller import Controller
 from spinrun_operator.settings import Settings
 
+LONGEST_WATCH_SECONDS = 60
+
 
 def registry(controller: Controller) -> kopf.OperatorRegistry:
     """kopf's handlers for a controller."""
@@ -34,7 +36,9 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     # The kinds are known: CRDs and, in watched namespaces, the namespaces themselves need not be watched.
     chosen.scanning.disabled = True
     chosen.watching.inactivity_timeout = settings.watch_silence_seconds
-    chosen.watching.server_timeout = round(settings.resync_seconds)
+    # A watch that was opened while the API server took in a changed CRD, as at an upgrade of the chart, may bring bookmarks and
+    # no events until it ends.
+    chosen.watching.server_timeout = min(LONGEST_WATCH_SECONDS, round(settings.resync_seconds))
     chosen.networking.request_timeout = settings.request_timeout_seconds
     chosen.queueing.idle_timeout = 1.0
     return chosen

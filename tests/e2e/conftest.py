@@ -83,6 +83,9 @@ def shared(
 ) -> Generator[Runs]:
     """The namespace of all tests, which enforces the restricted Pod Security level."""
     upgrade()
+    # The name of an image that was built again is the same.
+    control_plane.kubectl("rollout", "restart", "deployment/spinrun-operator", "-n", SYSTEM)
+    control_plane.kubectl("rollout", "status", "deployment/spinrun-operator", "-n", SYSTEM, "--timeout=120s")
     runs = Runs(control_plane, NAMESPACE, f"{registry}/spinrun/worker:dev")
     runs.prepare(tiny_llama(tmp_path_factory.mktemp("model") / "tiny"))
     yield runs
