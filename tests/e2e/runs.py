@@ -24,6 +24,8 @@ CLAIM = "shared"
 ACCESS_MODE = os.environ.get("ACCESS_MODE", "ReadWriteMany")
 SHELL = "shell"
 PATIENCE_SECONDS = 300
+WINDOWS = 60
+"""Of a run that something befalls: a window may take less than a second, and the status is some seconds behind."""
 
 
 def tiny_run(name: str, **spec: Any) -> Json:

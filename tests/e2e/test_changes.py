@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import Runs, tiny_run
+from e2e.runs import WINDOWS, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 def test_a_suspended_run_has_no_pods_and_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None:
-    runs.create(tiny_run("paused", duration={"windows": 6}))
+    runs.create(tiny_run("paused", duration={"windows": WINDOWS}))
     before = runs.until_window("paused", 2)
     runs.change("paused", lifecycle={"suspend": True})
     runs.until("it is suspended", lambda: runs.condition("paused", "Suspended").get("status") == "True")
@@ -22,7 +22,7 @@ def test_a_suspended_run_has_no_pods_and_goes_on_where_it_was(runs: Runs, tmp_pa
     status = runs.until_phase("paused", "Complete")
 
     assert status.get("failedAttempts", 0) == 0
-    runs.ledger("paused", tmp_path).assert_whole(windows=6)
+    runs.ledger("paused", tmp_path).assert_whole(windows=WINDOWS)
 
 
 def test_rollouts_scaled_up_and_down_serve_the_same_run(runs: Runs, tmp_path: Path) -> None:

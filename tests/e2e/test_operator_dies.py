@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import SYSTEM
-from e2e.runs import Runs, tiny_run
+from e2e.runs import WINDOWS, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 def test_an_operator_killed_at_every_stage_and_upgraded_leaves_the_pods_alone(
     runs: Runs, tmp_path: Path, upgrade: Callable[..., str]
 ) -> None:
-    runs.create(tiny_run("steady", duration={"windows": 8}))
+    runs.create(tiny_run("steady", duration={"windows": WINDOWS}))
     runs.until("pods are there", lambda: len(runs.pods()) == 2)
     kill_operator(runs)
     runs.until_window("steady", 1, "generate")
@@ -29,7 +29,7 @@ def test_an_operator_killed_at_every_stage_and_upgraded_leaves_the_pods_alone(
     status = runs.until_phase("steady", "Complete")
 
     assert status["attempt"] == 1
-    runs.ledger("steady", tmp_path).assert_whole(windows=8)
+    runs.ledger("steady", tmp_path).assert_whole(windows=WINDOWS)
 
 
 def kill_operator(runs: Runs) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import Runs, tiny_run
+from e2e.runs import WINDOWS, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -20,7 +20,7 @@ END = "import os, signal; os.kill(1, signal.SIGTERM)"
 
 
 def test_pods_deleted_while_they_generate_stage_and_switch(runs: Runs, tmp_path: Path) -> None:
-    runs.create(tiny_run("deleted", rollout=two_rollouts(), duration={"windows": 8}))
+    runs.create(tiny_run("deleted", rollout=two_rollouts(), duration={"windows": WINDOWS}))
     runs.until_window("deleted", 1, "generate")
     runs.kubectl("delete", "pod", runs.pod_names("rollout")[0], "--wait=false")
     # A version is staged and switched to in the second in which this phase is seen.
@@ -30,11 +30,11 @@ def test_pods_deleted_while_they_generate_stage_and_switch(runs: Runs, tmp_path:
     status = runs.until_phase("deleted", "Complete")
 
     assert status["attempt"] == 1, "the trainer was left alone"
-    runs.ledger("deleted", tmp_path).assert_whole(windows=8)
+    runs.ledger("deleted", tmp_path).assert_whole(windows=WINDOWS)
 
 
 def test_vllm_and_agent_killed_in_their_containers(runs: Runs, tmp_path: Path) -> None:
-    runs.create(tiny_run("killed", duration={"windows": 8}))
+    runs.create(tiny_run("killed", duration={"windows": WINDOWS}))
     runs.until_window("killed", 1, "generate")
     pod = runs.pod_names("rollout")[0]
     assert runs.kubectl("exec", pod, "--container=vllm", "--", "python", "-c", KILL_ENGINE).strip()
@@ -47,7 +47,7 @@ def test_vllm_and_agent_killed_in_their_containers(runs: Runs, tmp_path: Path) -
 
     assert status["attempt"] == 1
     assert restarts_at_most(runs, pod, 1)
-    runs.ledger("killed", tmp_path).assert_whole(windows=8)
+    runs.ledger("killed", tmp_path).assert_whole(windows=WINDOWS)
 
 
 def two_rollouts() -> dict[str, object]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import Runs, tiny_run
+from e2e.runs import WINDOWS, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -19,7 +19,7 @@ with open(sys.argv[1], 'r+b') as file:
 
 
 def test_a_damaged_weights_file_is_refused_by_name(runs: Runs, tmp_path: Path) -> None:
-    runs.create(tiny_run("damaged", duration={"windows": 5}))
+    runs.create(tiny_run("damaged", duration={"windows": WINDOWS}))
     runs.until_window("damaged", 2)
     runs.change("damaged", lifecycle={"suspend": True})
     runs.until("no pod is left", lambda: not runs.pods())
