@@ -1,7 +1,7 @@
 """The dashboard of all runs: which are on their way, and which need somebody?"""
 
 from monitoring import run
-from monitoring.panels import AnyPanel, Query, Row, curves, figure, overview, page, share, stacked, trainer, variable
+from monitoring.panels import AnyPanel, Query, Row, curves, figure, overview, page, rate, share, stacked, trainer, variable
 
 RUNS = 'namespace=~"$namespace"'
 PHASES = "spinrun_operator_runs"
@@ -110,7 +110,7 @@ def _over_time() -> list[AnyPanel]:
             "suffix: tokens/s",
             "By the rollouts of each run.",
             Query(
-                f"sum by (namespace, spinrun_dev_run) (rate(spinrun_rollout_tokens_total{{{RUNS}}}[$__rate_interval]))",
+                rate("spinrun_rollout_tokens_total", RUNS, "namespace, spinrun_dev_run"),
                 "{{namespace}}/{{spinrun_dev_run}}",
             ),
             empty="no rollout runs, or Prometheus does not collect from it",

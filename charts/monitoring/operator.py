@@ -1,6 +1,6 @@
 """The dashboard of the operator itself: does it keep up, and does the API server answer?"""
 
-from monitoring.panels import AnyPanel, Query, Row, curves, figure, page, quantiles, share, stacked, variable
+from monitoring.panels import AnyPanel, Query, Row, curves, figure, page, quantiles, rate, share, stacked, variable
 
 OPERATOR = 'namespace="$namespace"'
 EMPTY = "Prometheus does not collect from the operator: see serviceMonitor.enabled of the chart"
@@ -24,7 +24,7 @@ def operator_dashboard() -> str:
 
 
 def _rate(metric: str, by: str, more: str = "") -> str:
-    return f"sum by ({by}) (rate({metric}{{{OPERATOR}{more}}}[$__rate_interval]))"
+    return rate(metric, OPERATOR + more, by)
 
 
 def _now() -> list[AnyPanel]:

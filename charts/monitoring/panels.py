@@ -151,9 +151,14 @@ def trainer(metric: str, selector: str = 'namespace="$namespace", run="$run"') -
     return f"max by (namespace, run) (spinrun_trainer_{metric}{braces})"
 
 
+def rate(metric: str, selector: str, by: str) -> str:
+    """Increase of a counter a second over the time between two points, summed but for some labels."""
+    return f"sum by ({by}) (rate({metric}{{{selector}}}[$__rate_interval]))"
+
+
 def quantiles(histogram: str, selector: str, by: str = "") -> tuple[Query, Query]:
     """Median and 99th percentile of a histogram over the time between two points, where labels may be kept apart."""
     groups, legend = (f"le, {by}", f" {{{{{by}}}}}") if by else ("le", "")
-    rates = f"sum by ({groups}) (rate({histogram}_bucket{{{selector}}}[$__rate_interval]))"
+    rates = rate(f"{histogram}_bucket", selector, groups)
     median, slowest = (f"histogram_quantile({quantile}, {rates})" for quantile in (0.5, 0.99))
     return Query(median, f"median{legend}"), Query(slowest, f"99 %{legend}")

@@ -1,6 +1,6 @@
 """The dashboard of a run's rollouts: how fast do they sample, and how long does a new version take?"""
 
-from monitoring.panels import TOKENS, AnyPanel, Query, Row, curves, figure, page, quantiles, share, stacked, variable
+from monitoring.panels import TOKENS, AnyPanel, Query, Row, curves, figure, page, quantiles, rate, share, stacked, variable
 
 RUN = 'namespace="$namespace", spinrun_dev_run="$run"'
 EMPTY = "no rollout runs, or Prometheus does not collect from it"
@@ -29,7 +29,7 @@ def rollout_dashboard() -> str:
 
 
 def _rate(metric: str, by: str) -> str:
-    return f"sum by ({by}) (rate({metric}{{{RUN}}}[$__rate_interval]))"
+    return rate(metric, RUN, by)
 
 
 def _now() -> list[AnyPanel]:
