@@ -6,14 +6,14 @@ The cluster is the one that KUBECONFIG names, where IMAGES names the registry th
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from e2e.runs import Runs
-from integration.control_plane import TOOLS, ControlPlane, find_kubectl
+from integration.control_plane import TOOLS, ControlPlane, find_kubectl, started
 from models import tiny_llama
 from unit.chart.helm import CHART, helm
 
@@ -37,19 +37,8 @@ def control_plane() -> Iterator[ControlPlane]:
     if os.geteuid() != 0:
         pytest.skip("a node on this machine needs root; or name a cluster in KUBECONFIG")
     was_running = subprocess.run([TOOLS / "cluster", "status", "--state", STATE], capture_output=True).returncode == 0
-    guard = None
-    if not was_running:
-        # Stops the cluster also where pytest is killed.
-        down_after = [sys.executable, TOOLS / "cluster", "down", "--state", STATE, "--after", str(os.getpid())]
-        guard = subprocess.Popen(down_after, stdin=subprocess.DEVNULL, start_new_session=True)
-        tool("cluster", "up", "--state", STATE)
-    try:
+    with nullcontext() if was_running else started("cluster", STATE):
         yield ControlPlane(STATE / "kubeconfig", find_kubectl(), STATE)
-    finally:
-        if guard is not None:
-            tool("cluster", "down", "--state", STATE)
-            guard.kill()
-            guard.wait()
 
 
 @pytest.fixture(scope="session")

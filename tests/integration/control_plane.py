@@ -79,30 +79,39 @@ def find_kubectl() -> Path:
     return Path(built.stdout.strip(), "kubectl")
 
 
-def run_control_plane(command: str, state: Path) -> None:
-    """Runs `tools/control-plane COMMAND`; its own message, on stderr, says what went wrong."""
+def run_tool(tool: str, command: str, state: Path, *arguments: str) -> None:
+    """Runs `tools/TOOL COMMAND`; its own message, on stderr, says what went wrong."""
     done = subprocess.run(
-        [sys.executable, TOOLS / "control-plane", command, "--state", state],
+        [sys.executable, TOOLS / tool, command, "--state", state, *arguments],
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
-        pytest.fail(f"tools/control-plane {command}: {done.stderr}", pytrace=False)
+        pytest.fail(f"tools/{tool} {command}: {done.stderr}", pytrace=False)
+
+
+@contextlib.contextmanager
+def started(tool: str, state: Path, *arguments: str) -> Generator[None, None, None]:
+    """What `tools/TOOL up` starts; it ends with the block, or with this process."""
+    # Stops it where pytest is killed and so never comes to the end of the block.
+    down_after = [sys.executable, TOOLS / tool, "down", "--state", state, "--after", str(os.getpid())]
+    guard = subprocess.Popen(down_after, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        run_tool(tool, "up", state, *arguments)
+        yield
+    finally:
+        run_tool(tool, "down", state)
+        guard.kill()
+        guard.wait()
 
 
 @contextlib.contextmanager
 def new_control_plane(state: Path) -> Generator[ControlPlane, None, None]:
     """A control plane that nobody else uses; it ends with the block, or with this process."""
-    # Stops the control plane where pytest is killed and so never comes to the end of the block.
-    down_after = [sys.executable, TOOLS / "control-plane", "down", "--state", state, "--after", str(os.getpid())]
-    guard = subprocess.Popen(down_after, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        run_control_plane("up", state)
-        yield ControlPlane(state / "kubeconfig", find_kubectl(), state)
+        with started("control-plane", state):
+            yield ControlPlane(state / "kubeconfig", find_kubectl(), state)
     finally:
-        run_control_plane("down", state)
-        guard.kill()
-        guard.wait()
         # pytest keeps the folders of the last sessions: the logs are worth that, the database is not.
         shutil.rmtree(state / "etcd", ignore_errors=True)
 
@@ -113,8 +122,8 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     if kubeconfig := os.environ.get("KUBECONFIG"):
         yield ControlPlane(Path(kubeconfig), find_kubectl(), state=None)
         return
-    with new_control_plane(tmp_path_factory.mktemp("control-plane")) as started:
-        yield started
+    with new_control_plane(tmp_path_factory.mktemp("control-plane")) as own:
+        yield own
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import IO
 
 import pytest
 
-from integration.control_plane import TOOLS, ControlPlane, find_kubectl
+from integration.control_plane import TOOLS, ControlPlane, find_kubectl, started
 from integration.node.machine import Machine
 
 
@@ -33,17 +33,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @contextmanager
 def new_cluster(state: Path) -> Generator[ControlPlane, None, None]:
     """A cluster with two nodes; it ends with the block, or with this process."""
-    down_after = [sys.executable, TOOLS / "cluster", "down", "--state", state, "--after", str(os.getpid())]
-    guard = subprocess.Popen(down_after, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        started = run_cluster("up", "--state", state, "--nodes", "2")
-        if started.returncode != 0:
-            pytest.fail(started.stderr, pytrace=False)
+    with started("cluster", state, "--nodes", "2"):
         yield ControlPlane(state / "kubeconfig", find_kubectl(), state)
-    finally:
-        run_cluster("down", "--state", state)
-        guard.kill()
-        guard.wait()
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +58,8 @@ def control_plane(state: Path, request: pytest.FixtureRequest) -> Iterator[Contr
     if os.geteuid() != 0:
         pytest.skip("a node on this machine needs root; or name a cluster in KUBECONFIG")
     request.getfixturevalue("machine")
-    with new_cluster(state) as started:
-        yield started
+    with new_cluster(state) as own:
+        yield own
 
 
 @pytest.fixture(scope="session")
