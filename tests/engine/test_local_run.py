@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from spinrun_api.processes import CPU_SERVER
 from spinrun_worker.ledger import read_metrics, verify_tree
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
@@ -139,4 +140,4 @@ def survivors(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def is_vllm(process: psutil.Process) -> bool:
-    return "vllm.entrypoints.openai.api_server" in process.cmdline() and "guard.py" not in " ".join(process.cmdline())
+    return CPU_SERVER in process.cmdline() and "guard.py" not in " ".join(process.cmdline())
