@@ -21,6 +21,15 @@ ROOT = TOOLS.parent
 STATE = ROOT / ".cache" / "cluster"
 NAMESPACE = "spinrun-e2e"
 SYSTEM = "spinrun-system"
+FIGURES = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how long the runs took to start and to get over what befell them."""
+    if figures := terminalreporter.config.stash.get(FIGURES, []):
+        terminalreporter.section("runs")
+        for figure in figures:
+            terminalreporter.write_line(figure)
 
 
 def tool(name: str, *arguments: str | Path) -> str:
@@ -68,7 +77,11 @@ def upgrade(control_plane: ControlPlane, registry: str) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def shared(
-    control_plane: ControlPlane, registry: str, upgrade: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+    control_plane: ControlPlane,
+    registry: str,
+    upgrade: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
 ) -> Generator[Runs]:
     """The namespace of all tests, which enforces the restricted Pod Security level."""
     upgrade()
@@ -78,6 +91,7 @@ def shared(
     runs = Runs(control_plane, NAMESPACE, f"{registry}/spinrun/worker:dev")
     runs.prepare(tiny_llama(tmp_path_factory.mktemp("model") / "tiny"))
     yield runs
+    pytestconfig.stash[FIGURES] = runs.figures
     control_plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
 
 

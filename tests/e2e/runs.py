@@ -9,6 +9,8 @@ import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,13 @@ SHELL = "shell"
 PATIENCE_SECONDS = 300
 WINDOWS = 60
 """Of a run that something befalls: a window may take less than a second, and the status is some seconds behind."""
+KILL_RANK = """
+import os, pathlib, signal
+for folder in pathlib.Path('/proc').iterdir():
+    if folder.name.isdigit() and int(folder.name) != 1 and b'spinrun_worker.trainer\\0' in (folder / 'cmdline').read_bytes():
+        os.kill(int(folder.name), signal.SIGKILL)
+        print(folder.name)
+"""
 
 
 def tiny_run(name: str, **spec: Any) -> Json:
@@ -47,6 +56,13 @@ def tiny_run(name: str, **spec: Any) -> Json:
     }
     metadata = {"name": name}
     return {"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": copy.deepcopy(blocks | spec)}
+
+
+def with_models(container: str) -> dict[str, object]:
+    """A pod template with the models of the shared claim at /models."""
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": CLAIM, "readOnly": True}}
+    mount = {"name": "models", "mountPath": "/models", "subPath": "models", "readOnly": True}
+    return {"spec": {"volumes": [volume], "containers": [{"name": container, "volumeMounts": [mount]}]}}
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,8 @@ class Runs:
         self.control_plane = control_plane
         self.namespace = namespace
         self.image = image
+        self.figures: list[str] = []
+        """What was measured on the way, for people to read."""
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
         """Runs kubectl in the namespace."""
@@ -131,6 +149,14 @@ class Runs:
         }
         return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": defaults | spec}
 
+    def reader(self, claim: str) -> str:
+        """Name of a pod that sees another claim, where the shell sees the shared one."""
+        pod = self.pod(f"reader-{claim}", ["sleep", "infinity"])
+        pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = claim
+        self.create(pod)
+        self.kubectl("wait", "--for=condition=Ready", f"pod/reader-{claim}", "--timeout=60s")
+        return f"reader-{claim}"
+
     def shell(self, *command: str, pod: str = SHELL) -> str:
         """Runs a command in a pod, the one that has the claim at /shared if none is named."""
         return self.kubectl("exec", pod, "--", *command)
@@ -159,7 +185,7 @@ class Runs:
         """Names of pods that are not being deleted."""
         return [pod["metadata"]["name"] for pod in self.pods(component, name) if "deletionTimestamp" not in pod["metadata"]]
 
-    def until(self, what: str, holds: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
+    def until(self, what: str, holds: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
         """Waits until it holds and returns what it returned; fails with everything that can be known when it does not."""
         deadline = time.monotonic() + seconds
         while not (result := holds()):
@@ -220,7 +246,16 @@ class Runs:
         for path in sorted(copy_of.glob("*/*/MANIFEST.json")):
             manifest = Manifest.model_validate_json(path.read_bytes())
             manifests.setdefault(path.parts[-3], {})[manifest.number] = manifest
-        return Ledger(manifests, read_metrics(copy_of / "metrics.jsonl"))
+        metrics = read_metrics(copy_of / "metrics.jsonl")
+        self.figures.append(f"{name}: {self._times(name, metrics)}")
+        return Ledger(manifests, metrics)
+
+    def _times(self, name: str, metrics: list[MetricsLine]) -> str:
+        """How long a run took to start, and what befell it to pass."""
+        created = datetime.fromisoformat(self.get(name)["metadata"]["creationTimestamp"]).timestamp()
+        steps = [line.time for line in metrics if line.event == "step"]
+        longest = max((after - before for before, after in pairwise(steps)), default=0.0)
+        return f"first step {steps[0] - created:.0f} s after it was created, at most {longest:.1f} s from one step to the next"
 
     def metrics(self, pod: str, port: int) -> str:
         """The page of metrics of an agent or a trainer, asked for from inside the cluster."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import ROOT
-from e2e.runs import ACCESS_MODE, CLAIM, Ledger, Runs, tiny_run
+from e2e.runs import ACCESS_MODE, Runs, tiny_run, with_models
 from spinrun_api.processes import AGENT_PORT, TRAINER_PORT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -52,6 +52,7 @@ def test_a_run_learns_completes_and_leaves_its_ledger(runs: Runs, tmp_path: Path
         runs.until(f"{pod} serves a trained version", lambda pod=pod: trained_version(runs, pod))
         for pod in runs.pod_names("rollout")
     ]
+    runs.figures += [pause_of(runs, pod) for pod in runs.pod_names("rollout")]
     trained = runs.metrics(runs.pod_names("trainer")[0], TRAINER_PORT)
     assert re.search(r"^spinrun_trainer_window_reward_mean\{.*run=\"happy\".*\} 0\.\d", trained, re.MULTILINE)
 
@@ -59,21 +60,14 @@ def test_a_run_learns_completes_and_leaves_its_ledger(runs: Runs, tmp_path: Path
 
     assert status["metrics"]["accuracy"] > 0.6, "0.43 before"
     assert status["version"] == 3
-    ledger = read_claim(runs, claim, "happy", tmp_path)
+    ledger = runs.ledger("happy", tmp_path, pod=runs.reader(claim))
     ledger.assert_whole(windows=3)
     for version, digest in served:
         assert digest == ledger.manifests["evaluations"][version].parent, "rollouts and trainer have seen the same bytes"
     runs.until("no pod is left", lambda: not runs.pods())
     runs.until("the run is gone after its time", lambda: "happy" not in runs.kubectl("get", "spinrun", "--output=name"))
     assert claim_of(runs) == claim, "what it has learned is kept"
-    runs.kubectl("delete", "pod/results", f"pvc/{claim}")
-
-
-def with_models(container: str) -> dict[str, object]:
-    """A pod template with the models of the shared claim at /models."""
-    volume = {"name": "models", "persistentVolumeClaim": {"claimName": CLAIM, "readOnly": True}}
-    mount = {"name": "models", "mountPath": "/models", "subPath": "models", "readOnly": True}
-    return {"spec": {"volumes": [volume], "containers": [{"name": container, "volumeMounts": [mount]}]}}
+    runs.kubectl("delete", f"pod/reader-{claim}", f"pvc/{claim}")
 
 
 def claim_of(runs: Runs) -> str:
@@ -87,10 +81,19 @@ def trained_version(runs: Runs, pod: str) -> tuple[int, str] | None:
     return (int(found[2]), found[1]) if found and int(found[2]) > 0 else None
 
 
-def read_claim(runs: Runs, claim: str, name: str, tmp_path: Path) -> Ledger:
-    """The ledger on a claim of its own, seen through a pod that mounts it where the shared one is for others."""
-    pod = runs.pod("results", ["sleep", "infinity"])
-    pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = claim
-    runs.create(pod)
-    runs.kubectl("wait", "--for=condition=Ready", "pod/results", "--timeout=60s")
-    return runs.ledger(name, tmp_path, pod="results")
+READ_ONCE = """
+import glob, time
+files = glob.glob('/ledger/**/weights/*/*.safetensors', recursive=True)[:1]
+began = time.perf_counter()
+num_bytes = sum(len(open(file, 'rb', buffering=0).read()) for file in files)
+print(f'{num_bytes} {time.perf_counter() - began}')
+"""
+
+
+def pause_of(runs: Runs, pod: str) -> str:
+    """How long an agent's vLLM was paused for a version on average, beside reading such a version's bytes from the volume."""
+    page = runs.metrics(pod, AGENT_PORT)
+    paused = dict(re.findall(r"^spinrun_rollout_pause_seconds_(count|sum)\S* (\S+)$", page, re.MULTILINE))
+    seconds = float(paused["sum"]) / float(paused["count"])
+    num_bytes, raw = map(float, runs.kubectl("exec", pod, "--container=agent", "--", "python3", "-c", READ_ONCE).split())
+    return f"{pod}: paused {seconds:.2f} s a version; {num_bytes / 1e6:.0f} MB read raw in {raw:.2f} s"

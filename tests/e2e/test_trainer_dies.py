@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import WINDOWS, Runs, tiny_run
+from e2e.runs import KILL_RANK, WINDOWS, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
-
-KILL_RANK = """
-import os, pathlib, signal
-for folder in pathlib.Path('/proc').iterdir():
-    if folder.name.isdigit() and int(folder.name) != 1 and b'spinrun_worker.trainer\\0' in (folder / 'cmdline').read_bytes():
-        os.kill(int(folder.name), signal.SIGKILL)
-        print(folder.name)
-"""
 
 
 @pytest.mark.parametrize("activity", ["generate", "train", "publish"])
