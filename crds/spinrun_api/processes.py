@@ -39,7 +39,7 @@ CPU_WORKER = "spinrun_worker.rollout.vllm_cpu_worker.CpuWorker"
 ONE_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 VLLM_SERVER = "vllm.entrypoints.openai.api_server"
-# The same, with an engine that shares the server's memory.
+# The same with an engine that shares the server's memory, where that engine computes itself.
 CPU_SERVER = "spinrun_worker.rollout.vllm_cpu"
 
 CPU_CACHE_BYTES = 1 << 30
@@ -79,7 +79,6 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
         arguments["tokenizer"] = model.tokenizer
     if model.trust_remote_code:
         arguments["trust-remote-code"] = True
-    server = VLLM_SERVER
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if accelerator == "cpu":
         # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
@@ -88,10 +87,10 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
         arguments |= {"kv-cache-memory-bytes": CPU_CACHE_BYTES}
         environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         if rollout.tensor_parallel_size == 1:
-            server = CPU_SERVER
             arguments["distributed-executor-backend"] = ONE_PROCESS_EXECUTOR
             environment |= {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
     arguments |= rollout.engine_args
+    server = CPU_SERVER if arguments.get("distributed-executor-backend") == ONE_PROCESS_EXECUTOR else VLLM_SERVER
     return Process([PYTHON, "-m", server, *_flags(arguments)], environment)
 
 

@@ -28,6 +28,7 @@ def test_only_vllm_on_cpus_needs_our_code() -> None:
     on_gpu = processes.vllm(run, accelerator="cuda", dtype="bfloat16").command
     assert flag(on_cpu, "worker-cls") == processes.CPU_WORKER
     assert "--worker-cls" not in on_gpu
+    assert on_gpu[2] == processes.VLLM_SERVER
 
 
 def test_recommended_sampling_parameters_are_ignored_and_the_server_hears_loopback_only() -> None:
@@ -42,6 +43,8 @@ def test_one_process_computes_on_a_cpu_unless_it_shares_the_model() -> None:
         for size in (1, 2)
     )
     assert flag(alone.command, "distributed-executor-backend") == processes.ONE_PROCESS_EXECUTOR
+    assert (alone.command[2], shared.command[2]) == (processes.CPU_SERVER, processes.VLLM_SERVER)
+    assert find_spec(processes.CPU_SERVER) is not None
     assert alone.environment["OMP_NUM_THREADS"] == "3"
     assert "--distributed-executor-backend" not in shared.command
     assert "OMP_NUM_THREADS" not in shared.environment, "vLLM sets it for each of its workers"
