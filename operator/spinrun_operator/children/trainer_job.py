@@ -49,13 +49,15 @@ def trainer_job(run: SpinRun, settings: Settings, *, attempt: int) -> Json:
 def trainer_revision(run: SpinRun) -> str:
     """Hash of everything in the spec that a trainer reads at its start: when it changes, the trainer must start anew.
 
-    Not of the Job: a newer operator may build it otherwise, and must not disturb a trainer for that.
+    Not of the Job, and not of defaults: a newer operator may build the one otherwise and know more fields, and must not disturb a
+    trainer for that.
     """
-    spec = run.spec.to_document()
-    spec.pop("lifecycle")
-    rollout: Json = spec["rollout"]
+    spec = run.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"lifecycle"})
+    rollout: Json = spec.get("rollout", {})
     for name in ("replicas", "template", "image", "engineArgs", "tensorParallelSize"):
         rollout.pop(name, None)
+    if not rollout:
+        spec.pop("rollout", None)
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from spinrun_operator.children.run_config import run_config
 from spinrun_operator.children.service_account import service_account
 from spinrun_operator.children.services import rollout_service, trainer_service
 from spinrun_operator.children.token_secret import token_secret
-from spinrun_operator.children.trainer_job import trainer_job
+from spinrun_operator.children.trainer_job import trainer_job, trainer_revision
 from unit.operator.world import SETTINGS, UID, run_of
 
 Json = dict[str, Any]
@@ -322,3 +322,13 @@ def test_trainer_answers_the_operator_and_its_own_nodes() -> None:
         "ports": [{"protocol": "TCP", "port": 8200}],
     }
     assert nodes == {"from": [{"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}}]}
+
+
+def test_only_what_the_user_says_makes_a_trainer_start_anew() -> None:
+    revision = trainer_revision(run_of())
+    # Of a run from before: when it changes, an upgrade of the operator restarts every trainer.
+    assert revision == "99bff42db04364e0"
+    assert trainer_revision(run_of(rollout={"replicas": 3}, lifecycle={"suspend": True})) == revision
+    assert trainer_revision(run_of(trainer={"learningRate": 5e-7, "optimizer": "adamw"})) == revision, "the defaults"
+    assert trainer_revision(run_of(trainer={"learningRate": 1e-6})) != revision
+    assert trainer_revision(run_of(rollout={"samplesPerPrompt": 5})) != revision
