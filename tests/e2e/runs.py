@@ -204,7 +204,7 @@ class Runs:
 
         return self.until(f"{name} is {phase} {wanted or ''}", reached, seconds)
 
-    def until_window(self, name: str, window: int, activity: str | None = None) -> Json:
+    def until_window(self, name: str, window: int, activity: str | None = None, seconds: float = PATIENCE_SECONDS) -> Json:
         """Waits until a run works on a window, or on a later one, and on a part of it."""
 
         def reached() -> Json | None:
@@ -213,7 +213,7 @@ class Runs:
             at = status.get("window", -1) >= window and activity in (None, status.get("activity"))
             return status if at else None
 
-        return self.until(f"{name} is at {activity or ''} of window {window}", reached)
+        return self.until(f"{name} is at {activity or ''} of window {window}", reached, seconds)
 
     def describe(self) -> str:
         """Runs, pods and the last lines of what the containers say."""

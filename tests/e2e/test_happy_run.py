@@ -47,7 +47,7 @@ def test_a_run_learns_completes_and_leaves_its_ledger(runs: Runs, tmp_path: Path
     claim = runs.until("the claim is there", lambda: claim_of(runs))
     status = runs.until_phase("happy", "Running", seconds=600)
     assert status["rollouts"] == {"ready": 2, "desired": 2}
-    runs.until_window("happy", 1, "generate")
+    runs.until_window("happy", 1, "generate", seconds=900)
     served = [
         runs.until(f"{pod} serves a trained version", lambda pod=pod: trained_version(runs, pod))
         for pod in runs.pod_names("rollout")
