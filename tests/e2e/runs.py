@@ -26,8 +26,8 @@ CLAIM = "shared"
 ACCESS_MODE = os.environ.get("ACCESS_MODE", "ReadWriteMany")
 SHELL = "shell"
 PATIENCE_SECONDS = 300
-WINDOWS = 60
-"""Of a run that something befalls: a window may take less than a second, and the status is some seconds behind."""
+LONG = {"windows": 1000}
+"""Duration of a run that something befalls: a window may take less than a second, and nothing may come too late. See `finish`."""
 KILL_RANK = """
 import os, pathlib, signal
 for folder in pathlib.Path('/proc').iterdir():
@@ -73,18 +73,18 @@ class Ledger:
     """By folder (weights, windows, evaluations, checkpoints) and number."""
     metrics: list[MetricsLine]
 
-    def assert_whole(self, windows: int) -> None:
+    def assert_whole(self) -> None:
         """Each window was sampled once that counts, from the weights of its number, and every evaluation too."""
         weights = self.manifests["weights"]
         done = self.manifests["windows"]
-        assert sorted(done) == list(range(windows))
+        assert sorted(done) == list(range(len(done)))
         for manifest in [*done.values(), *self.manifests.get("evaluations", {}).values()]:
             assert manifest.version == manifest.number, "a window samples from the version of its number"
             if manifest.version in weights:
                 assert manifest.parent == weights[manifest.version].digest
-        assert max(weights) == windows, "the last window is published too"
+        assert max(weights) == len(done), "the last window is published too"
         assert len({manifest.uid for kind in self.manifests.values() for manifest in kind.values()}) == 1
-        assert sorted({line.window for line in self.metrics if line.event == "window"}) == list(range(windows))
+        assert sorted({line.window for line in self.metrics if line.event == "window"}) == sorted(done)
 
 
 class Runs:
@@ -215,6 +215,16 @@ class Runs:
 
         return self.until(f"{name} is at {activity or ''} of window {window}", reached, seconds)
 
+    def goes_on(self, name: str) -> Json:
+        """Waits until a run has done two windows more, and returns its status."""
+        return self.until_window(name, self.status(name)["window"] + 2)
+
+    def finish(self, name: str) -> None:
+        """Has a run end soon, by fewer windows. That is one attempt more, and no failure."""
+        self.measure(name)
+        self.change(name, duration={"windows": self.status(name)["window"] + 3})
+        self.until_phase(name, "Complete")
+
     def describe(self) -> str:
         """Runs, pods and the last lines of what the containers say."""
         parts = [self.kubectl("describe", "spinrun"), self.kubectl("get", "pods", "--output=wide")]
@@ -246,16 +256,21 @@ class Runs:
         for path in sorted(copy_of.glob("*/*/MANIFEST.json")):
             manifest = Manifest.model_validate_json(path.read_bytes())
             manifests.setdefault(path.parts[-3], {})[manifest.number] = manifest
-        metrics = read_metrics(copy_of / "metrics.jsonl")
-        self.figures.append(f"{name}: {self._times(name, metrics)}")
-        return Ledger(manifests, metrics)
+        return Ledger(manifests, read_metrics(copy_of / "metrics.jsonl"))
 
-    def _times(self, name: str, metrics: list[MetricsLine]) -> str:
-        """How long a run took to start, and what befell it to pass."""
+    def steps(self, name: str) -> list[MetricsLine]:
+        """What a run has written of its steps so far, those that a later attempt repeats too; no line that it may be writing."""
+        text = self.shell("sh", "-c", f"cat {self.folder(name)}/metrics.jsonl 2>/dev/null || true")
+        lines = [MetricsLine.model_validate_json(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in lines if line.event == "step"]
+
+    def measure(self, name: str) -> None:
+        """Notes how long a run took to start, and to get over what befell it."""
         created = datetime.fromisoformat(self.get(name)["metadata"]["creationTimestamp"]).timestamp()
-        steps = [line.time for line in metrics if line.event == "step"]
-        longest = max((after - before for before, after in pairwise(steps)), default=0.0)
-        return f"first step {steps[0] - created:.0f} s after it was created, at most {longest:.1f} s from one step to the next"
+        times = [line.time for line in self.steps(name)]
+        longest = max((after - before for before, after in pairwise(times)), default=0.0)
+        figure = f"first step {times[0] - created:.0f} s after it was created, at most {longest:.1f} s from one step to the next"
+        self.figures.append(f"{name}: {figure}")
 
     def metrics(self, pod: str, port: int) -> str:
         """The page of metrics of an agent or a trainer, asked for from inside the cluster."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import SYSTEM
-from e2e.runs import WINDOWS, Runs, tiny_run
+from e2e.runs import LONG, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 def test_an_operator_killed_at_every_stage_and_upgraded_leaves_the_pods_alone(
     runs: Runs, tmp_path: Path, upgrade: Callable[..., str]
 ) -> None:
-    runs.create(tiny_run("steady", duration={"windows": WINDOWS}))
+    runs.create(tiny_run("steady", duration=LONG))
     runs.until("pods are there", lambda: len(runs.pods()) == 2)
     kill_operator(runs)
     runs.until_window("steady", 1, "generate")
@@ -23,13 +23,14 @@ def test_an_operator_killed_at_every_stage_and_upgraded_leaves_the_pods_alone(
     runs.until_window("steady", 2)
     upgrade("settings.workers=16")
     runs.until_window("steady", 3)
-    assert {pod["metadata"]["uid"] for pod in runs.pods()} == pods
     kill_operator(runs)
 
-    status = runs.until_phase("steady", "Complete")
+    status = runs.goes_on("steady")
 
     assert status["attempt"] == 1
-    runs.ledger("steady", tmp_path).assert_whole(windows=WINDOWS)
+    assert {pod["metadata"]["uid"] for pod in runs.pods()} == pods
+    runs.finish("steady")
+    runs.ledger("steady", tmp_path).assert_whole()
 
 
 def kill_operator(runs: Runs) -> None:

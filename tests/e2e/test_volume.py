@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import ACCESS_MODE, WINDOWS, Json, Runs, tiny_run, with_models
+from e2e.runs import ACCESS_MODE, LONG, Json, Runs, tiny_run, with_models
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -22,7 +22,7 @@ with open(sys.argv[1], 'r+b') as file:
 
 
 def test_a_damaged_weights_file_is_refused_by_name(runs: Runs, tmp_path: Path) -> None:
-    runs.create(tiny_run("damaged", duration={"windows": WINDOWS}))
+    runs.create(tiny_run("damaged", duration=LONG))
     runs.until_window("damaged", 2)
     runs.change("damaged", lifecycle={"suspend": True})
     runs.until("no pod is left", lambda: not runs.pods())
@@ -39,7 +39,7 @@ def test_a_damaged_weights_file_is_refused_by_name(runs: Runs, tmp_path: Path) -
 def test_a_run_on_a_full_volume_says_so_and_goes_on_when_there_is_space(
     runs: Runs, small_claim: Callable[[], None], tmp_path: Path
 ) -> None:
-    run = tiny_run("full", storage={"claimName": SMALL}, duration={"windows": WINDOWS})
+    run = tiny_run("full", storage={"claimName": SMALL}, duration=LONG)
     run["spec"]["model"]["source"] = "/models/tiny"
     run["spec"]["rollout"]["template"] = with_models("vllm")
     run["spec"]["trainer"]["template"] = with_models("trainer")
@@ -48,11 +48,13 @@ def test_a_run_on_a_full_volume_says_so_and_goes_on_when_there_is_space(
     assert "No space left on device" in said
     small_claim()
 
-    status = runs.until_phase("full", "Complete")
+    status = runs.goes_on("full")
 
     assert status.get("failedAttempts", 0) == 0, "nobody's failure but the volume's"
     assert not unavailable(runs)
-    runs.ledger("full", tmp_path, pod=runs.reader(SMALL)).assert_whole(windows=WINDOWS)
+    runs.change("full", duration={"windows": status["window"] + 3})
+    runs.until_phase("full", "Complete")
+    runs.ledger("full", tmp_path, pod=runs.reader(SMALL)).assert_whole()
     runs.kubectl("delete", f"pod/reader-{SMALL}")
 
 
