@@ -51,8 +51,7 @@ def test_a_trainer_out_of_memory_is_reported_as_such(runs: Runs) -> None:
     status = runs.until_phase("oom", "Failed")
 
     assert status["failedAttempts"] == 1
-    failed = runs.condition("oom", "Failed")
-    assert "OOMKilled" in failed["message"] + failed["reason"]
+    assert "container trainer reached its memory limit of 300Mi: raise" in runs.condition("oom", "Failed")["message"]
 
 
 def test_a_drained_node_moves_the_run_on_when_it_is_back(runs: Runs, tmp_path: Path) -> None:
