@@ -21,19 +21,21 @@ with open(sys.argv[1], 'r+b') as file:
 """
 
 
-def test_a_damaged_weights_file_is_refused_by_name(runs: Runs, tmp_path: Path) -> None:
-    runs.create(tiny_run("damaged", duration=LONG))
-    runs.until_window("damaged", 2)
-    runs.change("damaged", lifecycle={"suspend": True})
-    runs.until("no pod is left", lambda: not runs.pods())
-    newest = runs.shell("sh", "-c", f"ls -d {runs.folder('damaged')}/weights/* | tail -n 1").strip()
-    file = runs.shell("sh", "-c", f"ls {newest}/*.safetensors | head -n 1").strip()
+def test_a_damaged_weights_file_is_refused_by_name_until_it_is_whole(runs: Runs) -> None:
+    # A window whose generation takes long, so that a rollout comes anew in its middle and reads the version from the volume.
+    runs.create(tiny_run("damaged", method={"refUpdateFreq": 100}, duration=LONG))
+    runs.until_window("damaged", 1, "generate")
+    file = runs.shell("sh", "-c", f"ls {runs.folder('damaged')}/weights/v000001/*.safetensors | head -n 1").strip()
     runs.shell("python", "-c", FLIP, file)
-    runs.change("damaged", lifecycle={"suspend": False})
+    runs.kubectl("delete", "pod", runs.pod_names("rollout")[0], "--grace-period=0", "--force")
 
     name = "/".join(file.split("/")[-2:])
     runs.until(f"somebody names {name}", lambda: name in runs.describe())
-    assert runs.status("damaged").get("phase") != "Complete"
+    assert not runs.status("damaged")["rollouts"]["ready"], "nobody serves it"
+    runs.shell("python", "-c", FLIP, file)
+
+    runs.until_window("damaged", 2, seconds=600)
+    assert runs.status("damaged")["attempt"] == 1
 
 
 def test_a_run_on_a_full_volume_says_so_and_goes_on_when_there_is_space(
