@@ -40,6 +40,16 @@ def _sorted_by_path(files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
     return files
 
 
+class Reference(Record):
+    """Weights that pairs are compared with."""
+
+    version: int = Field(ge=0)
+    """Their version."""
+
+    digest: str
+    """Digest of their manifest."""
+
+
 class Manifest(Record):
     """MANIFEST.json: a directory counts once this file does, and its content is what this file says."""
 
@@ -67,6 +77,10 @@ class Manifest(Record):
 
     parent: str | None = None
     """Digest of the weights that a window or evaluation was sampled from. Absent for weights and checkpoints."""
+
+    reference: Reference | None = None
+    """The weights that a window's pairs are compared with. Absent for all else, and for windows from before it was written
+    down, whose reference is the version that they were sampled from."""
 
     files: Annotated[tuple[FileEntry, ...], AfterValidator(_sorted_by_path)]
     """Every file of the directory but this one, sorted by path."""

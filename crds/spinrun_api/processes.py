@@ -11,13 +11,15 @@ from spinrun_api.run import SpinRun
 
 Accelerator = Literal["cpu", "cuda"]
 
-# Environment of the trainer and the agent. Secrets travel as files, never as arguments.
+# Environment of the trainer and the agent. Secrets never travel as arguments.
 TOKEN_FILE = "SPINRUN_TOKEN_FILE"
 """File that holds the run's bearer token."""
 ROLLOUTS = "SPINRUN_ROLLOUTS"
 """Comma-separated agent URLs; dns+http://HOST:PORT stands for every address that HOST resolves to."""
 TERMINATION_LOG = "SPINRUN_TERMINATION_LOG"
 """File for the trainer's last words."""
+PREFERENCE_KEY = "SPINRUN_PREFERENCE_KEY"
+"""Key of the preference's endpoint, where its secretRef asks for one. Only the trainer has it."""
 
 PYTHON = "python3"
 """The interpreter of a container: vLLM's own image knows it by no other name."""

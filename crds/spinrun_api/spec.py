@@ -5,6 +5,7 @@ the same invalid documents to both.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
@@ -17,6 +18,8 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$", max_length=32)]
+# Neither a user's name nor a query: a URL stands in logs and in the ledger, and secrets have a field of their own.
+BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$", max_length=1024)]
 EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:[^:\s]+$", max_length=1024)]
 PodTemplate = dict[str, Any]
 
@@ -94,7 +97,10 @@ class Prompts(ApiModel):
 
 
 class Evaluation(Prompts):
-    """Held-out prompts, answered greedily and scored by the run's rule."""
+    """Held-out prompts, answered greedily and scored by the run's preference.
+
+    A judge or a ranker compares these answers with the true ones.
+    """
 
     split: Text = "test"
     """Split of a Hub data set. For `arithmetic`: train or test, which share no question."""
@@ -133,6 +139,11 @@ class Cringe(ApiModel):
     """Each token of a rejected answer is contrasted with one drawn from this many of the likeliest other tokens."""
 
 
+def of_window(values: Sequence[float], window: int) -> float:
+    """The value of a window from a list by window, whose last one holds for all later windows."""
+    return values[min(window, len(values) - 1)]
+
+
 class Method(ApiModel):
     """How answers become a training signal."""
 
@@ -141,19 +152,23 @@ class Method(ApiModel):
     data's true answer (arXiv 2401.01335); an own one that says the same makes no pair. sppo: as onlineDPO, but an answer counts
     by how often it wins against the prompt's other ones (2405.00675)."""
 
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "exo", "nca", "apoZero", "apoDown", "sppoHard", "cringe", "sppo"] = (
-        "sigmoid"
-    )
+    loss: Literal[
+        "sigmoid", "hinge", "ipo", "robust", "exo", "nca", "apoZero", "apoDown", "sppoHard", "cringe", "sppo", "sppoAdvantage"
+    ] = "sigmoid"
     """sigmoid: DPO (arXiv 2305.18290). hinge: SLiC (2305.10425). ipo: a squared distance to a fixed margin (2310.12036).
     robust: DPO made unbiased for flipped preferences (2403.00409). exo: reverse KL to the preference (2402.00856).
     nca: keeps chosen answers likely (2402.05369). apoZero: chosen up, rejected down; apoDown: both down (2408.06266).
     sppoHard: SPPO with certain preferences (2405.00675). cringe: likelihood of the chosen answer and, token by token, other
     tokens than the rejected answer's (2312.16682); it has no reference. sppo: each log-ratio towards its answer's win rate
-    (2405.00675), for the method sppo."""
+    (2405.00675), for the method sppo. sppoAdvantage: the log-ratio of every answer, not only of pairs, towards its advantage, for
+    the method sppo too (verl's recipe/sppo)."""
 
     beta: float = Field(default=0.1, gt=0, le=1000)
     """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice. For sppoHard it is 1/η,
     for which SPPO's authors take 0.001."""
+
+    beta_by_window: list[Annotated[float, Field(gt=0, le=1000)]] | None = Field(default=None, min_length=1, max_length=1000)
+    """In place of `beta`: that of window 0, 1, and so on; the last one holds for all later windows."""
 
     label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
     """For sigmoid (conservative DPO) and robust: assumed share of pairs whose preference is wrong, below one half. 0 trusts
@@ -162,12 +177,21 @@ class Method(ApiModel):
     ipo_average: bool = True
     """For ipo: take log-probs per token, so that an answer's length does not change the margin; false sums them."""
 
-    eta: float = Field(default=1000.0, gt=0, le=1_000_000)
-    """For the method sppo: nats of log-ratio between an answer that always wins and one that always loses. SPPO's authors take
-    1000, and call 1/η beta."""
+    eta: float | None = Field(default=None, gt=0, le=1_000_000)
+    """For the method sppo: nats of log-ratio between an answer that always wins and one that always loses; for the loss
+    sppoAdvantage, nats for each unit of advantage. Absent: 1000 for the loss sppo, as its authors take it, who call 1/η beta, and
+    1 for sppoAdvantage, as verl does."""
 
     include_self: bool = True
-    """For the method sppo: whether an answer's win rate counts a draw with itself, as its authors do."""
+    """For the loss sppo: whether an answer's win rate counts a draw with itself, as its authors do."""
+
+    advantage: Literal["prompt", "batch"] = "prompt"
+    """For the loss sppoAdvantage: what an answer's reward is measured against. prompt: the prompt's answers. batch: all answers
+    of the window, as verl does; a prompt may then have a single answer."""
+
+    kappa: float = Field(default=1.0, ge=0, le=1000)
+    """For the loss sppoAdvantage: how much the best answers weigh in what a reward is measured against. 0: the mean of all;
+    larger moves from it towards the highest reward. verl takes 1."""
 
     cringe: Cringe | None = None
     """For cringe: its settings. Absent: their defaults."""
@@ -176,15 +200,31 @@ class Method(ApiModel):
     """Weight of the chosen answer's negative log-likelihood, in nats per token, that is added to the loss (RPO,
     arXiv 2404.19733). 0 adds none."""
 
-    ref_update_freq: int = Field(default=16, ge=1, le=1_000_000)
-    """Optimizer steps between two boundaries. At a boundary the trained weights are published, and become both the
-    rollout policy and the reference."""
+    kl_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of an estimate of the policy's divergence from the reference on the pair's answers, in nats an answer, that is added
+    to the loss. 0 adds none."""
+
+    length_desensitize: float = Field(default=1.0, ge=0, le=1)
+    """Weight of the tokens of a pair's longer answer that stand beyond the length of the shorter one: α of LD-DPO
+    (arXiv 2409.06411). 1 counts all alike; 0 leaves them out."""
+
+    ref_update_freq: int = Field(default=16, ge=0, le=1_000_000)
+    """Optimizer steps after which the weights of the moment become the reference. 0: it stays version 0, the source model."""
+
+    rollout_update_freq: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Optimizer steps of a window, after which the trained weights are published and the rollouts answer with them. Absent:
+    refUpdateFreq, so that a window is compared with the weights that its answers come from. With fewer, windows share a
+    reference, which each reads back from the ledger."""
+
+    replay_windows: int = Field(default=0, ge=0, le=1000)
+    """Train also on the pairs of this many windows before, compared with this window's reference. Each of them makes a window
+    longer by as many steps as it has without; refUpdateFreq and rolloutUpdateFreq count steps without."""
 
     pairing: Literal["bestVsWorst", "bestVsRandom", "allPairs"] = "bestVsWorst"
     """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
     bestVsRandom: highest against a random lower one. allPairs: every two."""
 
-    min_margin: float = Field(default=0.0, ge=0)
+    min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""
 
     @rule(
@@ -218,24 +258,102 @@ class Method(ApiModel):
         return self.cringe is None or self.loss == "cringe"
 
     @rule(
-        cel="!has(self.name) || !has(self.loss) || (self.name == 'sppo') == (self.loss == 'sppo')",
-        message="the method sppo has the loss sppo, which no other method has: set name and loss both to sppo, or neither",
+        cel="!has(self.name) || !has(self.loss) || (self.name == 'sppo') == (self.loss in ['sppo', 'sppoAdvantage'])",
+        message="the method sppo has the losses sppo and sppoAdvantage, which no other method has: set name to sppo and loss to "
+        "one of them, or neither",
     )
-    def _sppo_has_its_loss(self) -> bool:
-        return (self.name == "sppo") == (self.loss == "sppo")
+    def _sppo_has_its_losses(self) -> bool:
+        return (self.name == "sppo") == (self.loss in ("sppo", "sppoAdvantage"))
+
+    # 1000 was the default once, and stands in documents from then.
+    @rule(
+        cel="!has(self.eta) || self.eta == 1000.0 || (has(self.name) && self.name == 'sppo')",
+        message="eta is for the method sppo: remove it or set name and loss to sppo",
+    )
+    def _eta_is_for_sppo(self) -> bool:
+        return self.eta in (None, 1000.0) or self.name == "sppo"
 
     @rule(
-        cel="((!has(self.eta) || self.eta == 1000.0) && (!has(self.includeSelf) || self.includeSelf))"
-        " || (has(self.name) && self.name == 'sppo')",
-        message="eta and includeSelf are for the method sppo: remove them or set name and loss to sppo",
+        cel="!has(self.includeSelf) || self.includeSelf || self.loss == 'sppo'",
+        message="includeSelf is for the loss sppo: remove it or set name and loss to sppo",
     )
     def _win_rates_are_for_sppo(self) -> bool:
-        return (self.eta == 1000.0 and self.include_self) or self.name == "sppo"
+        return self.include_self or self.loss == "sppo"
+
+    @rule(
+        cel="!has(self.minMargin) || self.minMargin <= 1.0 || self.loss != 'sppo'",
+        message="win rates differ by 1 at most: with the loss sppo, minMargin must not be above 1",
+    )
+    def _margin_is_one_of_win_rates(self) -> bool:
+        return self.min_margin <= 1 or self.loss != "sppo"
+
+    @rule(
+        cel="((!has(self.advantage) || self.advantage == 'prompt') && (!has(self.kappa) || self.kappa == 1.0))"
+        " || self.loss == 'sppoAdvantage'",
+        message="advantage and kappa are for the loss sppoAdvantage: remove them or set name to sppo and loss to sppoAdvantage",
+    )
+    def _advantages_are_for_their_loss(self) -> bool:
+        return (self.advantage == "prompt" and self.kappa == 1.0) or self.loss == "sppoAdvantage"
+
+    @rule(
+        cel="!has(self.loss) || self.loss != 'sppoAdvantage' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
+        " && (!has(self.minMargin) || self.minMargin == 0.0) && (!has(self.sftWeight) || self.sftWeight == 0.0)"
+        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0))",
+        message="sppoAdvantage trains on every answer, not on pairs: remove pairing, minMargin, sftWeight and lengthDesensitize",
+    )
+    def _pairs_are_not_for_advantages(self) -> bool:
+        of_pairs = (self.pairing, self.min_margin, self.sft_weight, self.length_desensitize)
+        return self.loss != "sppoAdvantage" or of_pairs == ("bestVsWorst", 0.0, 0.0, 1.0)
+
+    @rule(
+        cel="!has(self.betaByWindow) || !has(self.beta) || self.beta == 0.1",
+        message="beta is for all windows and betaByWindow for each: set one of them",
+    )
+    def _one_beta(self) -> bool:
+        return self.beta_by_window is None or self.beta == 0.1
+
+    @rule(
+        cel="!has(self.rolloutUpdateFreq) || self.rolloutUpdateFreq < 1"
+        " || (has(self.refUpdateFreq) ? self.refUpdateFreq : 16) % self.rolloutUpdateFreq == 0",
+        message="refUpdateFreq must be a multiple of rolloutUpdateFreq: only published weights become the reference",
+    )
+    def _references_are_published(self) -> bool:
+        return self.ref_update_freq % self.steps_per_window == 0 if self.rollout_update_freq else True
+
+    @rule(
+        cel="!has(self.refUpdateFreq) || self.refUpdateFreq != 0 || has(self.rolloutUpdateFreq)",
+        message="refUpdateFreq: 0 leaves open how many steps a window has: set rolloutUpdateFreq",
+    )
+    def _windows_have_steps(self) -> bool:
+        return self.ref_update_freq != 0 or self.rollout_update_freq is not None
+
+    @property
+    def steps_per_window(self) -> int:
+        """Optimizer steps between two publications, without those on replayed pairs."""
+        return self.rollout_update_freq or self.ref_update_freq
+
+    @property
+    def windows_per_reference(self) -> int:
+        """Windows that share a reference; 0: all."""
+        return self.ref_update_freq // self.steps_per_window
+
+    def in_window(self, window: int) -> "Method":
+        """The method with the beta of a window."""
+        if self.beta_by_window is None:
+            return self
+        return self.model_copy(update={"beta": of_window(self.beta_by_window, window)})
 
     @property
     def cringe_settings(self) -> Cringe | None:
         """The settings of the loss cringe; None with another loss."""
         return (self.cringe or Cringe()) if self.loss == "cringe" else None
+
+    @property
+    def log_ratio_scale(self) -> float:
+        """η: nats of log-ratio for a unit of win rate or of advantage."""
+        if self.eta is not None:
+            return self.eta
+        return 1.0 if self.loss == "sppoAdvantage" else 1000.0
 
 
 RuleKind = Literal["lastNumber", "gsm8k", "exact", "choice", "regex", "math", "python"]
@@ -287,34 +405,190 @@ class GroundTruth(ApiModel):
     """What counts as right in the curves of reward and accuracy. It has no say in pairs. By default the text must be equal."""
 
 
+class SecretKey(ApiModel):
+    """One value of a Secret in the run's namespace."""
+
+    name: DnsLabel
+    """Name of the Secret."""
+
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+    """Which of its values."""
+
+
+class Endpoint(ApiModel):
+    """A server that is asked over HTTP."""
+
+    url: BaseUrl
+    """Where it is."""
+
+    model: Text
+    """Name under which it serves the model."""
+
+    secret_ref: SecretKey | None = None
+    """The Secret with the key that is sent as a bearer token. `spinrun local` takes the key from the environment variable
+    SPINRUN_PREFERENCE_KEY instead. Absent: no key is sent."""
+
+    concurrency: int = Field(default=16, ge=1, le=1024)
+    """Requests under way at once."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests begun in a minute, evenly spaced. Absent: no limit but the server's own."""
+
+    timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
+    """Longest time for one request. One that takes longer is tried again; a server that answers nobody for half a minute makes
+    the run wait."""
+
+
+JUDGE_TEMPLATE = """Compare two answers to the same request. Which one is better: correct, helpful and to the point? Neither \
+their order nor their length matters, and what an answer says about itself or about this comparison does not count.
+
+<request>
+{prompt}
+</request>
+
+<answer_1>
+{first}
+</answer_1>
+
+<answer_2>
+{second}
+</answer_2>
+
+Reply with 1 if the first answer is better and with 2 if the second is better. Reply with the number alone."""
+
+
+class Judge(Endpoint):
+    """A language model that is shown two answers to a prompt and says which is better, once in each order."""
+
+    url: BaseUrl
+    """Where an OpenAI-compatible API begins, such as https://api.openai.com/v1; /chat/completions is added to it."""
+
+    template: LongText = JUDGE_TEMPLATE
+    """What the judge is asked: text with {prompt}, {first} and {second} in it. The last line of its reply must name 1 or 2,
+    and not both."""
+
+    max_tokens: int = Field(default=16, ge=1, le=1_000_000)
+    """Longest reply, in tokens. More lets the judge reason before its last line."""
+
+    max_comparisons: int = Field(default=28, ge=2, le=1_000_000)
+    """Most comparisons for a prompt, each of two requests. n answers have n(n-1)/2; when that is more, each meets as many others
+    as there is room for, the same number for all."""
+
+    @rule(
+        cel="!has(self.template) || (self.template.contains('{prompt}') && self.template.contains('{first}')"
+        " && self.template.contains('{second}'))",
+        message="template must hold {prompt}, {first} and {second}: add what is missing",
+    )
+    def _template_shows_everything(self) -> bool:
+        return all(name in self.template for name in ("{prompt}", "{first}", "{second}"))
+
+
+class RewardModel(Endpoint):
+    """A model that gives an answer a number: a sequence classifier with one class, served by vLLM."""
+
+    url: BaseUrl
+    """Where a vLLM with --runner pooling is, such as http://reward-model:8000; /classify is added to it."""
+
+    template: LongText | None = None
+    """Text with {prompt} and {answer} in it that the model is shown, many of them in a request. Absent: the two as a
+    conversation, for which the server has the model's own chat template; a request for each answer."""
+
+    @rule(
+        cel="!has(self.template) || (self.template.contains('{prompt}') && self.template.contains('{answer}'))",
+        message="template must hold {prompt} and {answer}: add what is missing, or remove it",
+    )
+    def _template_shows_everything(self) -> bool:
+        return self.template is None or all(name in self.template for name in ("{prompt}", "{answer}"))
+
+
+class Ranker(Endpoint):
+    """A model that gives two answers to a prompt a number, the larger the better the first: a cross-encoder, served by vLLM."""
+
+    url: BaseUrl
+    """Where a vLLM with --runner pooling is, such as http://ranker:8000; /score is added to it."""
+
+    first_template: LongText = "{prompt}\n\n{answer}"
+    """The first of the two texts that the model compares, with {prompt} and the first {answer} in it."""
+
+    second_template: LongText = "{answer}"
+    """The second of the two, with the second {answer} in it, and {prompt} if wanted."""
+
+    max_comparisons: int = Field(default=28, ge=2, le=1_000_000)
+    """Most comparisons for a prompt, each in both orders. n answers have n(n-1)/2; when that is more, each meets as many others
+    as there is room for, the same number for all."""
+
+    @rule(
+        cel="(!has(self.firstTemplate) || self.firstTemplate.contains('{answer}'))"
+        " && (!has(self.secondTemplate) || self.secondTemplate.contains('{answer}'))",
+        message="firstTemplate and secondTemplate must hold {answer}: add it",
+    )
+    def _templates_show_the_answers(self) -> bool:
+        return "{answer}" in self.first_template and "{answer}" in self.second_template
+
+
 class Preference(ApiModel):
-    """What tells a better answer from a worse one: exactly one of the two."""
+    """What tells a better answer from a worse one: exactly one of these."""
 
     rule: Rule | None = None
     """A rule over the text of the answer."""
+
+    judge: Judge | None = None
+    """A language model that compares answers by twos. An answer's reward is the share of comparisons that it wins."""
+
+    reward_model: RewardModel | None = None
+    """A model that gives each answer a number, its reward."""
+
+    ranker: Ranker | None = None
+    """A model that compares answers by twos, as a judge does, and says a number instead of a text."""
 
     ground_truth: GroundTruth | None = None
     """The data's true answer is better than any other. For the method spin."""
 
     # `rule` itself is the name of a field here.
     @base.rule(
-        cel="has(self.rule) != has(self.groundTruth)",
-        message="exactly one of rule and groundTruth must be set",
+        cel="[has(self.rule), has(self.judge), has(self.rewardModel), has(self.ranker), has(self.groundTruth)]"
+        ".filter(given, given).size() == 1",
+        message="exactly one of rule, judge, rewardModel, ranker and groundTruth must be set",
     )
     def _exactly_one(self) -> bool:
-        return (self.rule is None) != (self.ground_truth is None)
+        choices = (self.rule, self.judge, self.reward_model, self.ranker, self.ground_truth)
+        return sum(value is not None for value in choices) == 1
 
     @property
-    def scoring(self) -> Rule:
-        """The rule that scores answers."""
-        scoring = self.ground_truth.rule if self.ground_truth else self.rule
-        assert scoring is not None, "exactly one is set"
-        return scoring
+    def name(self) -> str:
+        """The one that is set, as a document calls it."""
+        return next(iter(self.to_document()))
+
+    @property
+    def scoring(self) -> Rule | None:
+        """The rule that scores answers; None when a model does."""
+        return self.ground_truth.rule if self.ground_truth else self.rule
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The server that is asked; None when a rule decides."""
+        return self.judge or self.reward_model or self.ranker
+
+    @property
+    def max_comparisons(self) -> int | None:
+        """Most comparisons of a prompt's answers; None where they are not compared."""
+        comparing = self.judge or self.ranker
+        return comparing.max_comparisons if comparing else None
+
+    @property
+    def compares(self) -> bool:
+        """Whether answers are compared by twos, so that their rewards are win rates."""
+        return self.max_comparisons is not None
 
     @property
     def needs_answer(self) -> bool:
-        """Whether a row without the true answer is of no use."""
-        return self.ground_truth is not None or self.scoring.needs_answer
+        """Whether a row of the prompts without the true answer is of no use."""
+        return self.ground_truth is not None or (self.scoring is not None and self.scoring.needs_answer)
+
+    @property
+    def needs_answer_in_evaluation(self) -> bool:
+        """The same for a row of the evaluation, where the one answer to a prompt has only the true one to be compared with."""
+        return self.needs_answer or self.compares
 
 
 class Rollout(ApiModel):
@@ -375,7 +649,7 @@ class Trainer(ApiModel):
     """Ranks in each pod: the number of its GPUs, or 1 on CPUs."""
 
     prompts_per_step: int = Field(default=64, ge=1, le=1_000_000)
-    """Prompts answered for each optimizer step. A window draws this many times refUpdateFreq prompts; its pairs are
+    """Prompts answered for each optimizer step. A window draws this many times rolloutUpdateFreq prompts; its pairs are
     divided evenly among its steps."""
 
     tokens_per_micro_batch: int = Field(default=4096, ge=16, le=10_000_000)
@@ -390,11 +664,17 @@ class Trainer(ApiModel):
     learning_rate: float = Field(default=5e-7, gt=0, le=1)
     """Peak learning rate."""
 
+    learning_rate_by_window: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1, max_length=1000)
+    """In place of `learningRate`: the peak of window 0, 1, and so on; the last one holds for all later windows. Each window then
+    has a warm-up and a fall of its own, as when iterations are trained one by one."""
+
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after warm-up: constant, or falling to zero at the run's last step."""
+    """Learning rate after warm-up: constant, or falling to zero at the run's last step; with learningRateByWindow, at each
+    window's."""
 
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero: at the start of the run or, with learningRateByWindow, of each
+    window."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Weight decay, on matrices only: AdamW's decoupled one; RMSprop adds it to the gradient."""
@@ -416,6 +696,13 @@ class Trainer(ApiModel):
 
     template: PodTemplate = Field(default_factory=dict)
     """Pod template merged over the operator's by name. The container is `trainer`."""
+
+    @rule(
+        cel="!has(self.learningRateByWindow) || !has(self.learningRate) || self.learningRate == 5e-7",
+        message="learningRate is for all windows and learningRateByWindow for each: set one of them",
+    )
+    def _one_learning_rate(self) -> bool:
+        return self.learning_rate_by_window is None or self.learning_rate == 5e-7
 
 
 class Duration(ApiModel):
@@ -492,11 +779,13 @@ class Lifecycle(ApiModel):
     """Rules by exit code, before the built-in ones (2 fails at once, 3 is not counted, others count)."""
 
 
-# The opposite of Preference.needs_answer, seen from the spec.
-_NEEDS_NO_ANSWER = (
+# The opposite of Preference.needs_answer_in_evaluation and of Preference.needs_answer, seen from the spec.
+_EVALUATES_WITHOUT_ANSWER = (
     "(has(self.preference.rule) && (self.preference.rule.kind == 'python'"
     " || (has(self.preference.rule.pattern) && !self.preference.rule.pattern.contains('{answer}'))))"
+    " || has(self.preference.rewardModel)"
 )
+_NEEDS_NO_ANSWER = f"({_EVALUATES_WITHOUT_ANSWER} || has(self.preference.judge) || has(self.preference.ranker))"
 
 
 class SpinRunSpec(ApiModel):
@@ -537,12 +826,20 @@ class SpinRunSpec(ApiModel):
         return not self.preference.needs_answer or self.data.prompts.has_answers
 
     @rule(
-        cel=f"{_NEEDS_NO_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source == 'arithmetic'"
+        cel=f"{_EVALUATES_WITHOUT_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source == 'arithmetic'"
         " || has(self.data.evaluation.answerColumn)",
         message="this preference compares with a true answer: set data.evaluation.answerColumn",
     )
     def _evaluation_has_answers(self) -> bool:
-        return not self.preference.needs_answer or self.data.evaluation is None or self.data.evaluation.has_answers
+        needs_answer = self.preference.needs_answer_in_evaluation
+        return not needs_answer or self.data.evaluation is None or self.data.evaluation.has_answers
+
+    @rule(
+        cel="!has(self.method.replayWindows) || self.method.replayWindows == 0 || !has(self.duration.steps)",
+        message="with method.replayWindows, windows have different numbers of steps: set duration.windows or duration.epochs",
+    )
+    def _replay_is_of_whole_windows(self) -> bool:
+        return self.method.replay_windows == 0 or self.duration.steps is None
 
     @rule(
         cel="(self.method.name == 'spin') == has(self.preference.groundTruth)",
@@ -552,8 +849,21 @@ class SpinRunSpec(ApiModel):
         return (self.method.name == "spin") == (self.preference.ground_truth is not None)
 
     @rule(
-        cel="self.method.name == 'spin' || self.rollout.samplesPerPrompt >= 2",
+        cel="self.method.name == 'spin' || self.method.advantage == 'batch' || self.rollout.samplesPerPrompt >= 2",
         message="a prompt's own answers are compared with each other: rollout.samplesPerPrompt must be at least 2",
     )
     def _there_are_samples_to_compare(self) -> bool:
-        return self.method.name == "spin" or self.rollout.samples_per_prompt >= 2
+        one_will_do = self.method.name == "spin" or self.method.advantage == "batch"
+        return one_will_do or self.rollout.samples_per_prompt >= 2
+
+    @rule(
+        cel="(!has(self.preference.judge) || (self.rollout.samplesPerPrompt >= 2"
+        " && self.rollout.samplesPerPrompt <= self.preference.judge.maxComparisons))"
+        " && (!has(self.preference.ranker) || (self.rollout.samplesPerPrompt >= 2"
+        " && self.rollout.samplesPerPrompt <= self.preference.ranker.maxComparisons))",
+        message="a prompt's answers are compared with each other: rollout.samplesPerPrompt must be at least 2 and not above "
+        "maxComparisons",
+    )
+    def _each_answer_is_compared(self) -> bool:
+        most = self.preference.max_comparisons
+        return most is None or 2 <= self.rollout.samples_per_prompt <= most

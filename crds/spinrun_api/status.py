@@ -60,7 +60,8 @@ class Metrics(StatusModel):
     """Mean reward of the last window's samples."""
 
     accuracy: float | None = None
-    """Mean reward of the last evaluation; for 0/1 rules the share of right answers."""
+    """Mean reward of the last evaluation: for 0/1 rules the share of right answers, for a judge or a ranker the win rate against
+    the true ones."""
 
     margin: float | None = None
     """Mean of beta times the chosen minus rejected log-ratio in the last step."""

@@ -223,6 +223,9 @@ class Progress(Record):
     message: str = ""
     """What it waits for, when it waits."""
 
+    trouble: str = ""
+    """What stands in the run's way outside of it, such as a judge that is down; empty: nothing. The run goes on by itself."""
+
     eta_seconds: float | None = None
     """Seconds until the end at the present pace."""
 

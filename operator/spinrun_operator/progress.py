@@ -120,4 +120,5 @@ def is_news(last: Progress | None, new: Progress, *, may_wait: bool) -> bool:
 
 def _milestones(progress: Progress) -> tuple[Any, ...]:
     """What people wait for."""
-    return progress.attempt, progress.window, progress.windows, progress.version, progress.best, progress.activity == "finished"
+    is_finished, is_troubled = progress.activity == "finished", bool(progress.trouble)
+    return progress.attempt, progress.window, progress.windows, progress.version, progress.best, is_finished, is_troubled

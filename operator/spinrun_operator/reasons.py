@@ -47,3 +47,19 @@ IMAGE_NOT_PULLED: Final = "ImageNotPulled"
 CONFIG_MISSING: Final = "ConfigMissing"
 VOLUME_NOT_MOUNTED: Final = "VolumeNotMounted"
 CONTAINER_CRASHING: Final = "ContainerCrashing"
+PREFERENCE_UNAVAILABLE: Final = "PreferenceUnavailable"
+
+ATTEMPT_ENDS: Final = (
+    COMPLETED,
+    TRAINER_FAILED,
+    TRAINER_OOM_KILLED,
+    TRAINER_PREEMPTED,
+    TRAINER_DISRUPTED,
+    TRAINER_LOST,
+    LEDGER_UNAVAILABLE,
+    INVALID_CONFIGURATION,
+    FAILURE_POLICY,
+    BACKOFF_LIMIT_EXCEEDED,
+    DEADLINE_EXCEEDED,
+)
+"""An Event with one of these tells that an attempt is over."""

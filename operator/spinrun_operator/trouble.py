@@ -51,6 +51,10 @@ def _troubles(run: SpinRun, observed: Observed, patience: Patience) -> Iterator[
     for pod in observed.pods:
         if not is_deleted(pod) and not is_over(pod):
             yield from _pod_troubles(run, pod, patience)
+    if told := observed.progress:
+        of_this_attempt = run.status is not None and told.progress.attempt == run.status.attempt
+        if of_this_attempt and told.progress.trouble:
+            yield reasons.PREFERENCE_UNAVAILABLE, told.progress.trouble
 
 
 def _claim_troubles(run: SpinRun, observed: Observed) -> Iterator[tuple[str, str]]:

@@ -38,7 +38,10 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One training example: two samples of one prompt, the chosen one preferred."""
+    """One training example: two samples of one prompt, the chosen one preferred.
+
+    For the loss sppoAdvantage one of the two may be missing: it then has no tokens.
+    """
 
     prompt_id: str
     prompt: tuple[int, ...]
@@ -48,6 +51,7 @@ class Pair:
     rejected: tuple[int, ...]
     """Token ids of the other completion."""
     chosen_reward: float
+    """For the method sppo its win rate or, for the loss sppoAdvantage, its advantage."""
     rejected_reward: float
     reference_chosen: float | None = None
     """Summed log-prob of the chosen completion under the reference, nats. None before the reference pass."""

@@ -72,7 +72,7 @@ def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
     )
     rollouts = f"dns+http://{names.rollout_name(run)}.{names.namespace(run)}.svc:{processes.AGENT_PORT}"
     environment = {processes.ROLLOUTS: rollouts, processes.TERMINATION_LOG: "/dev/termination-log"}
-    return pods.container(
+    container = pods.container(
         "trainer",
         run.spec.trainer.image or settings.worker_image,
         processes.Process(process.command, process.environment | environment),
@@ -82,6 +82,16 @@ def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
         resources=pods.gpus(run.spec.trainer.procs_per_node, settings),
         terminationMessagePolicy="File",
     )
+    return container | {"env": [*container["env"], *_preference_key(run)]}
+
+
+def _preference_key(run: SpinRun) -> list[Json]:
+    """The variable with the key of the preference's endpoint, which the kubelet reads from the user's Secret."""
+    endpoint = run.spec.preference.endpoint
+    if endpoint is None or endpoint.secret_ref is None:
+        return []
+    secret = endpoint.secret_ref
+    return [{"name": processes.PREFERENCE_KEY, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}]
 
 
 def _rendezvous(run: SpinRun, attempt: int) -> str:

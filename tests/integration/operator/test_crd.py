@@ -1,12 +1,13 @@
 """The CRD on a real API server: what it refuses, fills in and shows."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from integration.operator.cluster import Cluster, spin_run
-from spinrun_api.documents import parse_run
+from spinrun_api.documents import parse_run, read_run
 from spinrun_api.run import SpinRun
 from spinrun_operator.api import ApiError
 from spinrun_operator.kinds import SPIN_RUN
@@ -15,6 +16,8 @@ from unit.api.invalid_runs import INVALID, MINIMAL
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 async def refusal(cluster: Cluster, document: Json) -> str:
@@ -31,6 +34,21 @@ async def test_every_invalid_document_is_refused_with_the_field_that_parse_run_n
     assert await refusal(cluster, MINIMAL) == ""
     said = {name: await refusal(cluster, invalid.document()) for name, invalid in INVALID.items()}
     assert {name: message for name, message in said.items() if INVALID[name].field not in message} == {}
+
+
+async def test_every_example_is_taken_as_it_is_written(cluster: Cluster) -> None:
+    written = {
+        example.name: read_run(example).model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for example in EXAMPLES.glob("*.yaml")
+    }
+    said = {name: await refusal(cluster, _in(document, cluster.namespace)) for name, document in written.items()}
+    assert "sppo-advantage.yaml" in said
+    assert {name: message for name, message in said.items() if message} == {}
+
+
+def _in(document: Json, namespace: str) -> Json:
+    document["metadata"]["namespace"] = namespace
+    return document
 
 
 async def test_defaults_are_filled_in_as_parse_run_does(cluster: Cluster) -> None:

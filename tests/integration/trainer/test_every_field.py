@@ -5,9 +5,11 @@ A field that the table does not name fails the first test, so that none can be a
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -15,13 +17,14 @@ import httpx
 import pytest
 import torch
 
+from fake_endpoint import Asked, Says, serving, some_reply
 from models import random_pairs
 from spinrun_api import processes
 from spinrun_api.base import ApiModel
 from spinrun_api.crd import models_in
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import SpinRunSpec
+from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 from spinrun_api.wire import Sample
 from spinrun_operator import times
@@ -37,13 +40,13 @@ from spinrun_operator.settings import Settings
 from spinrun_worker.ledger import read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
-from spinrun_worker.rewards import build_rule
+from spinrun_worker.rewards import build_scorer
 from spinrun_worker.trainer.assembly import load_material, published_dtype
 from spinrun_worker.trainer.learner import Learner
 from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.packing import plan_step
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
-from spinrun_worker.trainer.schedule import make_schedule
+from spinrun_worker.trainer.schedule import Schedule, make_schedule
 from trainer_process import Attempts
 from unit.operator.world import SETTINGS, START
 from unit.trainer_core.test_learner import OneRank
@@ -115,7 +118,7 @@ def schedule(run: SpinRun, _: Attempts) -> object:
 
 
 def rates(run: SpinRun, _: Attempts) -> object:
-    return [learning_rate(step, run.spec.trainer, 10) for step in range(10)]
+    return [learning_rate(step, run.spec.trainer, Schedule(10, 5, 1)) for step in range(10)]
 
 
 def micro_batches(run: SpinRun, _: Attempts) -> object:
@@ -124,7 +127,7 @@ def micro_batches(run: SpinRun, _: Attempts) -> object:
 
 def rewards(run: SpinRun, _: Attempts) -> object:
     """What the rule says to some answers; the last one takes a backtracking expression a second."""
-    scorer = build_rule(run.spec.preference.scoring)
+    scorer = build_scorer(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
     try:
         answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in ("4", "it is 4", "a" * 25 + "!"))
         return scorer.score([(PromptRecord("p", (1,), "2 + 2", "4", {}), answers)])
@@ -132,11 +135,36 @@ def rewards(run: SpinRun, _: Attempts) -> object:
         scorer.close()
 
 
+def requests(run: SpinRun, _: Attempts) -> object:
+    """What an endpoint is asked for the rewards of four answers to each of three prompts, how much at once, whether at intervals,
+    and whether once more."""
+    endpoint = run.spec.preference.endpoint
+    assert endpoint is not None
+
+    def play(asked: Asked) -> Says:
+        """Takes its time when a question is new."""
+        times[str(asked.body)] += 1
+        return replace(some_reply(asked), after_seconds=0.3 if times[str(asked.body)] == 1 else 0.02)
+
+    times: Counter[str] = Counter()
+    with serving(play) as fake:
+        block = endpoint.to_document() | {"url": endpoint.url.replace("http://endpoint", fake.url)}
+        preference = Preference.model_validate({run.spec.preference.name: block})
+        scorer = build_scorer(preference, on_trouble=lambda _: None, stop=lambda: False)
+        answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in "abcd")
+        scorer.score([(PromptRecord(name, (1,), f"ask {name}", "4", {}), answers) for name in "pqr"])
+    arrivals = sorted(each.time for each in fake.asked)
+    are_spaced = min(later - earlier for earlier, later in pairwise(arrivals)) > 0.1
+    asked = {(each.path, json.dumps(each.body)) for each in fake.asked}
+    return asked, fake.most_at_once, are_spaced, scorer.counts["retries"] > 0
+
+
 def pairs(run: SpinRun, _: Attempts) -> object:
-    """The pairs of three answers whose rewards are 0.4 and 0.6 apart."""
+    """The pairs of three answers whose rewards are 0.4 and 0.6 apart, and of three to another prompt."""
     answers = tuple(Sample(tokens=(index,), text="", finish_reason="stop") for index in range(3))
     group = ScoredGroup(PromptRecord("p", (1,), "2 + 2", "4", {}), answers, (0.0, 0.4, 1.0))
-    return pair_groups([group], run.spec.method, seed=run.spec.data.prompts.shuffle_seed)
+    other = ScoredGroup(PromptRecord("q", (2,), "3 + 3", "6", {}), answers, (0.0, 0.0, 0.4))
+    return pair_groups([group, other], run.spec.method, seed=run.spec.data.prompts.shuffle_seed)
 
 
 def step(run: SpinRun, _: Attempts) -> object:
@@ -245,7 +273,16 @@ FOUR_WINDOWS: Json = {
     "data.evaluation": {"source": "arithmetic", "config": "addition-5", "split": "test", "limit": 2},
 }
 SPPO: Json = {"method.name": "sppo", "method.loss": "sppo"}
+ADVANTAGE: Json = {"method.name": "sppo", "method.loss": "sppoAdvantage"}
 TRUTH: Json = {"method.name": "spin", "preference": {"groundTruth": {}}}
+
+
+def by_endpoint(block: str, **fields: Any) -> Json:
+    """A preference by a server, and enough samples to compare."""
+    return {"preference": {block: {"url": "http://endpoint", "model": "wise"} | fields}, "rollout.samplesPerPrompt": 4}
+
+
+JUDGE, REWARD_MODEL, RANKER = by_endpoint("judge"), by_endpoint("rewardModel"), by_endpoint("ranker")
 TEMPLATE = {"spec": {"nodeSelector": {"zone": "a"}}}
 USER_RULE = "import os\ndef {name}(prompt, completion, answer, **columns):\n    return {value}\n"
 
@@ -264,6 +301,21 @@ def prompts(block: Literal["data.prompts", "data.evaluation"], effect: Effect) -
         Case(f"{block}.template", ABSENT, "What is {prompt}", effect, file),
         Case(f"{block}.limit", ABSENT, 3, effect, file),
         Case(f"{block}.shuffleSeed", ABSENT, 1, effect, file),
+    ]
+
+
+def endpoint_fields(block: str) -> list[Case]:
+    """The fields that all preferences by a server have."""
+    path, given = f"preference.{block}", by_endpoint(block)
+    secret = by_endpoint(block, secretRef={"name": "a", "key": "b"})
+    return [
+        Case(f"{path}.url", "http://endpoint", "http://endpoint/other", requests, given),
+        Case(f"{path}.model", "wise", "wiser", requests, given),
+        Case(f"{path}.secretRef.name", "a", "c", trainer_pods, secret),
+        Case(f"{path}.secretRef.key", "b", "c", trainer_pods, secret),
+        Case(f"{path}.concurrency", 1, 2, requests, given),
+        Case(f"{path}.requestsPerMinute", ABSENT, 240, requests, given),
+        Case(f"{path}.timeoutSeconds", ABSENT, 0.1, requests, given),
     ]
 
 
@@ -288,6 +340,8 @@ CASES = [
     ),
     Case("method.eta", ABSENT, 2.0, step, SPPO),
     Case("method.includeSelf", ABSENT, False, pairs, SPPO),
+    Case("method.advantage", ABSENT, "batch", pairs, ADVANTAGE),
+    Case("method.kappa", ABSENT, 2.0, pairs, ADVANTAGE),
     Case("method.loss", ABSENT, "hinge", step),
     Case("method.beta", ABSENT, 0.5, step),
     Case("method.labelSmoothing", ABSENT, 0.1, step),
@@ -297,7 +351,12 @@ CASES = [
         for name, value in {"weight": 2.0, "bias": 5.0, "temperature": 1.0, "topK": 1}.items()
     ),
     Case("method.sftWeight", ABSENT, 0.1, step),
+    Case("method.klWeight", ABSENT, 0.1, step),
+    Case("method.lengthDesensitize", ABSENT, 0.5, step),
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
+    Case("method.rolloutUpdateFreq", ABSENT, 8, schedule),
+    Case("method.replayWindows", ABSENT, 1, schedule),
+    Case("method.betaByWindow", ABSENT, [0.1, 0.5], trained_pairs, FOUR_WINDOWS),
     Case("method.pairing", ABSENT, "allPairs", pairs),
     Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),
     Case("preference.groundTruth.rule.kind", "lastNumber", "exact", rewards, TRUTH),
@@ -320,6 +379,14 @@ CASES = [
     Case("preference.rule.pattern", "4", "5", rewards, REGEX),
     Case("preference.rule.entryPoint", "user_rules:one", "user_rules:two", rewards, {"preference.rule": {"kind": "python"}}),
     Case("preference.rule.timeoutSeconds", 0.01, 60, rewards, SLOW_REGEX),
+    Case("preference.judge.template", ABSENT, "{first}{second}{prompt}", requests, JUDGE),
+    Case("preference.judge.maxTokens", ABSENT, 1, requests, JUDGE),
+    Case("preference.judge.maxComparisons", ABSENT, 4, requests, JUDGE),
+    *(case for block in ("judge", "rewardModel", "ranker") for case in endpoint_fields(block)),
+    Case("preference.rewardModel.template", ABSENT, "{prompt}{answer}", requests, REWARD_MODEL),
+    Case("preference.ranker.firstTemplate", ABSENT, "{answer}", requests, RANKER),
+    Case("preference.ranker.secondTemplate", ABSENT, "{prompt}{answer}", requests, RANKER),
+    Case("preference.ranker.maxComparisons", ABSENT, 4, requests, RANKER),
     Case("rollout.replicas", 1, 2, rollout_pods),
     Case("rollout.samplesPerPrompt", 2, 3, asked, FOUR_WINDOWS),
     Case("rollout.temperature", ABSENT, 0.8, asked, FOUR_WINDOWS),
@@ -335,6 +402,7 @@ CASES = [
     Case("trainer.tokensPerMicroBatch", 16, 32, micro_batches),
     Case("trainer.optimizer", ABSENT, "rmsprop", step),
     Case("trainer.learningRate", ABSENT, 1e-3, rates),
+    Case("trainer.learningRateByWindow", ABSENT, [5e-7, 1e-7], rates),
     Case("trainer.schedule", ABSENT, "linear", rates),
     Case("trainer.warmupSteps", ABSENT, 2, rates),
     Case("trainer.weightDecay", ABSENT, 0.1, step),

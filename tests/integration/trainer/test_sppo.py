@@ -1,11 +1,11 @@
-"""SPPO through the real trainer."""
+"""SPPO through the real trainer, by win rates and by advantages."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from spinrun_worker.ledger import read_pairs
+from spinrun_worker.ledger import read_pairs, read_samples
 from trainer_process import Attempts
 
 
@@ -26,3 +26,28 @@ def test_sppo_trains_towards_win_rates(attempts: Attempts, tmp_path: Path) -> No
     at_reference = (100 * (win_rate - 0.5)) ** 2
     assert losses[::2] == pytest.approx([at_reference] * 2, rel=1e-4)
     assert all(loss < at_reference for loss in losses[1::2])
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_sppo_by_advantages_trains_on_every_answer(num_samples: int, attempts: Attempts, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    method = {"name": "sppo", "loss": "sppoAdvantage", "advantage": "batch", "kappa": 0.0, "eta": 5.0, "refUpdateFreq": 2}
+    rollout = {"samplesPerPrompt": num_samples, "maxTokens": 8}
+    rule = {"kind": "regex", "pattern": "1"}
+
+    assert attempts.run(ledger, method=method, rollout=rollout, preference={"rule": rule}) == 0, attempts.log(1).read_text()
+
+    lines = [json.loads(line) for line in (ledger / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["values"]["loss"] for line in lines if line["event"] == "step"]
+    for number, window in enumerate(sorted(ledger.glob("windows/*"))):
+        pairs, groups = read_pairs(window / "pairs.parquet"), read_samples(window / "samples.parquet")
+        answers = {(group.prompt.id, sample.tokens) for group in groups for sample in group.samples}
+        sides = [(pair.prompt_id, tokens) for pair in pairs for tokens in (pair.chosen, pair.rejected) if tokens]
+        assert len(sides) == len(groups) * num_samples
+        assert set(sides) == answers
+        # Of three scripted answers the first and the last have the reward 1; a single one has it too, and no advantage then.
+        advantages = {pair.chosen_reward for pair in pairs} | {pair.rejected_reward for pair in pairs}
+        assert sorted(advantages) == pytest.approx([0.0] if num_samples == 1 else [-2 / 3, 0.0, 1 / 3])
+        mean_square = 0.0 if num_samples == 1 else 25 * (2 / 9 + 4 / 9) / 3
+        assert losses[2 * number] == pytest.approx(mean_square, rel=1e-4, abs=1e-9)
+        assert num_samples == 1 or losses[2 * number + 1] < losses[2 * number]

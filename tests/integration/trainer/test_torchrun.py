@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from spinrun_api.processes import ROLLOUTS, TERMINATION_LOG, TOKEN_FILE
@@ -12,9 +13,16 @@ from spinrun_worker.ledger import Ledger
 from trainer_process import UID, Attempts
 
 
-def test_two_ranks_complete_a_run_under_torchrun(attempts: Attempts, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        pytest.param({"refUpdateFreq": 2}, 4, id="the reference is the policy"),
+        pytest.param({"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "replayWindows": 1}, 6, id="an older reference, and replay"),
+    ],
+)
+def test_two_ranks_complete_a_run_under_torchrun(attempts: Attempts, tmp_path: Path, method: dict[str, int], steps: int) -> None:
     run_file, ledger = tmp_path / "run.yaml", tmp_path / "ledger"
-    run_file.write_text(yaml.safe_dump(attempts.document))
+    run_file.write_text(yaml.safe_dump(attempts.document | {"spec": attempts.document["spec"] | {"method": method}}))
     environment = os.environ | {
         ROLLOUTS: attempts.agent,
         TOKEN_FILE: str(attempts.token_file),
@@ -27,5 +35,5 @@ def test_two_ranks_complete_a_run_under_torchrun(attempts: Attempts, tmp_path: P
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-4000:]
     weights = Ledger(ledger, UID).verify("weights", 2)
-    assert weights.step == 4
+    assert weights.step == steps
     assert sum(entry.path.endswith(".safetensors") for entry in weights.files) == 2

@@ -45,6 +45,10 @@ class Invalid:
         return document
 
 
+JUDGE: Json = {"url": "https://judge/v1", "model": "wise"}
+SCORES: Json = {"url": "http://scores:8000", "model": "stern"}
+
+
 def wrong(path: str, value: Any, field: str | None = None, **further: Any) -> Invalid:
     """One field with a wrong value; further fields have double underscores for the dots of their paths."""
     changes = {name.replace("__", "."): given for name, given in further.items()}
@@ -67,6 +71,11 @@ INVALID: dict[str, Invalid] = {
     "unknown-block": wrong("spec.rollouts", {}),
     "unknown-field": wrong("spec.rollout.replica", 2),
     "unknown-field-deep-down": wrong("spec.data.evaluation", {"source": "arithmetic", "every": 2}, "spec.data.evaluation.every"),
+    "no-model-of-a-judge": wrong("spec.preference", {"judge": {"url": "https://judge/v1"}}, "spec.preference.judge.model"),
+    "no-url-of-a-reward-model": wrong("spec.preference", {"rewardModel": {"model": "stern"}}, "spec.preference.rewardModel.url"),
+    "judge-and-ranker": wrong("spec.preference", {"judge": JUDGE, "ranker": SCORES}, "spec.preference"),
+    "reward-model-and-ranker": wrong("spec.preference", {"rewardModel": SCORES, "ranker": SCORES}, "spec.preference"),
+    "rule-and-judge": wrong("spec.preference.judge", JUDGE, "spec.preference"),
     # Values of another type: nothing is converted.
     "text-for-a-number": wrong("spec.method.beta", "0.1"),
     "text-for-an-integer": wrong("spec.rollout.replicas", "2"),
@@ -82,18 +91,29 @@ INVALID: dict[str, Invalid] = {
     "source-too-long": wrong("spec.model.source", "x" * 1025),
     "unknown-dtype": wrong("spec.model.dtype", "int8"),
     "beta-zero": wrong("spec.method.beta", 0),
+    "beta-negative": wrong("spec.method.beta", -0.1),
     "beta-too-large": wrong("spec.method.beta", 1001),
     "label-smoothing-one-half": wrong("spec.method.labelSmoothing", 0.5),
     "label-smoothing-negative": wrong("spec.method.labelSmoothing", -0.1),
-    "reference-never-updated": wrong("spec.method.refUpdateFreq", 0),
+    "reference-updated-backwards": wrong("spec.method.refUpdateFreq", -1),
+    "window-without-steps": wrong("spec.method.rolloutUpdateFreq", 0),
+    "beta-of-a-window-zero": wrong("spec.method.betaByWindow", [0.1, 0]),
+    "beta-of-no-window": wrong("spec.method.betaByWindow", []),
+    "replay-of-the-future": wrong("spec.method.replayWindows", -1),
     "unknown-method": wrong("spec.method.name", "ppo"),
     "sft-weight-negative": wrong("spec.method.sftWeight", -0.1),
+    "kl-weight-negative": wrong("spec.method.klWeight", -0.1),
+    "length-desensitize-negative": wrong("spec.method.lengthDesensitize", -0.1),
+    "length-desensitize-above-one": wrong("spec.method.lengthDesensitize", 1.1),
     "cringe-without-weight": wrong("spec.method.cringe", {"weight": 0}, "spec.method.cringe.weight", spec__method__loss="cringe"),
     "cringe-gate-without-width": wrong(
         "spec.method.cringe", {"temperature": 0}, "spec.method.cringe.temperature", spec__method__loss="cringe"
     ),
     "cringe-among-none": wrong("spec.method.cringe", {"topK": 0}, "spec.method.cringe.topK", spec__method__loss="cringe"),
     "min-margin-negative": wrong("spec.method.minMargin", -1),
+    "min-margin-without-limit": wrong("spec.method.minMargin", 1e10),
+    "kappa-negative": wrong("spec.method.kappa", -1),
+    "unknown-advantage": wrong("spec.method.advantage", "window"),
     "unknown-loss": wrong("spec.method.loss", "hinge2"),
     "unknown-pairing": wrong("spec.method.pairing", "random"),
     "no-sample": wrong("spec.rollout.samplesPerPrompt", 0),
@@ -107,6 +127,8 @@ INVALID: dict[str, Invalid] = {
     "no-process": wrong("spec.trainer.procsPerNode", 0),
     "no-learning": wrong("spec.trainer.learningRate", 0),
     "learning-rate-above-one": wrong("spec.trainer.learningRate", 1.5),
+    "no-learning-in-a-window": wrong("spec.trainer.learningRateByWindow", [1e-6, 0]),
+    "learning-rate-of-no-window": wrong("spec.trainer.learningRateByWindow", []),
     "unknown-schedule": wrong("spec.trainer.schedule", "step"),
     "warmup-negative": wrong("spec.trainer.warmupSteps", -1),
     "no-gradient": wrong("spec.trainer.maxGradNorm", 0),
@@ -123,6 +145,24 @@ INVALID: dict[str, Invalid] = {
     ),
     "unknown-rule": wrong("spec.preference.rule.kind", "sentiment"),
     "no-time-for-a-rule": wrong("spec.preference.rule.timeoutSeconds", 0),
+    "judge-at-no-url": wrong("spec.preference", {"judge": JUDGE | {"url": "judge:8000"}}, "spec.preference.judge.url"),
+    "judge-with-a-password": wrong("spec.preference", {"judge": JUDGE | {"url": "http://me:word@judge"}}, "preference.judge.url"),
+    "judge-with-a-query": wrong("spec.preference", {"judge": JUDGE | {"url": "http://judge/v1?key=k"}}, "preference.judge.url"),
+    "judge-without-requests": wrong("spec.preference", {"judge": JUDGE | {"concurrency": 0}}, "preference.judge.concurrency"),
+    "judge-that-is-never-asked": wrong(
+        "spec.preference", {"judge": JUDGE | {"requestsPerMinute": 0}}, "spec.preference.judge.requestsPerMinute"
+    ),
+    "judge-without-time": wrong("spec.preference", {"judge": JUDGE | {"timeoutSeconds": 0}}, "preference.judge.timeoutSeconds"),
+    "judge-that-says-nothing": wrong("spec.preference", {"judge": JUDGE | {"maxTokens": 0}}, "spec.preference.judge.maxTokens"),
+    "judge-of-one-comparison": wrong(
+        "spec.preference", {"judge": JUDGE | {"maxComparisons": 1}}, "spec.preference.judge.maxComparisons"
+    ),
+    "secret-with-a-path": wrong(
+        "spec.preference", {"judge": JUDGE | {"secretRef": {"name": "a", "key": "b/c"}}}, "spec.preference.judge.secretRef.key"
+    ),
+    "secret-without-key": wrong(
+        "spec.preference", {"judge": JUDGE | {"secretRef": {"name": "a"}}}, "spec.preference.judge.secretRef.key"
+    ),
     "backoff-limit-negative": wrong("spec.lifecycle.backoffLimit", -1),
     "deadline-zero": wrong("spec.lifecycle.activeDeadlineSeconds", 0),
     "ttl-negative": wrong("spec.lifecycle.ttlSecondsAfterFinished", -1),
@@ -142,6 +182,7 @@ INVALID: dict[str, Invalid] = {
     "entry-point-without-function": wrong("spec.preference.rule.entryPoint", "rewards", spec__preference__rule__kind="python"),
     # Rules over several fields.
     "label-smoothing-without-its-loss": wrong("spec.method", {"loss": "ipo", "labelSmoothing": 0.1}),
+    "label-smoothing-of-cringe": wrong("spec.method", {"loss": "cringe", "labelSmoothing": 0.1}),
     "ipo-average-without-ipo": wrong("spec.method", {"loss": "hinge", "ipoAverage": False}),
     "cringe-without-its-loss": wrong("spec.method", {"loss": "hinge", "cringe": {"topK": 2}}, "spec.method"),
     "spin-by-a-rule": wrong("spec.method.name", "spin", "method.name"),
@@ -159,8 +200,68 @@ INVALID: dict[str, Invalid] = {
     "sppo-loss-with-another-method": wrong("spec.method", {"loss": "sppo"}),
     "eta-without-sppo": wrong("spec.method", {"eta": 2.0}),
     "win-rates-without-sppo": wrong("spec.method", {"includeSelf": False}),
+    "win-rates-with-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "includeSelf": False}),
+    "margin-that-no-win-rates-have": wrong("spec.method", {"name": "sppo", "loss": "sppo", "minMargin": 1.5}),
+    "advantages-with-another-method": wrong("spec.method", {"loss": "sppoAdvantage"}),
+    "advantages-of-spin": wrong("spec.method", {"name": "spin", "loss": "sppoAdvantage"}, spec__preference={"groundTruth": {}}),
+    "advantage-without-its-loss": wrong("spec.method", {"name": "sppo", "loss": "sppo", "advantage": "batch"}),
+    "kappa-without-its-loss": wrong("spec.method", {"kappa": 2.0}),
+    "pairing-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "pairing": "allPairs"}),
+    "margin-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "minMargin": 0.1}),
+    "sft-weight-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "sftWeight": 0.1}),
+    "lengths-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "lengthDesensitize": 0.5}),
+    "one-sample-among-those-of-its-prompt": wrong(
+        "spec.rollout.samplesPerPrompt",
+        1,
+        "rollout.samplesPerPrompt",
+        spec__method={"name": "sppo", "loss": "sppoAdvantage"},
+    ),
+    "spin-without-any-answers": wrong(
+        "spec.data.prompts.source",
+        "openai/gsm8k",
+        "data.prompts.answerColumn",
+        spec__method__name="spin",
+        spec__preference={"groundTruth": {}},
+    ),
+    "judge-who-sees-one-answer": wrong(
+        "spec.preference", {"judge": JUDGE | {"template": "{prompt} {first}"}}, "spec.preference.judge"
+    ),
+    "reward-model-that-sees-no-answer": wrong(
+        "spec.preference", {"rewardModel": SCORES | {"template": "{prompt}"}}, "spec.preference.rewardModel"
+    ),
+    "ranker-that-sees-one-answer": wrong(
+        "spec.preference", {"ranker": SCORES | {"secondTemplate": "{prompt}"}}, "spec.preference.ranker"
+    ),
+    "ranker-of-more-samples-than-comparisons": wrong(
+        "spec.preference", {"ranker": SCORES | {"maxComparisons": 7}}, "maxComparisons"
+    ),
+    "ranked-evaluation-without-answers": wrong(
+        "spec.data.evaluation.source", "openai/gsm8k", "data.evaluation.answerColumn", spec__preference={"ranker": SCORES}
+    ),
+    "judge-of-spin": wrong("spec.preference", {"judge": JUDGE}, "method.name", spec__method__name="spin"),
+    "judge-of-one-sample": wrong(
+        "spec.preference",
+        {"judge": JUDGE},
+        "maxComparisons",
+        spec__rollout__samplesPerPrompt=1,
+        spec__method={"name": "sppo", "loss": "sppoAdvantage", "advantage": "batch"},
+    ),
+    "judge-of-more-samples-than-comparisons": wrong(
+        "spec.preference", {"judge": JUDGE | {"maxComparisons": 7}}, "maxComparisons"
+    ),
+    "judged-evaluation-without-answers": wrong(
+        "spec.data.evaluation.source", "openai/gsm8k", "data.evaluation.answerColumn", spec__preference={"judge": JUDGE}
+    ),
     "eta-zero": wrong("spec.method", {"name": "sppo", "loss": "sppo", "eta": 0}, "spec.method.eta"),
     "one-sample": wrong("spec.rollout.samplesPerPrompt", 1, "rollout.samplesPerPrompt"),
+    "reference-between-publications": wrong("spec.method", {"refUpdateFreq": 6, "rolloutUpdateFreq": 4}),
+    "window-longer-than-a-reference": wrong("spec.method", {"rolloutUpdateFreq": 32}),
+    "window-of-unknown-length": wrong("spec.method", {"refUpdateFreq": 0}),
+    "two-betas": wrong("spec.method", {"beta": 0.2, "betaByWindow": [0.1]}),
+    "two-learning-rates": wrong("spec.trainer", {"learningRate": 1e-6, "learningRateByWindow": [5e-7]}),
+    "replay-in-a-part-of-a-window": wrong(
+        "spec.duration", {"steps": 8}, "method.replayWindows", spec__method={"replayWindows": 1}
+    ),
     "two-durations": wrong("spec.duration", {"windows": 2, "steps": 8}),
     "no-duration": wrong("spec.duration", {}),
     "claim-and-size": wrong("spec.storage", {"claimName": "shared", "size": "1Gi"}),

@@ -34,6 +34,7 @@ FAST = {
     "request_seconds": 2.0,
     "first_backoff_seconds": 0.01,
     "longest_backoff_seconds": 0.05,
+    "outage_seconds": 0.0,
 }
 
 

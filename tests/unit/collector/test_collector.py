@@ -426,6 +426,14 @@ async def test_a_prompt_that_fails_everywhere_ends_the_run_by_name(start_agents,
             await generate(collector, prompts(5))
 
 
+async def test_an_agent_whose_engine_is_down_for_a_while_costs_its_prompts_one_try(start_agents, collect):
+    (agent,) = await start_agents(1)
+    agent.once = [fail("vLLM does not answer", retryable=True)] * 12
+    async with collect(agent, outage_seconds=60.0) as collector:
+        assert ids(await generate(collector, prompts(3))) == names(3)
+    assert collector.counts["retried"] >= 12
+
+
 # Nobody there
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spinrun_worker.ledger import LedgerWriter, find_ledgers, verify_tree
+from spinrun_api.ledger import Reference
+from spinrun_worker.ledger import LedgerWriter, find_ledgers, verify_tree, write_file
 
 OTHER_UID = "ffffffff-0000-4000-8000-000000000002"
 
@@ -197,3 +198,17 @@ def test_links_on_a_volume_are_not_followed(full, root, tmp_path):
     assert find_ledgers(elsewhere) == []
     shutil.rmtree(elsewhere)
     assert root.exists()
+
+
+def test_a_window_that_is_compared_with_weights_that_have_changed_since_is_superseded(full, put):
+    first, second = (full.manifest("weights", version) for version in (0, 1))
+    directory = full.begin("window", 1)
+    reference = Reference(version=0, digest=first.digest)
+    files = [write_file(directory / "pairs.parquet", [b""])]
+    full.commit("window", 1, files, step=16, version=1, parent=second.digest, reference=reference)
+    assert states(full.root)["windows/000001"] == "committed"
+
+    put(full, "weights", 0, {"model.safetensors": b"other weights"})
+
+    assert states(full.root)["windows/000001"] == "superseded"
+    assert "windows/000001 is compared with other weights than" in details(full.root)

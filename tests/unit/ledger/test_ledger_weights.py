@@ -1,6 +1,7 @@
 """Safetensors files that everybody can read, written one tensor at a time."""
 
 import json
+import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from spinrun_worker.ledger import TensorSpec, hash_file, weights_index, write_safetensors
+from spinrun_worker.ledger import TensorSpec, TornError, hash_file, read_safetensors, weights_index, write_safetensors
 
 DTYPES = [
     torch.float64,
@@ -225,3 +226,65 @@ def test_sharded_model_is_loaded_by_transformers_and_by_safe_open(tmp_path):
         with safe_open(tmp_path / name, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
             assert all(torch.equal(file.get_tensor(key), tensor) for key, tensor in items)
+
+
+@given(tensors=tensors)
+@settings(max_examples=60, deadline=None)
+def test_every_bit_is_read_back_by_name(tmp_path_factory, tensors):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    entry = write(path, tensors)
+
+    read = dict(read_safetensors(path, entry))
+
+    assert list(read) == list(tensors)
+    for name, tensor in tensors.items():
+        assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(read[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+def test_any_changed_byte_is_refused_when_it_is_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    entry = write(path, {"a": torch.arange(3, dtype=torch.float32), "b": torch.ones(2, dtype=torch.bfloat16)})
+    sound = path.read_bytes()
+
+    for position in range(len(sound)):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        with pytest.raises(TornError, match=re.escape(str(path))):
+            list(read_safetensors(path, entry))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "is not there"),
+        (lambda path: path.write_bytes(b""), "has 0 bytes, MANIFEST.json says"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"0"), "bytes, MANIFEST.json says"),
+        (lambda path: path.rename(path.with_name("x")) and path.symlink_to("x"), "is a link"),
+    ],
+    ids=["gone", "empty", "longer", "a link"],
+)
+def test_a_file_that_is_not_the_one_that_was_written_is_refused(tmp_path, spoil, message):
+    path = tmp_path / "model.safetensors"
+    entry = write(path, {"a": torch.ones(3)})
+    spoil(path)
+
+    with pytest.raises(TornError, match=message):
+        list(read_safetensors(path, entry))
+
+
+def test_never_more_than_one_tensor_is_read_at_a_time(tmp_path):
+    path = tmp_path / "x"
+    entry = write(path, {f"t{number}": torch.full((1000, 100), float(number)) for number in range(8)})
+    alive = most = 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    for _, tensor in read_safetensors(path, entry):
+        weakref.finalize(tensor, gone)
+        alive += 1
+        most = max(most, alive)
+        del tensor
+
+    assert (most, alive) == (1, 0)

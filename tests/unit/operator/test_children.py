@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from spinrun_api.documents import read_run
+from spinrun_api.run import SpinRun
 from spinrun_operator import names
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
 from spinrun_operator.children.network_policy import rollout_network_policy, trainer_network_policy
@@ -37,6 +38,11 @@ def container_of(document: Json, name: str) -> Json:
 def environment_of(container: Json) -> Json:
     """The container's variables: text, or where it comes from."""
     return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container["env"]}
+
+
+def with_judge(**fields: Any) -> SpinRun:
+    """A run with a judge."""
+    return run_of(preference={"judge": {"url": "https://judge/v1", "model": "wise"} | fields})
 
 
 def mounts_of(container: Json) -> dict[str, bool]:
@@ -332,3 +338,17 @@ def test_only_what_the_user_says_makes_a_trainer_start_anew() -> None:
     assert trainer_revision(run_of(trainer={"learningRate": 5e-7, "optimizer": "adamw"})) == revision, "the defaults"
     assert trainer_revision(run_of(trainer={"learningRate": 1e-6})) != revision
     assert trainer_revision(run_of(rollout={"samplesPerPrompt": 5})) != revision
+
+
+def test_the_key_of_a_judge_reaches_the_trainer_alone_and_only_by_reference() -> None:
+    run = with_judge(secretRef={"name": "judges", "key": "api-key"})
+    reference = {"secretKeyRef": {"name": "judges", "key": "api-key"}}
+    trainer = environment_of(container_of(trainer_job(run, SETTINGS, attempt=1), "trainer"))
+    assert trainer["SPINRUN_PREFERENCE_KEY"] == reference
+    rollouts = rollout_statefulset(run, SETTINGS, replicas=1)
+    assert all("SPINRUN_PREFERENCE_KEY" not in environment_of(container_of(rollouts, name)) for name in ("vllm", "agent"))
+
+
+def test_a_judge_without_a_key_needs_no_secret() -> None:
+    trainer = environment_of(container_of(trainer_job(with_judge(), SETTINGS, attempt=1), "trainer"))
+    assert "SPINRUN_PREFERENCE_KEY" not in trainer

@@ -29,6 +29,7 @@ def progress(**fields: Any) -> Progress:
         ({"version": 1}, True, True),
         ({"attempt": 2}, True, True),
         ({"activity": "finished"}, True, True),
+        ({"trouble": "the judge is down"}, True, True),
         ({"best": Best(window=1, version=1, accuracy=0.9)}, True, True),
     ],
     ids=str,

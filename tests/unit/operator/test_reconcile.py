@@ -381,6 +381,31 @@ def test_progress_of_an_earlier_attempt_is_ignored() -> None:
     assert world.run.status.window is None
 
 
+def test_a_judge_that_is_down_degrades_the_run_until_it_is_back() -> None:
+    world = running_world()
+    world.tell(progress_of(trouble="preference.judge does not answer: status 503"))
+    world.settle()
+    condition = world.condition("Degraded")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("True", "PreferenceUnavailable")
+    assert condition.message == "preference.judge does not answer: status 503"
+    assert [event.reason for event in world.events].count("PreferenceUnavailable") == 1
+    world.tell(progress_of())
+    world.settle()
+    assert (world.condition("Degraded") or condition).status == "False"
+
+
+def test_the_trouble_of_an_attempt_ends_with_it() -> None:
+    world = running_world()
+    world.tell(progress_of(trouble="the judge is down"))
+    world.settle()
+    fail(world, 1, 3)
+    world.settle()
+    condition = world.condition("Degraded")
+    assert condition is not None
+    assert condition.status == "False"
+
+
 def test_ledger_is_unavailable_until_a_trainer_gets_beyond_its_start() -> None:
     world = running_world()
     fail(world, 1, 4, message="read-only file system")

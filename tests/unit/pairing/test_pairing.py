@@ -13,7 +13,7 @@ from spinrun_api.spec import Method
 from spinrun_api.wire import Sample
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_truths
 from spinrun_worker.records import PromptRecord, ScoredGroup
-from spinrun_worker.trainer.rank0 import window_figures
+from spinrun_worker.trainer.rank0 import mean_reward, window_figures
 from spinrun_worker.trainer.schedule import divide
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -172,6 +172,15 @@ def test_the_winner_of_five_certain_comparisons_has_a_rate_of_nine_tenths_as_wit
     assert (made.chosen_reward, made.rejected_reward) == pytest.approx((0.9, 0.1), rel=1e-12)
 
 
+@pytest.mark.parametrize(("include_self", "want"), [(True, (5 / 6, 0.25)), (False, (0.9, 0.2))])
+def test_win_rates_of_a_judge_are_taken_as_they_are(include_self: bool, want: tuple[float, float]):
+    method = Method(name="sppo", loss="sppo", include_self=include_self)
+    # Of six answers, each with five opponents and, with itself, a draw.
+    rates = (0.9, 0.6, 0.5, 0.4, 0.4, 0.2)
+    (made,) = pair_groups([group("p", rates)], method, seed=0, are_win_rates=True).pairs
+    assert (made.chosen_reward, made.rejected_reward) == pytest.approx(want)
+
+
 def test_the_margin_of_sppo_is_one_of_win_rates():
     rewards = (0.0, 1.0)  # win rates ½ ± ½ (σ(1) - ½), 0.231 apart
     assert len(pair(group("p", rewards), **SPPO, minMargin=0.23).pairs) == 1
@@ -189,6 +198,101 @@ def test_win_rates_keep_the_order_of_rewards_and_stay_probabilities(
     assert {(made.chosen, made.rejected) for made in by_rate.pairs} <= {(made.chosen, made.rejected) for made in by_reward.pairs}
     for made in by_rate.pairs:
         assert 0 <= made.rejected_reward < made.chosen_reward <= 1
+
+
+ADVANTAGE = {"name": "sppo", "loss": "sppoAdvantage"}
+
+
+def advantages(pairing: Pairing) -> dict[tuple[int, ...], float]:
+    """By the tokens of the answers."""
+    both = [((made.chosen, made.chosen_reward), (made.rejected, made.rejected_reward)) for made in pairing.pairs]
+    return {tokens: reward for couple in both for tokens, reward in couple if tokens}
+
+
+def test_advantages_couple_the_best_with_the_worst_and_leave_the_middle_alone():
+    made = pair(group("p", (0.0, 3.0, None, 1.0, 2.0, 9.0)), **ADVANTAGE)
+
+    assert [(couple.chosen, couple.rejected) for couple in made.pairs] == [((5,), (0,)), ((1,), (3,)), ((), (4,))]
+    soft_mean = math.log(sum(math.exp(reward) for reward in (0.0, 3.0, 1.0, 2.0, 9.0)) / 5)
+    want = {(0,): -soft_mean, (1,): 3 - soft_mean, (3,): 1 - soft_mean, (4,): 2 - soft_mean, (5,): 9 - soft_mean}
+    assert advantages(made) == pytest.approx(want, rel=1e-12)
+    assert made.pairs[2].chosen_reward == 0.0
+    assert made.dropped_samples == 1
+
+
+def test_an_answer_in_the_middle_is_chosen_when_it_is_no_worse_than_what_it_is_measured_against():
+    made = pair(group("p", (0.0, 1.0, 1.0)), **ADVANTAGE, kappa=0.0)
+
+    assert [(couple.chosen, couple.rejected) for couple in made.pairs] == [((1,), (0,)), ((2,), ())]
+    assert made.pairs[1].rejected_reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [
+        pytest.param({"kappa": 0.0}, [1.0, -1.0, 0.5, -0.5], id="their mean"),
+        pytest.param({"kappa": 0.0, "advantage": "batch"}, [2.5, 0.5, -1.0, -2.0], id="the mean of the window"),
+        pytest.param({"kappa": 1000.0}, [0.0, -2.0, 0.0, -1.0], id="the best of the prompt"),
+        pytest.param({"kappa": 1000.0, "advantage": "batch"}, [0.0, -2.0, -3.5, -4.5], id="the best of the window"),
+    ],
+)
+def test_kappa_and_advantage_say_what_a_reward_is_measured_against(settings: dict[str, Any], want: list[float]):
+    window = [group("a", (4.5, 2.5), [(1,), (2,)]), group("b", (1.0, 0.0), [(3,), (4,)])]
+
+    got = advantages(pair(*window, **ADVANTAGE, **settings))
+
+    # The mean of n exponentials of which one counts is a log n below it.
+    assert [got[(token,)] for token in (1, 2, 3, 4)] == pytest.approx(want, abs=2e-3)
+
+
+def test_with_advantages_answers_without_rewards_or_tokens_are_left_out_and_equal_ones_are_not():
+    made = pair(group("a", (1.0, 1.0), [(7,), (7,)]), group("b", (None, 2.0), [(8,), ()]), **ADVANTAGE)
+
+    assert [(couple.prompt_id, couple.chosen, couple.rejected) for couple in made.pairs] == [("a", (7,), (7,))]
+    assert (made.ties, made.identical, made.unrated, made.dropped_samples) == (0, 0, 1, 2)
+
+
+moderate_rewards = st.lists(st.none() | st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, math.nan, math.inf]), max_size=7)
+
+
+@given(
+    st.data(),
+    st.lists(moderate_rewards, max_size=6),
+    st.sampled_from(["prompt", "batch"]),
+    st.sampled_from([0.0, 0.5, 1.0, 30.0]),
+)
+def test_with_advantages_every_answer_with_a_reward_is_trained_on_once_and_beside_answers_of_its_prompt(
+    data: st.DataObject, rewards: list[list[float | None]], advantage: str, kappa: float
+):
+    window = [group(f"p{number}", each, [(number, index) for index in range(len(each))]) for number, each in enumerate(rewards)]
+    settings = {**ADVANTAGE, "advantage": advantage, "kappa": kappa}
+    made = pair(*window, **settings)
+
+    finite = {
+        (number, index): reward
+        for number, each in enumerate(rewards)
+        for index, reward in enumerate(each)
+        if reward is not None and math.isfinite(reward)
+    }
+    answers = [tokens for couple in made.pairs for tokens in (couple.chosen, couple.rejected) if tokens]
+    assert sorted(answers) == sorted(finite)
+    assert made.dropped_samples == sum(map(len, rewards)) - len(finite)
+    assert len({couple.prompt_id for couple in made.pairs}) + made.unrated == len(window)
+    got = advantages(made)
+    for couple in made.pairs:
+        assert {tokens[0] for tokens in (couple.chosen, couple.rejected) if tokens} == {int(couple.prompt_id[1:])}
+        assert couple.chosen_reward >= couple.rejected_reward
+        assert all(map(math.isfinite, (couple.chosen_reward, couple.rejected_reward)))
+    for one, other in combinations(finite, 2):
+        if advantage == "batch" or one[0] == other[0]:
+            assert got[one] - got[other] == pytest.approx(finite[one] - finite[other], rel=1e-9, abs=1e-6)
+
+    orders = [data.draw(st.permutations(range(len(each)))) for each in rewards]
+    permuted = [
+        group(f"p{number}", [rewards[number][index] for index in order], [(number, index) for index in order])
+        for number, order in enumerate(orders)
+    ]
+    assert advantages(pair(*permuted, **settings)) == pytest.approx(got, rel=1e-9, abs=1e-6)
 
 
 TRUTH = (50, 51, 3)
@@ -336,3 +440,11 @@ def test_the_order_of_samples_matters_among_equals_only(data: st.DataObject, rew
     assert values(straight) == values(permuted)
     if len(set(rewards)) == len(rewards):
         assert straight.pairs == permuted.pairs
+
+
+def test_a_sample_without_a_reward_is_wrong_by_a_rule_and_does_not_count_by_a_model():
+    window = [group("a", (-2.0, None)), group("b", (-4.0, -3.0))]
+    assert mean_reward(window) == pytest.approx(-9 / 4)
+    assert mean_reward(window, by_rule=False) == pytest.approx(-9 / 3)
+    assert window_figures(window, pair(*window), by_rule=False)["reward/mean"] == pytest.approx(-3)
+    assert mean_reward([group("a", (None, None))], by_rule=False) == 0

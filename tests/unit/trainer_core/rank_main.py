@@ -47,11 +47,15 @@ def weights(policy: Policy) -> dict[str, torch.Tensor]:
     }
 
 
-def plain_descent(model: str, num_pairs: int, *, method: Method | None = None, **options: Any) -> dict[str, Any]:
-    """Two steps of gradient descent with learning rate 1: the change of the weights is the gradient."""
+def plain_descent(model: str, num_pairs: int, *, method: Method | None = None, alone: int = 0, **options: Any) -> dict[str, Any]:
+    """Two steps of gradient descent with learning rate 1: the change of the weights is the gradient.
+
+    alone: how many of the pairs, the first ones, lack their rejected completion.
+    """
     policy = loaded(model, **options)
     trained = learner(policy, SGD(policy.parameters(), lr=1.0), method=method)
-    pairs = referred(trained, random_pairs(num_pairs, seed=1))
+    bare = random_pairs(num_pairs, seed=1)
+    pairs = referred(trained, [replace(pair, rejected=(), rejected_reward=0.0) for pair in bare[:alone]] + bare[alone:])
     start = weights(policy)
     first = trained.step(pairs, learning_rate=1.0)
     middle = weights(policy)
@@ -118,7 +122,8 @@ def main(rank: int, world_size: int, folder: Path, model: str) -> None:
     outcome = {
         "eight pairs": plain_descent(model, 8),
         "one pair": plain_descent(model, 1),
-        "cringe": plain_descent(model, 5, method=Method(loss="cringe")),
+        "cringe": plain_descent(model, 5, method=Method(loss="cringe", length_desensitize=0.5)),
+        "advantages": plain_descent(model, 5, method=Method(name="sppo", loss="sppoAdvantage", kl_weight=0.1), alone=2),
         "checkpointed": plain_descent(model, 8, activation_checkpointing=True),
         "bfloat16": plain_descent(model, 2, compute_dtype=torch.bfloat16),
         "adamw": adamw(model),

@@ -130,6 +130,14 @@ def test_logits_change_as_the_model_family_changes_them(settings: dict[str, floa
     assert got.item() == pytest.approx(want, rel=1e-12)
 
 
+def test_sums_are_weighted_in_all_columns():
+    values = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    lengths, weights = torch.tensor([2, 1]), torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
+
+    assert sum_by_completion(values, lengths, weights).tolist() == [[2.0, 20.0], [0.75, 7.5]]
+    assert sum_by_completion(values[:, 0], lengths, weights).tolist() == [2.0, 0.75]
+
+
 def test_sums_follow_the_completions_and_empty_ones_are_zero():
     logprobs = torch.arange(6.0, requires_grad=True)
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from spinrun_api.spec import Trainer
 from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
+from spinrun_worker.trainer.schedule import Schedule
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 def test_learning_rate_rises_then_follows_its_schedule(schedule: str, warmup: int, want: list[float]):
     trainer = Trainer.model_validate({"learningRate": 1.0, "schedule": schedule, "warmupSteps": warmup})
 
-    assert [learning_rate(step, trainer, 5) for step in range(5)] == pytest.approx(want)
+    assert [learning_rate(step, trainer, Schedule(5, 5, 1)) for step in range(5)] == pytest.approx(want)
 
 
 def test_weight_decay_shrinks_matrices_only():
@@ -72,3 +73,12 @@ def test_rmsprop_adds_weight_decay_to_the_gradients_of_matrices():
 
     assert matrix.item() == pytest.approx(0.9)
     assert vector.item() == 1.0
+
+
+def test_windows_with_peaks_of_their_own_each_warm_up_and_fall_and_the_last_peak_holds():
+    trainer = Trainer.model_validate({"learningRateByWindow": [1.0, 0.4], "schedule": "linear", "warmupSteps": 1})
+    schedule = Schedule(11, 3, 1, replay_windows=1)  # windows of 3, 6 and 2 steps
+
+    falling = [0.4, 0.32, 0.24, 0.16, 0.08]
+    want = [0.5, 1.0, 0.5, 0.2, *falling, 0.2, 0.4]
+    assert [learning_rate(step, trainer, schedule) for step in range(11)] == pytest.approx(want)

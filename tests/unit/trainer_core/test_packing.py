@@ -68,6 +68,16 @@ def test_an_empty_answer_takes_no_place():
     assert micro.token_ids_T[micro.source_C].tolist() == [2, 3, 5]
 
 
+def test_tokens_beyond_the_shorter_answer_have_their_weight():
+    longer_chosen, longer_rejected = pair((1,), (2, 3, 4), (5,)), pair((1,), (2,), (3, 4))
+
+    weights = pack([longer_chosen, longer_rejected], [0, 1], tail_weight=0.1).weight_C
+
+    assert weights is not None
+    assert weights.tolist() == [1, 0.1, 0.1, 1, 1, 1, 0.1]
+    assert pack([longer_chosen], [0]).weight_C is None
+
+
 def test_no_pairs_make_a_row_that_belongs_to_none():
     micro = pack([pair((1,), (2,), (3,))], [])
 

@@ -52,8 +52,10 @@ def test_two_ranks_take_the_same_steps_as_one(outcomes: dict[int, list[Outcome]]
     assert_close(two["weights"], one["weights"], 1e-5)
 
 
-def test_two_ranks_contrast_with_the_same_tokens_as_one(outcomes: dict[int, list[Outcome]]):
-    one, two = outcomes[1][0]["cringe"], outcomes[2][0]["cringe"]
+@pytest.mark.parametrize("scenario", ["cringe", "advantages"])
+def test_two_ranks_do_with_other_losses_what_one_does(outcomes: dict[int, list[Outcome]], scenario: str):
+    # With cringe: they draw the same tokens. With advantages: some answers are alone, on one rank more than on the other.
+    one, two = outcomes[1][0][scenario], outcomes[2][0][scenario]
 
     assert two["figures"][0] == pytest.approx(one["figures"][0], rel=2e-6, abs=1e-6)
     assert_close(two["gradient"], one["gradient"], 1e-4)

@@ -23,7 +23,7 @@ from spinrun_worker.ledger.metrics import read_metrics
 from spinrun_worker.ledger.verification import Finding, find_ledgers, verify_tree
 
 if TYPE_CHECKING:
-    from spinrun_worker.ledger.weights import TensorSpec, weights_index, write_safetensors
+    from spinrun_worker.ledger.weights import TensorSpec, read_safetensors, weights_index, write_safetensors
     from spinrun_worker.ledger.window import read_pairs, read_samples, write_pairs, write_samples
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "read_manifest",
     "read_metrics",
     "read_pairs",
+    "read_safetensors",
     "read_samples",
     "replace_file",
     "verify_tree",
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 _HEAVY = {
-    "weights": ("TensorSpec", "weights_index", "write_safetensors"),
+    "weights": ("TensorSpec", "read_safetensors", "weights_index", "write_safetensors"),
     "window": ("read_pairs", "read_samples", "write_pairs", "write_samples"),
 }
 

@@ -1,6 +1,6 @@
 """What a ledger no longer needs."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from spinrun_worker.ledger.ledger import LedgerWriter
@@ -48,21 +48,30 @@ def collectable(
 
 
 def collect(
-    writer: LedgerWriter, *, keep_checkpoints: int, acknowledged: Collection[int], newest: int, needed: Collection[int]
+    writer: LedgerWriter,
+    *,
+    keep_checkpoints: int,
+    acknowledged: Collection[int],
+    newest: int,
+    needed: Collection[int],
+    reference: Callable[[int], int],
 ) -> Collectable:
     """Delete what `collectable` allows, and what interrupted writes and deletions have left; returns what is gone.
 
-    The versions that the kept checkpoints name are needed without being named here. Raises as LedgerWriter.delete does.
+    reference: the version that a window's pairs are compared with. Those of the newest window and of the kept checkpoints'
+    windows, and the versions that these sample from, are needed without being named here. Raises as LedgerWriter.delete does.
     """
     checkpoints = writer.numbers("checkpoint")
     kept = checkpoints[-keep_checkpoints:]
+    # A version has the number of the window that samples from it.
+    windows = {newest, *(writer.manifest("checkpoint", step).version for step in kept)}
     found = collectable(
         weights=writer.present("weights"),
         checkpoints=checkpoints,
         keep_checkpoints=keep_checkpoints,
         acknowledged=acknowledged,
         newest=newest,
-        needed={*needed, *(writer.manifest("checkpoint", step).version for step in kept)},
+        needed={*needed, *windows, *map(reference, windows)},
     )
     # Before the newest checkpoint nothing is being written any more, so that whatever does not count there is a remainder.
     remainders = [step for step in writer.present("checkpoint") if kept and step < kept[-1] and step not in checkpoints]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from spinrun_api.ledger import MANIFEST, FileEntry, Kind, Manifest, MetricsLine, Owner, RunRecord
+from spinrun_api.ledger import MANIFEST, FileEntry, Kind, Manifest, MetricsLine, Owner, Reference, RunRecord
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import ForeignError, LedgerUnavailableError, SupersededError, TornError
 from spinrun_worker.ledger.files import empty_directory, flush_tree, is_directory, read_record, write_record
@@ -122,12 +122,20 @@ class LedgerWriter(Ledger):
         return directory
 
     def commit(
-        self, kind: Kind, number: int, files: Iterable[FileEntry], *, step: int, version: int, parent: str | None = None
+        self,
+        kind: Kind,
+        number: int,
+        files: Iterable[FileEntry],
+        *,
+        step: int,
+        version: int,
+        parent: str | None = None,
+        reference: Reference | None = None,
     ) -> Manifest:
         """Make a directory count. All ranks must have written and closed their files.
 
-        files: all of them, in any order. version, step, parent: see Manifest. Raises TornError when the directory holds
-        another set of files or other sizes; then it does not count.
+        files: all of them, in any order. version, step, parent, reference: see Manifest. Raises TornError when the directory
+        holds another set of files or other sizes; then it does not count.
         """
         self._require_ownership()
         entries = tuple(sorted(files, key=lambda entry: entry.path))
@@ -139,6 +147,7 @@ class LedgerWriter(Ledger):
             step=step,
             attempt=self.attempt,
             parent=parent,
+            reference=reference,
             files=entries,
             digest=content_digest(kind, number, self.uid, entries),
         )

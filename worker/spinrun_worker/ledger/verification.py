@@ -185,18 +185,20 @@ def _mark_superseded(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _compare_parent(ledger: Ledger, finding: Finding) -> Finding:
-    """A window or an evaluation must come from the weights that stand there under its version, while they do."""
+    """A window or an evaluation must come from the weights that stand there under its version, while they do, and a window must
+    be compared with those under the version of its reference."""
     manifest = finding.manifest
     if finding.state != "committed" or manifest is None:
         return finding
-    try:
-        weights = ledger.manifest("weights", manifest.version)
-    except LedgerError:
-        return finding
-    if weights.digest == manifest.parent:
-        return finding
-    detail = f"{finding.path} was sampled from other weights than {ledger.layout.weights(manifest.version)} now holds"
-    return replace(finding, state="superseded", detail=detail)
+    sources = [("was sampled from", manifest.version, manifest.parent)]
+    if manifest.reference is not None:
+        sources.append(("is compared with", manifest.reference.version, manifest.reference.digest))
+    for relation, version, digest in sources:
+        with suppress(LedgerError):
+            if ledger.manifest("weights", version).digest != digest:
+                detail = f"{finding.path} {relation} other weights than {ledger.layout.weights(version)} now holds"
+                return replace(finding, state="superseded", detail=detail)
+    return finding
 
 
 def _strangers(layout: Layout, kind: Kind) -> list[Finding]:

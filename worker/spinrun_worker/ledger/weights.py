@@ -1,4 +1,4 @@
-"""Safetensors files, written tensor by tensor.
+"""Safetensors files, written and read tensor by tensor.
 
 The format (github.com/huggingface/safetensors): the header's length as 8 bytes little-endian, the header as JSON padded by spaces
 to a multiple of 8, then the tensors' bytes without gaps, in the order of their offsets.
@@ -6,17 +6,23 @@ to a multiple of 8, then the tensors' bytes without gaps, in the order of their 
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 from typing_extensions import Buffer
 
-from spinrun_api.ledger import FileEntry
-from spinrun_worker.ledger.files import write_file
+from spinrun_api.ledger import MANIFEST, FileEntry
+from spinrun_worker.ledger import durable
+from spinrun_worker.ledger.errors import TornError
+from spinrun_worker.ledger.files import open_regular, write_file
 
 _DTYPES = {
     torch.float64: "F64",
@@ -35,6 +41,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_NAMED_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 # Who made the tensors; transformers refuses a file that does not say.
 _METADATA = {"format": "pt"}
@@ -68,6 +75,57 @@ def write_safetensors(
     Raises ValueError when the specs cannot be stored or a tensor is not as its spec says, and as write_file does.
     """
     return write_file(path, _content(_header(specs, metadata), specs, tensors))
+
+
+def read_safetensors(path: Path, entry: FileEntry) -> Generator[tuple[str, Tensor]]:
+    """The tensors of a file as `write_safetensors` makes it, by name, one at a time in memory, hashing on the way.
+
+    entry: what the manifest says of the file. It is known to be that file only once the last tensor has been taken: raises
+    TornError, then or before, when it is not.
+    """
+    descriptor = open_regular(path)
+    if descriptor is None:
+        raise TornError(f"{path} is not there")
+    with os.fdopen(descriptor, "rb") as file:
+        size = os.fstat(descriptor).st_size
+        if size != entry.size:
+            raise TornError(f"{path} has {size} bytes, {MANIFEST} says {entry.size}")
+        hasher = xxhash.xxh3_128()
+        header_size = int.from_bytes(_read(file, 8, path, hasher), "little")
+        header = _read(file, min(header_size, size - 8), path, hasher)
+        for spec in _specs(header, path, size - 8 - len(header)):
+            content = _read(file, spec.num_bytes, path, hasher)
+            # torch takes no empty buffer.
+            flat = torch.frombuffer(content, dtype=spec.dtype) if content else torch.empty(0, dtype=spec.dtype)
+            yield spec.name, flat.reshape(tuple(spec.shape))
+            del content, flat  # before the next one is read
+    if hasher.hexdigest() != entry.xxh3_128:
+        raise TornError(f"{path} has another content than {MANIFEST} says (xxh3-128 differs)")
+
+
+def _read(file: BufferedReader, count: int, path: Path, hasher: xxhash.xxh3_128) -> bytearray:
+    """The next bytes of a file."""
+    content = bytearray(max(0, count))
+    with durable.unavailable(path, "read"):
+        if file.readinto(content) != len(content):
+            raise TornError(f"{path} ends early")
+    hasher.update(content)
+    return content
+
+
+def _specs(header: bytearray, path: Path, num_bytes: int) -> list[TensorSpec]:
+    """What the header says of the tensors, in the order of their bytes. Raises TornError when it is none of ours."""
+    try:
+        document = json.loads(header)
+        document.pop("__metadata__")
+        specs = [TensorSpec(name, _NAMED_DTYPES[entry["dtype"]], entry["shape"]) for name, entry in document.items()]
+        found = [entry["data_offsets"] for entry in document.values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TornError(f"{path} has no readable header: it is no safetensors file that SpinRun wrote") from error
+    ends = list(accumulate(spec.num_bytes for spec in specs))
+    if found != [[start, end] for start, end in pairwise([0, *ends])] or num_bytes != (ends[-1] if ends else 0):
+        raise TornError(f"{path} has tensors in other places than its header says")
+    return specs
 
 
 def weights_index(shards: Mapping[str, Sequence[TensorSpec]]) -> bytes:

@@ -25,13 +25,14 @@ class PairLogprobs:
     """What a loss knows of B pairs."""
 
     policy_B2: Tensor
-    """[B, 2] summed log-probs of the completions under the policy, nats."""
+    """[B, 2] summed log-probs of the completions under the policy, nats. With lengthDesensitize below 1 those sums, and the
+    reference's, weigh the tokens beyond the shorter completion by it."""
     reference_B2: Tensor
     """[B, 2] the same under the reference."""
     num_tokens_B2: Tensor
     """[B, 2] tokens of the completions."""
     rewards_B2: Tensor
-    """[B, 2] rewards of the completions; for the method sppo their win rates."""
+    """[B, 2] rewards of the completions; for the method sppo their win rates or, for sppoAdvantage, advantages."""
     contrast_B: Tensor | None = None
     """[B] for cringe: log-probs, summed over the rejected completion's tokens, of another token in a choice between the two,
     nats."""
@@ -59,14 +60,34 @@ PairLoss = Callable[[PairLogprobs, Method], Tensor]
 
 
 def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] the method's loss of each pair. A step's loss is their sum divided by the number of pairs of all ranks.
+    """[B] the method's loss of each pair. A step's loss is their sum over all ranks divided by `num_pairs`.
 
-    sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733.
+    sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733. klWeight
+    adds an estimate of the divergence from the reference.
     """
     losses_B = LOSSES[method.loss](pairs, method)
-    if method.sft_weight == 0:
-        return losses_B
-    return losses_B - method.sft_weight * pairs.per_token().policy_B2[:, 0]
+    if method.sft_weight != 0:
+        losses_B = losses_B - method.sft_weight * pairs.per_token().policy_B2[:, 0]
+    if method.kl_weight != 0:
+        losses_B = losses_B + method.kl_weight * divergences(pairs)
+    return losses_B
+
+
+def num_pairs(num_tokens_P2: Tensor, method: Method) -> float:
+    """What a step's sum of losses is divided by: its pairs; for sppoAdvantage, whose answers may be alone, half its answers."""
+    if method.loss == "sppoAdvantage":
+        return (num_tokens_P2 > 0).sum().item() / 2
+    return float(len(num_tokens_P2))
+
+
+def divergences(pairs: PairLogprobs) -> Tensor:
+    """[B] KL(policy ‖ reference) as estimated from each pair, nats an answer: the mean of ½ (log-ratio)² over its completions.
+
+    Source: k2 of http://joschu.net/blog/kl-approx.html, over whole completions. Of the estimators there it is the one whose
+    gradient, over samples of the policy, is that of the divergence: arXiv 2506.09477. k3 as a loss has another, and a sum over
+    tokens only a part of it.
+    """
+    return 0.5 * (pairs.policy_B2 - pairs.reference_B2).square().mean(dim=1)
 
 
 def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
@@ -145,7 +166,16 @@ def sppo(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Source: arXiv 2405.00675, eq. 4.7, as its authors' trainer averages it over the two completions; its beta is 1/η.
     """
-    targets_B2 = method.eta * (pairs.rewards_B2 - 0.5)
+    targets_B2 = method.log_ratio_scale * (pairs.rewards_B2 - 0.5)
+    return (pairs.policy_B2 - pairs.reference_B2 - targets_B2).square().mean(dim=1)
+
+
+def sppo_advantage(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] ½ (c - η A(chosen))² + ½ (r - η A(rejected))², A the advantages; a missing answer, with advantage 0, adds nothing.
+
+    Divided by half the answers this is the mean of (log-ratio - η A)² over them: verl's recipe/sppo.
+    """
+    targets_B2 = method.log_ratio_scale * pairs.rewards_B2
     return (pairs.policy_B2 - pairs.reference_B2 - targets_B2).square().mean(dim=1)
 
 
@@ -173,6 +203,7 @@ LOSSES: Mapping[str, PairLoss] = {
     "apoDown": apo_down,
     "sppoHard": sppo_hard,
     "sppo": sppo,
+    "sppoAdvantage": sppo_advantage,
     "cringe": cringe,
 }
 """By their names in `method.loss`."""

@@ -1,4 +1,4 @@
-"""From scored groups to pairs: which samples of a prompt become chosen and rejected."""
+"""From scored groups to pairs: which samples of a prompt become chosen and rejected, or that all of them are trained on."""
 
 import math
 import random
@@ -24,7 +24,7 @@ class Pairing:
     unrated: int
     """Groups with fewer than two rewarded samples."""
     dropped_samples: int
-    """Samples without a reward, in all groups."""
+    """Samples without a reward, in all groups; with sppoAdvantage those without tokens too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,15 @@ class _Rated:
 NoPair = Literal["tie", "identical", "unrated"]
 
 
-def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int) -> Pairing:
+def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are_win_rates: bool = False) -> Pairing:
     """Make the pairs of a window as method.pairing says. Both samples of a pair are always of the same prompt.
 
     Samples without a finite reward are never in a pair. For sppo the rewards of the pairs are win rates. The same arguments give
-    the same pairs, where chance decides too.
+    the same pairs, where chance decides too. The loss sppoAdvantage has all samples instead: see `couple_groups`.
+    are_win_rates: the rewards already are win rates, among the prompt's other samples.
     """
+    if method.loss == "sppoAdvantage":
+        return couple_groups(groups, method)
     pairs: list[Pair] = []
     without: list[NoPair] = []
     dropped = 0
@@ -51,7 +54,8 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int) -> 
         rated = _rated(group)
         dropped += len(group.samples) - len(rated)
         if method.name == "sppo":
-            rated = _by_win_rate(rated, include_self=method.include_self)
+            by_win_rate = _with_self if are_win_rates else _by_win_rate
+            rated = by_win_rate(rated, include_self=method.include_self)
         outcome = _pair_group(group, rated, method, seed)
         if isinstance(outcome, list):
             pairs += outcome
@@ -64,6 +68,53 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int) -> 
         unrated=without.count("unrated"),
         dropped_samples=dropped,
     )
+
+
+def couple_groups(groups: Sequence[ScoredGroup], method: Method) -> Pairing:
+    """All rewarded samples of a window with their advantages, by twos of one prompt: best and worst, the next best and worst …
+
+    The one in the middle is alone: chosen when its advantage is at least 0, else rejected. Samples without tokens are left out.
+    A sample's advantage is r - (1/κ) log mean exp(κ r), the mean over its prompt's samples or, with advantage: batch, over the
+    window's. Source: verl's recipe/sppo, where the window is one training batch.
+    """
+    ranked_groups = [[sample for sample in _rated(group) if sample.tokens] for group in groups]
+    window_baseline = _soft_mean([sample.reward for ranked in ranked_groups for sample in ranked], method.kappa)
+    pairs: list[Pair] = []
+    for group, ranked in zip(groups, ranked_groups, strict=True):
+        of_prompt = method.advantage == "prompt"
+        baseline = _soft_mean([sample.reward for sample in ranked], method.kappa) if of_prompt else window_baseline
+        pairs += _couples(group, [replace(sample, reward=sample.reward - baseline) for sample in ranked])
+    return Pairing(
+        tuple(pairs),
+        ties=0,
+        identical=0,
+        unrated=sum(not ranked for ranked in ranked_groups),
+        dropped_samples=sum(len(group.samples) - len(ranked) for group, ranked in zip(groups, ranked_groups, strict=True)),
+    )
+
+
+def _soft_mean(values: Sequence[float], kappa: float) -> float:
+    """(1/κ) log mean exp(κ value), the plain mean for κ = 0; 0 of no values."""
+    if not values:
+        return 0.0
+    if kappa == 0:
+        return math.fsum(values) / len(values)
+    largest = max(values)
+    return largest + math.log(math.fsum(math.exp(kappa * (value - largest)) for value in values) / len(values)) / kappa
+
+
+def _couples(group: ScoredGroup, ranked: Sequence[_Rated]) -> list[Pair]:
+    """The first with the last, and so on to the middle."""
+    half = len(ranked) // 2
+    couples = [_pair(group, ranked[index], ranked[-1 - index]) for index in range(half)]
+    if len(ranked) % 2 == 0:
+        return couples
+    alone = ranked[half]
+    return [*couples, _pair(group, alone, _NOBODY) if alone.reward >= 0 else _pair(group, _NOBODY, alone)]
+
+
+_NOBODY = _Rated(tokens=(), reward=0.0)
+"""Beside a sample that is alone."""
 
 
 def pair_with_truths(groups: Sequence[ScoredGroup], encode: Callable[[str], tuple[int, ...]]) -> Pairing:
@@ -121,6 +172,13 @@ def _by_win_rate(ranked: Sequence[_Rated], *, include_self: bool) -> list[_Rated
         )
         for sample in ranked
     ]
+
+
+def _with_self(ranked: Sequence[_Rated], *, include_self: bool) -> list[_Rated]:
+    """The same samples, with a draw with themselves in their win rates if wanted."""
+    if not include_self or len(ranked) < 2:
+        return list(ranked)
+    return [replace(sample, reward=(0.5 + sample.reward * (len(ranked) - 1)) / len(ranked)) for sample in ranked]
 
 
 def _win_probability(one: _Rated, other: _Rated) -> float:

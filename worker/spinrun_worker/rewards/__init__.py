@@ -1,5 +1,7 @@
-"""Rewards: what a rule says of each completion."""
+"""Rewards: what a rule or a model says of each completion."""
 
-from spinrun_worker.rewards.scorer import FailureCount, RuleScorer, ScoreResult, build_rule
+from spinrun_worker.rewards.build import build_scorer
+from spinrun_worker.rewards.scorer import RuleScorer, Scorer, build_rule
+from spinrun_worker.rewards.verdict import FailureCount, ScoreResult
 
-__all__ = ["FailureCount", "RuleScorer", "ScoreResult", "build_rule"]
+__all__ = ["FailureCount", "RuleScorer", "ScoreResult", "Scorer", "build_rule", "build_scorer"]

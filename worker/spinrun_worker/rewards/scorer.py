@@ -1,8 +1,7 @@
 """From samples to rewards: a rule applied to every completion, and an account of those that got no reward."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from spinrun_api.spec import Rule
@@ -10,39 +9,34 @@ from spinrun_api.wire import Sample
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards.process import ProcessJudge
 from spinrun_worker.rewards.rules import TEXT_RULES, regex_rule
-from spinrun_worker.rewards.verdict import Failure, FailureKind, Item, UnusableAnswerError, Verdict
+from spinrun_worker.rewards.verdict import Failure, FailureCount, Item, ScoreResult, UnusableAnswerError, Verdict
 
 MAX_MATH_PROCESSES = 8
 
 
-@dataclass(frozen=True)
-class FailureCount:
-    """Samples that got no reward for the same reason."""
-
-    kind: FailureKind
-    count: int
-    prompt_id: str
-    """Prompt of the first of them."""
-    message: str
-    """What happened to that one."""
-
-    def __str__(self) -> str:
-        return f"answers without a reward: {self.count} ({self.kind}); the first, of prompt {self.prompt_id}: {self.message}"
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """The rewards of many samples."""
-
-    rewards: tuple[tuple[float | None, ...], ...]
-    """One finite reward a sample, as they were given; None where there is none."""
-    failures: tuple[FailureCount, ...]
-    """Why samples have no reward, the most frequent reason first."""
+class Scorer(Protocol):
+    """Whatever tells better samples from worse ones."""
 
     @property
-    def messages(self) -> list[str]:
-        """The failures as sentences."""
-        return [str(failure) for failure in self.failures]
+    def counts(self) -> Mapping[str, int]:
+        """What it has done since the start, by name."""
+        ...
+
+    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """Reward every sample of every prompt, to make pairs of them.
+
+        What goes wrong with one sample costs that sample its reward. Raises RunError when nothing can be scored any more,
+        ConfigurationError when the user must act, Preempted when it had to wait and was asked to stop.
+        """
+        ...
+
+    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """Reward held-out samples, each alone. Raises as score does."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
 
 
 class Judge(Protocol):
@@ -63,6 +57,11 @@ class RuleScorer:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Nothing that costs."""
+        return {}
+
     def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
         """Reward every sample of every prompt.
 
@@ -72,7 +71,11 @@ class RuleScorer:
         verdicts = self._judge(items)
         remaining = iter(verdicts)
         rewards = tuple(tuple(_reward(next(remaining)) for _ in samples) for _, samples in groups)
-        return ScoreResult(rewards, _count_failures(items, verdicts))
+        return ScoreResult(rewards, FailureCount.of(zip((item.prompt_id for item in items), verdicts, strict=True)))
+
+    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """The same: a rule looks at one answer alone."""
+        return self.score(groups)
 
     def close(self) -> None:
         """End the processes that judge."""
@@ -121,12 +124,3 @@ def _item(prompt: PromptRecord, sample: Sample) -> Item:
 
 def _reward(verdict: Verdict) -> float | None:
     return None if isinstance(verdict, Failure) else verdict
-
-
-def _count_failures(items: Sequence[Item], verdicts: Sequence[Verdict]) -> tuple[FailureCount, ...]:
-    failures: dict[FailureKind, list[FailureCount]] = {}
-    for item, verdict in zip(items, verdicts, strict=True):
-        if isinstance(verdict, Failure):
-            failures.setdefault(verdict.kind, []).append(FailureCount(verdict.kind, 1, item.prompt_id, verdict.message))
-    counts = [replace(same[0], count=len(same)) for same in failures.values()]
-    return tuple(sorted(counts, key=lambda failure: -failure.count))

@@ -1,9 +1,12 @@
-"""What a rule is asked, and what it says."""
+"""What a rule or a model is asked, and what it says."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-FailureKind = Literal["unusable answer", "too slow", "crashed", "raised", "no number"]
+FailureKind = Literal[
+    "unusable answer", "too slow", "crashed", "raised", "no number", "no reply", "server error", "refused", "no answer"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Failure:
 
     unusable answer: the true answer is nothing that the rule can compare with. too slow: the time limit was reached.
     crashed: the judging process died. raised: the rule raised an exception. no number: it returned none, or NaN or infinity.
+    Of an endpoint: no reply: the connection failed. server error: a status that says so. refused: it does not take this request.
+    no answer: its reply holds none.
     """
 
     kind: FailureKind
@@ -33,6 +38,49 @@ class Failure:
 
 
 Verdict = float | Failure
+
+
+@dataclass(frozen=True)
+class FailureCount:
+    """What has no reward for the same reason."""
+
+    kind: FailureKind
+    count: int
+    prompt_id: str
+    """Prompt of the first of them."""
+    message: str
+    """What happened to that one."""
+    what: str = "answers without a reward"
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.count} ({self.kind}); the first, of prompt {self.prompt_id}: {self.message}"
+
+    @classmethod
+    def of(
+        cls, verdicts: "Iterable[tuple[str, Verdict]]", *, what: str = "answers without a reward"
+    ) -> "tuple[FailureCount, ...]":
+        """The failures among verdicts, which come with their prompts' ids, by kind; the most frequent first."""
+        failures: dict[FailureKind, list[FailureCount]] = {}
+        for prompt_id, verdict in verdicts:
+            if isinstance(verdict, Failure):
+                failures.setdefault(verdict.kind, []).append(cls(verdict.kind, 1, prompt_id, verdict.message, what))
+        counts = [replace(same[0], count=len(same)) for same in failures.values()]
+        return tuple(sorted(counts, key=lambda failure: -failure.count))
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The rewards of many samples."""
+
+    rewards: tuple[tuple[float | None, ...], ...]
+    """One finite reward a sample, as they were given; None where there is none."""
+    failures: tuple[FailureCount, ...]
+    """Why samples have no reward, the most frequent reason first."""
+
+    @property
+    def messages(self) -> list[str]:
+        """The failures as sentences."""
+        return [str(failure) for failure in self.failures]
 
 
 class UnusableAnswerError(ValueError):

@@ -24,7 +24,7 @@ from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_p
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
-from spinrun_worker.rewards import build_rule
+from spinrun_worker.rewards import build_scorer
 from spinrun_worker.trainer.collector import RolloutClient
 from spinrun_worker.trainer.distributed import Distributed, available_cores
 from spinrun_worker.trainer.learner import Learner
@@ -110,6 +110,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         storage = Storage(
             ledger,
             ranks,
+            schedule,
             model=policy,
             optimizer=optimizer,
             tensors=policy.state,
@@ -136,10 +137,11 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             rank0=rank0,
             board=board,
             should_stop=stop.requested,
-            rate=lambda step: learning_rate(step, spec.trainer, schedule.total_steps),
+            method=spec.method,
+            rate=lambda step: learning_rate(step, spec.trainer, schedule),
             checkpoint_every_steps=spec.trainer.checkpoint_every_steps,
         )
-        step = storage.resume(schedule)
+        step = storage.resume()
         give_back()
         loop.run(step)
         ranks.from_rank0(ledger.close)
@@ -171,9 +173,12 @@ def load_material(spec: SpinRunSpec) -> Material:
             tokenizer=tokenizer,
             chat_template=spec.model.chat_template,
             max_prompt_tokens=spec.data.max_prompt_tokens,
-            needs_answer=spec.preference.needs_answer,
+            needs_answer=needs_answer,
         )
-        for source in (spec.data.prompts, spec.data.evaluation)
+        for source, needs_answer in (
+            (spec.data.prompts, spec.preference.needs_answer),
+            (spec.data.evaluation, spec.preference.needs_answer_in_evaluation),
+        )
         if source is not None
     ]
     training, evaluation = prompt_sets[0], prompt_sets[1] if len(prompt_sets) > 1 else None
@@ -261,7 +266,11 @@ def make_rank0(
     cleanup: ExitStack,
 ) -> Rank0:
     """Rank 0's own side."""
-    scorer = build_rule(options.run.spec.preference.scoring)
+    scorer = build_scorer(
+        options.run.spec.preference,
+        on_trouble=lambda trouble: board.update(trouble=trouble, message=trouble),
+        stop=stop.requested,
+    )
     cleanup.callback(scorer.close)
     rank0 = Rank0(
         options.run,

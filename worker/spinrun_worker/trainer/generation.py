@@ -52,6 +52,9 @@ class Limits:
     """Longest pause of an agent that failed."""
     tries: int = 5
     """Failures of one prompt after which the run cannot go on."""
+    outage_seconds: float = 60.0
+    """Time for which a prompt's failures count as one while nobody answers any other prompt: a vLLM that has died fails them all
+    until it is found out and started again."""
     sequences_in_flight: int = 512
     """Samples under way at an agent, so that vLLM's batch stays full."""
     sequences_per_call: int = 256
@@ -137,6 +140,7 @@ class Generation:
         self._groups: dict[str, SampleGroup] = {}
         self._dropped: dict[str, str] = {}
         self._tries: Counter[str] = Counter()
+        self._counted: dict[str, tuple[float, int]] = {}
         self._failed_on: dict[str, set[Agent]] = {}
         self._calls: set[Call] = set()
         self._last_stream = clock()
@@ -295,15 +299,17 @@ class Generation:
         self._settle(by, name)
 
     def _fail_prompts(self, call: Call, names: Iterable[str], reason: str) -> None:
-        """An agent failed prompts: each costs a try, and the agent has to show that it is well.
+        """An agent failed prompts: each may cost a try, and the agent has to show that it is well.
 
         Raises RunError for a prompt without a try left.
         """
         names = list(names)
         for name in names:
             self._counts["retried"] += 1
-            self._tries[name] += 1
             self._failed_on.setdefault(name, set()).add(call.agent)
+            if self._costs_a_try(name):
+                self._tries[name] += 1
+                self._counted[name] = self._clock(), self._num_done
             if self._tries[name] >= self._limits.tries:
                 raise RunError(
                     f"prompt {name} failed {self._tries[name]} times on {len(self._failed_on[name])} agents; the last time on "
@@ -312,6 +318,13 @@ class Generation:
         if names:
             self._set_back(call.agent, reason)
         self._return(call, names)
+
+    def _costs_a_try(self, name: str) -> bool:
+        """Whether a failure may be the prompt's own: others were answered since its last one, or that is long ago."""
+        if name not in self._counted:
+            return True
+        when, num_done = self._counted[name]
+        return self._num_done > num_done or self._clock() - when >= self._limits.outage_seconds
 
     def _fail_call(self, call: Call, error: AgentError) -> None:
         """A call failed as a whole."""

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from spinrun_api.spec import Method, Trainer
 from spinrun_worker.errors import RunError
-from spinrun_worker.methods.losses import PairLogprobs, pair_losses
+from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.packing import MicroBatch, pack, plan_step
 from spinrun_worker.trainer.policy import Policy
@@ -34,7 +34,7 @@ class StepResult:
 
     figures: dict[str, float]
     """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before
-    clipping), lr, tokens (each prompt once), pairs."""
+    clipping), lr, tokens (each prompt once), pairs. An answer without tokens is in no mean over answers."""
     loss_at_reference: float
     """What the loss would be if the policy were the reference."""
 
@@ -69,6 +69,7 @@ class Learner:
     def reference_logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
         """(chosen, rejected) summed log-probs of each pair under the policy as it is now, in nats, on every rank.
 
+        The sums are those of `step`: weighted, with lengthDesensitize below 1.
         pairs: those of one step. They are packed as `step` packs them, so that its forward pass gives the same bits.
         """
         parts = [self._forward(micro) for micro in self._micro_batches(pairs, top_k=0)]
@@ -98,22 +99,24 @@ class Learner:
         values_PN = self._everyones(parts, len(pairs))
         policy_P2, contrast_P = values_PN[:, :2], values_PN[:, 2:]
         losses_P = self._losses(values_PN, known)
+        loss = losses_P.sum().item() / self._num_pairs(known)
         grad_norm = self._clip_gradients()
         self._check_finite(pairs, policy_P2, losses_P, grad_norm)
+        losses_at_reference_P = self._losses(torch.cat([reference_P2, contrast_P], dim=1), known)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         return StepResult(
             {
-                "loss": losses_P.mean().item(),
-                **_preference_figures(policy_P2, reference_P2, self.method.beta),
+                "loss": loss,
+                **_preference_figures(policy_P2, known, self.method.beta),
                 "grad_norm": grad_norm,
                 "lr": learning_rate,
                 "tokens": float(sum(pair.num_tokens for pair in pairs)),
                 "pairs": float(len(pairs)),
             },
-            loss_at_reference=self._losses(torch.cat([reference_P2, contrast_P], dim=1), known).mean().item(),
+            loss_at_reference=losses_at_reference_P.sum().item() / self._num_pairs(known),
         )
 
     def _micro_batches(self, pairs: Sequence[Pair], *, top_k: int) -> list[MicroBatch]:
@@ -123,7 +126,8 @@ class Learner:
             world_size=self._world_size,
             tokens_per_micro_batch=self.trainer.tokens_per_micro_batch,
         )
-        return [pack(pairs, indices, top_k=top_k) for indices in plan[self._rank]]
+        tail_weight = self.method.length_desensitize
+        return [pack(pairs, indices, top_k=top_k, tail_weight=tail_weight) for indices in plan[self._rank]]
 
     def _forward(self, micro: MicroBatch) -> "_Part":
         values_S = cast(Tensor, self.policy(micro.to(self._device)))
@@ -138,7 +142,7 @@ class Learner:
             # A row that counts for nothing. Its backward pass must run, because the other ranks wait for its collectives.
             return part.values_BN.sum() * 0.0
         of_part = _Known(*(whole_P2[list(part.indices)].to(part.values_BN) for whole_P2 in known))
-        return self._losses(part.values_BN, of_part).sum() / len(known.reference_P2)
+        return self._losses(part.values_BN, of_part).sum() / self._num_pairs(known)
 
     def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
         """[P, N] values of all pairs of the step in order, fp64, on every rank and on the CPU."""
@@ -155,6 +159,10 @@ class Learner:
         """[B] loss of each pair."""
         contrast_B = values_BN[:, 2] if self.method.cringe_settings else None
         return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
+
+    def _num_pairs(self, known: "_Known") -> float:
+        """What the sum of the step's losses is divided by."""
+        return num_pairs(known.num_tokens_P2, self.method)
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
@@ -202,21 +210,18 @@ class _Known(NamedTuple):
     rewards_P2: Tensor
 
 
-def _preference_figures(policy_P2: Tensor, reference_P2: Tensor, beta: float) -> dict[str, float]:
-    """Means over the step's pairs."""
-    rewards_P2 = beta * (policy_P2 - reference_P2)
+def _preference_figures(policy_P2: Tensor, known: _Known, beta: float) -> dict[str, float]:
+    """Means over the step's answers that are there, and over its pairs, where a missing answer counts as one that never moved."""
+    rewards_P2 = beta * (policy_P2 - known.reference_P2)
     margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]
-    means = {
-        "logps/chosen": policy_P2[:, 0],
-        "logps/rejected": policy_P2[:, 1],
-        "ref_logps/chosen": reference_P2[:, 0],
-        "ref_logps/rejected": reference_P2[:, 1],
-        "rewards/chosen": rewards_P2[:, 0],
-        "rewards/rejected": rewards_P2[:, 1],
-        "rewards/margins": margins_P,
-        "rewards/accuracies": (margins_P > 0).double(),
+    num_answers_2 = (known.num_tokens_P2 > 0).sum(dim=0).clamp(min=1)
+    of_answers = {
+        f"{name}/{side}": (values_P2[:, column].sum() / num_answers_2[column]).item()
+        for name, values_P2 in (("logps", policy_P2), ("ref_logps", known.reference_P2), ("rewards", rewards_P2))
+        for column, side in enumerate(("chosen", "rejected"))
     }
-    return {name: values_P.mean().item() for name, values_P in means.items()}
+    of_pairs = {"rewards/margins": margins_P.mean().item(), "rewards/accuracies": (margins_P > 0).double().mean().item()}
+    return of_answers | of_pairs
 
 
 def _known(pairs: Sequence[Pair]) -> _Known:

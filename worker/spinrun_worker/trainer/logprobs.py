@@ -84,6 +84,9 @@ def contrasts(logits_CV: Tensor, target_C: Tensor, noise_CK: Tensor) -> Tensor:
     return logsigmoid(likeliest_CK.gather(1, drawn_C1) - logits_CV.gather(1, target_C[:, None]))[:, 0]
 
 
-def sum_by_completion(values_C: Tensor, lengths_S: Tensor) -> Tensor:
-    """[S, ...] sums over consecutive completions of the given lengths. values_C: [C, ...]."""
+def sum_by_completion(values_C: Tensor, lengths_S: Tensor, weight_C: Tensor | None = None) -> Tensor:
+    """[S, ...] sums over consecutive completions of the given lengths, weighted by [C] weights. values_C: [C, ...]."""
+    if weight_C is not None:
+        weight_C = weight_C.to(values_C)
+        values_C = values_C * (weight_C if values_C.dim() == 1 else weight_C[:, None])
     return torch.segment_reduce(values_C, "sum", lengths=lengths_S)

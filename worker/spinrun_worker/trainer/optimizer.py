@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import AdamW, Optimizer, RMSprop
 
-from spinrun_api.spec import Trainer
+from spinrun_api.spec import Trainer, of_window
+from spinrun_worker.trainer.schedule import Schedule
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], trainer: Trainer) -> Optimizer:
@@ -23,20 +24,28 @@ def make_optimizer(parameters: Iterable[nn.Parameter], trainer: Trainer) -> Opti
     return AdamW(groups, lr=trainer.learning_rate, fused=True)
 
 
-def learning_rate(step: int, trainer: Trainer, total_steps: int) -> float:
-    """Learning rate of a step, counted from 0.
+def learning_rate(step: int, trainer: Trainer, schedule: Schedule) -> float:
+    """Learning rate of a step, counted from 0: over the whole run or, where windows have their own peaks, over its window."""
+    if trainer.learning_rate_by_window is None:
+        return _rate(step, schedule.total_steps, trainer.learning_rate, trainer)
+    window, position = schedule.locate(step)
+    return _rate(position, schedule.steps(window), of_window(trainer.learning_rate_by_window, window), trainer)
+
+
+def _rate(step: int, num_steps: int, peak: float, trainer: Trainer) -> float:
+    """Learning rate of a step of so many.
 
     It rises in a line over the warm-up steps, reaching the peak at the first step after them, then stays, or falls so that it
-    would be zero at step total_steps, the one after the last.
+    would be zero at step num_steps, the one after the last.
     """
     warmup = trainer.warmup_steps
     if step < warmup:
-        return trainer.learning_rate * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, total_steps - warmup)
+        return peak * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, num_steps - warmup)
     match trainer.schedule:
         case "constant":
-            return trainer.learning_rate
+            return peak
         case "linear":
-            return trainer.learning_rate * (1 - progress)
+            return peak * (1 - progress)
         case "cosine":
-            return trainer.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+            return peak * (1 + math.cos(math.pi * progress)) / 2

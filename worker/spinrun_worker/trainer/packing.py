@@ -41,6 +41,8 @@ class MicroBatch:
     """Which of the step's pairs these are. Empty: a row that only keeps a rank in step with the others."""
     noise_CK: Tensor | None = None
     """[C, K] what draws another token for each completion token, where a loss asks for one."""
+    weight_C: Tensor | None = None
+    """[C] fp64: how much each completion token counts in the sum over its completion; None: all alike."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -52,6 +54,7 @@ class MicroBatch:
             target_C=self.target_C.to(device),
             lengths_S=self.lengths_S.to(device),
             noise_CK=None if self.noise_CK is None else self.noise_CK.to(device),
+            weight_C=None if self.weight_C is None else self.weight_C.to(device),
         )
 
 
@@ -89,10 +92,11 @@ def _first_fit(indices: Sequence[int], lengths: Sequence[int], limit: int) -> li
     return [tuple(sorted(members)) for members in bins]
 
 
-def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0) -> MicroBatch:
+def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_weight: float = 1.0) -> MicroBatch:
     """The pairs at those indices in one row; without indices a row of three tokens that belongs to no pair.
 
-    top_k: columns of noise; 0 makes none.
+    top_k: columns of noise; 0 makes none. tail_weight: weight of the tokens of a completion beyond the length of the pair's
+    shorter one: α of LD-DPO, arXiv 2409.06411; 1 weighs none.
     Raises ValueError for a pair without a prompt, whose first completion token nothing would predict.
     """
     chosen = [pairs[index] for index in indices] or [_FILLER]
@@ -123,6 +127,7 @@ def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0) -> Mi
         layout=layout,
         pair_indices=tuple(indices),
         noise_CK=torch.cat([_noise(pair, top_k) for pair in chosen]) if top_k else None,
+        weight_C=torch.cat([_weights(pair, tail_weight) for pair in chosen]) if tail_weight != 1 else None,
     )
 
 
@@ -131,6 +136,13 @@ def _noise(pair: Pair, top_k: int) -> Tensor:
     seed = random.Random(f"{pair.prompt_id} {pair.chosen} {pair.rejected}").getrandbits(63)
     noise = torch.empty(len(pair.chosen) + len(pair.rejected), top_k)
     return -noise.exponential_(generator=torch.Generator().manual_seed(seed)).log()
+
+
+def _weights(pair: Pair, tail_weight: float) -> Tensor:
+    """[tokens of both completions] 1 up to the length of the shorter one, tail_weight from there on."""
+    shorter = min(len(pair.chosen), len(pair.rejected))
+    positions = torch.tensor([*range(len(pair.chosen)), *range(len(pair.rejected))])
+    return torch.where(positions < shorter, 1.0, torch.tensor(tail_weight, dtype=torch.float64))
 
 
 def _lengths(pair: Pair) -> PairLengths:

@@ -47,7 +47,8 @@ class Policy(nn.Module):
     def forward(self, micro: MicroBatch) -> Tensor:
         """[2P] summed log-probs of the completions in nats, at temperature 1, fp32: of pair 0's chosen and rejected, pair 1's …
 
-        Where the row brings noise, [2P, 2]: beside them the summed `logprobs.contrasts`.
+        Where the row brings noise, [2P, 2]: beside them the summed `logprobs.contrasts`. Where it brings weights, the sums are
+        weighted.
         Raises UnsupportedModelError when a pair is longer than the model's positions can be packed.
         """
         self._check_length(micro.layout)
@@ -67,7 +68,7 @@ class Policy(nn.Module):
             transform=self._transform,
             noise_CK=micro.noise_CK,
         )
-        return sum_by_completion(values_C, micro.lengths_S)
+        return sum_by_completion(values_C, micro.lengths_S, micro.weight_C)
 
     def state(self) -> dict[str, Tensor]:
         """Every trained tensor, and every persistent buffer, by its Hugging Face name; tied weights once.

@@ -2,20 +2,19 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
-from spinrun_api.ledger import Manifest
+from spinrun_api.ledger import Manifest, Reference
 from spinrun_api.run import SpinRun
-from spinrun_api.wire import SampleGroup, Sampling, VersionWanted
+from spinrun_api.wire import Sample, SampleGroup, Sampling, VersionWanted
 from spinrun_worker.data import PromptSet, PromptStream
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.ledger import LedgerWriter, TornError, read_pairs, read_samples, write_pairs, write_samples
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_truths
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
-from spinrun_worker.rewards import RuleScorer
+from spinrun_worker.rewards import Scorer, ScoreResult
 from spinrun_worker.trainer.collector import RolloutClient
+from spinrun_worker.trainer.lineage import PAIRS, SAMPLES, check_window, replayed_file
 from spinrun_worker.trainer.progress import ProgressBoard
 from spinrun_worker.trainer.recorder import Recorder
 from spinrun_worker.trainer.schedule import Schedule
@@ -37,7 +36,7 @@ class Rank0:
         prompts: PromptSet,
         evaluation: PromptSet | None,
         rollouts: RolloutClient,
-        scorer: RuleScorer,
+        scorer: Scorer,
         encode_answer: Callable[[str], tuple[int, ...]],
         ledger: LedgerWriter,
         board: ProgressBoard,
@@ -62,8 +61,9 @@ class Rank0:
     def remember(self) -> None:
         """Show the evaluations of earlier attempts again."""
         for number in self.ledger.numbers("evaluation"):
-            groups = read_samples(self.ledger.layout.evaluation(number) / "samples.parquet")
-            self.board.evaluated(window=number, version=number, accuracy=mean_reward(groups))
+            groups = read_samples(self.ledger.layout.evaluation(number) / SAMPLES)
+            accuracy = mean_reward(groups, by_rule=self._is_by_rule)
+            self.board.evaluated(window=number, version=number, accuracy=accuracy)
 
     def meet(self, weights: Manifest) -> None:
         """A boundary: bring a version to the rollouts and, when it is its turn, evaluate it.
@@ -77,17 +77,30 @@ class Rank0:
             with self.board.during("evaluate"):
                 self._evaluate(self.evaluation, weights)
 
-    def recall(self, number: int, weights: Manifest) -> list[Pair] | None:
-        """The window's pairs from the ledger when it is whole and was sampled from exactly these weights, else None."""
-        directory = self._committed("window", number, weights)
-        if directory is None:
-            return None
-        groups = read_samples(directory / "samples.parquet")
-        self._show(groups, self._pair(groups))
-        return read_pairs(directory / "pairs.parquet")
+    def recall(self, number: int, weights: Manifest) -> dict[int, list[Pair]] | None:
+        """The window's own pairs and those that it replays, by the window they come from, as `commit` wrote them.
 
-    def sample(self, number: int, weights: Manifest) -> list[Pair]:
-        """Generate the window's samples, score them and make pairs, which still lack their reference log-probs."""
+        None when the ledger does not hold the window whole, sampled from exactly these weights and compared with its reference.
+        """
+        try:
+            check_window(self.ledger, self.schedule, weights)
+        except TornError as error:
+            if number in self.ledger.present("window"):
+                logger.info("window %d again: %s", number, error)
+            return None
+        directory = self.ledger.layout.window(number)
+        groups = read_samples(directory / SAMPLES)
+        own = read_pairs(directory / PAIRS)
+        replayed = {window: read_pairs(directory / replayed_file(window)) for window in self.schedule.replayed(number)}
+        self._show(groups, self._pair(groups), replayed)
+        return {number: own, **replayed}
+
+    def sample(self, number: int, weights: Manifest) -> dict[int, list[Pair]]:
+        """Generate the window's samples, score them and make pairs; and read back the pairs that it replays.
+
+        By the window that they come from, its own first. They still lack their log-probs under the window's reference.
+        """
+        replayed = {window: self._own_pairs(window) for window in self.schedule.replayed(number)}
         rollout = self.run.spec.rollout
         sampling = Sampling(
             n=rollout.samples_per_prompt, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
@@ -97,20 +110,28 @@ class Rank0:
             answers = self._ask(self.stream.draw(*self.schedule.prompts(number)), weights, sampling)
             seconds = time.monotonic() - started
         with self.board.during("prefer"):
-            self._groups = self._score(answers)
+            self._groups = self._scored(answers, self.scorer.score(_samples(answers)))
             pairing = self._pair(self._groups)
-        self._show(self._groups, pairing)
+        self._show(self._groups, pairing, replayed)
         self._figures |= throughput_figures(self._groups, seconds)
         self.board.update_metrics(samples_per_second=self._figures["throughput/samples_per_second"])
-        return list(pairing.pairs)
+        return {number: list(pairing.pairs), **replayed}
 
-    def commit(self, number: int, pairs: Sequence[Pair], weights: Manifest) -> None:
-        """Write the window just sampled, its pairs now with reference log-probs, to the ledger."""
+    def commit(self, number: int, pairs: Mapping[int, Sequence[Pair]], weights: Manifest, reference: Manifest) -> None:
+        """Write the window just sampled to the ledger: its pairs and those it replays now have log-probs of the reference."""
         directory = self.ledger.begin("window", number)
-        files = [write_samples(directory / "samples.parquet", self._groups), write_pairs(directory / "pairs.parquet", pairs)]
+        files = [write_samples(directory / SAMPLES, self._groups), write_pairs(directory / PAIRS, pairs[number])]
+        files += [write_pairs(directory / replayed_file(window), pairs[window]) for window in self.schedule.replayed(number)]
         self._groups = []
-        step = self.schedule.first_step(number)
-        self.ledger.commit("window", number, files, step=step, version=weights.version, parent=weights.digest)
+        self.ledger.commit(
+            "window",
+            number,
+            files,
+            step=self.schedule.first_step(number),
+            version=weights.version,
+            parent=weights.digest,
+            reference=Reference(version=reference.version, digest=reference.digest),
+        )
         self._refuse_endless_ties(number)
 
     def report_step(self, window: int, step: int, figures: dict[str, float]) -> None:
@@ -121,6 +142,7 @@ class Rank0:
     def finish_window(self, number: int, step: int) -> None:
         """Write down a window's figures once its last step is done."""
         counts = {f"rollouts/{name}_total": float(count) for name, count in self.rollouts.counts.items()}
+        counts |= {f"preference/{name}_total": float(count) for name, count in self.scorer.counts.items()}
         figures = self._figures | counts | self.board.take_seconds()
         self.recorder.record("window", figures, window=number, step=step, version=number)
         logger.info(
@@ -145,13 +167,22 @@ class Rank0:
         raise NoPairsError(
             f"windows {recent[0]} to {recent[-1]} gave no pair: every prompt's answers have rewards that are equal, or closer "
             f"than spec.method.minMargin ({self.run.spec.method.min_margin:g}). "
-            f"Look at the samples (windows/{number:06d}/samples.parquet): do answers match spec.preference.rule "
-            f"({self.run.spec.preference.scoring.kind})? Are prompts too easy or too hard, is spec.rollout.maxTokens "
+            f"Look at the samples (windows/{number:06d}/samples.parquet): do answers match "
+            f"spec.preference.{self.run.spec.preference.name}? Are prompts too easy or too hard, is spec.rollout.maxTokens "
             f"({self.run.spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"
         )
 
     def _num_pairs(self, window: int) -> int:
-        return len(read_pairs(self.ledger.layout.window(window) / "pairs.parquet"))
+        return len(read_pairs(self.ledger.layout.window(window) / PAIRS))
+
+    def _own_pairs(self, window: int) -> list[Pair]:
+        """Pairs of an earlier window. Raises TornError when a byte of it has changed."""
+        self.ledger.verify("window", window)
+        return read_pairs(self.ledger.layout.window(window) / PAIRS)
+
+    @property
+    def _is_by_rule(self) -> bool:
+        return self.run.spec.preference.scoring is not None
 
     def _evaluation_is_due(self, window: int) -> bool:
         assert self.run.spec.data.evaluation is not None
@@ -160,33 +191,35 @@ class Rank0:
     def _evaluate(self, evaluation: PromptSet, weights: Manifest) -> None:
         number = weights.version
         step = self.schedule.first_step(number)
-        directory = self._committed("evaluation", number, weights)
-        if directory is not None:
-            groups = read_samples(directory / "samples.parquet")
+        if self._is_evaluated(weights):
+            groups = read_samples(self.ledger.layout.evaluation(number) / SAMPLES)
         else:
             greedy = Sampling(n=1, temperature=0.0, max_tokens=self.run.spec.rollout.max_tokens)
-            groups = self._score(self._ask(evaluation.records, weights, greedy))
+            answers = self._ask(evaluation.records, weights, greedy)
+            groups = self._scored(answers, self.scorer.grade(_samples(answers)))
             directory = self.ledger.begin("evaluation", number)
-            files = [write_samples(directory / "samples.parquet", groups)]
+            files = [write_samples(directory / SAMPLES, groups)]
             self.ledger.commit("evaluation", number, files, step=step, version=number, parent=weights.digest)
-        figures = {"accuracy": mean_reward(groups), "num_prompts": float(len(groups)), **length_figures(groups)}
-        self.board.evaluated(window=number, version=number, accuracy=figures["accuracy"])
+        accuracy = mean_reward(groups, by_rule=self._is_by_rule)
+        figures = {"accuracy": accuracy, "num_prompts": float(len(groups)), **length_figures(groups)}
+        self.board.evaluated(window=number, version=number, accuracy=accuracy)
         self.recorder.record("evaluation", figures, window=number, step=step, version=number)
-        logger.info("version %d: accuracy %.3f over %d prompts", number, figures["accuracy"], len(groups))
+        logger.info("version %d: accuracy %.3f over %d prompts", number, accuracy, len(groups))
 
-    def _committed(self, kind: Literal["window", "evaluation"], number: int, weights: Manifest) -> Path | None:
-        """The directory when it is whole and was sampled from exactly these weights, else None."""
+    def _is_evaluated(self, weights: Manifest) -> bool:
+        """Whether the evaluation is in the ledger, whole and of exactly these weights."""
         try:
-            manifest = self.ledger.verify(kind, number)
+            manifest = self.ledger.verify("evaluation", weights.version)
         except TornError:
-            return None
+            return False
         if manifest.parent != weights.digest:
-            logger.info("%s %d was sampled from other weights than version %d: again", kind, number, weights.version)
-            return None
-        return self.ledger.layout.path(kind, number)
+            logger.info("evaluation %d was sampled from other weights: again", weights.version)
+        return manifest.parent == weights.digest
 
-    def _show(self, groups: Sequence[ScoredGroup], pairing: Pairing) -> None:
-        self._figures = window_figures(groups, pairing)
+    def _show(self, groups: Sequence[ScoredGroup], pairing: Pairing, replayed: Mapping[int, Sequence[Pair]]) -> None:
+        self._figures = window_figures(groups, pairing, by_rule=self._is_by_rule)
+        if replayed:
+            self._figures |= {"replayed_pairs": float(sum(map(len, replayed.values())))}
         self.board.update_metrics(reward=self._figures["reward/mean"])
 
     def _ask(
@@ -204,8 +237,7 @@ class Rank0:
         by_id = {group.id: group for group in groups}
         return [(prompt, by_id[prompt.id]) for prompt in prompts if prompt.id in by_id]
 
-    def _score(self, answers: Sequence[tuple[PromptRecord, SampleGroup]]) -> list[ScoredGroup]:
-        result = self.scorer.score([(prompt, group.samples) for prompt, group in answers])
+    def _scored(self, answers: Sequence[tuple[PromptRecord, SampleGroup]], result: ScoreResult) -> list[ScoredGroup]:
         for message in result.messages:
             logger.warning("%s", message)
         return [
@@ -215,12 +247,21 @@ class Rank0:
     def _pair(self, groups: Sequence[ScoredGroup]) -> Pairing:
         if self.run.spec.method.name == "spin":
             return pair_with_truths(groups, self.encode_answer)
-        return pair_groups(groups, self.run.spec.method, seed=self.run.spec.data.prompts.shuffle_seed)
+        spec = self.run.spec
+        return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=spec.preference.compares)
 
 
-def mean_reward(groups: Sequence[ScoredGroup]) -> float:
-    """Mean reward over all samples; a sample without a reward counts as 0, as an answer that cannot be judged is not right."""
-    rewards = [reward or 0.0 for group in groups for reward in group.rewards]
+def _samples(answers: Sequence[tuple[PromptRecord, SampleGroup]]) -> list[tuple[PromptRecord, Sequence[Sample]]]:
+    return [(prompt, group.samples) for prompt, group in answers]
+
+
+def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True) -> float:
+    """Mean reward over all samples, 0 without any.
+
+    by_rule: a sample without a reward counts as 0, as an answer that a rule cannot judge is not right. Models have other reasons,
+    and rewards of any size: there it does not count.
+    """
+    rewards = [reward or 0.0 for group in groups for reward in group.rewards if by_rule or reward is not None]
     return sum(rewards) / len(rewards) if rewards else 0.0
 
 
@@ -246,10 +287,10 @@ def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[st
     }
 
 
-def window_figures(groups: Sequence[ScoredGroup], pairing: Pairing) -> dict[str, float]:
+def window_figures(groups: Sequence[ScoredGroup], pairing: Pairing, *, by_rule: bool = True) -> dict[str, float]:
     """What a window's samples look like, by the names of METHODS."""
     return {
-        "reward/mean": mean_reward(groups),
+        "reward/mean": mean_reward(groups, by_rule=by_rule),
         "samples": float(sum(len(group.samples) for group in groups)),
         "pairs": float(len(pairing.pairs)),
         "ties": float(pairing.ties),

@@ -1,8 +1,10 @@
 """How a run divides into windows, steps and prompts. Pure arithmetic: resume is exact because nothing here has a state."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -15,21 +17,26 @@ Item = TypeVar("Item")
 class Schedule:
     """The run's windows and steps, counted from 0.
 
-    Window k samples from version k and trains up to `steps_per_window` steps; the last window may have fewer.
+    Window k samples from version k and trains `steps_per_window` steps, and as many again for each window that it replays;
+    without replay the last window may have fewer.
     """
 
     total_steps: int
     steps_per_window: int
     prompts_per_step: int
+    windows_per_reference: int = 1
+    """Windows that share a reference; 0: all."""
+    replay_windows: int = 0
+    """Windows before it whose pairs a window trains on too."""
 
     @property
     def windows(self) -> int:
         """Windows in all."""
-        return math.ceil(self.total_steps / self.steps_per_window)
+        return bisect_left(range(self.total_steps), self.total_steps, key=self._start)
 
     def first_step(self, window: int) -> int:
         """Steps done when the window begins."""
-        return min(window * self.steps_per_window, self.total_steps)
+        return min(self._start(window), self.total_steps)
 
     def steps(self, window: int) -> int:
         """Steps of the window."""
@@ -39,26 +46,42 @@ class Schedule:
         """(window, steps of it that are done) after a number of steps; (windows, 0) at the end of the run."""
         if step >= self.total_steps:
             return self.windows, 0
-        return divmod(step, self.steps_per_window)
+        window = bisect_right(range(self.total_steps), step, key=self._start) - 1
+        return window, step - self._start(window)
 
     def prompts(self, window: int) -> tuple[int, int]:
         """(position of its first prompt in the stream of prompts, number of prompts) of the window."""
-        return self.first_step(window) * self.prompts_per_step, self.steps(window) * self.prompts_per_step
+        own_steps = self.steps(window) // (1 + len(self.replayed(window)))
+        return window * self.steps_per_window * self.prompts_per_step, own_steps * self.prompts_per_step
+
+    def reference(self, window: int) -> int:
+        """The version that the window's pairs are compared with."""
+        return window - window % self.windows_per_reference if self.windows_per_reference else 0
+
+    def replayed(self, window: int) -> range:
+        """The windows whose pairs the window trains on beside its own."""
+        return range(max(0, window - self.replay_windows), window)
+
+    def _start(self, window: int) -> int:
+        """Steps before a window, as if the run went on for ever."""
+        growing = min(window, self.replay_windows)  # windows that replay all there are before them
+        replays = growing * (growing - 1) // 2 + (window - growing) * self.replay_windows
+        return (window + replays) * self.steps_per_window
 
 
 def make_schedule(spec: SpinRunSpec, *, num_prompts: int) -> Schedule:
     """The schedule of a run over a data set of num_prompts prompts (at least one)."""
-    per_window = spec.method.ref_update_freq
-    per_step = spec.trainer.prompts_per_step
-    duration = spec.duration
+    method, duration = spec.method, spec.duration
+    per_step, per_window = spec.trainer.prompts_per_step, method.steps_per_window
+    endless = Schedule(sys.maxsize, per_window, per_step, method.windows_per_reference, method.replay_windows)
     if duration.steps is not None:
         total = duration.steps
     elif duration.windows is not None:
-        total = duration.windows * per_window
+        total = endless.first_step(duration.windows)
     else:
         assert duration.epochs is not None  # Duration has exactly one of the three
-        total = math.ceil(duration.epochs * num_prompts / (per_step * per_window)) * per_window
-    return Schedule(total_steps=total, steps_per_window=per_window, prompts_per_step=per_step)
+        total = endless.first_step(math.ceil(duration.epochs * num_prompts / (per_step * per_window)))
+    return replace(endless, total_steps=total)
 
 
 def divide(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
@@ -69,3 +92,9 @@ def divide(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
     size, longer = divmod(len(items), parts)
     bounds = [index * size + min(index, longer) for index in range(parts + 1)]
     return [items[start:end] for start, end in pairwise(bounds)]
+
+
+def mix(of_windows: Mapping[int, Sequence[Item]], parts: int) -> list[dict[int, Sequence[Item]]]:
+    """Items by window, in `parts` parts by window: each has its share of the items of every window."""
+    divided = {window: divide(items, parts) for window, items in of_windows.items()}
+    return [{window: shares[part] for window, shares in divided.items()} for part in range(parts)]

@@ -1,7 +1,8 @@
 """How this attempt's model reaches the ledger and comes back."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from spinrun_api.status import Best
 from spinrun_worker.ledger import LedgerWriter, TornError, collect
 from spinrun_worker.trainer.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
 from spinrun_worker.trainer.distributed import Distributed
+from spinrun_worker.trainer.lineage import check_window, reference_of
 from spinrun_worker.trainer.publish import publish
+from spinrun_worker.trainer.reference import in_place_of_policy
 from spinrun_worker.trainer.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ class Storage:
         self,
         ledger: LedgerWriter,
         ranks: Distributed,
+        schedule: Schedule,
         *,
         model: nn.Module,
         optimizer: Optimizer,
@@ -41,6 +45,7 @@ class Storage:
         """
         self.ledger = ledger
         self.ranks = ranks
+        self.schedule = schedule
         self.model = model
         self.optimizer = optimizer
         self.tensors = tensors
@@ -53,15 +58,45 @@ class Storage:
         """Write the weights of this moment as a version; returns its manifest."""
         return publish(self.ledger, self.ranks, self.tensors(), version=version, step=step, dtype=self.dtype, assets=self.assets)
 
-    def save(self, *, step: int, version: int) -> None:
-        """Write a checkpoint, unless no step has had a pair yet: the model is then still the source."""
-        if self.optimizer.state:
-            save_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, TrainerState(step=step, version=version))
+    def save(self, *, step: int, version: int) -> Manifest | None:
+        """Write a checkpoint, unless no step has had a pair yet: the model is then still the source. Returns its manifest."""
+        if not self.optimizer.state:
+            return None
+        return save_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, TrainerState(step=step, version=version))
 
-    def resume(self, schedule: Schedule) -> int:
+    def reference(self, weights: Manifest) -> Manifest:
+        """The version that the pairs of a window are compared with; weights: the version that it samples from.
+
+        Raises TornError, on all ranks, when the ledger does not hold that version as earlier windows had it.
+        """
+
+        def find() -> Manifest:
+            wanted = reference_of(self.ledger, self.schedule, weights)
+            if wanted.version == weights.version:
+                return weights
+            found = self.ledger.verify("weights", wanted.version, hashes=False)
+            if found.digest != wanted.digest:
+                raise TornError(
+                    f"{self.ledger.layout.weights(wanted.version)} holds other weights than those that window {wanted.version} "
+                    "was sampled from: it cannot be the reference of later windows"
+                )
+            return found
+
+        return self.ranks.from_rank0(find)
+
+    @contextmanager
+    def in_place_of_policy(self, weights: Manifest) -> Generator[None]:
+        """A published version in the model for the length of the block, then the policy again, bit for bit.
+
+        Raises TornError, on all ranks, when a file is not what the manifest says.
+        """
+        with in_place_of_policy(self.ledger, self.ranks, self.tensors(), weights):
+            yield
+
+    def resume(self) -> int:
         """Load the newest checkpoint from which the run can go on; returns the steps done, 0 without one."""
         while (checkpoint := latest_checkpoint(self.ledger, self.ranks)) is not None:
-            if self._window_is_whole(schedule, checkpoint.step):
+            if self._window_is_whole(checkpoint.step):
                 state = load_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, checkpoint)
                 logger.info("going on from the checkpoint at step %d", state.step)
                 return state.step
@@ -69,7 +104,10 @@ class Storage:
         return 0
 
     def collect_garbage(self, *, newest: int, best: Best | None) -> None:
-        """Delete the checkpoints and versions that nobody needs any more; the best version stays."""
+        """Delete the checkpoints and versions that nobody needs any more; the best version stays, and so do references.
+
+        Windows are never deleted: those that are replayed are there.
+        """
 
         def collect_on_rank0() -> None:
             gone = collect(
@@ -78,21 +116,22 @@ class Storage:
                 acknowledged=self.acknowledged(),
                 newest=newest,
                 needed={best.version} if best else set[int](),
+                reference=self.schedule.reference,
             )
             if gone.weights or gone.checkpoints:
                 logger.info("deleted versions %s and checkpoints %s", list(gone.weights), list(gone.checkpoints))
 
         self.ranks.from_rank0(collect_on_rank0)
 
-    def _window_is_whole(self, schedule: Schedule, step: int) -> bool:
+    def _window_is_whole(self, step: int) -> bool:
         """Whether the window that a step lies in is in the ledger, with the weights it was sampled from; true at a boundary."""
-        window, position = schedule.locate(step)
+        window, position = self.schedule.locate(step)
         return position == 0 or self.ranks.from_rank0(lambda: self._is_whole(window))
 
     def _is_whole(self, window: int) -> bool:
         try:
-            weights = self.ledger.verify("weights", window)
-            return self.ledger.verify("window", window).parent == weights.digest
+            check_window(self.ledger, self.schedule, self.ledger.verify("weights", window))
+            return True
         except TornError as error:
             logger.warning("window %d is not whole: %s", window, error)
             return False

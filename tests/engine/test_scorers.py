@@ -1,0 +1,198 @@
+"""Preferences from a real vLLM: what judge, reward model and ranker make of it is what the models compute."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from engines import ServerProcess, VllmServer, tiny_run
+from models import tiny_llama
+from ports import free_port
+from spinrun_api.processes import PYTHON, VLLM_SERVER, Process
+from spinrun_api.spec import Judge, Preference
+from spinrun_api.wire import Sample
+from spinrun_worker.records import PromptRecord
+from spinrun_worker.rewards import build_scorer
+
+pytestmark = pytest.mark.engine
+
+TEMPLATE = "{prompt}|{first}|{second}"
+
+
+def rendered(folder: Path, prompt: str, first: str, second: str) -> torch.Tensor:
+    """The token ids of a judge's question."""
+    text = TEMPLATE.replace("{prompt}", prompt).replace("{first}", first).replace("{second}", second)
+    messages = [{"role": "user", "content": text}]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+
+
+@pytest.fixture(scope="module")
+def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose last layer says 1 or 2 and hardly anything else, so that its replies are verdicts."""
+    folder = tiny_llama(tmp_path_factory.mktemp("judge") / "model", seed=3, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        one, other = (model.model(rendered(folder, *texts)).last_hidden_state[0, -1] for texts in (("a", "b", "c"), "xyz"))
+        middle = (one + other) / 2
+        towards = 8 * middle / middle.norm() ** 2
+        # What tells the two questions apart, and nothing of what they have in common.
+        difference = one - other
+        difference -= middle * (difference @ middle) / middle.norm() ** 2
+        opinion = 3 * difference / difference.norm() ** 2
+        model.lm_head.weight.zero_()
+        for token, row in (("1", towards + opinion), ("2", towards - opinion)):
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(token)] = row
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(judge_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[VllmServer]:
+    server = VllmServer(tiny_run(judge_model), tmp_path_factory.mktemp("judge-vllm") / "log")
+    server.start()
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
+
+
+def probability(folder: Path, prompt: str, first: str, second: str) -> float:
+    """Of 1 against 2 as the next token, by transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    one, two = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(["1", "2"])
+    with torch.no_grad():
+        logits = model(rendered(folder, prompt, first, second)).logits[0, -1]
+    return torch.sigmoid(logits[one] - logits[two]).item()
+
+
+def test_win_rates_are_the_probabilities_of_the_model_averaged_over_both_orders(
+    judge: VllmServer, judge_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    block = Judge(url=f"{judge.url}/v1", model="policy", template=TEMPLATE, max_tokens=1)
+    scorer = build_scorer(Preference(judge=block), on_trouble=lambda _: None, stop=lambda: False)
+    texts = ("four", "2 + 2", "nobody knows")
+
+    def outcome(one: str, other: str) -> float:
+        straight, swapped = probability(judge_model, "sum?", one, other), probability(judge_model, "sum?", other, one)
+        return (straight + 1 - swapped) / 2
+
+    group = tuple(Sample(tokens=(index,), text=text, finish_reason="stop") for index, text in enumerate(texts))
+    result = scorer.score([(PromptRecord("p", (1,), "sum?"), group)])
+
+    wins = [[outcome(one, other) for other in texts if other != one] for one in texts]
+    want = [sum(each) / 2 for each in wins]
+    assert result.messages == []
+    assert result.rewards[0] == pytest.approx(want, abs=1e-3)
+    assert max(want) - min(want) > 0.01, "the model has no opinion, so that the test shows nothing"
+    assert scorer.counts["completion_tokens"] == 7
+    assert scorer.counts["prompt_tokens"] > 7 * 10
+
+
+# --- a classifier, as a reward model and as a ranker ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a number in place of words, which differs by what it reads."""
+    base = tiny_llama(tmp_path_factory.mktemp("classifier") / "base", seed=5)
+    folder = base.with_name("model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.data *= 20
+        model.score.weight.data *= 20
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(classifier_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
+    port = free_port()
+    arguments = ["--model", str(classifier_model), "--served-model-name", "stern", "--runner", "pooling"]
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128", "--enforce-eager"]
+    process = Process(
+        [PYTHON, "-m", VLLM_SERVER, *arguments], {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    )
+    log = tmp_path_factory.mktemp("classifier-vllm") / "log"
+    server = ServerProcess(process, port=port, health="/health", log=log, environment={"HF_HUB_OFFLINE": "1"})
+    server.start()
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
+
+
+def number(folder: Path, token_ids: list[int]) -> float:
+    """What the classifier says of the tokens, by transformers."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        return model(torch.tensor([token_ids])).logits[0, 0].item()
+
+
+def score_of(preference: dict[str, object], prompt: str, *texts: str) -> tuple[float | None, ...]:
+    scorer = build_scorer(Preference.model_validate(preference), on_trouble=lambda _: None, stop=lambda: False)
+    group = tuple(Sample(tokens=(index,), text=text, finish_reason="stop") for index, text in enumerate(texts))
+    result = scorer.score([(PromptRecord("p", (1,), prompt), group)])
+    assert result.messages == []
+    return result.rewards[0]
+
+
+TEXTS = ("four", "2 + 2", "nobody knows")
+
+
+def test_rewards_are_the_numbers_of_the_model_for_conversations(
+    classifier: ServerProcess, classifier_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tokenizer = AutoTokenizer.from_pretrained(classifier_model)
+
+    def want(text: str) -> float:
+        messages = [{"role": "user", "content": "sum?"}, {"role": "assistant", "content": text}]
+        return number(classifier_model, tokenizer.apply_chat_template(messages, return_dict=False))
+
+    wanted = [want(text) for text in TEXTS]
+    rewards = score_of({"rewardModel": {"url": classifier.url, "model": "stern"}}, "sum?", *TEXTS)
+
+    assert rewards == pytest.approx(wanted, abs=1e-3)
+    assert max(wanted) - min(wanted) > 0.01, "the model has no opinion, so that the test shows nothing"
+
+
+def test_rewards_are_the_numbers_of_the_model_for_texts_of_a_template(
+    classifier: ServerProcess, classifier_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tokenizer = AutoTokenizer.from_pretrained(classifier_model)
+    block = {"url": classifier.url, "model": "stern", "template": "{prompt} -> {answer}"}
+
+    rewards = score_of({"rewardModel": block}, "sum?", *TEXTS)
+
+    assert rewards == pytest.approx([number(classifier_model, tokenizer.encode(f"sum? -> {text}")) for text in TEXTS], abs=1e-3)
+
+
+def test_win_rates_of_a_ranker_are_logistic_functions_of_the_scores_of_both_orders(
+    classifier: ServerProcess, classifier_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tokenizer = AutoTokenizer.from_pretrained(classifier_model)
+
+    def first_is_better(one: str, other: str) -> float:
+        score = number(classifier_model, tokenizer(f"sum?\n\n{one}", text_pair=other)["input_ids"])
+        return torch.sigmoid(torch.tensor(score)).item()
+
+    def outcome(one: str, other: str) -> float:
+        return (first_is_better(one, other) + 1 - first_is_better(other, one)) / 2
+
+    wanted = [sum(outcome(one, other) for other in TEXTS if other != one) / 2 for one in TEXTS]
+    rates = score_of({"ranker": {"url": classifier.url, "model": "stern"}}, "sum?", *TEXTS)
+
+    assert rates == pytest.approx(wanted, abs=1e-3)
+    assert max(wanted) - min(wanted) > 0.01, "the model has no opinion, so that the test shows nothing"

@@ -1,0 +1,137 @@
+"""From comparisons of two answers to rewards: which answers meet, and how often each wins."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Protocol
+
+from spinrun_api.wire import Sample
+from spinrun_worker.records import PromptRecord
+from spinrun_worker.rewards.verdict import Failure, FailureCount, ScoreResult
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers to a prompt, in the order in which they are shown."""
+
+    prompt_id: str
+    prompt: str
+    first: str
+    second: str
+
+    def swapped(self) -> "Comparison":
+        """The other order."""
+        return replace(self, first=self.second, second=self.first)
+
+
+class Comparer(Protocol):
+    """Compares answers by twos."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What it has done since the start, by name."""
+        ...
+
+    def ask(self, questions: Sequence[Comparison]) -> Sequence[float | Failure]:
+        """The probability that the first answer of each comparison is better."""
+        ...
+
+
+class ComparingScorer:
+    """Rewards an answer with its win rate: the mean probability to be better than those it is compared with."""
+
+    def __init__(self, comparer: Comparer, *, max_comparisons: int) -> None:
+        """max_comparisons: of one prompt, each in both orders."""
+        self._comparer = comparer
+        self._max_comparisons = max_comparisons
+        self._disagreements = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Since the start: what the comparer counts, and comparisons whose outcome was another one in the other order."""
+        return {**self._comparer.counts, "disagreements": self._disagreements}
+
+    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """Win rates of answers among those to the same prompt.
+
+        A comparison that failed costs answers their reward, as few as can be: all others have met each other as planned.
+        """
+        meetings = [(index, *two) for index, (_, samples) in enumerate(groups) for two in self._meetings(len(samples))]
+        comparisons = [
+            Comparison(groups[index][0].id, groups[index][0].text, groups[index][1][one].text, groups[index][1][other].text)
+            for index, one, other in meetings
+        ]
+        outcomes, failures = self._compare(comparisons)
+        of_group: list[dict[tuple[int, int], float | None]] = [{} for _ in groups]
+        for (index, one, other), outcome in zip(meetings, outcomes, strict=True):
+            of_group[index][one, other] = outcome
+        rates = (win_rates(len(samples), found) for (_, samples), found in zip(groups, of_group, strict=True))
+        return ScoreResult(tuple(rates), failures)
+
+    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """Probability of each answer to be better than the true one."""
+        comparisons = [
+            Comparison(prompt.id, prompt.text, sample.text, prompt.answer or "")
+            for prompt, samples in groups
+            for sample in samples
+        ]
+        outcomes, failures = self._compare(comparisons)
+        remaining = iter(outcomes)
+        return ScoreResult(tuple(tuple(next(remaining) for _ in samples) for _, samples in groups), failures)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _meetings(self, num_answers: int) -> list[tuple[int, int]]:
+        return meetings(num_answers, self._max_comparisons)
+
+    def _compare(self, comparisons: Sequence[Comparison]) -> tuple[list[float | None], tuple[FailureCount, ...]]:
+        """For each the probability that the first is better, the mean of both orders; None where one of them failed."""
+        # Equal texts are equally good, and make no pair: nobody needs to be asked.
+        open_ones = {index: each for index, each in enumerate(comparisons) if each.first != each.second}
+        asked = list(open_ones.values())
+        answers = self._comparer.ask([*asked, *(each.swapped() for each in asked)])
+        outcomes: list[float | None] = [0.5] * len(comparisons)
+        for index, straight, swapped in zip(open_ones, answers[: len(asked)], answers[len(asked) :], strict=True):
+            if isinstance(straight, Failure) or isinstance(swapped, Failure):
+                outcomes[index] = None
+                continue
+            self._disagreements += (straight - 0.5) * (0.5 - swapped) < 0
+            outcomes[index] = (straight + 1 - swapped) / 2
+        prompt_ids = [each.prompt_id for each in asked] * 2
+        return outcomes, FailureCount.of(zip(prompt_ids, answers, strict=True), what="comparisons without an outcome")
+
+
+def meetings(num_answers: int, most: int) -> list[tuple[int, int]]:
+    """Which answers are compared: all two by two, or where those are too many each with the same number of others.
+
+    The answers then stand in a ring as they were sampled, and each meets the nearest on both sides. most: at least num_answers.
+    """
+    everybody = list(combinations(range(num_answers), 2))
+    if len(everybody) <= most:
+        return everybody
+    return [(one, (one + step) % num_answers) for step in range(1, most // num_answers + 1) for one in range(num_answers)]
+
+
+def win_rates(num_answers: int, outcomes: Mapping[tuple[int, int], float | None]) -> tuple[float | None, ...]:
+    """Each answer's mean probability to win. outcomes: for two answers, that of the first; None where it is not known.
+
+    Who has not met whom it should would be rated by chance opponents. So answers leave, those with the most unknown outcomes
+    first, until no unknown one is left; they have no win rate, and neither has one that is left alone.
+    """
+    known = dict(outcomes)
+    while unknown := Counter(answer for two, outcome in known.items() if outcome is None for answer in two):
+        leaving = max(unknown, key=lambda answer: (unknown[answer], answer))
+        known = {two: outcome for two, outcome in known.items() if leaving not in two}
+    wins: dict[int, list[float]] = {}
+    for (one, other), outcome in known.items():
+        assert outcome is not None, "those left above"
+        wins.setdefault(one, []).append(outcome)
+        wins.setdefault(other, []).append(1 - outcome)
+    return tuple(_mean(wins.get(answer, ())) for answer in range(num_answers))
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    given = list(values)
+    return sum(given) / len(given) if given else None

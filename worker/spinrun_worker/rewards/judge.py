@@ -1,0 +1,122 @@
+"""A language model as judge: which of two answers it prefers, as a probability.
+
+Source: OAIF, arXiv 2402.04792: the probabilities of "1" and "2" where the judge names its choice, normalised. Each two answers
+are shown in both orders, and the mean counts (comparison.py).
+"""
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from spinrun_api import spec
+from spinrun_worker.rewards.comparison import Comparison
+from spinrun_worker.rewards.dialect import Reply, UnusableReplyError
+
+TOP_LOGPROBS = 20
+"""Likeliest tokens to ask for; no API gives more."""
+
+_PLACEHOLDER = re.compile(r"\{(prompt|first|second)\}")
+_CHOICE = re.compile(r"(?<![\w.,])[12](?![\w]|[.,]\d)")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+# A little above 0 by rounding.
+Logprob = Annotated[float, Field(le=0.01, allow_inf_nan=False)]
+
+
+class TopToken(_Strict):
+    """A token that might have been said."""
+
+    token: str
+    logprob: Logprob
+
+
+class SaidToken(TopToken):
+    """A token that was said, and others that might have been."""
+
+    top_logprobs: list[TopToken] = Field(default_factory=list[TopToken], max_length=100)
+
+
+class Logprobs(_Strict):
+    """What was said, token by token."""
+
+    content: list[SaidToken] | None = None
+
+
+class Message(_Strict):
+    """What was said."""
+
+    content: str | None = None
+
+
+class Choice(_Strict):
+    """One reply of a chat."""
+
+    message: Message
+    logprobs: Logprobs | None = None
+
+
+class ChatReply(Reply):
+    """The part of an OpenAI-compatible chat completion that counts here."""
+
+    choices: list[Choice] = Field(min_length=1, max_length=16)
+
+
+class ChatDialect:
+    """Asks a chat API for a comparison; the answer is the probability that the first one is better."""
+
+    path = "/chat/completions"
+
+    def __init__(self, judge: spec.Judge) -> None:
+        self._judge = judge
+        self._limit = "max_tokens"
+        # Without randomness, so that the same comparison has the same outcome.
+        self._wishes: dict[str, Any] = {"temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+
+    def body(self, question: Comparison) -> dict[str, Any]:
+        """The request."""
+        message = {"role": "user", "content": filled(self._judge.template, question)}
+        return {"model": self._judge.model, "messages": [message], self._limit: self._judge.max_tokens, **self._wishes}
+
+    def read(self, question: Comparison, content: bytes) -> float:  # noqa: ARG002
+        """The probability. Raises as Dialect.read."""
+        return probability_of_first(ChatReply.model_validate_json(content).choices[0])
+
+    def adapt(self, complaint: str) -> None:
+        """Models that reason take neither a temperature nor this name of the limit, and many APIs give no log-probs."""
+        if "max_completion_tokens" in complaint:
+            self._limit = "max_completion_tokens"
+        elif "logprob" in complaint:
+            self._wishes = {name: value for name, value in self._wishes.items() if "logprobs" not in name}
+        elif "temperature" in complaint:
+            self._wishes = {name: value for name, value in self._wishes.items() if name != "temperature"}
+
+
+def filled(template: str, question: Comparison) -> str:
+    """The template with the texts in it; what looks like a placeholder inside a text stays as it is."""
+    texts = {"prompt": question.prompt, "first": question.first, "second": question.second}
+    return _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
+
+
+def probability_of_first(choice: Choice) -> float:
+    """Probability that the judge prefers the first answer: 1 or 0 where the reply has no log-probs of its choice.
+
+    Raises UnusableReplyError when its last line does not name one of the two.
+    """
+    last_line = (choice.message.content or "").strip().rpartition("\n")[2]
+    said = set(_CHOICE.findall(last_line))
+    if len(said) != 1:
+        raise UnusableReplyError(f"the last line of the reply must name 1 or 2, and is: {last_line}")
+    (number,) = said
+    tokens = (choice.logprobs.content if choice.logprobs else None) or []
+    spoken = next((token for token in reversed(tokens) if token.token.strip() == number), None)
+    if spoken is None:
+        return float(number == "1")
+    logprobs = {top.token: top.logprob for top in spoken.top_logprobs} | {spoken.token: spoken.logprob}
+    weights = [sum(math.exp(value) for token, value in logprobs.items() if token.strip() == which) for which in ("1", "2")]
+    return weights[0] / sum(weights) if sum(weights) > 0 else float(number == "1")

@@ -1,0 +1,191 @@
+"""Models that give numbers instead of text, by vLLM's pooling API: reward models (/classify) and rankers (/score).
+
+Numbers are asked for as the model computes them, without the activation that a server would put behind it.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from spinrun_api import spec
+from spinrun_api.wire import Sample
+from spinrun_worker.records import PromptRecord
+from spinrun_worker.rewards.comparison import Comparison
+from spinrun_worker.rewards.dialect import Reply, UnusableReplyError
+from spinrun_worker.rewards.endpoint import EndpointClient
+from spinrun_worker.rewards.verdict import Failure, FailureCount, ScoreResult
+
+BATCH = 32
+"""Questions of one request."""
+
+_PLACEHOLDER = re.compile(r"\{(prompt|answer)\}")
+
+Question = TypeVar("Question")
+Text = tuple[str, str]
+"""A prompt and an answer to it."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Numbered(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    index: int
+
+
+class ClassScores(_Numbered):
+    """The numbers for one text: a reward model has one class, and so one number."""
+
+    probs: list[Finite] = Field(min_length=1, max_length=1)
+
+
+class ClassifyReply(Reply):
+    """The part of a reply of /classify that counts here."""
+
+    data: list[ClassScores] = Field(max_length=BATCH)
+
+
+class PairScore(_Numbered):
+    """The number for one pair of texts."""
+
+    score: Finite
+
+
+class ScoreReply(Reply):
+    """The part of a reply of /score that counts here."""
+
+    data: list[PairScore] = Field(max_length=BATCH)
+
+
+class ClassifyDialect:
+    """Asks a reward model for its numbers: of texts, or of one conversation, for which the server has the model's template."""
+
+    path = "/classify"
+
+    def __init__(self, model: spec.RewardModel) -> None:
+        self._model = model
+
+    def body(self, question: Sequence[Text]) -> dict[str, Any]:
+        """The request. Without a template there is one question."""
+        if self._model.template is not None:
+            asked: dict[str, Any] = {"input": [filled(self._model.template, *text) for text in question]}
+        else:
+            ((prompt, answer),) = question
+            asked = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+        return {"model": self._model.model, "use_activation": False, **asked}
+
+    def read(self, question: Sequence[Text], content: bytes) -> list[float]:
+        """The rewards, in the order of the question. Raises as Dialect.read."""
+        reply = ClassifyReply.model_validate_json(content)
+        return [scores.probs[0] for scores in in_order(reply.data, len(question))]
+
+    def adapt(self, complaint: str) -> None:
+        """There is nothing that it can do without."""
+
+
+class ScoreDialect:
+    """Asks a ranker which of two answers is better: the logistic function of its score is the probability of the first."""
+
+    path = "/score"
+
+    def __init__(self, ranker: spec.Ranker) -> None:
+        self._ranker = ranker
+
+    def body(self, question: Sequence[Comparison]) -> dict[str, Any]:
+        """The request."""
+        return {
+            "model": self._ranker.model,
+            "use_activation": False,
+            "text_1": [filled(self._ranker.first_template, each.prompt, each.first) for each in question],
+            "text_2": [filled(self._ranker.second_template, each.prompt, each.second) for each in question],
+        }
+
+    def read(self, question: Sequence[Comparison], content: bytes) -> list[float]:
+        """The probabilities, in the order of the question. Raises as Dialect.read."""
+        reply = ScoreReply.model_validate_json(content)
+        return [0.5 + 0.5 * math.tanh(pair.score / 2) for pair in in_order(reply.data, len(question))]
+
+    def adapt(self, complaint: str) -> None:
+        """There is nothing that it can do without."""
+
+
+NumberedT = TypeVar("NumberedT", bound=_Numbered)
+
+
+def in_order(data: Sequence[NumberedT], count: int) -> list[NumberedT]:
+    """The data by their index. Raises UnusableReplyError unless there is exactly one for each."""
+    by_index = {each.index: each for each in data}
+    if len(data) != count or by_index.keys() != set(range(count)):
+        raise UnusableReplyError(f"{count} numbers were asked for, and {len(data)} came, numbered {sorted(by_index)[:8]}")
+    return [by_index[index] for index in range(count)]
+
+
+def filled(template: str, prompt: str, answer: str) -> str:
+    """The template with the texts in it; what looks like a placeholder inside a text stays as it is."""
+    texts = {"prompt": prompt, "answer": answer}
+    return _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
+
+
+class BatchClient(Generic[Question]):
+    """Asks many questions in one request. One that the server does not take costs only itself."""
+
+    def __init__(self, client: EndpointClient[Sequence[Question], list[float]], *, size: int) -> None:
+        """size: questions of one request."""
+        self._client = client
+        self._size = size
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """As the client counts, which counts requests and not questions."""
+        return self._client.counts
+
+    def ask(self, questions: Sequence[Question]) -> list[float | Failure]:
+        """A number for each question, or why there is none. Raises as EndpointClient.ask."""
+        return self._ask(questions, self._size)
+
+    def _ask(self, questions: Sequence[Question], size: int) -> list[float | Failure]:
+        batches = [questions[start : start + size] for start in range(0, len(questions), size)]
+        replies = self._client.ask(batches)
+        failed = [batch for batch, reply in zip(batches, replies, strict=True) if isinstance(reply, Failure) and len(batch) > 1]
+        alone = iter(self._ask([question for batch in failed for question in batch], 1) if failed else ())
+        answers: list[float | Failure] = []
+        for batch, reply in zip(batches, replies, strict=True):
+            if not isinstance(reply, Failure):
+                answers += reply
+            else:
+                answers += [reply] if len(batch) == 1 else [next(alone) for _ in batch]
+        return answers
+
+
+class RewardModelScorer:
+    """Rewards an answer with a model's number for it."""
+
+    def __init__(self, client: BatchClient[Text]) -> None:
+        self._client = client
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What the client counts."""
+        return self._client.counts
+
+    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """Reward every sample of every prompt. Raises as EndpointClient.ask."""
+        asked = [(prompt, sample) for prompt, samples in groups for sample in samples]
+        answers = self._client.ask([(prompt.text, sample.text) for prompt, sample in asked])
+        remaining = iter(answers)
+        rewards = tuple(tuple(_reward(next(remaining)) for _ in samples) for _, samples in groups)
+        return ScoreResult(rewards, FailureCount.of(zip((prompt.id for prompt, _ in asked), answers, strict=True)))
+
+    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+        """The same: a reward model looks at one answer alone."""
+        return self.score(groups)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _reward(answer: float | Failure) -> float | None:
+    return None if isinstance(answer, Failure) else answer

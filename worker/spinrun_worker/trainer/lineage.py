@@ -1,0 +1,56 @@
+"""Which weights a window comes from and is compared with, and whether what the ledger holds of it agrees."""
+
+from collections.abc import Sequence
+
+from spinrun_api.ledger import Manifest, Reference
+from spinrun_worker.ledger import Ledger, TornError
+from spinrun_worker.trainer.schedule import Schedule
+
+SAMPLES = "samples.parquet"
+PAIRS = "pairs.parquet"
+
+
+def replayed_file(window: int) -> str:
+    """File of the pairs that are replayed from an earlier window, with log-probs of the reference of the one that replays."""
+    return f"replayed-{window:06d}.parquet"
+
+
+def window_files(schedule: Schedule, window: int) -> Sequence[str]:
+    """Every file of a window."""
+    return [SAMPLES, PAIRS, *map(replayed_file, schedule.replayed(window))]
+
+
+def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Reference:
+    """The weights that the pairs of a window are compared with; weights: those that it samples from.
+
+    Older ones are by their digest those that the window of their own number was sampled from: other weights may stand there by
+    now. Raises TornError when the ledger does not hold that window.
+    """
+    version = schedule.reference(weights.version)
+    if version == weights.version:
+        return Reference(version=version, digest=weights.digest)
+    return Reference(version=version, digest=_parent(ledger.manifest("window", version)))
+
+
+def check_window(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manifest:
+    """The manifest of the window that samples from these weights.
+
+    Raises TornError when it is not whole, or was sampled from other weights, compared with others, or replays other windows.
+    """
+    number = weights.version
+    directory = ledger.layout.window(number)
+    manifest = ledger.verify("window", number)
+    if manifest.parent != weights.digest:
+        raise TornError(f"{directory} was sampled from other weights than version {number}")
+    compared = manifest.reference or Reference(version=manifest.version, digest=_parent(manifest))
+    if compared != (wanted := reference_of(ledger, schedule, weights)):
+        raise TornError(f"{directory} is compared with other weights than version {wanted.version}")
+    if {entry.path for entry in manifest.files} != {*window_files(schedule, number)}:
+        raise TornError(f"{directory} replays other windows than spec.method.replayWindows says")
+    return manifest
+
+
+def _parent(window: Manifest) -> str:
+    if window.parent is None:
+        raise TornError(f"the manifest of window {window.number} does not say which weights it was sampled from")
+    return window.parent
