@@ -1,32 +1,24 @@
 """The command line: names, options and help. What a command does stands in the module that it imports when called."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spinrun_cli.cluster.commands import register
+from spinrun_cli.cluster.commands import register as register_cluster
 from spinrun_cli.errors import CommandError
-from spinrun_cli.options import Overrides
+from spinrun_cli.looking import register as register_looking
+from spinrun_cli.options import OutputFormat, Overrides
 
 app = typer.Typer(
     name="spinrun",
     help="Online preference training of language models, on one machine and on Kubernetes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 model_app = typer.Typer(help="Prepare models from sources other than a hub.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
-
-
-class OutputFormat(StrEnum):
-    """How a command prints its result."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,23 +73,6 @@ def local(
     raise typer.Exit(run_local(run_file, output, overrides=overrides or [], resume=resume, again=again, quiet=quiet))
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a local run, or a ledger.", show_default=False)],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write it.", show_default="DIR itself")
-    ] = None,
-) -> None:
-    """Write report.html and curves.png of a run, finished or not."""
-    from spinrun_cli.report.write import write_report
-
-    written = write_report(folder, output or folder)
-    if written.learning is not None:
-        typer.echo(written.learning)
-    for path in (written.page, written.picture):
-        typer.echo(path)
-
-
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     options_metavar="",
@@ -110,7 +85,8 @@ def ledger(context: typer.Context) -> None:
     ledger_app(args=context.args or ["--help"], prog_name="spinrun ledger")
 
 
-register(app)
+register_cluster(app)
+register_looking(app)
 
 
 @model_app.command()

@@ -1,8 +1,21 @@
 """Options that more than one command has."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+from spinrun_cli.errors import CommandError
+
+
+class OutputFormat(StrEnum):
+    """How a command prints its result."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -13,3 +26,30 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Context = Annotated[
+    str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.", show_default="the current one")
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of the run.", show_default="the context's"),
+]
+
+
+@contextmanager
+def client_installed() -> Generator[None]:
+    """Says what to install when the Kubernetes client is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"{error}: the cluster's commands need the extra `operator`: pip install 'spinrun[operator]'"
+        ) from error
+
+
+@contextmanager
+def worker_installed() -> Generator[None]:
+    """Says what to install when the worker's packages, which read a ledger, are not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error}: reading a ledger here needs the extra `worker`: pip install 'spinrun[worker]'") from error

@@ -1,6 +1,7 @@
 """The cluster as a person with a kubeconfig reaches it: requests that are tried again, and errors that say what to do."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -8,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiohttp
 import yaml
 from kubernetes.aio import client, config
 
 from spinrun_api.run import KIND
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_operator.api import TRANSIENT, Api, ApiError
-from spinrun_operator.kinds import Kind
+from spinrun_operator.kinds import POD, Kind
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.settings import Settings
 
@@ -59,6 +61,7 @@ class Cluster:
     """A cluster, and the namespace that is meant where none is named."""
 
     api: Api
+    client: client.ApiClient
     host: str
     namespace: str
 
@@ -80,6 +83,29 @@ class Cluster:
     async def items(self, kind: Kind, namespace: str, **selectors: str) -> list[Json]:
         """The objects of a namespace that the selectors select. Raises CommandError."""
         return (await self.request("GET", kind, namespace, query=selectors)).get("items") or []
+
+    async def log(self, namespace: str, pod: str, **query: str) -> AsyncGenerator[bytes]:
+        """The log of a container, in pieces as they come, for as long as it lasts. query: that of the API's `log`. Raises
+        CommandError."""
+        method, url, headers, content, _ = await self.client.param_serialize(
+            "GET",
+            POD.path(namespace, pod, "log"),
+            query_params=list(query.items()),
+            header_params={"Accept": "*/*"},
+            auth_settings=["BearerToken"],
+        )
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS)
+        try:
+            response = (await self.client.call_api(method, url, headers, content, _request_timeout=limit)).response
+            try:
+                if response.status >= 400:
+                    raise _refusal(response.status, await response.read())
+                async for piece in response.content.iter_any():
+                    yield piece
+            finally:
+                response.close()
+        except TRANSIENT as error:
+            raise self._explained(error, "GET", POD, namespace, pod) from error
 
     def _explained(self, error: BaseException, verb: str, kind: Kind, namespace: str | None, name: str | None) -> CommandError:
         if isinstance(error, TimeoutError):
@@ -107,6 +133,15 @@ class Cluster:
                 return UnreachableError(f"the API server {self.host} cannot serve {about} now: {error}; try again later")
 
 
+def _refusal(status: int, body: bytes) -> ApiError:
+    """What the API server says instead of a log."""
+    try:
+        document = json.loads(body)
+        return ApiError(status, str(document["reason"]), str(document["message"]))
+    except (ValueError, KeyError, TypeError):
+        return ApiError(status, "", body[:200].decode("utf-8", "replace"))
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     return not isinstance(error, ApiError) or error.status == 429 or error.status >= 500
@@ -114,7 +149,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def _action(verb: str, name: str | None) -> str:
     """The verb as roles name it."""
-    return {"GET": "get" if name else "list"}.get(verb, verb.lower())
+    return {"GET": "get" if name else "list", "POST": "create"}.get(verb, verb.lower())
 
 
 def _plain(message: str) -> str:
@@ -148,7 +183,7 @@ async def connect(access: Access) -> AsyncGenerator[Cluster]:
     async with api_client:
         api_client.user_agent = "spinrun"
         api = Api(api_client, Settings(request_timeout_seconds=TIMEOUT_SECONDS), Metrics())
-        yield Cluster(api, configuration.host, access.namespace or namespace)
+        yield Cluster(api, api_client, configuration.host, access.namespace or namespace)
 
 
 async def _configure(configuration: client.Configuration, access: Access) -> str:

@@ -1,16 +1,13 @@
 """The cluster's commands: names, options and help. What a command does is imported when it is called."""
 
 import re
-from collections.abc import Generator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spinrun_cli.errors import CommandError
-from spinrun_cli.options import Overrides
+from spinrun_cli.options import Context, Namespace, Overrides, client_installed
 
 
 class DryRun(StrEnum):
@@ -37,13 +34,6 @@ def _seconds(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-Context = Annotated[
-    str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.", show_default="the current one")
-]
-Namespace = Annotated[
-    str | None,
-    typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of the run.", show_default="the context's"),
-]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the SpinRun.", show_default=False)]
 Timeout = Annotated[
     float | None,
@@ -56,17 +46,6 @@ Timeout = Annotated[
 def _check_wait(wait: bool, timeout: float | None) -> None:
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout is about --wait: add that")
-
-
-@contextmanager
-def _client_installed() -> Generator[None]:
-    """Says what to install when the Kubernetes client is not there."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f"{error}: the cluster's commands need the extra `operator`: pip install 'spinrun[operator]'"
-        ) from error
 
 
 def submit(
@@ -87,7 +66,7 @@ def submit(
     _check_wait(wait, timeout)
     if wait and dry_run is not DryRun.NONE:
         raise typer.BadParameter("--dry-run keeps nothing that --wait could follow: use one of them")
-    with _client_installed():
+    with client_installed():
         from spinrun_cli.cluster.client import Access
         from spinrun_cli.cluster.submit import Submission, submit_files
 
@@ -116,7 +95,7 @@ def get(
         raise typer.BadParameter("NAME is of one namespace: use -n instead of -A")
     if watch and output not in (None, Output.WIDE):
         raise typer.BadParameter("--watch prints rows: use it without -o, or with -o wide")
-    with _client_installed():
+    with client_installed():
         from spinrun_cli.cluster.client import Access
         from spinrun_cli.cluster.get import Question, get_runs
 
@@ -132,7 +111,7 @@ def suspend(
 ) -> None:
     """Pause a run: its trainer writes a checkpoint, its pods go, its ledger stays."""
     _check_wait(wait, timeout)
-    with _client_installed():
+    with client_installed():
         from spinrun_cli.cluster import lifecycle
         from spinrun_cli.cluster.client import Access
 
@@ -148,7 +127,7 @@ def resume(
 ) -> None:
     """Let a suspended run go on from its checkpoint."""
     _check_wait(wait, timeout)
-    with _client_installed():
+    with client_installed():
         from spinrun_cli.cluster import lifecycle
         from spinrun_cli.cluster.client import Access
 
@@ -164,7 +143,7 @@ def delete(
 ) -> None:
     """Delete a run and its pods. What it has learned stays on its volume unless storage.retain is false."""
     _check_wait(wait, timeout)
-    with _client_installed():
+    with client_installed():
         from spinrun_cli.cluster import lifecycle
         from spinrun_cli.cluster.client import Access
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +19,13 @@ Json = dict[str, Any]
 POLL_SECONDS = 2.0
 OUTAGE_SECONDS = 300.0
 """How long the API server may be away while a run is followed, as during its upgrade."""
+
+
+class Listener(Protocol):
+    """Whom a run is shown to while it is followed."""
+
+    def show(self, name: str, status: SpinRunStatus) -> None:
+        """The run was looked at."""
 
 
 class Reporter:
@@ -49,7 +56,7 @@ class Reporter:
 async def follow(
     cluster: Cluster,
     run: Json,
-    reporter: Reporter,
+    reporter: Listener,
     until: Callable[[Json], bool],
     *,
     timeout: float | None,

@@ -1,9 +1,11 @@
-"""`kubectl spinrun`: kubectl runs a program named kubectl-spinrun for it. The commands that need a cluster, and `validate`."""
+"""`kubectl spinrun`: kubectl runs a program named kubectl-spinrun for it. The commands that need a cluster, those that look at a
+run, and `validate`."""
 
 import typer
 
 from spinrun_cli import main as spinrun
-from spinrun_cli.cluster.commands import register
+from spinrun_cli.cluster.commands import register as register_cluster
+from spinrun_cli.looking import register as register_looking
 
 app = typer.Typer(
     name="kubectl spinrun",
@@ -13,7 +15,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(spinrun.validate)
-register(app)
+register_cluster(app)
+register_looking(app)
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from spinrun_api.base import ApiModel
+from spinrun_api.processes import PREFERENCE_KEY
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Prompts, SpinRunSpec
 from spinrun_cli.errors import CommandError, InvalidInputError
@@ -34,6 +36,16 @@ def check_installed() -> None:
         raise CommandError(
             f"missing packages: {', '.join(missing)}. Install the worker: pip install 'spinrun[worker,cpu]' "
             "(on GPUs 'spinrun[worker]' and vllm)"
+        )
+
+
+def check_preference(run: SpinRun) -> None:
+    """Look for the key of the preference's endpoint. Raises InvalidInputError when it is not there."""
+    endpoint = run.spec.preference.endpoint
+    if endpoint is not None and endpoint.secret_ref is not None and not os.environ.get(PREFERENCE_KEY, "").strip():
+        raise InvalidInputError(
+            f"spec.preference.{run.spec.preference.name}.secretRef: on one machine the key comes from the environment: set "
+            f"{PREFERENCE_KEY}"
         )
 
 

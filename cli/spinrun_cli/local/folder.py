@@ -6,6 +6,7 @@ logs/           what the children print
 scratch/        the agents' copies of weights
 token           bearer token between trainer and agents, readable by the user only
 attempt         number of the newest attempt
+progress.json   what rank 0 said last of how far it is, for `spinrun watch`
 last-words.json what the trainer said as it ended
 report.html, curves.png
 """
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 
 from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_api.run import SpinRun
-from spinrun_api.wire import LastWords
+from spinrun_api.wire import LastWords, Progress
 from spinrun_cli.errors import CommandError, InvalidInputError
 
 NAMESPACE = "local"
@@ -80,6 +81,11 @@ class RunFolder:
         """The trainer's termination log."""
         return self.root / "last-words.json"
 
+    @property
+    def progress_file(self) -> Path:
+        """What rank 0 said last."""
+        return self.root / "progress.json"
+
     @contextmanager
     def locked(self) -> Generator[None]:
         """Make the folder and hold it for this process.
@@ -107,6 +113,16 @@ class RunFolder:
             lock.write(f"{os.getpid()}\n")
             lock.flush()
             yield
+
+    def is_held(self) -> bool:
+        """Whether a `spinrun local` of this machine works on the folder. Looks without taking the lock, at which another that
+        starts at this moment would give up."""
+        try:
+            inode = (self.root / "lock").stat().st_ino
+            locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        except OSError:
+            return False
+        return any(fields[1] == "FLOCK" and fields[5].endswith(f":{inode}") for fields in locks if len(fields) > 5)
 
     def adopt(self, wanted: SpinRun, *, resume: bool, again: bool = False) -> tuple[SpinRun, Start]:
         """The run to go on with, its uid in it, written to run.yaml; and what kind of start this is.
@@ -148,11 +164,15 @@ class RunFolder:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_urlsafe(32) + "\n")
 
+    def attempt(self) -> int:
+        """The number of the newest attempt; 0 before there is one."""
+        with suppress(OSError, ValueError):
+            return int((self.root / "attempt").read_text())
+        return 0
+
     def next_attempt(self) -> int:
         """The number of a new attempt: above every one that was ever given, here or in the ledger."""
-        numbers = [0]
-        with suppress(OSError, ValueError):
-            numbers.append(int((self.root / "attempt").read_text()))
+        numbers = [self.attempt()]
         with suppress(OSError, ValueError, KeyError, TypeError):
             numbers.append(int(json.loads((self.ledger / "OWNER.json").read_text())["attempt"]))
         number = max(numbers) + 1
@@ -165,6 +185,18 @@ class RunFolder:
             return LastWords.model_validate_json(self.last_words_file.read_bytes())
         except (OSError, ValidationError):
             return None
+
+    def progress(self) -> Progress | None:
+        """What rank 0 said last; None when it said nothing that is understood."""
+        try:
+            return Progress.model_validate_json(self.progress_file.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def remember_progress(self, progress: Progress) -> None:
+        """Keep what rank 0 said, for those who watch. The run goes on without it."""
+        with suppress(OSError):
+            replace_text(self.progress_file, progress.model_dump_json(by_alias=True))
 
     def forget_last_words(self) -> None:
         """A new attempt has not ended yet."""

@@ -109,6 +109,7 @@ class Supervisor:
         self.trainer_port = 0
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._environment[processes.TOKEN_FILE] = str(folder.token_file)
+        self._preference_key = self._environment.pop(processes.PREFERENCE_KEY, None)
         self._client = httpx.AsyncClient(timeout=5.0, trust_env=False)
         self._signals = 0
         self._stop = asyncio.Event()
@@ -314,6 +315,8 @@ class Supervisor:
             processes.ROLLOUTS: ",".join(rollout.url for rollout in self.rollouts),
             processes.TERMINATION_LOG: str(self.folder.last_words_file),
         }
+        if self._preference_key is not None:
+            environment[processes.PREFERENCE_KEY] = self._preference_key
         if self.machine is not None and self.machine.accelerator == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpu_plan(self.machine).trainer)
         return Process(process.command, process.environment | environment)
@@ -338,6 +341,8 @@ class Supervisor:
         if progress.uid != self.run_.metadata.uid:
             return
         self._state(self.trainer, "ready")
+        if progress != self.view.progress:
+            self.folder.remember_progress(progress)
         self.view.progress = progress
         if self.view.initial_accuracy is None and progress.metrics.accuracy is not None:
             self.view.initial_accuracy = self._accuracy_of_version_0()

@@ -13,8 +13,8 @@ from spinrun_api.wire import Progress
 
 BUSY = ("generate", "evaluate")
 """Activities whose progress is counted in prompts."""
-WAITING = ("activate", *BUSY)
-"""Activities in which the trainer may wait for rollouts."""
+WAITING = ("activate", "prefer", *BUSY)
+"""Activities in which the trainer may wait for rollouts, or for the model that prefers."""
 LONGEST_REASON = 80
 
 
@@ -81,16 +81,25 @@ def figures(view: View) -> list[tuple[str, str]]:
     progress = view.progress
     if progress is None:
         return []
-    metrics, rollouts = progress.metrics, progress.rollouts
+    metrics = progress.metrics
     found: list[tuple[str, str | None]] = [
         ("loss", _number(metrics.loss, 4)),
         ("reward", _number(metrics.reward, 3)),
         ("accuracy", _accuracy(view.initial_accuracy, metrics.accuracy, progress.version)),
         ("samples/s", _number(metrics.samples_per_second, 1)),
         ("version", None if progress.version is None else str(progress.version)),
-        ("rollouts", f"{rollouts.ready}/{rollouts.desired} ready" if rollouts.desired else None),
+        ("rollouts", _rollouts(progress)),
     ]
     return [(name, value) for name, value in found if value is not None]
+
+
+def _rollouts(progress: Progress) -> str | None:
+    """How many are ready and, while it is not the newest, which version they serve."""
+    rollouts = progress.rollouts
+    if not rollouts.desired:
+        return None
+    behind = "" if rollouts.version in (None, progress.version) else f", serving version {rollouts.version}"
+    return f"{rollouts.ready}/{rollouts.desired} ready{behind}"
 
 
 def panel(view: View, now: float) -> RenderableType:

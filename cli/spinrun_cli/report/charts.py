@@ -88,11 +88,36 @@ def panels(data: RunData) -> list[Panel]:
 
 def to_svg(panel: Panel, data: RunData) -> str:
     """A chart as an SVG element that takes its colours from the page's CSS variables."""
-    with mpl.rc_context({**SETTINGS, "svg.hashsalt": panel.title}):
+    return _drawn(panel.title, lambda axes: panel.draw(axes, data, PLACEHOLDERS))
+
+
+def compared_svg(comparison: "Comparison", runs: Sequence[RunData]) -> str:
+    """A curve of several runs in one chart, in the order of the page's colours, --series-1 and so on."""
+
+    def draw(axes: Axes) -> None:
+        longest = 0
+        for index, data in enumerate(runs):
+            if comparison.has_data(data):
+                x, y = comparison.curve(data)
+                _curve(axes, x, y, PLACEHOLDERS.series[index])
+                longest = max(longest, len(x))
+        if longest > 1:
+            axes.autoscale(axis="x")  # a run of one point has set limits for itself
+        if comparison.is_share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.margins(x=0.06, y=0.12)
+        axes.set_xlabel(comparison.x_label)
+
+    return _drawn(comparison.title, draw)
+
+
+def _drawn(title: str, draw: Callable[[Axes], None]) -> str:
+    """A drawing as an SVG element."""
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": title}):
         figure = Figure(figsize=(5.6, 2.7), layout="constrained")
         axes = figure.subplots()
         _prepare(axes, PLACEHOLDERS)
-        panel.draw(axes, data, PLACEHOLDERS)
+        draw(axes)
         figure.patch.set_alpha(0)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -103,7 +128,7 @@ def to_svg(panel: Panel, data: RunData) -> str:
     # The size comes from the page; the aspect stays that of viewBox.
     drawing = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", drawing, count=1)
     drawing = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", drawing, count=1)
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{panel.title}" ', 1)
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
 def write_picture(path: Path, data: RunData) -> None:
@@ -366,5 +391,48 @@ PANELS = (
         _throughput,
         _has(_windows, "throughput/samples_per_second"),
         in_picture=False,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A curve of which that of several runs stand in one chart."""
+
+    title: str
+    x_label: str
+    curve: Callable[[RunData], tuple[list[float], list[float]]]
+    has_data: Callable[[RunData], bool]
+    is_share: bool = False
+
+
+def _figure_of_windows(name: str) -> Callable[[RunData], tuple[list[float], list[float]]]:
+    return lambda data: ([float(line.window) for line in data.windows], _values(data.windows, name))
+
+
+COMPARISONS = (
+    Comparison(
+        "Held-out accuracy",
+        "version",
+        lambda data: ([float(line.version) for line in data.evaluations], _values(data.evaluations, "accuracy")),
+        _has(lambda data: data.evaluations, "accuracy"),
+    ),
+    Comparison("Reward", "window", _figure_of_windows("reward/mean"), _has(_windows, "reward/mean")),
+    Comparison("Loss", "step", lambda data: _by_window(data.steps, "loss"), _has(_steps, "loss")),
+    Comparison("Margins", "step", lambda data: _by_window(data.steps, "rewards/margins"), _has(_steps, "rewards/margins")),
+    Comparison("Pairs", "window", _figure_of_windows("pairs"), _has(_windows, "pairs")),
+    Comparison("Response length", "window", _figure_of_windows("response_length/mean"), _has(_windows, "response_length/mean")),
+    Comparison(
+        "Truncated answers",
+        "window",
+        _figure_of_windows("response_length/truncated"),
+        _has(_windows, "response_length/truncated"),
+        is_share=True,
+    ),
+    Comparison(
+        "Samples per second",
+        "window",
+        _figure_of_windows("throughput/samples_per_second"),
+        _has(_windows, "throughput/samples_per_second"),
     ),
 )

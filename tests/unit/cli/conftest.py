@@ -1,6 +1,7 @@
 """A run file, and a run's folder as a finished run leaves it."""
 
 import math
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import yaml
 
 from spinrun_api.ledger import MetricsLine, RunRecord
 from spinrun_api.wire import LastWords, Sample
+from spinrun_cli.cluster import client, follow
 from spinrun_worker.ledger import Layout, write_samples
 from spinrun_worker.records import PromptRecord, ScoredGroup
+from unit.cli.fake_api_server import FakeApiServer, fake_api_server
+from unit.cli.shell import Shell
 
 DOCUMENT: dict[str, Any] = {
     "apiVersion": "spinrun.dev/v1alpha1",
@@ -26,6 +30,22 @@ DOCUMENT: dict[str, Any] = {
 NUM_WINDOWS = 5
 STEPS_PER_WINDOW = 4
 ACCURACY = (0.511, 0.578, 0.667, 0.778, 0.8, 0.822)
+
+
+@pytest.fixture
+def spinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """The command line, as impatient as a test."""
+    monkeypatch.setattr(client, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+    return Shell(capsys, monkeypatch)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[FakeApiServer]:
+    """An API server that KUBECONFIG names."""
+    with fake_api_server(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        yield fake
 
 
 @pytest.fixture

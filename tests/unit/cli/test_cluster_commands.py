@@ -1,10 +1,9 @@
 """The cluster's commands where the cluster refuses, fails or is not there; see tests/integration/cli for the rest."""
 
+import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Generator
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,63 +14,17 @@ import yaml
 from kubernetes.aio.config import incluster_config
 
 from ports import free_port
-from spinrun_cli import main as command_line
-from spinrun_cli.cluster import client, follow, lifecycle, plugin
+from spinrun_cli.cluster import client, lifecycle, plugin
 from spinrun_cli.cluster.client import TIMEOUT_SECONDS
 from unit.api.invalid_runs import MINIMAL
-from unit.cli.fake_api_server import RUNS, Answer, FakeApiServer, failure, fake_api_server, write_kubeconfig
+from unit.cli.fake_api_server import RUNS, Answer, FakeApiServer, failure, over, spin_run, write_kubeconfig
+from unit.cli.shell import Shell
 
 Json = dict[str, Any]
 
-UID = "867d5e77-d3e6-4e11-a237-d1297dc28ef8"
 NOT_FOUND = failure(404, "NotFound", 'spinruns.spinrun.dev "demo" not found')
 NO_CRD = Answer(404, "404 page not found")
 BUSY = failure(429, "TooManyRequests", "too many requests, please try again later")
-
-
-def spin_run(**status: Any) -> Json:
-    """A run as the API server has it."""
-    metadata = {"name": "demo", "namespace": "default", "uid": UID, "generation": 1, "resourceVersion": "7"}
-    spec = MINIMAL["spec"] | {"lifecycle": {"suspend": False}}
-    return MINIMAL | {"metadata": metadata, "spec": spec, "status": status}
-
-
-def over(kind: str, reason: str, message: str) -> Json:
-    """A run that is over."""
-    when = {"lastTransitionTime": "2026-01-01T00:00:00Z", "status": "True"}
-    return spin_run(phase=kind, conditions=[{"type": kind, "reason": reason, "message": message} | when])
-
-
-@dataclass
-class Shell:
-    """Runs the commands as a shell does."""
-
-    capture: pytest.CaptureFixture[str]
-    monkeypatch: pytest.MonkeyPatch
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
-        self.monkeypatch.setattr(sys, "argv", ["spinrun", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        out, err = self.capture.readouterr()
-        return int(ended.value.code or 0), out, err
-
-
-@pytest.fixture
-def spinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """The command line, as impatient as a test."""
-    monkeypatch.setattr(client, "RETRY_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
-    return Shell(capsys, monkeypatch)
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[FakeApiServer]:
-    """An API server that KUBECONFIG names."""
-    with fake_api_server(tmp_path) as (fake, kubeconfig):
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        yield fake
 
 
 @pytest.fixture
@@ -425,12 +378,25 @@ def test_help_does_not_import_the_kubernetes_client() -> None:
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
+def test_shell_completes_the_commands() -> None:
+    environment = {"_SPINRUN_COMPLETE": "complete_bash", "COMP_WORDS": "spinrun sus", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "spinrun_cli.main"]
+    assert subprocess.run(command, env=os.environ | environment, capture_output=True, text=True).stdout.split() == ["suspend"]
+
+
 # --- the plugin ----------------------------------------------------------------------------------------------------
 
 
 def test_plugin_has_the_clusters_commands_and_validate() -> None:
     names = {command.name or command.callback.__name__ for command in plugin.app.registered_commands if command.callback}
-    assert names == {"validate", "submit", "get", "suspend", "resume", "delete"}
+    assert names == {"validate", "submit", "get", "suspend", "resume", "delete"} | {
+        "watch",
+        "logs",
+        "events",
+        "samples",
+        "compare",
+        "report",
+    }
 
 
 def test_scripts_of_the_package_can_be_called() -> None:

@@ -1,5 +1,5 @@
 """docs/operations.md names every condition, reason, metric and exit code that the code knows, and no other; what docs/install.md
-shows is valid."""
+and docs/watching.md show is valid."""
 
 import ast
 import inspect
@@ -10,24 +10,32 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
+import typer
 import yaml
 from prometheus_client import CollectorRegistry
 
 from spinrun_api.documents import parse_run
 from spinrun_api.exit_codes import ExitCode
+from spinrun_api.ledger import Manifest
 from spinrun_api.status import Phase
+from spinrun_api.wire import Progress
 from spinrun_cli.cluster import plugin
 from spinrun_cli.overrides import merge
 from spinrun_operator import reasons, status
 from spinrun_operator.metrics import Metrics
+from spinrun_worker.records import Pair
+from spinrun_worker.rewards import comparison, endpoint
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.trainer import generation, learner, loop, rank0
+from spinrun_worker.trainer.progress import Gauges, ProgressBoard
 from spinrun_worker.trainer.recorder import Recorder
 from unit.api.invalid_runs import MINIMAL
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 INSTALL = (ROOT / "docs" / "install.md").read_text()
+WATCHING = (ROOT / "docs" / "watching.md").read_text()
 VALUES = yaml.safe_load((ROOT / "charts" / "spinrun" / "values.yaml").read_text())
 
 
@@ -62,13 +70,32 @@ def gauges_of_trainer() -> set[str]:
     timings = {f"timing/{activity}_seconds" for activity in re.findall(r'during\("(\w+)"\)', sources)}
     troubles = re.findall(r'_counts\[("\w+"[^\]]*)\]', inspect.getsource(generation))
     counts = {f"rollouts/{name}_total" for trouble in troubles for name in re.findall(r'"(\w+)"', trouble)}
+    asked = re.findall(r"self.counts: Counter\[str\] = Counter\((.*)\)", inspect.getsource(endpoint))
+    questions = {*re.findall(r"(\w+)=0", "".join(asked)), *re.findall(r'counts, "(\w+)":', inspect.getsource(comparison))}
+    counts |= {f"preference/{name}_total" for name in questions}
     lengths = keys_of_figures(rank0.length_figures)
     window = keys_of_figures(rank0.window_figures) | keys_of_figures(rank0.throughput_figures) | lengths | counts | timings
-    step = keys_of_figures(learner.Learner.step) | keys_of_figures(learner._preference_figures)
-    names = step | {"timing/train_seconds"} | keys_of_figures(Recorder.record)
-    names |= {f"window/{name}" for name in window}
+    step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
+    names = step | keys_of_figures(loop.Loop._train) | keys_of_figures(Recorder.record)
+    names |= {f"window/{name}" for name in window | keys_of_figures(rank0.Rank0._show)}
     names |= {f"evaluation/{name}" for name in keys_of_figures(rank0.Rank0._evaluate) | lengths}
-    return {"spinrun_trainer_" + name.replace("/", "_") for name in names}
+    return {"spinrun_trainer_" + name.replace("/", "_") for name in names} | families(trainer_registry())
+
+
+def figures_of_pairs() -> set[str]:
+    """Names of the figures that a step has of its pairs."""
+    rewards = {"chosen_reward": 1.0, "rejected_reward": 0.0}
+    pair = Pair("prompt", (1,), (2,), (3,), **rewards, reference_chosen=-1.0, reference_rejected=-1.0)
+    return set(learner._preference_figures(torch.zeros(1, 2), learner._known([pair]), beta=0.1))
+
+
+def trainer_registry() -> CollectorRegistry:
+    """The metrics that rank 0 has before its first step."""
+    gauges = Gauges(namespace="team", run="demo", method="dpo")
+    board = ProgressBoard(Progress(uid="u", attempt=1, activity="starting", window=0, windows=8, step=0, total_steps=128))
+    board.wrote(Manifest(kind="weights", number=0, uid="u", version=0, step=0, attempt=1, files=(), digest="d"))
+    gauges.follow(board)
+    return gauges.registry
 
 
 def test_every_condition_is_explained_once() -> None:
@@ -135,11 +162,20 @@ def test_every_value_that_a_page_names_is_the_charts(page: str) -> None:
 
 
 def test_every_command_has_a_row() -> None:
-    table = INSTALL.partition("| command | does |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"`spinrun (\w+)", table)) == {command.callback.__name__ for command in plugin.app.registered_commands}
+    tables = "".join(page.partition("| command | does |")[2].partition("\n\n")[0] for page in (INSTALL, WATCHING))
+    assert set(re.findall(r"`spinrun (\w+)", tables)) == {command.callback.__name__ for command in plugin.app.registered_commands}
 
 
-@pytest.mark.parametrize("name", ["operations.md", "install.md"])
+def test_every_option_that_the_page_on_watching_names_is_the_commands() -> None:
+    commands = {command.name: command for command in typer.main.get_command(plugin.app).commands.values()}  # type: ignore[attr-defined]
+    shown = re.findall(r"^\$ (?:kubectl )?spinrun (\w+)(.*)$", WATCHING, re.MULTILINE)
+    assert {name for name, _ in shown} >= {"watch", "logs", "events", "samples", "compare", "report"}
+    for name, rest in shown:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) <= known, name
+
+
+@pytest.mark.parametrize("name", ["operations.md", "install.md", "watching.md"])
 def test_links_lead_somewhere(name: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", (ROOT / "docs" / name).read_text()):
         page = ROOT / "docs" / (target or name)

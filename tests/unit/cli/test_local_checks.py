@@ -6,7 +6,7 @@ import pytest
 
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.local.checks import check_sources, for_one_machine, unused_fields
+from spinrun_cli.local.checks import check_preference, check_sources, for_one_machine, unused_fields
 from spinrun_cli.overrides import read_run
 
 
@@ -70,3 +70,21 @@ def test_a_run_has_one_trainer_node_on_one_machine(run_file: Path) -> None:
 
     assert (here.spec.trainer.nodes, here.spec.trainer.procs_per_node) == (1, 2)
     assert SpinRun.model_validate(here.to_document()) == here
+
+
+JUDGE = "spec.preference={rule: null, judge: {url: 'https://judge/v1', model: wise, secretRef: {name: judge, key: key}}}"
+
+
+@pytest.mark.parametrize("key", ["", " ", None])
+def test_the_key_of_a_judge_must_be_in_the_environment(run_file: Path, monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+    monkeypatch.delenv("SPINRUN_PREFERENCE_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("SPINRUN_PREFERENCE_KEY", key)
+    with pytest.raises(InvalidInputError, match=r"spec\.preference\.judge\.secretRef: .* set SPINRUN_PREFERENCE_KEY"):
+        check_preference(read_run(run_file, [JUDGE]))
+
+
+def test_a_preference_that_has_what_it_needs_passes(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPINRUN_PREFERENCE_KEY", "sk-1")
+    check_preference(read_run(run_file, [JUDGE]))
+    check_preference(read_run(run_file))

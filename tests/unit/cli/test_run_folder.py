@@ -129,6 +129,14 @@ def test_only_one_process_holds_a_folder(folder: RunFolder) -> None:
         pass
 
 
+def test_a_held_folder_is_seen_to_be_held_without_taking_it(folder: RunFolder) -> None:
+    seen = RunFolder(folder.root)
+    assert not seen.is_held()
+    with folder.locked():
+        assert seen.is_held()
+    assert not seen.is_held()
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 

@@ -87,6 +87,14 @@ async def test_a_completed_trainer_ends_the_run_and_all_processes(stage: Stage) 
     assert stage.survivors() == []
 
 
+async def test_what_rank_0_says_is_kept_for_those_who_watch(stage: Stage) -> None:
+    await stage.play({"trainer": "crash\ncomplete"})
+
+    progress = stage.folder.progress()
+    assert progress is not None
+    assert (progress.attempt, progress.activity, progress.window, progress.total_steps) == (1, "generate", 1, 20)
+
+
 @pytest.mark.parametrize(
     ("script", "want_lives", "want_code", "want_message"),
     [
@@ -241,3 +249,11 @@ def asked_ports(stage: Stage, role: str) -> list[str]:
     log = stage.folder.logs / ("trainer.log" if role == "trainer" else f"{role}-0.log")
     lines = log.read_text().splitlines() if log.exists() else []
     return [line.split(f" {role} ")[1].split()[0] for line in lines if line.startswith("--- ")]
+
+
+def test_only_the_trainer_gets_the_key_of_the_preference(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPINRUN_PREFERENCE_KEY", "sk-1")
+    supervisor = stage.supervisor()
+    assert "sk-1" not in supervisor._environment.values()
+    assert supervisor._trainer_process(1).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
+    assert "sk-1" not in supervisor._agent_process(supervisor.rollouts[0]).environment.values()

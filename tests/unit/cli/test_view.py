@@ -8,7 +8,7 @@ from rich.console import Console
 from spinrun_api.status import Metrics, RolloutStatus
 from spinrun_api.wire import Activity, Progress
 from spinrun_cli.local.reporter import LineReporter
-from spinrun_cli.local.view import View, clock, doing, duration, line, panel
+from spinrun_cli.local.view import View, clock, doing, duration, figures, line, panel
 
 
 def view(activity: Activity, *, accuracy: float | None = None, message: str = "", version: int = 2) -> View:
@@ -32,14 +32,19 @@ def test_a_line_says_where_the_run_is_and_how_good() -> None:
     [
         (view("generate"), "window 3/5 generate 12/64 prompts"),
         (view("activate", message="no rollout serves version 2"), "window 3/5 activate (no rollout serves version 2)"),
+        (view("prefer", message="the judge does not answer"), "window 3/5 prefer (the judge does not answer)"),
         (view("finished"), "finished"),
         (View("a", "f", children={"vllm-0": "starting", "agent-0": "ready"}), "starting (vllm-0 starting)"),
         (View("a", "f"), "starting"),
     ],
-    ids=["generate", "activate", "finished", "starting", "nothing yet"],
+    ids=["generate", "activate", "prefer", "finished", "starting", "nothing yet"],
 )
 def test_what_a_run_does_is_said_in_words(shown: View, want: str) -> None:
     assert doing(shown) == want
+
+
+def test_rollouts_that_are_behind_are_said_to_be() -> None:
+    assert ("rollouts", "1/2 ready, serving version 2") in figures(view("activate", version=3))
 
 
 def test_the_first_evaluation_has_nothing_to_compare_with() -> None:

@@ -1,0 +1,217 @@
+"""The commands that look at a run, in a folder or in the cluster: names, options and help. What a command does is imported when
+it is called."""
+
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spinrun_cli.errors import InvalidInputError
+from spinrun_cli.options import Context, Namespace, OutputFormat, client_installed, worker_installed
+from spinrun_cli.questions import LogsQuestion, SamplesQuestion
+from spinrun_cli.target import local_folder
+
+if TYPE_CHECKING:
+    from spinrun_cli.report.data import RunData
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|PATH", help="A run of the cluster by its name, or the folder of a local run or ledger.", show_default=False
+    ),
+]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of the result.")]
+Image = Annotated[
+    str | None,
+    typer.Option("--image", metavar="IMAGE", help="Image of the pod that reads the ledger.", show_default="that of the run"),
+]
+
+
+def _folder(target: str, context: str | None, namespace: str | None) -> Path | None:
+    """The folder that is meant; None for a run of the cluster."""
+    return local_folder(target, in_cluster=context is not None or namespace is not None)
+
+
+def watch(target: Target, output: Output = OutputFormat.TEXT, context: Context = None, namespace: Namespace = None) -> None:
+    """Follow a run to its end: a live view on a terminal, else a line for each change. Exits with 0 when it is complete, with 1
+    when not; Ctrl-C only ends the view."""
+    folder = _folder(target, context, namespace)
+    from spinrun_cli.watch.show import shown
+
+    if folder is not None:
+        with worker_installed():
+            from spinrun_cli.watch.folder import watch_folder
+        follow = partial(watch_folder, folder)
+    else:
+        with client_installed():
+            from spinrun_cli.cluster.client import Access
+            from spinrun_cli.cluster.watch import watch_run
+        follow = partial(watch_run, target, Access(context, namespace))
+    with shown(as_json=output is OutputFormat.JSON) as show:
+        last = follow(show)
+    raise typer.Exit(0 if last.outcome is not None and last.outcome.result == "Complete" else 1)
+
+
+class Role(StrEnum):
+    """Kinds of processes of a run."""
+
+    TRAINER = "trainer"
+    AGENT = "agent"
+    VLLM = "vllm"
+
+
+def logs(
+    target: Target,
+    role: Annotated[Role | None, typer.Option("--role", help="Processes of this kind.", show_default="all")] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="The trainer's process with this rank.", show_default="all", min=0)
+    ] = None,
+    pod: Annotated[
+        str | None, typer.Option("--pod", metavar="NAME", help="This pod, or process of a local run.", show_default="all")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until the run has ended.")] = False,
+    previous: Annotated[
+        bool, typer.Option("--previous", "-p", help="The attempt of the trainer, or the life of a container, before the last.")
+    ] = False,
+    tail: Annotated[int | None, typer.Option("--tail", help="Newest lines of each.", show_default="all", min=0)] = None,
+    output: Output = OutputFormat.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Print the logs of a run's processes, each line with its process where there are several."""
+    if rank is not None and role not in (None, Role.TRAINER):
+        raise typer.BadParameter("--rank is about the trainer: leave --role out")
+    if follow and previous:
+        raise typer.BadParameter("what is over cannot be followed: use --follow or --previous")
+    wanted = Role.TRAINER if rank is not None else role
+    question = LogsQuestion(role=wanted, rank=rank, pod=pod, follow=follow, previous=previous, tail=tail)
+    as_json = output is OutputFormat.JSON
+    if (folder := _folder(target, context, namespace)) is not None:
+        from spinrun_cli.local.logs import show_logs
+
+        show_logs(folder, question, as_json=as_json)
+        return
+    with client_installed():
+        from spinrun_cli.cluster import logs as cluster_logs
+        from spinrun_cli.cluster.client import Access
+
+    cluster_logs.show_logs(target, question, Access(context, namespace), as_json=as_json)
+
+
+def events(target: Target, output: Output = OutputFormat.TEXT, context: Context = None, namespace: Namespace = None) -> None:
+    """List the Kubernetes Events of a run and of its children, the newest at the end."""
+    if (folder := _folder(target, context, namespace)) is not None:
+        raise InvalidInputError(f"{folder} is a local run, which has no Events: `spinrun logs {folder}` tells what happened")
+    with client_installed():
+        from spinrun_cli.cluster.client import Access
+        from spinrun_cli.cluster.events import show_events
+
+    show_events(target, Access(context, namespace), as_json=output is OutputFormat.JSON)
+
+
+def samples(
+    target: Target,
+    window: Annotated[
+        int | None, typer.Option("--window", "-w", help="Window, from 0.", show_default="the newest", min=0)
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="The pairs that were trained on instead of the samples.")] = False,
+    limit: Annotated[int, typer.Option("--limit", help="Most prompts or pairs to show; 0: all.", min=0)] = 10,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="ID", help="This prompt only.", show_default=False)] = None,
+    output: Output = OutputFormat.TEXT,
+    image: Image = None,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Show what the model answered in a window, with rewards, or which answers became pairs."""
+    question = SamplesQuestion(window=window, pairs=pairs, prompt=prompt, limit=limit, as_json=output is OutputFormat.JSON)
+    if (folder := _folder(target, context, namespace)) is not None:
+        with worker_installed():
+            from spinrun_cli.samples import show_samples
+        show_samples(folder, question)
+        return
+    with client_installed():
+        from spinrun_cli.cluster import beside
+        from spinrun_cli.cluster.client import Access
+
+    beside.show_samples(target, question.arguments, Access(context, namespace), image=image)
+
+
+def report(
+    target: Target,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where to write it.", show_default="the folder itself; reports/NAME"),
+    ] = None,
+    bundle: Annotated[bool, typer.Option("--bundle", hidden=True, help="Print the files as one JSON document.")] = False,
+    image: Image = None,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Write report.html and curves.png of a run, finished or not."""
+    if (folder := _folder(target, context, namespace)) is None:
+        with client_installed():
+            from spinrun_cli.cluster import beside
+            from spinrun_cli.cluster.client import Access
+
+        learning, paths = beside.write_report(target, output or Path("reports") / target, Access(context, namespace), image=image)
+    else:
+        with worker_installed():
+            from spinrun_cli.report.bundle import bundled
+            from spinrun_cli.report.write import write_report
+        if bundle:
+            typer.echo(bundled(folder))
+            return
+        written = write_report(folder, output or folder)
+        learning, paths = written.learning, [written.page, written.picture]
+    if learning is not None:
+        typer.echo(learning)
+    for path in paths:
+        typer.echo(path)
+
+
+def compare(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME|PATH...", help="Runs of the cluster, or folders of local runs.", show_default=False),
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the curves as a page.", show_default=False)
+    ] = None,
+    output: Output = OutputFormat.TEXT,
+    image: Image = None,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Show the curves of runs side by side: accuracy, reward, loss, response length, pairs."""
+    folders = [_folder(target, context, namespace) for target in targets]
+    with worker_installed():
+        from spinrun_cli import compare as comparison
+    if len(targets) > comparison.MOST_RUNS:
+        raise typer.BadParameter(f"at most {comparison.MOST_RUNS} runs can be told apart")
+    runs = [
+        (target.rstrip("/"), comparison.load(folder) if folder else _fetched(target, context, namespace, image))
+        for target, folder in zip(targets, folders, strict=True)
+    ]
+    with worker_installed():
+        comparison.show(runs, as_json=output is OutputFormat.JSON, page=html)
+
+
+def _fetched(name: str, context: str | None, namespace: str | None, image: str | None) -> "RunData":
+    """A run of the cluster, from its ledger."""
+    with client_installed():
+        from spinrun_cli.cluster import beside
+        from spinrun_cli.cluster.client import Access
+    from spinrun_cli.compare import from_document
+
+    def arguments(ledger: str) -> list[str]:
+        return ["compare", ledger, "--output", "json"]
+
+    return from_document(beside.fetch(name, arguments, Access(context, namespace), image=image))
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to a command line."""
+    for command in (watch, logs, events, samples, compare, report):
+        app.command()(command)

@@ -1,0 +1,41 @@
+"""What commands ask about a run, and how the same is asked elsewhere."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LogsQuestion:
+    """Which logs to print, and how."""
+
+    role: str | None
+    """trainer, agent or vllm; None: all."""
+    rank: int | None
+    """Rank of the trainer whose process is meant; None: all."""
+    pod: str | None
+    """Name of a pod, or of a process of a local run; None: all."""
+    follow: bool
+    previous: bool
+    """The life before the present one."""
+    tail: int | None
+    """Newest lines of each to begin with; None: all."""
+
+
+@dataclass(frozen=True)
+class SamplesQuestion:
+    """Which samples or pairs to show, and how."""
+
+    window: int | None
+    """None: the newest."""
+    pairs: bool
+    prompt: str | None
+    """Id of the one prompt to show; None: all."""
+    limit: int
+    """Most prompts or pairs to show; 0: all."""
+    as_json: bool
+
+    def arguments(self, ledger: str) -> list[str]:
+        """The arguments of `spinrun` that ask the same about a ledger elsewhere."""
+        window = [] if self.window is None else ["--window", str(self.window)]
+        prompt = [] if self.prompt is None else ["--prompt", self.prompt]
+        flags = (["--pairs"] if self.pairs else []) + (["--output", "json"] if self.as_json else [])
+        return ["samples", ledger, *window, *prompt, "--limit", str(self.limit), *flags]

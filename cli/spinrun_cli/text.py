@@ -1,0 +1,67 @@
+"""Text for a terminal."""
+
+import json
+from collections.abc import Sequence
+
+import typer
+
+
+def printable(text: str) -> str:
+    """Text without control characters but line ends: what a model says, or a file's name, must not command the terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def hanging(first: str, text: str) -> str:
+    """`first` and then the text, whose further lines stand below its first."""
+    return "\n".join(line.rstrip() for line in (first + text.replace("\n", "\n" + " " * len(first))).splitlines())
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first the headings: the first column from the left, the others from the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "   ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+class LineWriter:
+    """Prints the lines of processes; as soon as there are several, with the name of its process before each."""
+
+    def __init__(self, *, as_json: bool, expected: int = 1) -> None:
+        """expected: how many processes there are to begin with."""
+        self._as_json = as_json
+        self._expected = expected
+        self._seen: set[str] = set()
+
+    def __call__(self, process: str, line: str) -> None:
+        """Prints a line. A progress bar draws over itself: only its last state is shown."""
+        line = line.rstrip("\r").rpartition("\r")[2]
+        self._seen.add(process)
+        if self._as_json:
+            typer.echo(json.dumps({"process": process, "line": line}, ensure_ascii=False))
+        elif max(self._expected, len(self._seen)) > 1:
+            typer.echo(f"[{process}] {line}")
+        else:
+            typer.echo(line)
+
+
+class LineSplitter:
+    """Lines out of pieces of a text that are cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def lines(self, piece: bytes) -> list[str]:
+        """The lines that are whole with this piece."""
+        *whole, self._rest = (self._rest + piece).split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
+
+    def end(self) -> list[str]:
+        """What is left after the last line end, which is one line or none."""
+        rest, self._rest = self._rest, b""
+        return [rest.decode(errors="replace")] if rest else []

@@ -1,0 +1,148 @@
+"""Pictures of a local run: what its supervisor and its ledger say in its folder."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spinrun_api.documents import InvalidDocumentError, read_documents
+from spinrun_api.ledger import MetricsLine
+from spinrun_api.status import Metrics
+from spinrun_api.wire import LastWords, Progress
+from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.local.folder import RunFolder
+from spinrun_cli.watch.picture import Outcome, Picture, WindowFigures
+from spinrun_cli.watch.show import Show
+from spinrun_worker.ledger import LedgerError, read_metrics
+
+Json = dict[str, Any]
+
+POLL_SECONDS = 1.0
+NUM_LOG_LINES = 3
+TAIL_BYTES = 8192
+
+
+def watch_folder(path: Path, show: Show) -> Picture:
+    """Shows a run until it has ended. Returns the last picture.
+
+    Raises InvalidInputError when the folder holds no local run, CommandError when its figures cannot be read.
+    """
+    folder = RunFolder(path)
+    if not folder.run_file.exists():
+        raise InvalidInputError(
+            f"{path} is a ledger and not the folder of a local run: `spinrun report {path}` shows what is in it"
+        )
+    while True:
+        picture = look(folder)
+        show(picture)
+        if picture.outcome is not None:
+            return picture
+        time.sleep(POLL_SECONDS)
+
+
+def look(folder: RunFolder) -> Picture:
+    """The run as its files tell it now. Raises CommandError."""
+    # Before the files: what is written in its last moment must not be missed.
+    at_work = folder.is_held()
+    words = folder.last_words()
+    try:
+        lines = read_metrics(folder.ledger / "metrics.jsonl")
+    except LedgerError as error:
+        raise CommandError(str(error)) from error
+    attempt = folder.attempt()
+    progress = folder.progress()
+    if progress is not None and progress.attempt < attempt and at_work:
+        progress = None  # that of a trainer that has ended
+    document = _document(folder)
+    outcome = None if at_work else _outcome(folder, words)
+    if progress is None and lines and not at_work:
+        progress = _recorded(lines, document)
+    if outcome is not None and progress is not None:
+        progress = _ended(progress, words)
+    return Picture(
+        name=str(document.get("metadata", {}).get("name", folder.root.name)),
+        phase=outcome.result if outcome else "Starting" if progress is None or progress.activity == "starting" else "Running",
+        attempt=attempt,
+        progress=progress,
+        windows=by_window(lines),
+        news=() if outcome else _log_lines(folder.logs / "trainer.log"),
+        outcome=outcome,
+    )
+
+
+def by_window(lines: Sequence[MetricsLine]) -> list[WindowFigures]:
+    """The figures of each window."""
+    windows = {line.window: line.values for line in lines if line.event == "window"}
+    accuracies = {line.window: line.values.get("accuracy") for line in lines if line.event == "evaluation"}
+    return [
+        WindowFigures(
+            window=number,
+            accuracy=accuracies.get(number),
+            reward=values.get("reward/mean"),
+            pairs=values.get("pairs"),
+            ties=values.get("ties"),
+            samples_per_second=values.get("throughput/samples_per_second"),
+        )
+        for number in sorted(windows.keys() | accuracies.keys())
+        for values in [windows.get(number, {})]
+    ]
+
+
+def _outcome(folder: RunFolder, words: LastWords | None) -> Outcome:
+    """How the run ended that nobody on this machine works on."""
+    if words is not None and words.result in ("Complete", "Failed"):
+        return Outcome(words.result, words.message)
+    said = words.message if words else "it was cut off before its trainer could say why"
+    return Outcome("Stopped", f"{said}; `spinrun local RUN.yaml --output {folder.root} --resume` goes on with it")
+
+
+def _recorded(lines: Sequence[MetricsLine], document: Json) -> Progress:
+    """What the ledger alone tells of a run that is over."""
+    last = lines[-1]
+    windows = document.get("spec", {}).get("duration", {}).get("windows") or 0
+    return Progress(uid="", attempt=last.attempt, activity="finished", window=last.window, windows=windows, step=last.step,
+                    total_steps=0, version=last.version, metrics=_metrics(lines))  # fmt: skip
+
+
+def _metrics(lines: Sequence[MetricsLine]) -> Metrics:
+    """The newest figure of each kind."""
+    newest: dict[str, float] = {}
+    for line in lines:
+        newest |= {f"{line.event} {name}": value for name, value in line.values.items()}
+    return Metrics(
+        loss=newest.get("step loss"),
+        reward=newest.get("window reward/mean"),
+        accuracy=newest.get("evaluation accuracy"),
+        margin=newest.get("step rewards/margins"),
+        samples_per_second=newest.get("window throughput/samples_per_second"),
+    )
+
+
+def _ended(progress: Progress, words: LastWords | None) -> Progress:
+    """The last progress, with what the trainer said at its end and nobody has asked for since."""
+    update: Json = {"eta_seconds": None, "message": ""}
+    if words is not None:
+        update |= words.model_dump(include={"window", "step", "version"}, exclude_none=True)
+    if words is not None and words.result == "Complete":
+        update |= {"activity": "finished", "total_steps": words.step or progress.total_steps}
+    if words is not None and words.accuracy is not None:
+        update["metrics"] = progress.metrics.model_copy(update={"accuracy": words.accuracy})
+    return progress.model_copy(update=update)
+
+
+def _document(folder: RunFolder) -> Json:
+    try:
+        return read_documents(folder.run_file)[0]
+    except InvalidDocumentError:
+        return {}
+
+
+def _log_lines(path: Path) -> list[str]:
+    """The end of a log. A progress bar draws over itself: only its newest state counts."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            rows = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [row for row in rows if row.strip() and not row.startswith("---")][-NUM_LOG_LINES:]
