@@ -73,6 +73,10 @@ cluster-down: ## Stop it; `make cluster-up` goes on with the same objects and im
 images: ## Build the images of operator and worker (needs Docker, or root)
 	tools/images build
 
+.PHONY: examples-smoke
+examples-smoke: $(VENV)/.installed ## Train each recipe of examples/ for two windows, in a small form
+	$(BIN)/pytest tests/smoke $(PYTEST_ARGS)
+
 .PHONY: e2e
 e2e: $(VENV)/.installed $(MODEL)/config.json ## Run real pods through what befalls pods (root and Go; or KUBECONFIG and IMAGES; or Docker and CLUSTER=kind)
 	$(if $(filter kind,$(CLUSTER)),tools/kind) $(BIN)/pytest $(E2E) -m e2e $(PYTEST_ARGS)
@@ -87,11 +91,11 @@ generate: $(VENV)/.installed ## Write what is made from code and values: CRD, AP
 	$(BIN)/python -m spinrun_api.reference > docs/api.md
 	$(BIN)/python charts/generate.py
 
-.PHONY: promtool
-promtool: $(VENV)/.installed ## Get Prometheus' promtool, which tests the alerts (Debian; elsewhere install it yourself)
-	mkdir -p $(CACHE)/promtool
-	cd $(CACHE)/promtool && rm -f *.deb && apt-get download -qq prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --to-stdout ./usr/bin/promtool > promtool
-	install -m 755 $(CACHE)/promtool/promtool $(BIN)/promtool
+.PHONY: prometheus
+prometheus: $(VENV)/.installed ## Get Prometheus and promtool, which test dashboards and alerts (Debian; elsewhere install them yourself)
+	mkdir -p $(CACHE)/prometheus
+	cd $(CACHE)/prometheus && rm -f *.deb && apt-get download -qq prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --strip-components=3 ./usr/bin/prometheus ./usr/bin/promtool
+	install -m 755 $(CACHE)/prometheus/{prometheus,promtool} $(BIN)
 
 .PHONY: bench-operator
 bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once (needs Go; builds kwok once)

@@ -13,7 +13,6 @@ from monitoring.panels import trainer
 
 RUNBOOKS = "https://github.com/spinrun/spinrun/blob/main/docs/runbooks"
 BEST_REWARD = "max by (namespace, run) (max_over_time(spinrun_trainer_window_reward_mean[1d]))"
-INITIAL_ACCURACY = "run:spinrun_trainer_evaluation_accuracy:initial"
 RUN = "{{ $labels.namespace }}/{{ $labels.run }}"
 
 Json = dict[str, Any]
@@ -83,8 +82,8 @@ LEARNING = [
         f"""
         {_newest("window")}
         - max_over_time((
-            {_newest("window")} and {_newest("evaluation_accuracy")} >= on (namespace, run) {INITIAL_ACCURACY}
-          )[2d:5m])
+            {_newest("window")} and {_newest("evaluation_accuracy")} >= {_newest("initial_accuracy")}
+          )[2d:1m])
         >= 3
         """,
         "5m",
@@ -173,11 +172,8 @@ INTERVAL = "1m"
 
 def alert_rules() -> str:
     """The rules as YAML."""
-    # What was measured while version 0 was the newest; a week, as a run may take one.
-    initial = f"({_newest('evaluation_accuracy')} and on (namespace, run) {_newest('version')} == 0)"
-    record = {"record": INITIAL_ACCURACY, "expr": f"max_over_time({initial}[7d:5m])"}
     groups: list[Json] = [
-        {"name": "spinrun-learning", "interval": INTERVAL, "rules": [record, *(alert.rule() for alert in LEARNING)]},
+        {"name": "spinrun-learning", "interval": INTERVAL, "rules": [alert.rule() for alert in LEARNING]},
         {"name": "spinrun-serving", "rules": [alert.rule() for alert in SERVING]},
         {"name": "spinrun-operator", "rules": [alert.rule() for alert in OPERATOR]},
     ]

@@ -52,9 +52,11 @@ def _runs() -> AnyPanel:
     def newest(metric: str) -> str:
         return trainer(metric, RUNS)
 
+    phase = 'spinrun_operator_run_phase{run_namespace=~"$namespace"}'
+    phases = f'max by (namespace, run, phase) (label_join({phase}, "namespace", "", "run_namespace"))'
     return overview(
         "Runs",
-        "Runs whose trainers do steps, with their newest figures. A click on a name opens the run.",
+        "Runs with their phase and, while a trainer does steps, their newest figures. A click on a name opens the run.",
         {
             "Window": (newest("window"), "none"),
             "Step": (newest("step_number"), "none"),
@@ -64,8 +66,9 @@ def _runs() -> AnyPanel:
             "Length": (newest("window_response_length_mean"), "none"),
             "Ties": (newest("window_ties"), "none"),
         },
+        labels=phases,
         link=LINK,
-        empty=NO_RUN,
+        empty="no run",
     )
 
 
@@ -75,7 +78,7 @@ def _over_time() -> list[AnyPanel]:
         stacked(
             "Runs by phase",
             "none",
-            "Counted every few minutes.",
+            "SpinRuns by their phase of now.",
             Query(f"sum by (phase) ({PHASES})", "{{phase}}"),
             empty=NO_OPERATOR,
         ),

@@ -48,7 +48,7 @@ def _now() -> list[AnyPanel]:
             "none",
             "SpinRuns of all phases.",
             f"sum(spinrun_operator_runs{{{OPERATOR}}})",
-            empty="none, or not counted yet",
+            empty="none",
         ),
         figure(
             "Failed looks",
@@ -88,9 +88,16 @@ def _reconciles() -> list[AnyPanel]:
         stacked(
             "Runs by phase",
             "none",
-            "Counted at each resync.",
+            "SpinRuns by their phase of now.",
             Query(f"sum by (phase) (spinrun_operator_runs{{{OPERATOR}}})", "{{phase}}"),
             empty="no run",
+        ),
+        stacked(
+            "Attempts that ended",
+            "none",
+            "Lives of trainers that ended within an hour, by reason.",
+            Query(f"sum by (reason) (increase(spinrun_operator_attempts_ended_total{{{OPERATOR}}}[1h])) > 0", "{{reason}}"),
+            empty="no attempt ended",
         ),
     ]
 

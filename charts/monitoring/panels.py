@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
+    BigValueTextMode,
     LegendDisplayMode,
     StackingMode,
     TooltipDisplayMode,
@@ -88,17 +89,27 @@ def figure(title: str, unit: str, description: str, expr: str, *, empty: str) ->
     return panel.with_target(_target(Query(expr, ""), 0).instant())
 
 
-def overview(title: str, description: str, columns: dict[str, tuple[str, str]], *, link: str, empty: str) -> table.Panel:
-    """A line for each run. columns: heading, then query and unit. link: where a click on a run's name leads."""
+def word(title: str, description: str, query: Query, *, empty: str) -> stat.Panel:
+    """The legend of the series that is there now, in large type; query selects one among several."""
+    panel = figure(title, "none", description, query.expr, empty=empty).text_mode(BigValueTextMode.NAME)
+    return panel.targets([_target(query, 0).instant()])
+
+
+def overview(
+    title: str, description: str, columns: dict[str, tuple[str, str]], *, labels: str, link: str, empty: str
+) -> table.Panel:
+    """A line for each run. columns: heading, then query and unit. labels: a query of which the labels are shown, and not the
+    value. link: where a click on a run's name leads."""
     panel = table.Panel().title(title).description(description).unit("none").no_value(empty).datasource(DATA_SOURCE)
     names: dict[str, str] = {}
     for number, (heading, (expr, unit)) in enumerate(columns.items()):
         target = _target(Query(expr, heading), number).instant().format(PromQueryFormat.TABLE)
         panel.with_target(target).override_by_name(heading, [DynamicConfigValue(id_val="unit", value=unit)])
-        names[f"Value #{_letter(number)}"] = heading
+        names[_value(number)] = heading
+    panel.with_target(_target(Query(labels, ""), len(columns)).instant().format(PromQueryFormat.TABLE))
     panel.override_by_name("run", [DynamicConfigValue(id_val="links", value=[{"title": "Open the run", "url": link}])])
     panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
-    options = {"excludeByName": {"Time": True}, "renameByName": names}
+    options = {"excludeByName": {"Time": True, _value(len(columns)): True}, "renameByName": names}
     return panel.with_transformation(DataTransformerConfig(id_val="organize", options=options))
 
 
@@ -134,6 +145,11 @@ def page(
         if isinstance(placed, Panel) and placed.options is None:
             placed.options = {}
     return JSONEncoder(sort_keys=True, indent=1).encode(built) + "\n"
+
+
+def _value(number: int) -> str:
+    """Grafana's name for the column with a query's values."""
+    return f"Value #{_letter(number)}"
 
 
 def _letter(number: int) -> str:

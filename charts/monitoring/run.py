@@ -1,14 +1,36 @@
 """The dashboard of one run: is it learning, from what, and what is it waiting for?"""
 
-from monitoring.panels import NATS, TOKENS, AnyPanel, Query, Row, curves, figure, page, share, stacked, trainer, variable
+from monitoring.panels import (
+    NATS,
+    TOKENS,
+    AnyPanel,
+    Query,
+    Row,
+    curves,
+    figure,
+    page,
+    rate,
+    share,
+    stacked,
+    trainer,
+    variable,
+    word,
+)
 
 UID = "spinrun-run"
+RUN = 'namespace="$namespace", run="$run"'
 ROLLOUTS = 'namespace="$namespace", spinrun_dev_run="$run"'
 ACTIVITIES = ("publish", "activate", "evaluate", "generate", "prefer", "reference", "train", "checkpoint")
+WRITERS = {"weights": "publish", "checkpoint": "checkpoint"}
+"""What is written to the ledger, and the activity that writes it."""
 MODELS = (("", "policy"), ("ref_", "reference"))
+PARTS = ("pairs", "ties", "identical", "unrated")
 TROUBLES = ("retried", "failed_calls", "refused", "duplicates", "hedged", "dropped")
+QUESTIONS = ("requests", "retries", "failures", "disagreements")
 
+NO_TRAINER = "no trainer runs, or Prometheus does not collect from it"
 NO_STEP = "no step yet, or the run is over"
+NO_VERSION = "nothing is written yet, or the run is over"
 NO_WINDOW = "no window is done yet, or the run is over"
 NO_EVALUATION = "nothing was evaluated yet: spec.data.evaluation says whether and when"
 NO_ROLLOUT = "no rollout runs, or Prometheus does not collect from it"
@@ -27,8 +49,8 @@ def run_dashboard() -> str:
         ],
         [
             Row("Now", 6, _now()),
-            Row("Is it learning?", 3, _learning()),
-            Row("What does it learn from?", 3, _data()),
+            Row("Is it learning?", 4, _learning()),
+            Row("What does it learn from?", 4, _data()),
             Row("What is it waiting for?", 3, _time()),
             Row("Optimizer and memory", 4, _machine()),
         ],
@@ -37,9 +59,19 @@ def run_dashboard() -> str:
 
 
 def _now() -> list[AnyPanel]:
-    best = 'max(max_over_time(spinrun_trainer_evaluation_accuracy{namespace="$namespace", run="$run"}[$__range]))'
+    best = f"max(max_over_time(spinrun_trainer_evaluation_accuracy{{{RUN}}}[$__range]))"
     serving = f"count(spinrun_rollout_version{{{ROLLOUTS}}} >= 0)"
+    activity = f"max by (activity) (spinrun_trainer_activity{{{RUN}}}) == 1"
     return [
+        word("Activity", "What the trainer does.", Query(activity, "{{activity}}"), empty=NO_TRAINER),
+        figure("Done", "percentunit", "Share of all steps.", f"{trainer('step_number')} / {trainer('steps')}", empty=NO_STEP),
+        figure(
+            "End",
+            "dateTimeFromNow",
+            "When the run will end at the pace of its last window.",
+            f"1000 * {trainer('end_timestamp_seconds')}",
+            empty="known after the first window",
+        ),
         figure("Window", "none", "Window that is worked on, from 0.", trainer("window"), empty=NO_STEP),
         figure("Step", "none", "Optimizer steps done.", trainer("step_number"), empty=NO_STEP),
         figure("Version", "none", "Version that samples and steps belong to.", trainer("version"), empty=NO_STEP),
@@ -50,7 +82,10 @@ def _now() -> list[AnyPanel]:
             trainer("evaluation_accuracy"),
             empty="not evaluated",
         ),
+        figure("Accuracy at the start", "none", "That of version 0.", trainer("initial_accuracy"), empty="not evaluated"),
         figure("Best accuracy", "none", "The best within the time shown.", best, empty="not evaluated"),
+        figure("Reward", "none", "Mean reward of the last window's samples.", trainer("window_reward_mean"), empty=NO_WINDOW),
+        figure("Share of ties", "percentunit", "Of the last window: see below.", _share_of_ties(), empty=NO_WINDOW),
         figure("Rollouts that serve", "none", "Rollouts that serve some version.", serving, empty="none"),
     ]
 
@@ -62,6 +97,7 @@ def _learning() -> list[AnyPanel]:
             "none",
             "Mean reward of the held-out answers, sampled without temperature. The curve that counts: it should rise.",
             Query(trainer("evaluation_accuracy"), "accuracy"),
+            Query(trainer("initial_accuracy"), "at the start"),
             empty=NO_EVALUATION,
         ),
         curves(
@@ -109,22 +145,25 @@ def _learning() -> list[AnyPanel]:
     ]
 
 
+def _share_of_ties() -> str:
+    whole = " + ".join(trainer(f"window_{part}") for part in PARTS)
+    return f"{trainer('window_ties')} / ({whole})"
+
+
 def _data() -> list[AnyPanel]:
-    parts = ("pairs", "ties", "identical", "unrated")
-    whole = " + ".join(trainer(f"window_{part}") for part in parts)
     return [
         stacked(
             "Pairs and ties",
             "none",
             "What a window's prompts gave: pairs, or nothing to learn from because all answers have the same reward (ties), "
             "are the same text (identical) or have no rewards (unrated).",
-            *[Query(trainer(f"window_{part}"), part) for part in parts],
+            *[Query(trainer(f"window_{part}"), part) for part in PARTS],
             empty=NO_WINDOW,
         ),
         share(
             "Share of ties",
             "Ties among pairs and prompts without one. Near 100 %: the prompts are too easy or too hard, or the rule is blind.",
-            Query(f"{trainer('window_ties')} / ({whole})", "ties"),
+            Query(_share_of_ties(), "ties"),
             empty=NO_WINDOW,
         ),
         curves(
@@ -159,6 +198,14 @@ def _data() -> list[AnyPanel]:
             *[Query(trainer(f"window_rollouts_{trouble}_total"), trouble.replace("_", " ")) for trouble in TROUBLES],
             empty=NO_TROUBLE,
         ),
+        curves(
+            "Preference model",
+            "none",
+            "Since the attempt began: requests, those sent again, those given up, and comparisons that came out differently in "
+            "the other order. Many disagreements: it looks at the place and not at the answer.",
+            *[Query(trainer(f"window_preference_{count}_total"), count) for count in QUESTIONS],
+            empty="no model is asked: a rule gives the rewards",
+        ),
     ]
 
 
@@ -171,6 +218,13 @@ def _time() -> list[AnyPanel]:
             *[Query(trainer(f"window_timing_{activity}_seconds"), activity) for activity in ACTIVITIES],
             empty=NO_WINDOW,
         ),
+        stacked(
+            "Time by activity",
+            "percentunit",
+            "Where the time goes at this moment. starting: until the first version, and what lies between the others.",
+            Query(rate("spinrun_trainer_activity_seconds_total", RUN, "activity"), "{{activity}}"),
+            empty=NO_TRAINER,
+        ).max(1),
         curves(
             "Speed of generation",
             TOKENS + "/s",
@@ -207,7 +261,29 @@ def _time() -> list[AnyPanel]:
             Query(trainer("timing_train_seconds"), "step"),
             empty=NO_STEP,
         ),
+        curves(
+            "Written to the ledger",
+            "bytes",
+            "Weights and checkpoints of this attempt, those included that are deleted again.",
+            *[Query(_written(kind), "{{kind}}") for kind in WRITERS],
+            empty=NO_VERSION,
+        ),
+        curves(
+            "Speed of writing",
+            "Bps",
+            "Bytes over the time of publish and checkpoint: of this attempt so far.",
+            *[Query(f"{_written(kind)} / on () {_seconds(activity)}", "{{kind}}") for kind, activity in WRITERS.items()],
+            empty=NO_VERSION,
+        ),
     ]
+
+
+def _written(kind: str) -> str:
+    return f'max by (kind) (spinrun_trainer_written_bytes_total{{{RUN}, kind="{kind}"}})'
+
+
+def _seconds(activity: str) -> str:
+    return f'max(spinrun_trainer_activity_seconds_total{{{RUN}, activity="{activity}"}})'
 
 
 def _machine() -> list[AnyPanel]:
@@ -229,10 +305,12 @@ def _machine() -> list[AnyPanel]:
             empty=NO_STEP,
         ),
         curves(
-            "Memory of the agents",
+            "Memory",
             "bytes",
-            "Resident memory of the agents' processes, vLLM not included.",
+            "Resident memory of the agents' processes, vLLM not included, and the most that rank 0 of the trainer has held.",
             Query(f"max by (pod) (process_resident_memory_bytes{{{ROLLOUTS}}})", "{{pod}}"),
+            Query(trainer("memory_peak_bytes"), "trainer, most"),
+            Query(trainer("cuda_memory_peak_bytes"), "trainer's GPU, most"),
             empty=NO_ROLLOUT,
         ),
     ]

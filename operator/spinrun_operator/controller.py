@@ -49,6 +49,7 @@ class Controller:
         self._poller = ProgressPoller(settings, self.queue.add)
         self._started = time.monotonic()
         metrics.follow_queue(self.queue.depth, self.queue.oldest_seconds)
+        metrics.follow_runs(lambda: [(*key, body.get("status", {}).get("phase", "Unknown")) for key, body in self._runs.items()])
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,6 @@ class Controller:
             for item in items:
                 self._put(item)
                 self.queue.add(_key(item))
-        self._metrics.count_runs(body.get("status", {}).get("phase", "Unknown") for body in self._runs.values())
 
     def problems(self) -> list[str]:
         """What keeps the operator from working, for the liveness probe."""
@@ -211,6 +211,8 @@ class Controller:
             await self._delete(key, body, "Background")
             return None
         await self._write_status(key, body, plan.status)
+        for event in plan.events:
+            self._metrics.happened(event.reason)
         refusals: list[Refusal] = []
         for child in plan.apply:
             # Pods are only made when all that they mount is the run's own.

@@ -1,8 +1,16 @@
 """The operator's own metrics."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from spinrun_operator import reasons
+
+RunPhase = tuple[str, str, str]
+"""Namespace, name and phase of a run."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _WRITES = ("POST", "PUT", "PATCH", "DELETE")
@@ -39,7 +47,17 @@ class Metrics:
         self._queue_age = Gauge(
             "spinrun_operator_queue_oldest_seconds", "Time that the run waits which waits longest.", registry=self.registry
         )
-        self._runs = Gauge("spinrun_operator_runs", "SpinRuns by phase.", ["phase"], registry=self.registry)
+        self._attempts = Counter(
+            "spinrun_operator_attempts_ended",
+            "Attempts of trainers that ended, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in reasons.ATTEMPT_ENDS:
+            # Prometheus sees the first increase of a counter only when it has seen the counter before.
+            self._attempts.labels(reason)
+        self._runs = _Runs()
+        self.registry.register(self._runs)
 
     def api_request(self, verb: str, path: str, result: str, seconds: float) -> None:
         """Counts a request that has been answered or not."""
@@ -52,15 +70,38 @@ class Metrics:
         self._queue_depth.set_function(depth)
         self._queue_age.set_function(oldest)
 
-    def count_runs(self, phases: Iterable[str]) -> None:
-        """Sets the number of runs of each phase."""
-        self._runs.clear()
-        for phase in phases:
-            self._runs.labels(phase).inc()
+    def follow_runs(self, runs: Callable[[], Iterable[RunPhase]]) -> None:
+        """Asks for the runs whenever the metrics are read."""
+        self._runs.ask = runs
+
+    def happened(self, reason: str) -> None:
+        """Counts the end of an attempt. reason: of the Event that tells of it; others count nothing."""
+        if reason in reasons.ATTEMPT_ENDS:
+            self._attempts.labels(reason).inc()
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Runs(Collector):
+    """Phases of runs: how many there are of each, and that of each run."""
+
+    ask: Callable[[], Iterable[RunPhase]] = staticmethod(lambda: ())
+
+    def collect(self) -> Iterator[Metric]:
+        """The phases of this moment."""
+        runs = list(self.ask())
+        counts = GaugeMetricFamily("spinrun_operator_runs", "SpinRuns by phase.", labels=["phase"])
+        for phase, count in Tally(phase for _, _, phase in runs).items():
+            counts.add_metric([phase], count)
+        yield counts
+        # Not `namespace`: that is the label of the operator's own, which Prometheus gives to all that it collects from it.
+        names = ["run_namespace", "run", "phase"]
+        phases = GaugeMetricFamily("spinrun_operator_run_phase", "1 for the phase that a SpinRun is in.", labels=names)
+        for run in runs:
+            phases.add_metric(run, 1)
+        yield phases
 
 
 def _resource(path: str) -> str:

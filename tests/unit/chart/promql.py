@@ -16,8 +16,7 @@ from prometheus_client import CollectorRegistry
 from spinrun_operator import names
 from spinrun_operator.metrics import Metrics
 from spinrun_worker.rollout.metrics import RolloutMetrics
-from spinrun_worker.trainer.progress import Gauges
-from unit.cli.test_cluster_docs import gauges_of_trainer
+from unit.cli.test_cluster_docs import gauges_of_trainer, trainer_registry
 
 PARTS = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
 """What a metric's name gets when it is exposed."""
@@ -60,9 +59,9 @@ def labels_of(expr: str) -> set[str]:
 
 
 def _registries() -> list[CollectorRegistry]:
-    trainer = Gauges(namespace="team", run="demo", method="dpo")
-    trainer.set({"loss": 1.0})
-    return [Metrics().registry, RolloutMetrics().registry, trainer.registry]
+    operator = Metrics()
+    operator.follow_runs(lambda: [("team", "demo", "Running")])
+    return [operator.registry, RolloutMetrics().registry, trainer_registry()]
 
 
 def _vllm_metrics() -> set[str]:
@@ -92,18 +91,21 @@ def known_metrics() -> frozenset[str]:
 @cache
 def known_labels() -> frozenset[str]:
     """Every label of our metrics, and those that their collection adds."""
-    collectors = [collector for registry in _registries() for collector in registry._collector_to_names]
+    registries = _registries()
+    collectors = [collector for registry in registries for collector in registry._collector_to_names]
     ours = {label for collector in collectors for label in getattr(collector, "_labelnames", ())}
+    families = [family for registry in registries for family in registry.collect()]
+    ours |= {label for family in families for sample in family.samples for label in sample.labels}
     return frozenset(ours | TARGET_LABELS | MADE_LABELS)
 
 
 def promtool() -> str:
     """Prometheus' own tool; where it is not installed the test is skipped, or fails on CI, which has to have it."""
-    # `make promtool` puts it beside the interpreter.
+    # `make prometheus` puts it beside the interpreter.
     found = shutil.which("promtool") or shutil.which("promtool", path=Path(sys.executable).parent)
     if found:
         return found
-    reason = "promtool is not installed (on Debian: make promtool)"
+    reason = "promtool is not installed (on Debian: make prometheus)"
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

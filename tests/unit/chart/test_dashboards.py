@@ -121,6 +121,24 @@ def test_docs_list_every_row_and_no_other() -> None:
         assert re.findall(r"^- \*\*(.+?)\*\*", section, re.MULTILINE) == rows
 
 
+def test_docs_count_the_series_of_rows_and_panels_that_exist() -> None:
+    tables = re.findall(
+        r"<!-- series of (\w+)[^\n]* -->\n(.*?)<!-- /series -->", (ROOT / "docs" / "dashboards.md").read_text(), re.DOTALL
+    )
+    assert {name for name, _ in tables} == set(DASHBOARDS)
+    for name, table in tables:
+        rows: dict[str, set[str]] = {"Vertical lines": {"New window"}}
+        for panel in DASHBOARDS[name]["panels"]:
+            if panel["type"] == "row":
+                titles = rows[panel["title"]] = set()
+            else:
+                titles.add(panel["title"])
+        counted = re.findall(r"^\| (.+) \| (.+ \d+) \|$", table, re.MULTILINE)
+        assert counted, f"{name}: run the tests of tests/integration/monitoring with UPDATE_DOCS=1"
+        for row, panels_of_row in counted:
+            assert set(re.findall(r"(?:^|, )(.+?) \d+(?=,|$)", panels_of_row)) <= rows[row]
+
+
 @pytest.mark.cluster
 def test_chart_ships_them_unchanged_when_asked_to() -> None:
     found = documents(template("--set", "dashboards.enabled=true"))

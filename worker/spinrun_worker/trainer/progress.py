@@ -3,26 +3,54 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
+from spinrun_api.ledger import Manifest
 from spinrun_api.status import Best, Metrics, RolloutStatus
 from spinrun_api.wire import Activity, Progress
 from spinrun_worker.errors import RunError
+from spinrun_worker.trainer.memory import peak_bytes, peak_cuda_bytes
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Where the time of this attempt went."""
+
+    activity: Activity
+    """What goes on."""
+
+    since: float
+    """When it began, in seconds of `time.monotonic`."""
+
+    before: Mapping[str, float]
+    """Seconds of each activity up to then."""
+
+    def seconds(self, now: float) -> dict[str, float]:
+        """Seconds of each activity up to now, with that of the one that goes on; each second belongs to one of them."""
+        return {**self.before, self.activity: self.before.get(self.activity, 0.0) + now - self.since}
+
+
 class ProgressBoard:
-    """The newest Progress. One thread writes, others read: a Progress is immutable and replaced as a whole."""
+    """The newest Progress. One thread writes, others read: what they read is immutable and replaced as a whole."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._spent = Spent(progress.activity, time.monotonic(), {})
+        self.end: float | None = None
+        """When the run will end at its present pace, in Unix seconds; None while that is not known."""
+        self.written_bytes: Mapping[str, int] = {}
+        """Bytes written to the ledger by this attempt: weights and checkpoints."""
         self._rollouts: Callable[[], RolloutStatus] = RolloutStatus
         self.activity_seconds: dict[str, float] = {}
         """Seconds spent in each activity since `take_seconds` was last called."""
@@ -42,8 +70,23 @@ class ProgressBoard:
         """The newest state with that of the rollouts."""
         return self._progress.model_copy(update={"rollouts": self._rollouts()})
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds of this attempt by activity."""
+        return self._spent.seconds(time.monotonic())
+
+    def wrote(self, written: Manifest) -> None:
+        """Count the bytes of what was written to the ledger."""
+        num_bytes = self.written_bytes.get(written.kind, 0) + sum(file.size for file in written.files)
+        self.written_bytes = {**self.written_bytes, written.kind: num_bytes}
+
     def update(self, **changes: Any) -> None:
         """Replace fields of the state."""
+        if "activity" in changes:
+            now = time.monotonic()
+            self._spent = Spent(changes["activity"], now, self._spent.seconds(now))
+        if "eta_seconds" in changes:
+            left = changes["eta_seconds"]
+            self.end = None if left is None else time.time() + left
         self._progress = self._progress.model_copy(update=changes)
 
     def update_metrics(self, **changes: float) -> None:
@@ -85,6 +128,10 @@ class Gauges:
         self._labels = {"namespace": namespace, "run": run, "method": method}
         self._gauges: dict[str, Gauge] = {}
 
+    def follow(self, board: ProgressBoard) -> None:
+        """Show the state of the board, too, as it is when somebody asks."""
+        self.registry.register(BoardCollector(board, self._labels))
+
     def set(self, values: dict[str, float]) -> None:
         """Set gauges; a new name makes a new gauge."""
         for name, value in values.items():
@@ -96,10 +143,53 @@ class Gauges:
             self._gauges[metric].labels(**self._labels).set(value)
 
 
+class BoardCollector(Collector):
+    """What rank 0 is doing and how far it is, made into metrics whenever they are read."""
+
+    def __init__(self, board: ProgressBoard, labels: Mapping[str, str]) -> None:
+        self._board = board
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment."""
+        board, now = self._board, self._board.now
+        activities = {name: float(name == now.activity) for name in get_args(Activity)}
+        yield self._gauge("activity", "1 for what the trainer does now, 0 for the rest.", "activity", activities)
+        yield self._counter("activity_seconds", "Seconds of this attempt by activity.", "activity", board.seconds())
+        yield self._counter("written_bytes", "Bytes of this attempt on the ledger by kind.", "kind", board.written_bytes)
+        yield self._figure("windows", "Windows in all.", now.windows or None)
+        yield self._figure("steps", "Optimizer steps in all.", now.total_steps or None)
+        yield self._figure("end_timestamp_seconds", "When the run will end at its present pace.", board.end)
+        yield self._figure("initial_accuracy", "Accuracy of version 0.", board.accuracies.get(0))
+        yield self._figure("memory_peak_bytes", "Most main memory that rank 0 has held.", peak_bytes())
+        yield self._figure("cuda_memory_peak_bytes", "Most memory of its GPU that rank 0 has held.", peak_cuda_bytes())
+
+    def _figure(self, name: str, meaning: str, value: float | None) -> Metric:
+        """A gauge without a label of its own; no sample for None."""
+        family = GaugeMetricFamily(f"spinrun_trainer_{name}", meaning, labels=list(self._labels))
+        if value is not None:
+            family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _gauge(self, name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
+        family = GaugeMetricFamily(f"spinrun_trainer_{name}", meaning, labels=[*self._labels, label])
+        return self._filled(family, values)
+
+    def _counter(self, name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
+        family = CounterMetricFamily(f"spinrun_trainer_{name}", meaning, labels=[*self._labels, label])
+        return self._filled(family, values)
+
+    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
+        for key, value in values.items():
+            family.add_metric([*self._labels.values(), key], value)
+        return family
+
+
 class ProgressServer:
     """HTTP server of rank 0, in threads of its own; it holds nothing but references."""
 
     def __init__(self, *, host: str, port: int, board: ProgressBoard, gauges: Gauges) -> None:
+        gauges.follow(board)
         routes: dict[str, Callable[[], tuple[str, bytes]]] = {
             "/progress": lambda: ("application/json", board.snapshot().model_dump_json(by_alias=True).encode()),
             "/metrics": lambda: (CONTENT_TYPE_LATEST, generate_latest(gauges.registry)),
