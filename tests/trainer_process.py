@@ -44,6 +44,8 @@ class Attempts:
     token_file: Path
     document: dict[str, Any]
     forkserver: ForkServerContext = field(default_factory=context)
+    environment: dict[str, str] = field(default_factory=dict)
+    """Beside what every trainer is given. Not that of this process: the forkserver has the one in which it was started."""
 
     def start(
         self, ledger: Path, *, attempt: int = 1, kill_at: int | None = None, count_to: Path | None = None, **spec: Any
@@ -56,6 +58,7 @@ class Attempts:
             TOKEN_FILE: str(self.token_file),
             TERMINATION_LOG: str(self.last_words(attempt)),
             "OMP_NUM_THREADS": "1",
+            **self.environment,
         }
         arguments = [
             "--run",

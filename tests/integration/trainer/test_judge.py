@@ -24,9 +24,13 @@ def likes_a_one(asked: Asked) -> Says:
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Generator[FakeEndpoint]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv(PREFERENCE_KEY, KEY)
+def attempts(attempts: Attempts) -> Attempts:
+    attempts.environment.update({"NO_PROXY": "127.0.0.1", PREFERENCE_KEY: KEY})
+    return attempts
+
+
+@pytest.fixture
+def endpoint() -> Generator[FakeEndpoint]:
     with serving(likes_a_one) as endpoint:
         yield endpoint
 
