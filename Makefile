@@ -11,7 +11,9 @@ CACHE ?= .cache
 RUN ?= runs/demo
 E2E ?= tests/e2e
 # Units run in two processes, and so do the tests of the cluster, with a control plane for each; the tests of a file stay together.
+# Those that run a trainer are given out one by one, because most of them are in one file.
 PARALLEL ?= -n 2 --dist loadfile
+PARALLEL_TRAINERS ?= -n 2 --dist worksteal
 PARALLEL_CLUSTER ?= $(if $(KUBECONFIG),,$(PARALLEL))
 MODEL := $(CACHE)/models/smollm2-135m-instruct
 
@@ -47,7 +49,8 @@ test: test-engine test-cluster ## Run all tests but those with real pods
 .PHONY: test-engine
 test-engine: $(VENV)/.installed ## Run the units, and the engine with a real vLLM and a real torchrun
 	$(BIN)/pytest tests/unit -m "not cluster" $(PARALLEL) $(PYTEST_ARGS)
-	$(BIN)/pytest tests/integration tests/engine -m "not cluster and not e2e" $(PYTEST_ARGS)
+	$(BIN)/pytest tests/integration -m "not cluster and not e2e and not engine" $(PARALLEL_TRAINERS) $(PYTEST_ARGS)
+	$(BIN)/pytest tests/integration tests/engine -m engine $(PYTEST_ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/.installed ## Run the operator, its chart and the commands on a real control plane (needs Go; builds it once, ten minutes)
