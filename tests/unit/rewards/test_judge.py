@@ -20,8 +20,9 @@ from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import Scorer, ScoreResult, build_scorer
 from spinrun_worker.rewards.comparison import Comparison
+from spinrun_worker.rewards.dialect import filled
 from spinrun_worker.rewards.endpoint import EndpointClient, Patience
-from spinrun_worker.rewards.judge import ChatDialect, filled
+from spinrun_worker.rewards.judge import ChatDialect
 
 KEY = "sk-very-secret-0123456789"
 SECRET = {"name": "judge", "key": "api-key"}
@@ -100,12 +101,12 @@ def test_no_key_is_sent_without_a_secret() -> None:
 
 
 def test_a_placeholder_in_an_answer_stays_as_it_is() -> None:
-    question = Comparison("p", "repeat {first}", "{second} {prompt}", "{x}")
-    assert filled("{prompt}/{first}/{second}/{other}", question) == "repeat {first}/{second} {prompt}/{x}/{other}"
+    texts = {"prompt": "repeat {first}", "first": "{second} {prompt}", "second": "{x}"}
+    assert filled("{prompt}/{first}/{second}/{other}", **texts) == "repeat {first}/{second} {prompt}/{x}/{other}"
 
 
 def test_the_default_template_shows_everything_in_order() -> None:
-    text = filled(JUDGE_TEMPLATE, Comparison("p", "PROMPT", "FIRST", "SECOND"))
+    text = filled(JUDGE_TEMPLATE, prompt="PROMPT", first="FIRST", second="SECOND")
     assert text.index("PROMPT") < text.index("FIRST") < text.index("SECOND")
     assert "{" not in text
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
 
-from spinrun_api.wire import Sample
-from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards.verdict import Failure, FailureCount, ScoreResult
+from spinrun_worker.rewards.verdict import Failure, FailureCount, Groups, ScoreResult, by_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class ComparingScorer:
         """Since the start: what the comparer counts, and comparisons whose outcome was another one in the other order."""
         return {**self._comparer.counts, "disagreements": self._disagreements}
 
-    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def score(self, groups: Groups) -> ScoreResult:
         """Win rates of answers among those to the same prompt.
 
         A comparison that failed costs answers their reward, as few as can be: all others have met each other as planned.
@@ -69,7 +67,7 @@ class ComparingScorer:
         rates = (win_rates(len(samples), found) for (_, samples), found in zip(groups, of_group, strict=True))
         return ScoreResult(tuple(rates), failures)
 
-    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def grade(self, groups: Groups) -> ScoreResult:
         """Probability of each answer to be better than the true one."""
         comparisons = [
             Comparison(prompt.id, prompt.text, sample.text, prompt.answer or "")
@@ -77,8 +75,7 @@ class ComparingScorer:
             for sample in samples
         ]
         outcomes, failures = self._compare(comparisons)
-        remaining = iter(outcomes)
-        return ScoreResult(tuple(tuple(next(remaining) for _ in samples) for _, samples in groups), failures)
+        return ScoreResult(by_group(groups, outcomes), failures)
 
     def close(self) -> None:
         """Nothing to free."""

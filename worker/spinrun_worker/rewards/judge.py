@@ -8,28 +8,23 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from spinrun_api import spec
 from spinrun_worker.rewards.comparison import Comparison
-from spinrun_worker.rewards.dialect import Reply, UnusableReplyError
+from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError, filled
 
 TOP_LOGPROBS = 20
 """Likeliest tokens to ask for; no API gives more."""
 
-_PLACEHOLDER = re.compile(r"\{(prompt|first|second)\}")
 _CHOICE = re.compile(r"(?<![\w.,])[12](?![\w]|[.,]\d)")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
 
 
 # A little above 0 by rounding.
 Logprob = Annotated[float, Field(le=0.01, allow_inf_nan=False)]
 
 
-class TopToken(_Strict):
+class TopToken(Strict):
     """A token that might have been said."""
 
     token: str
@@ -42,19 +37,19 @@ class SaidToken(TopToken):
     top_logprobs: list[TopToken] = Field(default_factory=list[TopToken], max_length=100)
 
 
-class Logprobs(_Strict):
+class Logprobs(Strict):
     """What was said, token by token."""
 
     content: list[SaidToken] | None = None
 
 
-class Message(_Strict):
+class Message(Strict):
     """What was said."""
 
     content: str | None = None
 
 
-class Choice(_Strict):
+class Choice(Strict):
     """One reply of a chat."""
 
     message: Message
@@ -80,7 +75,8 @@ class ChatDialect:
 
     def body(self, question: Comparison) -> dict[str, Any]:
         """The request."""
-        message = {"role": "user", "content": filled(self._judge.template, question)}
+        texts = {"prompt": question.prompt, "first": question.first, "second": question.second}
+        message = {"role": "user", "content": filled(self._judge.template, **texts)}
         return {"model": self._judge.model, "messages": [message], self._limit: self._judge.max_tokens, **self._wishes}
 
     def read(self, question: Comparison, content: bytes) -> float:  # noqa: ARG002
@@ -95,12 +91,6 @@ class ChatDialect:
             self._wishes = {name: value for name, value in self._wishes.items() if "logprobs" not in name}
         elif "temperature" in complaint:
             self._wishes = {name: value for name, value in self._wishes.items() if name != "temperature"}
-
-
-def filled(template: str, question: Comparison) -> str:
-    """The template with the texts in it; what looks like a placeholder inside a text stays as it is."""
-    texts = {"prompt": question.prompt, "first": question.first, "second": question.second}
-    return _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
 
 
 def probability_of_first(choice: Choice) -> float:

@@ -4,24 +4,19 @@ Numbers are asked for as the model computes them, without the activation that a 
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from spinrun_api import spec
-from spinrun_api.wire import Sample
-from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards.comparison import Comparison
-from spinrun_worker.rewards.dialect import Reply, UnusableReplyError
+from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError, filled
 from spinrun_worker.rewards.endpoint import EndpointClient
-from spinrun_worker.rewards.verdict import Failure, FailureCount, ScoreResult
+from spinrun_worker.rewards.verdict import Failure, Groups, ScoreResult
 
 BATCH = 32
 """Questions of one request."""
-
-_PLACEHOLDER = re.compile(r"\{(prompt|answer)\}")
 
 Question = TypeVar("Question")
 Text = tuple[str, str]
@@ -30,9 +25,7 @@ Text = tuple[str, str]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Numbered(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Numbered(Strict):
     index: int
 
 
@@ -71,7 +64,9 @@ class ClassifyDialect:
     def body(self, question: Sequence[Text]) -> dict[str, Any]:
         """The request. Without a template there is one question."""
         if self._model.template is not None:
-            asked: dict[str, Any] = {"input": [filled(self._model.template, *text) for text in question]}
+            asked: dict[str, Any] = {
+                "input": [filled(self._model.template, prompt=prompt, answer=answer) for prompt, answer in question]
+            }
         else:
             ((prompt, answer),) = question
             asked = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
@@ -99,8 +94,8 @@ class ScoreDialect:
         return {
             "model": self._ranker.model,
             "use_activation": False,
-            "text_1": [filled(self._ranker.first_template, each.prompt, each.first) for each in question],
-            "text_2": [filled(self._ranker.second_template, each.prompt, each.second) for each in question],
+            "text_1": [filled(self._ranker.first_template, prompt=each.prompt, answer=each.first) for each in question],
+            "text_2": [filled(self._ranker.second_template, prompt=each.prompt, answer=each.second) for each in question],
         }
 
     def read(self, question: Sequence[Comparison], content: bytes) -> list[float]:
@@ -121,12 +116,6 @@ def in_order(data: Sequence[NumberedT], count: int) -> list[NumberedT]:
     if len(data) != count or by_index.keys() != set(range(count)):
         raise UnusableReplyError(f"{count} numbers were asked for, and {len(data)} came, numbered {sorted(by_index)[:8]}")
     return [by_index[index] for index in range(count)]
-
-
-def filled(template: str, prompt: str, answer: str) -> str:
-    """The template with the texts in it; what looks like a placeholder inside a text stays as it is."""
-    texts = {"prompt": prompt, "answer": answer}
-    return _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
 
 
 class BatchClient(Generic[Question]):
@@ -171,21 +160,14 @@ class RewardModelScorer:
         """What the client counts."""
         return self._client.counts
 
-    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def score(self, groups: Groups) -> ScoreResult:
         """Reward every sample of every prompt. Raises as EndpointClient.ask."""
-        asked = [(prompt, sample) for prompt, samples in groups for sample in samples]
-        answers = self._client.ask([(prompt.text, sample.text) for prompt, sample in asked])
-        remaining = iter(answers)
-        rewards = tuple(tuple(_reward(next(remaining)) for _ in samples) for _, samples in groups)
-        return ScoreResult(rewards, FailureCount.of(zip((prompt.id for prompt, _ in asked), answers, strict=True)))
+        asked = [(prompt.text, sample.text) for prompt, samples in groups for sample in samples]
+        return ScoreResult.of(groups, self._client.ask(asked))
 
-    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def grade(self, groups: Groups) -> ScoreResult:
         """The same: a reward model looks at one answer alone."""
         return self.score(groups)
 
     def close(self) -> None:
         """Nothing to free."""
-
-
-def _reward(answer: float | Failure) -> float | None:
-    return None if isinstance(answer, Failure) else answer

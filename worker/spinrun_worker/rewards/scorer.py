@@ -9,7 +9,7 @@ from spinrun_api.wire import Sample
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards.process import ProcessJudge
 from spinrun_worker.rewards.rules import TEXT_RULES, regex_rule
-from spinrun_worker.rewards.verdict import Failure, FailureCount, Item, ScoreResult, UnusableAnswerError, Verdict
+from spinrun_worker.rewards.verdict import Failure, Groups, Item, ScoreResult, UnusableAnswerError, Verdict
 
 MAX_MATH_PROCESSES = 8
 
@@ -22,7 +22,7 @@ class Scorer(Protocol):
         """What it has done since the start, by name."""
         ...
 
-    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def score(self, groups: Groups) -> ScoreResult:
         """Reward every sample of every prompt, to make pairs of them.
 
         What goes wrong with one sample costs that sample its reward. Raises RunError when nothing can be scored any more,
@@ -30,7 +30,7 @@ class Scorer(Protocol):
         """
         ...
 
-    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def grade(self, groups: Groups) -> ScoreResult:
         """Reward held-out samples, each alone. Raises as score does."""
         ...
 
@@ -62,18 +62,14 @@ class RuleScorer:
         """Nothing that costs."""
         return {}
 
-    def score(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def score(self, groups: Groups) -> ScoreResult:
         """Reward every sample of every prompt.
 
         What goes wrong with one sample costs that sample its reward. Raises RunError when the rule itself stopped to work.
         """
-        items = [_item(prompt, sample) for prompt, samples in groups for sample in samples]
-        verdicts = self._judge(items)
-        remaining = iter(verdicts)
-        rewards = tuple(tuple(_reward(next(remaining)) for _ in samples) for _, samples in groups)
-        return ScoreResult(rewards, FailureCount.of(zip((item.prompt_id for item in items), verdicts, strict=True)))
+        return ScoreResult.of(groups, self._judge([_item(prompt, sample) for prompt, samples in groups for sample in samples]))
 
-    def grade(self, groups: Sequence[tuple[PromptRecord, Sequence[Sample]]]) -> ScoreResult:
+    def grade(self, groups: Groups) -> ScoreResult:
         """The same: a rule looks at one answer alone."""
         return self.score(groups)
 
@@ -120,7 +116,3 @@ class TextJudge:
 
 def _item(prompt: PromptRecord, sample: Sample) -> Item:
     return Item(prompt.id, prompt.text, sample.text, prompt.answer, prompt.columns)
-
-
-def _reward(verdict: Verdict) -> float | None:
-    return None if isinstance(verdict, Failure) else verdict

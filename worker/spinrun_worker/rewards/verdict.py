@@ -1,8 +1,15 @@
 """What a rule or a model is asked, and what it says."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from spinrun_api.wire import Sample
+from spinrun_worker.records import PromptRecord
+
+Groups = Sequence[tuple[PromptRecord, Sequence[Sample]]]
+"""Prompts, each with samples that answer it."""
+Value = TypeVar("Value")
 
 FailureKind = Literal[
     "unusable answer", "too slow", "crashed", "raised", "no number", "no reply", "server error", "refused", "no answer"
@@ -81,6 +88,19 @@ class ScoreResult:
     def messages(self) -> list[str]:
         """The failures as sentences."""
         return [str(failure) for failure in self.failures]
+
+    @classmethod
+    def of(cls, groups: Groups, verdicts: Sequence[Verdict]) -> "ScoreResult":
+        """The result of one verdict a sample, in the order of the groups."""
+        prompt_ids = (prompt.id for prompt, samples in groups for _ in samples)
+        rewards = (None if isinstance(verdict, Failure) else verdict for verdict in verdicts)
+        return cls(by_group(groups, rewards), FailureCount.of(zip(prompt_ids, verdicts, strict=True)))
+
+
+def by_group(groups: Groups, values: Iterable[Value]) -> tuple[tuple[Value, ...], ...]:
+    """One value a sample, as the samples are grouped."""
+    remaining = iter(values)
+    return tuple(tuple(next(remaining) for _ in samples) for _, samples in groups)
 
 
 class UnusableAnswerError(ValueError):
