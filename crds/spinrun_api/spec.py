@@ -656,6 +656,10 @@ class Trainer(ApiModel):
     """Most tokens that one rank processes at once. Lower saves memory; the result does not depend on it. A pair
     longer than this is a micro-batch of its own."""
 
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the arithmetic; the weights that the optimizer updates are float32 in any case. auto: bfloat16 on GPUs, on
+    CPUs the faster of the two as measured at the run's start, which run.json records."""
+
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """AdamW keeps two numbers beside each weight; RMSprop, which SPIN was published with, keeps one, so that
     checkpoints are a third smaller. RMSprop's first steps are larger, up to ten times the learning rate: give it a lower one,

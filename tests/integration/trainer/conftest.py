@@ -71,7 +71,7 @@ def tiny_run(model: Path) -> dict[str, Any]:
             "method": {"refUpdateFreq": 2},
             "preference": {"rule": {"kind": "regex", "pattern": "1"}},
             "rollout": {"samplesPerPrompt": 2, "maxTokens": 8},
-            "trainer": {"promptsPerStep": 4, "learningRate": 1e-3, "tokensPerMicroBatch": 128},
+            "trainer": {"promptsPerStep": 4, "learningRate": 1e-3, "tokensPerMicroBatch": 128, "computeDtype": "float32"},
             "duration": {"windows": 2},
         },
     }

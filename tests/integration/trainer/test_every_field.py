@@ -37,17 +37,17 @@ from spinrun_operator.policies.suspend import wanted_rollouts
 from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
 from spinrun_operator.settings import Settings
-from spinrun_worker.ledger import read_pairs
+from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_scorer
-from spinrun_worker.trainer.assembly import load_material, published_dtype
+from spinrun_worker.trainer.assembly import load_material, published_dtype, settled_compute_dtype
 from spinrun_worker.trainer.learner import Learner
 from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.packing import plan_step
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
-from trainer_process import Attempts
+from trainer_process import UID, Attempts
 from unit.operator.world import SETTINGS, START
 from unit.trainer_core.test_learner import OneRank
 
@@ -111,6 +111,10 @@ def exam(run: SpinRun, _: Attempts) -> object:
 
 def published(run: SpinRun, _: Attempts) -> object:
     return published_dtype(run.spec.model)
+
+
+def arithmetic(run: SpinRun, attempts: Attempts) -> object:
+    return settled_compute_dtype(run.spec.trainer, LedgerWriter(attempts.folder / "new", UID, 1), torch.device("cpu"))
 
 
 def schedule(run: SpinRun, _: Attempts) -> object:
@@ -399,6 +403,7 @@ CASES = [
     Case("trainer.nodes", 1, 2, trainer_pods),
     Case("trainer.procsPerNode", 1, 2, trainer_command),
     Case("trainer.promptsPerStep", 16, 32, schedule),
+    Case("trainer.computeDtype", "float32", "bfloat16", arithmetic),
     Case("trainer.tokensPerMicroBatch", 16, 32, micro_batches),
     Case("trainer.optimizer", ABSENT, "rmsprop", step),
     Case("trainer.learningRate", ABSENT, 1e-3, rates),

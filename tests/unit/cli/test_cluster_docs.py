@@ -76,7 +76,7 @@ def gauges_of_trainer() -> set[str]:
     lengths = keys_of_figures(rank0.length_figures)
     window = keys_of_figures(rank0.window_figures) | keys_of_figures(rank0.throughput_figures) | lengths | counts | timings
     step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
-    names = step | keys_of_figures(loop.Loop._train) | keys_of_figures(Recorder.record)
+    names = step | keys_of_figures(loop.Loop._count_step) | keys_of_figures(Recorder.record)
     names |= {f"window/{name}" for name in window | keys_of_figures(rank0.Rank0._show)}
     names |= {f"evaluation/{name}" for name in keys_of_figures(rank0.Rank0._evaluate) | lengths}
     return {"spinrun_trainer_" + name.replace("/", "_") for name in names} | families(trainer_registry())
@@ -86,7 +86,7 @@ def figures_of_pairs() -> set[str]:
     """Names of the figures that a step has of its pairs."""
     rewards = {"chosen_reward": 1.0, "rejected_reward": 0.0}
     pair = Pair("prompt", (1,), (2,), (3,), **rewards, reference_chosen=-1.0, reference_rejected=-1.0)
-    return set(learner._preference_figures(torch.zeros(1, 2), learner._known([pair]), beta=0.1))
+    return set(learner._preference_figures(torch.zeros(1, 2), learner._known([pair], torch.zeros(1, 2)), beta=0.1))
 
 
 def trainer_registry() -> CollectorRegistry:

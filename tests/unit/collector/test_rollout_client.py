@@ -25,9 +25,9 @@ async def test_a_synchronous_trainer_gets_its_samples(start_agents):
             assert client.activate(weights(3), minimum=2) == {agent.url for agent in agents}
             assert client.rollouts().ready == 2
             done: list[int] = []
-            groups = client.generate(
+            groups = client.start(
                 PROMPTS, version=3, digest="digest-3", sampling=Sampling(n=2), on_progress=done.append, stop=lambda: False
-            )
+            ).result()
             assert done[-1] == 50
             assert client.status_message == ""
             return [group.id for group in groups]
@@ -47,7 +47,7 @@ async def test_a_stop_reaches_the_other_thread(start_agents):
     def train() -> None:
         with client_of(agent) as client:
             client.activate(weights(3))
-            client.generate(PROMPTS, version=3, digest="digest-3", sampling=Sampling(n=2), stop=lambda: agent.calls_now > 0)
+            client.start(PROMPTS, version=3, digest="digest-3", sampling=Sampling(n=2), stop=lambda: agent.calls_now > 0).result()
 
     with pytest.raises(Preempted):
         await asyncio.to_thread(train)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spinrun_worker.trainer import attention
 from spinrun_worker.trainer.attention import PairLengths, PairsLayout, UnsupportedModelError, attend_pairs
 
 HEADS, KEY_HEADS, HEAD_SIZE = 4, 2, 8
@@ -46,9 +47,11 @@ def dense(query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scal
     return (weights @ value).transpose(1, 2)
 
 
+@pytest.mark.parametrize("short", [pytest.param(0, id="one by one"), pytest.param(256, id="together")])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
-def test_pairs_attend_as_a_dense_mask_says(window: int | None, softcap: float | None):
+def test_pairs_attend_as_a_dense_mask_says(window: int | None, softcap: float | None, short: int, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT", short)
     inputs, inputs_of_dense = tensors(), tensors()
     layout = PairsLayout(LAYOUT)
 

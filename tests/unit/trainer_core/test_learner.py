@@ -248,11 +248,28 @@ def test_a_stop_between_micro_batches_leaves_weights_and_gradients_as_before(lla
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
-def test_pairs_without_reference_are_refused(llama: Path):
-    trained = learner(load_policy(Model(source=str(llama))))
+def test_some_pairs_without_reference_are_refused(llama: Path):
+    trained = learner(fp64_policy(llama))
+    pairs = [*random_pairs(1), *referred(trained, random_pairs(2)[1:])]
 
-    with pytest.raises(ValueError, match="pair of prompt 'prompt-0' has no reference log-probs"):
-        trained.step(random_pairs(1), learning_rate=1.0)
+    with pytest.raises(ValueError, match="pair of prompt 'prompt-0' has no reference log-probs, and others have"):
+        trained.step(pairs, learning_rate=1.0)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sppoHard"])
+def test_a_step_without_references_is_the_one_whose_references_are_the_policy(loss: str, llama: Path):
+    bare = random_pairs(5)
+    policies = [fp64_policy(llama) for _ in range(2)]
+    with_own, with_given = (learner(policy, method=Method(loss=loss), tokensPerMicroBatch=64) for policy in policies)
+
+    given = referred(with_given, bare)
+    results = with_own.step(bare, learning_rate=1.0), with_given.step(given, learning_rate=1.0)
+
+    assert results[0] is not None
+    assert results[0] == results[1]
+    assert results[0].logprobs == [(pair.reference_chosen, pair.reference_rejected) for pair in given]
+    for one, other in zip(*(policy.state().values() for policy in policies), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_step_without_pairs_is_refused(llama: Path):

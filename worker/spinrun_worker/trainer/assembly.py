@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from spinrun_api.ledger import RunRecord
 from spinrun_api.processes import ROLLOUTS, TOKEN_FILE
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Model, SpinRunSpec
+from spinrun_api.spec import Model, SpinRunSpec, Trainer
 from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
@@ -94,7 +94,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         schedule = ranks.from_rank0(lambda: make_schedule(spec, num_prompts=len(_of(material).training.records)))
         board.update(windows=schedule.windows, total_steps=schedule.total_steps)
 
-        compute_dtype, measurement = ranks.from_rank0(lambda: settled_compute_dtype(ledger, ranks.device))
+        compute_dtype, measurement = ranks.from_rank0(lambda: settled_compute_dtype(spec.trainer, ledger, ranks.device))
         use_deterministic_algorithms(ranks.device)
         seed_generators(spec.data.prompts.shuffle_seed, ranks.rank)
         policy = ranks.agree(lambda: load_policy(spec.model))
@@ -207,8 +207,13 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def settled_compute_dtype(ledger: LedgerWriter, device: torch.device) -> tuple[torch.dtype, dict[str, float | str]]:
-    """The number type that an earlier attempt chose, because an exact resume computes in the same, else the faster one here."""
+def settled_compute_dtype(
+    trainer: Trainer, ledger: LedgerWriter, device: torch.device
+) -> tuple[torch.dtype, dict[str, float | str]]:
+    """The number type that the spec names, else the one that an earlier attempt chose, because an exact resume computes in the
+    same, else the faster one here; and what was measured."""
+    if trainer.compute_dtype != "auto":
+        return cast(torch.dtype, getattr(torch, trainer.compute_dtype)), {}
     chosen, measurement = choose_compute_dtype(device)
     earlier = read_record(ledger.layout.run_record, RunRecord)
     return (chosen if earlier is None else cast(torch.dtype, getattr(torch, earlier.compute_dtype))), measurement

@@ -3,11 +3,15 @@
 Each pair is two causal attentions: prompt and chosen over themselves; rejected over the prompt and itself. What a token may
 not see is never computed: no mask over the row, no padding, and about half the work where completions are long. On a CPU a
 dense mask over a row of 1000 tokens takes eight times as long, pairs padded into a batch a quarter longer.
+
+Where all pairs of a row are short, two calls a pair cost more than the work they save: they are padded into one batch then, for
+attention alone.
 """
 
-# H = heads, G = key-value heads, T = packed tokens, Q = queries, K = keys, D = head size
+# H = heads, G = key-value heads, T = packed tokens, P = pairs, L = tokens of the longest, Q = queries, K = keys, D = head size
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
@@ -18,6 +22,9 @@ from transformers import AttentionInterface
 from spinrun_worker.trainer.logprobs import at_least_fp32
 
 IMPLEMENTATION = "spinrun_pairs"
+
+SHORT = 256
+"""Most tokens of a pair that is padded into a batch."""
 
 
 class PairLengths(NamedTuple):
@@ -41,6 +48,7 @@ class PairsLayout:
     windows: set[int | None] = field(default_factory=set[int | None])
     """Sliding windows that layers have asked for so far; None is full attention."""
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict[tuple[int, int, int | None], Tensor])
+    _batch_masks: dict[object, Tensor] = field(default_factory=dict[object, Tensor])
 
     def mask(self, num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
         """[Q, K] true where a query sees a key. The queries are the last positions of the keys; made once a shape."""
@@ -51,6 +59,48 @@ class PairsLayout:
             sees_QK = key_K <= query_Q1
             self._masks[shape] = sees_QK if window is None else sees_QK & (query_Q1 - key_K < window)
         return self._masks[shape]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether its pairs are best attended to as one padded batch."""
+        return len(self.pairs) > 1 and max(map(sum, self.pairs)) <= SHORT
+
+    @cached_property
+    def places(self) -> Tensor:
+        """[T] where each token of the row lies in the padded batch, flattened."""
+        longest = max(map(sum, self.pairs))
+        return torch.cat([row * longest + torch.arange(sum(lengths)) for row, lengths in enumerate(self.pairs)])
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[P * L] which token of the row lies at each place of the padded batch; padding repeats the row's first."""
+        tokens = torch.zeros(len(self.pairs) * max(map(sum, self.pairs)), dtype=torch.long)
+        tokens[self.places] = torch.arange(len(self.places))
+        return tokens
+
+    def batch_mask(self, window: int | None, like: Tensor) -> Tensor:
+        """[P, 1, L, L] of the padded batch, to be added to the scores: 0 where a query sees a key, else -inf; made once a window.
+
+        Padding sees what comes before it, so that no row of scores is without a key; nobody sees padding.
+        """
+        key = (like.dtype, like.device, window)
+        if key not in self._batch_masks:
+            sees_PLL = torch.stack([_sees(lengths, max(map(sum, self.pairs)), window) for lengths in self.pairs])
+            mask_PLL = torch.zeros(sees_PLL.shape, dtype=like.dtype).masked_fill_(~sees_PLL, float("-inf"))
+            self._batch_masks[key] = mask_PLL[:, None].to(like.device)
+        return self._batch_masks[key]
+
+
+def _sees(lengths: PairLengths, size: int, window: int | None) -> Tensor:
+    """[L, L] whether a query sees a key of a pair that is padded to a size."""
+    index_L = torch.arange(size)
+    is_rejected_L = index_L >= lengths.chosen_end
+    is_chosen_L = (index_L >= lengths.prompt) & ~is_rejected_L
+    sees_LL = (index_L <= index_L[:, None]) & ~(is_rejected_L[:, None] & is_chosen_L)
+    if window is not None:
+        position_L = torch.where(is_rejected_L, index_L - lengths.chosen, index_L)
+        sees_LL &= position_L[:, None] - position_L < window
+    return sees_LL
 
 
 class UnsupportedModelError(ValueError):
@@ -83,6 +133,8 @@ def attend_pairs(
             f"{type(module).__name__} uses attention sinks, biases or masks that packed pairs do not support"
         )
     pairs.windows.add(sliding_window)
+    if pairs.is_short and softcap is None:
+        return _attend_together(query, key, value, pairs=pairs, window=sliding_window, scaling=scaling), None
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _attend(query, key, value, pairs=pairs, window=sliding_window, scaling=scaling, softcap=softcap)
@@ -98,6 +150,29 @@ def attend_pairs(
             value_of_branch = _without_chosen(value_of_pair, lengths)
             outputs.append(attend(query_of_pair[:, :, end:], key_of_branch, value_of_branch))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend_together(
+    query: Tensor, key: Tensor, value: Tensor, *, pairs: PairsLayout, window: int | None, scaling: float | None
+) -> Tensor:
+    """[1, T, H, D] attention of all pairs in one call, each padded to the longest."""
+    tokens, places = pairs.tokens.to(query.device), pairs.places.to(query.device)
+
+    def padded(states: Tensor) -> Tensor:
+        rows = states[0].transpose(0, 1).index_select(0, tokens)
+        return rows.unflatten(0, (len(pairs.pairs), -1)).transpose(1, 2)
+
+    output_PHLD = _masked(padded(query), padded(key), padded(value), pairs.batch_mask(window, query), scaling=scaling)
+    return output_PHLD.transpose(1, 2).flatten(0, 1).index_select(0, places)[None]
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    # Off the CPU, kernels that take a mask do not take fewer key-value heads than heads.
+    if groups > 1 and query.device.type != "cpu":
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        groups = 1
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=groups > 1)
 
 
 def _without_chosen(states: Tensor, lengths: PairLengths) -> Tensor:

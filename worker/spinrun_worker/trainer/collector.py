@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -247,13 +248,17 @@ class Collector:
 
     async def _follow(self, agent: Agent) -> None:
         """Ask an agent how it stands and tell it what is wanted, as long as it is one of ours."""
+        asked_since, wanted = self._clock(), None
         while agent.url in self._agents:
             agent.wake.clear()
-            wanted = self._wanted
+            if wanted is not self._wanted:
+                asked_since, wanted = self._clock(), self._wanted
             if wanted is not None:
                 await self._visit(agent, wanted)
             served = wanted is not None and agent.serves(wanted)
-            await _wait_for_event(agent.wake, self.limits.poll_seconds * (5 if served else 1))
+            # Often at first, because everybody waits for a version that a rollout may load in less than a second.
+            patience = max(self.limits.tick_seconds / 5, (self._clock() - asked_since) / 4)
+            await _wait_for_event(agent.wake, self.limits.poll_seconds * 5 if served else min(self.limits.poll_seconds, patience))
 
     async def _visit(self, agent: Agent, wanted: VersionWanted) -> None:
         try:
@@ -327,7 +332,7 @@ class RolloutClient:
         """As Collector.activate. stop: called from the other thread."""
         return self._wait(self._collector.activate(wanted, minimum=minimum, stop=stop))
 
-    def generate(
+    def start(
         self,
         prompts: Sequence[PromptRecord],
         *,
@@ -336,13 +341,13 @@ class RolloutClient:
         sampling: Sampling,
         on_progress: Callable[[int], None] = _ignore,
         stop: Callable[[], bool] = _never,
-    ) -> list[SampleGroup]:
-        """As Collector.generate. on_progress and stop: called from the other thread."""
-        return self._wait(
-            self._collector.generate(
-                prompts, version=version, digest=digest, sampling=sampling, on_progress=on_progress, stop=stop
-            )
+    ) -> Future[list[SampleGroup]]:
+        """Begin Collector.generate; several may be under way. on_progress and stop: called from the other thread. Cancelling the
+        future ends the work."""
+        work = self._collector.generate(
+            prompts, version=version, digest=digest, sampling=sampling, on_progress=on_progress, stop=stop
         )
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
         """Leave the agents alone and end the thread. May be called twice."""

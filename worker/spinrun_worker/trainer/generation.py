@@ -41,7 +41,8 @@ class Limits:
     request_seconds: float = 10.0
     """For a small call."""
     poll_seconds: float = 1.0
-    """Between two questions to an agent that does not serve the wanted version; five times that to one that does."""
+    """Between two questions to an agent that does not serve the wanted version, and less at first; five times that to one that
+    does."""
     resolve_seconds: float = 5.0
     """Between two looks at who the agents are."""
     tick_seconds: float = 0.25

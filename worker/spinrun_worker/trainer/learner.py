@@ -37,6 +37,8 @@ class StepResult:
     clipping), lr, tokens (each prompt once), pairs. An answer without tokens is in no mean over answers."""
     loss_at_reference: float
     """What the loss would be if the policy were the reference."""
+    logprobs: list[tuple[float, float]]
+    """(chosen, rejected) summed log-probs of each pair before the step, in nats."""
 
 
 class Learner:
@@ -81,12 +83,13 @@ class Learner:
     ) -> StepResult | None:
         """One optimizer step on the pairs of all ranks; None when any rank's should_stop says so between two micro-batches.
 
-        The loss is the sum over pairs divided by their number: packing and number of ranks change only its rounding.
-        Raises ValueError for no pairs or pairs without reference; NonFiniteError, on all ranks, instead of a step that would
-        break the weights.
+        The loss is the sum over pairs divided by their number: packing and number of ranks change only its rounding. Pairs
+        without reference are compared with the policy as it is now, of which the step's own forward pass gives the log-probs.
+        Raises ValueError for no pairs, or some with reference and some without; NonFiniteError, on all ranks, instead of a step
+        that would break the weights.
         """
-        known = _known(pairs)
-        reference_P2 = known.reference_P2
+        _require_references(pairs)
+        divisor = num_pairs(_num_tokens(pairs), self.method)
         parts: list[_Part] = []
         cringe = self.method.cringe_settings
         for micro in self._micro_batches(pairs, top_k=cringe.top_k if cringe else 0):
@@ -94,15 +97,16 @@ class Learner:
                 self.optimizer.zero_grad()
                 return None
             part = self._forward(micro)
-            self._share_of_loss(part, known).backward()
+            (self._sum_of_losses(part, pairs) / divisor).backward()
             parts.append(_Part(part.indices, part.values_BN.detach()))
         values_PN = self._everyones(parts, len(pairs))
         policy_P2, contrast_P = values_PN[:, :2], values_PN[:, 2:]
+        known = _known(pairs, policy_P2)
         losses_P = self._losses(values_PN, known)
-        loss = losses_P.sum().item() / self._num_pairs(known)
+        loss = losses_P.sum().item() / divisor
         grad_norm = self._clip_gradients()
         self._check_finite(pairs, policy_P2, losses_P, grad_norm)
-        losses_at_reference_P = self._losses(torch.cat([reference_P2, contrast_P], dim=1), known)
+        losses_at_reference_P = self._losses(torch.cat([known.reference_P2, contrast_P], dim=1), known)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -116,7 +120,8 @@ class Learner:
                 "tokens": float(sum(pair.num_tokens for pair in pairs)),
                 "pairs": float(len(pairs)),
             },
-            loss_at_reference=losses_at_reference_P.sum().item() / self._num_pairs(known),
+            loss_at_reference=losses_at_reference_P.sum().item() / divisor,
+            logprobs=[(chosen, rejected) for chosen, rejected in policy_P2.tolist()],
         )
 
     def _micro_batches(self, pairs: Sequence[Pair], *, top_k: int) -> list[MicroBatch]:
@@ -136,13 +141,13 @@ class Learner:
         logprobs_S, contrasts_S = values_S.unbind(1)
         return _Part(micro.pair_indices, torch.cat([logprobs_S.view(-1, 2), contrasts_S[1::2, None]], dim=1))
 
-    def _share_of_loss(self, part: "_Part", known: "_Known") -> Tensor:
-        """Scalar: what these pairs add to the step's loss."""
+    def _sum_of_losses(self, part: "_Part", pairs: Sequence[Pair]) -> Tensor:
+        """Scalar: the losses of a micro-batch's pairs."""
         if not part.indices:
             # A row that counts for nothing. Its backward pass must run, because the other ranks wait for its collectives.
             return part.values_BN.sum() * 0.0
-        of_part = _Known(*(whole_P2[list(part.indices)].to(part.values_BN) for whole_P2 in known))
-        return self._losses(part.values_BN, of_part).sum() / self._num_pairs(known)
+        known = _known([pairs[index] for index in part.indices], part.values_BN[:, :2].detach())
+        return self._losses(part.values_BN, known).sum()
 
     def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
         """[P, N] values of all pairs of the step in order, fp64, on every rank and on the CPU."""
@@ -159,10 +164,6 @@ class Learner:
         """[B] loss of each pair."""
         contrast_B = values_BN[:, 2] if self.method.cringe_settings else None
         return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
-
-    def _num_pairs(self, known: "_Known") -> float:
-        """What the sum of the step's losses is divided by."""
-        return num_pairs(known.num_tokens_P2, self.method)
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
@@ -224,15 +225,28 @@ def _preference_figures(policy_P2: Tensor, known: _Known, beta: float) -> dict[s
     return of_answers | of_pairs
 
 
-def _known(pairs: Sequence[Pair]) -> _Known:
-    """[P, 2] each, fp64. Raises ValueError for no pairs or a pair without reference."""
+def _known(pairs: Sequence[Pair], policy_P2: Tensor) -> _Known:
+    """[P, 2] each. policy_P2: log-probs under the policy before the step, which are the reference of pairs that have no other."""
+    reference = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
+    rewards = [(pair.chosen_reward, pair.rejected_reward) for pair in pairs]
+    return _Known(
+        policy_P2 if reference[0][0] is None else torch.tensor(reference, dtype=torch.float64).to(policy_P2),
+        _num_tokens(pairs).to(policy_P2),
+        torch.tensor(rewards, dtype=torch.float64).to(policy_P2),
+    )
+
+
+def _num_tokens(pairs: Sequence[Pair]) -> Tensor:
+    """[P, 2] tokens of the completions, fp64."""
+    return torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64)
+
+
+def _require_references(pairs: Sequence[Pair]) -> None:
+    """Raises ValueError for no pairs, or some with reference and some without."""
     if not pairs:
         raise ValueError("a step needs at least one pair: skip it")
-    for pair in pairs:
-        if pair.reference_chosen is None or pair.reference_rejected is None:
-            raise ValueError(f"pair of prompt {pair.prompt_id!r} has no reference log-probs: run the reference pass first")
-    return _Known(
-        torch.tensor([(pair.reference_chosen, pair.reference_rejected) for pair in pairs], dtype=torch.float64),
-        torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64),
-        torch.tensor([(pair.chosen_reward, pair.rejected_reward) for pair in pairs], dtype=torch.float64),
-    )
+    without = [pair.prompt_id for pair in pairs if pair.reference_chosen is None or pair.reference_rejected is None]
+    if 0 < len(without) < len(pairs):
+        raise ValueError(
+            f"pair of prompt {without[0]!r} has no reference log-probs, and others have: run the reference pass first"
+        )

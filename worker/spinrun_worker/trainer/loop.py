@@ -1,10 +1,10 @@
 """One attempt of a run: windows until the last, the same steps on every rank.
 
-    boundary:  checkpoint -> publish version k -> activate -> evaluate
-    window k:  generate -> prefer -> reference -> commit -> train
+    boundary:  publish version k -> activate
+    window k:  generate, evaluate | checkpoint -> prefer -> reference -> commit -> train
 
-The reference is the policy itself where a window is compared with the version that it samples from, else an older version, read
-back from the ledger.
+While the rollouts generate, the trainer writes the checkpoint of the boundary. The reference is the policy itself where a window
+is compared with the version that it samples from, else an older version, read back from the ledger.
 
 The number of steps done says where a run is; nothing else is kept between windows but the model, the optimizer and the
 ledger. Whatever happens between two writes to the ledger can be repeated, and an attempt that starts anew repeats it.
@@ -27,10 +27,13 @@ from spinrun_worker.trainer.learner import Learner, StepResult
 from spinrun_worker.trainer.memory import give_back
 from spinrun_worker.trainer.progress import ProgressBoard
 from spinrun_worker.trainer.rank0 import Rank0
-from spinrun_worker.trainer.schedule import Schedule, mix
+from spinrun_worker.trainer.schedule import Schedule, mix, unmix
 from spinrun_worker.trainer.storage import Storage
 
 logger = logging.getLogger(__name__)
+
+Shares = Mapping[int, Sequence[Pair]]
+"""Pairs of a step, by the window that they come from."""
 
 SELF_CHECK_TOLERANCE = 1e-3
 """Nats, or a share of a loss above one. The reference pass and the first step run the same forward; they differ only by
@@ -82,8 +85,9 @@ class Loop:
             while True:
                 window, position = self.schedule.locate(self.step)
                 self.board.update(window=window, step=self.step)
-                weights = self._boundary(window) if position == 0 else self._published(window)
+                weights = self._publish(window) if position == 0 else self._published(window)
                 if window == self.schedule.windows:
+                    self._answers(window, weights, sample=False)
                     break
                 self._window(window, position, weights)
         except Preempted:
@@ -91,16 +95,12 @@ class Loop:
             raise
         self.board.update(activity="finished", eta_seconds=0.0)
 
-    def _boundary(self, window: int) -> Manifest:
-        """Save and publish the weights of this moment, and bring them to the rollouts."""
-        if self.checkpoint_every_steps is None or self.step % self.checkpoint_every_steps == 0:
-            self._save()
+    def _publish(self, window: int) -> Manifest:
+        """Publish the weights of this moment, and bring them to the rollouts."""
         with self.board.during("publish"):
             weights = self.storage.publish(version=window, step=self.step)
         self.board.wrote(weights)
-        self.ranks.from_rank0(lambda: self._rank0().meet(weights))
-        self.storage.collect_garbage(newest=window, best=self.board.now.best)
-        give_back()  # beside it vLLM now generates, often on the same machine
+        self.ranks.from_rank0(lambda: self._rank0().activate(weights))
         return weights
 
     def _published(self, window: int) -> Manifest:
@@ -111,71 +111,102 @@ class Loop:
         """Train the steps of a window that are left."""
         started = time.monotonic()
         self.learner.method = self.method.in_window(window)
-        pairs = self._pairs(window, weights)
-        for index, shares in enumerate(mix(pairs, self.schedule.steps(window))):
-            if index >= position:
-                self._train([*chain(*shares.values())], window, index)
+        num_steps = self.schedule.steps(window)
+        committed = self.ranks.from_rank0(lambda: self._rank0().recall(window, weights))
+        answers = self._answers(window, weights, sample=committed is None) if position == 0 or committed is None else None
+        if committed is not None:
+            steps = mix(committed, num_steps)
+        else:
+            assert answers is not None
+            steps = self._first_step(window, weights, mix(answers, num_steps))
+            position = max(position, 1)
+        for index in range(position, num_steps):
+            self._train([*chain(*steps[index].values())], window, index)
         self.ranks.from_rank0(lambda: self._rank0().finish_window(window, self.step))
         windows_left = self.schedule.windows - window - 1
         self.board.update(eta_seconds=windows_left * (time.monotonic() - started))
 
-    def _pairs(self, window: int, weights: Manifest) -> dict[int, list[Pair]]:
-        """The window's pairs and those that it replays, by the window they come from, with their reference log-probs: from the
-        ledger if they are there, else made and committed."""
-        committed = self.ranks.from_rank0(lambda: self._rank0().recall(window, weights))
-        if committed is not None:
-            return committed
-        reference = self.storage.reference(weights)
-        bare = self.ranks.from_rank0(lambda: self._rank0().sample(window, weights))
-        with self.board.during("reference"):
-            # Where the two are the same the policy is the reference at this moment: its weights are those just published.
-            same = reference.version == weights.version
-            with nullcontext() if same else self.storage.in_place_of_policy(reference):
-                pairs = self._refer_window(bare, self.schedule.steps(window))
-        self.ranks.from_rank0(lambda: self._rank0().commit(window, pairs, weights, reference))
-        return pairs
+    def _answers(self, window: int, weights: Manifest, *, sample: bool) -> dict[int, list[Pair]] | None:
+        """The rollouts answer the held-out prompts and, with `sample`, those of the window; meanwhile the trainer writes its
+        checkpoint. Returns the window's pairs, without reference."""
+        self.ranks.from_rank0(lambda: self._rank0().ask(window, weights, sample=sample))
+        try:
+            if self.checkpoint_every_steps is None or self.step % self.checkpoint_every_steps == 0:
+                self._save()
+            self.storage.collect_garbage(newest=window, best=self.board.now.best)
+        except BaseException:
+            if self.rank0 is not None:
+                self.rank0.hush()
+            raise
+        give_back()  # beside it vLLM now generates, often on the same machine
+        return self.ranks.from_rank0(lambda: self._rank0().hear(window, weights))
 
-    def _refer_window(self, bare: Mapping[int, Sequence[Pair]], num_steps: int) -> dict[int, list[Pair]]:
-        """The pairs with log-probs of the weights that the model holds now, computed step by step as they will be trained on."""
-        referred = {window: list[Pair]() for window in bare}
-        for shares in mix(bare, num_steps):
-            batch = iter(self._refer([*chain(*shares.values())]))
-            for window, share in shares.items():
-                referred[window] += islice(batch, len(share))
+    def _first_step(self, window: int, weights: Manifest, steps: Sequence[Shares]) -> list[Shares]:
+        """Give the pairs of a window their reference log-probs, commit them, and train the first step; the steps as committed.
+
+        Where the policy is the reference, the first step needs no pass for it: its own forward pass is one.
+        """
+        reference = self.storage.reference(weights)
+        first = [*chain(*steps[0].values())]
+        is_policy = reference.version == weights.version
+        with self.board.during("reference"), nullcontext() if is_policy else self.storage.in_place_of_policy(reference):
+            later = [self._refer(shares) for shares in steps[1:]]
+            now = steps[0] if is_policy and first else self._refer(steps[0])
+
+        def commit(first: Shares) -> list[Shares]:
+            referred = [first, *later]
+            self.ranks.from_rank0(lambda: self._rank0().commit(window, unmix(referred), weights, reference))
+            return referred
+
+        if not (is_policy and first):
+            referred = commit(now)
+            self._train([*chain(*now.values())], window, 0)
+            return referred
+        try:
+            result, seconds = self._step(first)
+        except Preempted:
+            # The policy is still as it was: the samples are not lost.
+            commit(self._refer(now))
+            raise
+        referred = commit(with_reference(now, result.logprobs))
+        self._count_step(window, result, seconds)
         return referred
 
-    def _refer(self, batch: Sequence[Pair]) -> list[Pair]:
-        if not batch:
-            return []
-        logprobs = self.learner.reference_logprobs(batch)
-        strange = [pair.prompt_id for pair, values in zip(batch, logprobs, strict=True) if not all(map(math.isfinite, values))]
-        if strange:
-            raise RunError(
-                f"the reference gives {len(strange)} pairs, such as one of prompt {strange[0]}, log-probs that are no numbers: "
-                "its weights are broken; lower trainer.learningRate"
-            )
-        return [
-            replace(pair, reference_chosen=chosen, reference_rejected=rejected)
-            for pair, (chosen, rejected) in zip(batch, logprobs, strict=True)
-        ]
+    def _refer(self, shares: Shares) -> Shares:
+        """The pairs of a step with log-probs of the weights that the model holds now, computed as they will be trained on."""
+        batch = [*chain(*shares.values())]
+        return with_reference(shares, self.learner.reference_logprobs(batch)) if batch else shares
 
     def _train(self, batch: Sequence[Pair], window: int, index: int) -> None:
         """One optimizer step; a step without pairs only counts."""
-        if batch:
-            with self.board.during("train"):
-                started = time.monotonic()
-                result = self.learner.step(batch, learning_rate=self.rate(self.step), should_stop=self.should_stop)
-                if result is None:
-                    raise Preempted(f"stopped during step {self.step}")
-            if index == 0 and self.schedule.reference(window) == window:
-                self_check(result)
-            figures = {**result.figures, "timing/train_seconds": time.monotonic() - started}
+        if not batch:
+            self._count_step(window, None, 0.0)
+            return
+        result, seconds = self._step(batch)
+        if index == 0 and self.schedule.reference(window) == window:
+            self_check(result)
+        self._count_step(window, result, seconds)
+
+    def _step(self, batch: Sequence[Pair]) -> tuple[StepResult, float]:
+        """One optimizer step and the seconds that it took. Raises Preempted, with the weights as they were."""
+        with self.board.during("train"):
+            started = time.monotonic()
+            result = self.learner.step(batch, learning_rate=self.rate(self.step), should_stop=self.should_stop)
+            if result is None:
+                raise Preempted(f"stopped during step {self.step}")
+            return result, time.monotonic() - started
+
+    def _count_step(self, window: int, result: StepResult | None, seconds: float) -> None:
+        """Write down a step, if it had pairs, and save the run when it is time."""
+        if result is not None:
+            figures = {**result.figures, "timing/train_seconds": seconds}
             if self.method.beta_by_window:
                 figures |= {"beta": self.learner.method.beta}
             self.ranks.from_rank0(lambda: self._rank0().report_step(window, self.step + 1, figures))
         self.step += 1
         self.board.update(step=self.step)
-        if self.checkpoint_every_steps is not None and self.step % self.checkpoint_every_steps == 0:
+        is_boundary = self.schedule.locate(self.step)[1] == 0
+        if self.checkpoint_every_steps is not None and self.step % self.checkpoint_every_steps == 0 and not is_boundary:
             self._save()
 
     def _save(self) -> None:
@@ -192,6 +223,25 @@ class Loop:
     def _rank0(self) -> Rank0:
         assert self.rank0 is not None, "only rank 0 calls this"
         return self.rank0
+
+
+def with_reference(shares: Shares, logprobs: Sequence[tuple[float, float]]) -> Shares:
+    """The pairs of a step with their (chosen, rejected) log-probs under the reference, in order.
+
+    Raises RunError for log-probs that are no numbers.
+    """
+    batch = [*chain(*shares.values())]
+    strange = [pair.prompt_id for pair, values in zip(batch, logprobs, strict=True) if not all(map(math.isfinite, values))]
+    if strange:
+        raise RunError(
+            f"the reference gives {len(strange)} pairs, such as one of prompt {strange[0]}, log-probs that are no numbers: "
+            "its weights are broken; lower trainer.learningRate"
+        )
+    referred = (
+        replace(pair, reference_chosen=chosen, reference_rejected=rejected)
+        for pair, (chosen, rejected) in zip(batch, logprobs, strict=True)
+    )
+    return {window: [*islice(referred, len(share))] for window, share in shares.items()}
 
 
 def self_check(first: StepResult) -> None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -41,6 +42,8 @@ class Policy(nn.Module):
         self.config = model.config.get_text_config(decoder=True)
         self._transform = logit_transform(self.config)
         self._longest_sequence = _longest_sequence(self.config)
+        self.compute_dtype: torch.dtype | None = None
+        """Number type of the arithmetic where it is another than the weights' and FSDP does not see to it."""
         # Dropout stays off: the policy is also the reference that it is compared with.
         self.eval()
 
@@ -51,6 +54,10 @@ class Policy(nn.Module):
         weighted.
         Raises UnsupportedModelError when a pair is longer than the model's positions can be packed.
         """
+        if self.compute_dtype not in (None, next(self.parameters()).dtype):
+            # Autograd brings the gradients back to the weights, in their own type.
+            converted = {name: parameter.to(self.compute_dtype) for name, parameter in self.named_parameters()}
+            return cast(Tensor, functional_call(self, converted, (micro,)))
         self._check_length(micro.layout)
         decoder, head = self.model.get_decoder(), cast(nn.Module, self.model.get_output_embeddings())
         output = decoder(
@@ -238,13 +245,15 @@ def shard_policy(
     compute_dtype: number type of the arithmetic; the weights that the optimizer sees keep theirs, and gradients are reduced in
     fp32. activation_checkpointing: recompute each layer in the backward pass. The names of `Policy.state` stay as they are.
     """
+    master_dtype = next(policy.parameters()).dtype
     if activation_checkpointing:
         for layer in policy.decoder_layers():
             # The module stays what it is, so that names do not change. There is no dropout whose state would have to be kept.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    master_dtype = next(policy.parameters()).dtype
-    if mesh.size() == 1 and compute_dtype == master_dtype:
-        # Nothing to cut and nothing to convert: FSDP would only copy every weight and gradient.
+    if mesh.size() == 1 and (compute_dtype == master_dtype or (mesh.device_type == "cpu" and not activation_checkpointing)):
+        # Nothing to cut: FSDP would only copy every weight and gradient, for each micro-batch. It converts layer by layer; on a
+        # GPU, whose memory is dear, and where layers are recomputed, that is worth the copies.
+        policy.compute_dtype = compute_dtype
         return policy.to(mesh.device_type)
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for module in (*policy.decoder_layers(), policy):

@@ -42,9 +42,11 @@ class Spent:
 
 
 class ProgressBoard:
-    """The newest Progress. One thread writes, others read: what they read is immutable and replaced as a whole."""
+    """The newest Progress. The trainer's thread and the collector's write, others read: what they read is immutable and replaced
+    as a whole."""
 
     def __init__(self, progress: Progress) -> None:
+        self._writing = threading.RLock()
         self._progress = progress
         self._spent = Spent(progress.activity, time.monotonic(), {})
         self.end: float | None = None
@@ -81,17 +83,19 @@ class ProgressBoard:
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the state."""
-        if "activity" in changes:
-            now = time.monotonic()
-            self._spent = Spent(changes["activity"], now, self._spent.seconds(now))
-        if "eta_seconds" in changes:
-            left = changes["eta_seconds"]
-            self.end = None if left is None else time.time() + left
-        self._progress = self._progress.model_copy(update=changes)
+        with self._writing:
+            if "activity" in changes:
+                now = time.monotonic()
+                self._spent = Spent(changes["activity"], now, self._spent.seconds(now))
+            if "eta_seconds" in changes:
+                left = changes["eta_seconds"]
+                self.end = None if left is None else time.time() + left
+            self._progress = self._progress.model_copy(update=changes)
 
     def update_metrics(self, **changes: float) -> None:
         """Replace some of the newest figures."""
-        self.update(metrics=Metrics.model_validate(self._progress.metrics.model_dump() | changes))
+        with self._writing:
+            self.update(metrics=Metrics.model_validate(self._progress.metrics.model_dump() | changes))
 
     def evaluated(self, *, window: int, version: int, accuracy: float) -> None:
         """Note an evaluation; the first of equally good versions stays the best."""

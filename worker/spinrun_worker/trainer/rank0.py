@@ -1,8 +1,11 @@
 """What only rank 0 does in a window: ask the rollouts, score and pair the answers, write it all down."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 from spinrun_api.ledger import Manifest, Reference
 from spinrun_api.run import SpinRun
@@ -23,6 +26,36 @@ logger = logging.getLogger(__name__)
 
 MAX_EMPTY_WINDOWS = 3
 """Windows in a row without any pair after which the run ends: more of the same will not teach it anything."""
+
+
+Answers = list[tuple[PromptRecord, SampleGroup]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Prompts that the rollouts are answering."""
+
+    prompts: Sequence[PromptRecord]
+    groups: Future[list[SampleGroup]]
+
+    def wait(self) -> Answers:
+        """The prompts that were answered, in order, with their samples. Raises what the generation raises."""
+        by_id = {group.id: group for group in self.groups.result()}
+        return [(prompt, by_id[prompt.id]) for prompt in self.prompts if prompt.id in by_id]
+
+
+@dataclass
+class Asked:
+    """What is being answered at this moment."""
+
+    started: float
+    samples: Question | None = None
+    evaluation: Question | None = None
+
+    def cancel(self) -> None:
+        """Ask no more."""
+        for question in filter(None, (self.samples, self.evaluation)):
+            question.groups.cancel()
 
 
 class Rank0:
@@ -55,6 +88,7 @@ class Rank0:
         self.board = board
         self.recorder = recorder
         self.stop = stop
+        self._asked: Asked | None = None
         self._groups: list[ScoredGroup] = []
         self._figures: dict[str, float] = {}
 
@@ -65,17 +99,11 @@ class Rank0:
             accuracy = mean_reward(groups, by_rule=self._is_by_rule)
             self.board.evaluated(window=number, version=number, accuracy=accuracy)
 
-    def meet(self, weights: Manifest) -> None:
-        """A boundary: bring a version to the rollouts and, when it is its turn, evaluate it.
-
-        Returns once the first rollout serves it; the others follow while that one generates.
-        """
+    def activate(self, weights: Manifest) -> None:
+        """Bring a version to the rollouts. Returns once the first one serves it; the others follow while that one generates."""
         with self.board.during("activate"):
             self.rollouts.activate(VersionWanted(version=weights.version, manifest=weights), stop=self.stop)
         self.board.update(version=weights.version)
-        if self.evaluation is not None and self._evaluation_is_due(weights.version):
-            with self.board.during("evaluate"):
-                self._evaluate(self.evaluation, weights)
 
     def recall(self, number: int, weights: Manifest) -> dict[int, list[Pair]] | None:
         """The window's own pairs and those that it replays, by the window they come from, as `commit` wrote them.
@@ -95,27 +123,55 @@ class Rank0:
         self._show(groups, self._pair(groups), replayed)
         return {number: own, **replayed}
 
-    def sample(self, number: int, weights: Manifest) -> dict[int, list[Pair]]:
-        """Generate the window's samples, score them and make pairs; and read back the pairs that it replays.
+    def ask(self, number: int, weights: Manifest, *, sample: bool) -> None:
+        """Have the rollouts begin to answer the window's prompts, if it is to be sampled, and the held-out ones, if it is their
+        turn: both at once, so that vLLM's batch stays full to the end. `hear` waits for them."""
+        self._asked = Asked(time.monotonic())
+        if sample:
+            rollout = self.run.spec.rollout
+            sampling = Sampling(
+                n=rollout.samples_per_prompt, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
+            )
+            self._asked.samples = self._start(self.stream.draw(*self.schedule.prompts(number)), weights, sampling, told=True)
+        if self.evaluation is not None and self._evaluation_is_due(number) and not self._is_evaluated(weights):
+            greedy = Sampling(n=1, temperature=0.0, max_tokens=self.run.spec.rollout.max_tokens)
+            self._asked.evaluation = self._start(self.evaluation.records, weights, greedy, told=not sample)
 
-        By the window that they come from, its own first. They still lack their log-probs under the window's reference.
+    def hear(self, number: int, weights: Manifest) -> dict[int, list[Pair]] | None:
+        """Wait for what was asked; write the evaluation down, score the samples and make pairs.
+
+        Returns, by the window that they come from, its own first, the window's pairs and those that it replays, which still lack
+        their log-probs under the window's reference; None where no samples were asked for.
         """
-        replayed = {window: self._own_pairs(window) for window in self.schedule.replayed(number)}
-        rollout = self.run.spec.rollout
-        sampling = Sampling(
-            n=rollout.samples_per_prompt, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
-        )
-        with self.board.during("generate"):
-            started = time.monotonic()
-            answers = self._ask(self.stream.draw(*self.schedule.prompts(number)), weights, sampling)
-            seconds = time.monotonic() - started
+        asked, self._asked = self._asked, None
+        assert asked is not None, "ask before you hear"
+        try:
+            answers, seconds = None, math.inf
+            if asked.samples is not None:
+                with self.board.during("generate"):
+                    answers = asked.samples.wait()
+                    seconds = time.monotonic() - asked.started
+            if self.evaluation is not None and self._evaluation_is_due(number):
+                with self.board.during("evaluate"):
+                    self._evaluate(asked.evaluation.wait() if asked.evaluation else None, weights)
+        except BaseException:
+            asked.cancel()
+            raise
+        if answers is None:
+            return None
         with self.board.during("prefer"):
             self._groups = self._scored(answers, self.scorer.score(_samples(answers)))
             pairing = self._pair(self._groups)
+        replayed = {window: self._own_pairs(window) for window in self.schedule.replayed(number)}
         self._show(self._groups, pairing, replayed)
         self._figures |= throughput_figures(self._groups, seconds)
         self.board.update_metrics(samples_per_second=self._figures["throughput/samples_per_second"])
         return {number: list(pairing.pairs), **replayed}
+
+    def hush(self) -> None:
+        """Give up what was asked: the trainer has failed meanwhile."""
+        if self._asked is not None:
+            self._asked.cancel()
 
     def commit(self, number: int, pairs: Mapping[int, Sequence[Pair]], weights: Manifest, reference: Manifest) -> None:
         """Write the window just sampled to the ledger: its pairs and those it replays now have log-probs of the reference."""
@@ -176,9 +232,10 @@ class Rank0:
         return len(read_pairs(self.ledger.layout.window(window) / PAIRS))
 
     def _own_pairs(self, window: int) -> list[Pair]:
-        """Pairs of an earlier window. Raises TornError when a byte of it has changed."""
+        """Pairs of an earlier window, without its reference. Raises TornError when a byte of it has changed."""
         self.ledger.verify("window", window)
-        return read_pairs(self.ledger.layout.window(window) / PAIRS)
+        pairs = read_pairs(self.ledger.layout.window(window) / PAIRS)
+        return [replace(pair, reference_chosen=None, reference_rejected=None) for pair in pairs]
 
     @property
     def _is_by_rule(self) -> bool:
@@ -188,14 +245,13 @@ class Rank0:
         assert self.run.spec.data.evaluation is not None
         return window % self.run.spec.data.evaluation.every_windows == 0 or window == self.schedule.windows
 
-    def _evaluate(self, evaluation: PromptSet, weights: Manifest) -> None:
+    def _evaluate(self, answers: Answers | None, weights: Manifest) -> None:
+        """Note the accuracy of a version. answers: to the held-out prompts; None: they are in the ledger already."""
         number = weights.version
         step = self.schedule.first_step(number)
-        if self._is_evaluated(weights):
+        if answers is None:
             groups = read_samples(self.ledger.layout.evaluation(number) / SAMPLES)
         else:
-            greedy = Sampling(n=1, temperature=0.0, max_tokens=self.run.spec.rollout.max_tokens)
-            answers = self._ask(evaluation.records, weights, greedy)
             groups = self._scored(answers, self.scorer.grade(_samples(answers)))
             directory = self.ledger.begin("evaluation", number)
             files = [write_samples(directory / SAMPLES, groups)]
@@ -222,20 +278,19 @@ class Rank0:
             self._figures |= {"replayed_pairs": float(sum(map(len, replayed.values())))}
         self.board.update_metrics(reward=self._figures["reward/mean"])
 
-    def _ask(
-        self, prompts: Sequence[PromptRecord], weights: Manifest, sampling: Sampling
-    ) -> list[tuple[PromptRecord, SampleGroup]]:
-        self.board.update(prompts_done=0, prompts_total=len(prompts))
-        groups = self.rollouts.generate(
+    def _start(self, prompts: Sequence[PromptRecord], weights: Manifest, sampling: Sampling, *, told: bool) -> "Question":
+        """Begin to have prompts answered. told: whether the progress shown is theirs."""
+        if told:
+            self.board.update(prompts_done=0, prompts_total=len(prompts))
+        groups = self.rollouts.start(
             prompts,
             version=weights.version,
             digest=weights.digest,
             sampling=sampling,
-            on_progress=lambda done: self.board.update(prompts_done=done),
+            on_progress=lambda done: self.board.update(prompts_done=done) if told else None,
             stop=self.stop,
         )
-        by_id = {group.id: group for group in groups}
-        return [(prompt, by_id[prompt.id]) for prompt in prompts if prompt.id in by_id]
+        return Question(prompts, groups)
 
     def _scored(self, answers: Sequence[tuple[PromptRecord, SampleGroup]], result: ScoreResult) -> list[ScoredGroup]:
         for message in result.messages:

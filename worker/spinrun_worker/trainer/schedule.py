@@ -98,3 +98,8 @@ def mix(of_windows: Mapping[int, Sequence[Item]], parts: int) -> list[dict[int, 
     """Items by window, in `parts` parts by window: each has its share of the items of every window."""
     divided = {window: divide(items, parts) for window, items in of_windows.items()}
     return [{window: shares[part] for window, shares in divided.items()} for part in range(parts)]
+
+
+def unmix(parts: Sequence[Mapping[int, Sequence[Item]]]) -> dict[int, list[Item]]:
+    """Items by window again, in their order before `mix`."""
+    return {window: [item for part in parts for item in part[window]] for window in parts[0]}
