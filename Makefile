@@ -100,6 +100,10 @@ prometheus: $(VENV)/.installed ## Get Prometheus and promtool, which test dashbo
 	cd $(CACHE)/prometheus && rm -f *.deb && apt-get download -qq prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --strip-components=3 ./usr/bin/prometheus ./usr/bin/promtool
 	install -m 755 $(CACHE)/prometheus/{prometheus,promtool} $(BIN)
 
+.PHONY: bench
+bench: $(VENV)/.installed $(MODEL)/config.json ## Measure the engine beside TRL, vLLM and the bare disk (BENCH_ARGS="--repeats 1" for a look; ten minutes a repeat)
+	$(BIN)/python tests/bench/bench.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
+
 .PHONY: bench-operator
 bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once (needs Go; builds kwok once)
 	$(BIN)/python tests/bench/bench_operator.py $(BENCH_ARGS)

@@ -240,6 +240,13 @@ def _time() -> list[AnyPanel]:
             Query(f"{trainer('tokens')} / {trainer('timing_train_seconds')}", "training"),
             empty=NO_STEP,
         ),
+        share(
+            "Model FLOPs utilization",
+            "Share of the fastest matrix products of this hardware that a step's own arithmetic amounts to. Falls with short "
+            "answers, small steps and neighbours on the machine.",
+            Query(trainer("mfu"), "training"),
+            empty=NO_STEP,
+        ),
         stacked(
             "Rollouts by version",
             "none",

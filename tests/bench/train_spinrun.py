@@ -12,17 +12,8 @@ from spinrun_api.spec import Method, Model, Trainer
 from spinrun_worker.trainer.distributed import join_ranks
 from spinrun_worker.trainer.learner import Learner
 from spinrun_worker.trainer.optimizer import make_optimizer
-from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
-
-
-def model_flops(policy: Policy, shared_tokens: int, completion_tokens: int) -> float:
-    """Multiplications and additions that a step needs: 6 for each weight and token, of the output matrix for completions only.
-
-    Attention's own are left out, so that the share of the peak is a little too low.
-    """
-    output = policy.config.vocab_size * policy.config.hidden_size
-    body = sum(parameter.numel() for parameter in policy.parameters()) - output
-    return 6.0 * (body * shared_tokens + output * completion_tokens)
+from spinrun_worker.trainer.policy import load_policy, shard_policy
+from spinrun_worker.trainer.utilization import ModelFlops
 
 
 def main() -> None:
@@ -53,14 +44,12 @@ def main() -> None:
         steps = [
             workload.seconds(lambda: learner.step(pairs, learning_rate=workload.LEARNING_RATE)) for _ in range(options.steps)
         ]
-        shared = sum(pair.num_tokens for pair in pairs)
-        completions = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
         workload.tell(
             steps=steps,
             reference=reference_seconds,
             pairs=len(pairs),
             tokens=workload.plain_tokens(pairs),
-            flops=model_flops(policy, shared, completions),
+            flops=ModelFlops(policy).of_step(pairs),
             peak_flops=peak,
             peak_bytes=workload.peak_bytes(),
         )

@@ -22,6 +22,10 @@ from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.packing import MicroBatch, pack, plan_step
 from spinrun_worker.trainer.policy import Policy
+from spinrun_worker.trainer.precision import matmul_gflops
+from spinrun_worker.trainer.utilization import ModelFlops
+
+PEAK_SECONDS = 0.3
 
 
 class NonFiniteError(RunError):
@@ -66,6 +70,8 @@ class Learner:
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._device = next(policy.parameters()).device
+        self._flops = ModelFlops(policy)
+        self._peak_flops = 0.0
 
     @torch.no_grad()
     def reference_logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
@@ -186,6 +192,16 @@ class Learner:
             f"the step has loss {losses_P.mean().item()} and gradient norm {grad_norm}, and was not taken. Its pairs are of "
             f"prompts {names}: lower trainer.learningRate or method.beta"
         )
+
+    def utilization(self, pairs: Sequence[Pair], seconds: float) -> float:
+        """Model FLOPs of a step on these pairs over what the ranks could have computed in its time, each as fast as this one.
+
+        The latter is measured once, after a step: on a machine that is shared with rollouts, they wait then.
+        """
+        if not self._peak_flops:
+            dtype = self.policy.arithmetic_dtype
+            self._peak_flops = matmul_gflops(dtype, device=self._device, seconds=PEAK_SECONDS) * 1e9
+        return self._flops.of_step(pairs) / (seconds * self._world_size * self._peak_flops)
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""

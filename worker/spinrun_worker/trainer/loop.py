@@ -169,7 +169,7 @@ class Loop:
             commit(self._refer(now))
             raise
         referred = commit(with_reference(now, result.logprobs))
-        self._count_step(window, result, seconds)
+        self._count_step(window, first, result, seconds)
         return referred
 
     def _refer(self, shares: Shares) -> Shares:
@@ -180,12 +180,12 @@ class Loop:
     def _train(self, batch: Sequence[Pair], window: int, index: int) -> None:
         """One optimizer step; a step without pairs only counts."""
         if not batch:
-            self._count_step(window, None, 0.0)
+            self._count_step(window, batch, None, 0.0)
             return
         result, seconds = self._step(batch)
         if index == 0 and self.schedule.reference(window) == window:
             self_check(result)
-        self._count_step(window, result, seconds)
+        self._count_step(window, batch, result, seconds)
 
     def _step(self, batch: Sequence[Pair]) -> tuple[StepResult, float]:
         """One optimizer step and the seconds that it took. Raises Preempted, with the weights as they were."""
@@ -196,12 +196,14 @@ class Loop:
                 raise Preempted(f"stopped during step {self.step}")
             return result, time.monotonic() - started
 
-    def _count_step(self, window: int, result: StepResult | None, seconds: float) -> None:
+    def _count_step(self, window: int, batch: Sequence[Pair], result: StepResult | None, seconds: float) -> None:
         """Write down a step, if it had pairs, and save the run when it is time."""
         if result is not None:
             figures = {**result.figures, "timing/train_seconds": seconds}
             if self.method.beta_by_window:
                 figures |= {"beta": self.learner.method.beta}
+            if self.ranks.is_rank0:
+                figures |= {"mfu": self.learner.utilization(batch, seconds)}
             self.ranks.from_rank0(lambda: self._rank0().report_step(window, self.step + 1, figures))
         self.step += 1
         self.board.update(step=self.step)

@@ -43,7 +43,7 @@ class Policy(nn.Module):
         self._transform = logit_transform(self.config)
         self._longest_sequence = _longest_sequence(self.config)
         self.compute_dtype: torch.dtype | None = None
-        """Number type of the arithmetic where it is another than the weights' and FSDP does not see to it."""
+        """Number type of the arithmetic; None: that of the weights."""
         # Dropout stays off: the policy is also the reference that it is compared with.
         self.eval()
 
@@ -54,7 +54,7 @@ class Policy(nn.Module):
         weighted.
         Raises UnsupportedModelError when a pair is longer than the model's positions can be packed.
         """
-        if self.compute_dtype not in (None, next(self.parameters()).dtype):
+        if not isinstance(self, FSDPModule) and self.arithmetic_dtype != next(self.parameters()).dtype:
             # Autograd brings the gradients back to the weights, in their own type.
             converted = {name: parameter.to(self.compute_dtype) for name, parameter in self.named_parameters()}
             return cast(Tensor, functional_call(self, converted, (micro,)))
@@ -87,6 +87,11 @@ class Policy(nn.Module):
         # The state dict of the whole, because FSDP then gives back what a forward pass has gathered.
         tensors = cast(dict[str, Tensor], self.state_dict())
         return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name not in tied_again}
+
+    @property
+    def arithmetic_dtype(self) -> torch.dtype:
+        """Number type that the layers compute in."""
+        return self.compute_dtype or next(self.parameters()).dtype
 
     def release(self) -> None:
         """Give back the weights that a forward pass without a backward pass has gathered."""
@@ -245,6 +250,7 @@ def shard_policy(
     compute_dtype: number type of the arithmetic; the weights that the optimizer sees keep theirs, and gradients are reduced in
     fp32. activation_checkpointing: recompute each layer in the backward pass. The names of `Policy.state` stay as they are.
     """
+    policy.compute_dtype = compute_dtype
     master_dtype = next(policy.parameters()).dtype
     if activation_checkpointing:
         for layer in policy.decoder_layers():
@@ -253,7 +259,6 @@ def shard_policy(
     if mesh.size() == 1 and (compute_dtype == master_dtype or (mesh.device_type == "cpu" and not activation_checkpointing)):
         # Nothing to cut: FSDP would only copy every weight and gradient, for each micro-batch. It converts layer by layer; on a
         # GPU, whose memory is dear, and where layers are recomputed, that is worth the copies.
-        policy.compute_dtype = compute_dtype
         return policy.to(mesh.device_type)
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for module in (*policy.decoder_layers(), policy):

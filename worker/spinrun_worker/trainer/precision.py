@@ -35,20 +35,27 @@ def has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def matmul_gflops(dtype: torch.dtype, *, seconds: float = MEASURE_SECONDS) -> float:
-    """Speed of matrix products on this CPU: the best of as many as fit into the time, small ones first.
+def matmul_gflops(dtype: torch.dtype, *, device: torch.device | None = None, seconds: float = MEASURE_SECONDS) -> float:
+    """Speed of matrix products on a device, by default the CPU: the best of as many as fit into the time, small ones first.
 
     Where bfloat16 is emulated, a product as large as the model's would alone take seconds.
     """
+    device = device or torch.device("cpu")
+    on_gpu = device.type == "cuda"
     best = 0.0
-    torch.mm(torch.ones(16, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype))  # the first one also starts the library
+    first = torch.ones(16, 16, dtype=dtype, device=device)
+    torch.mm(first, first)  # the first one also starts the library
     started = time.perf_counter()
-    for size in chain((64, 128, 256, 512), repeat(1024)):
-        first, second = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    for size in chain((64, 128, 256, 512), repeat(8192 if on_gpu else 1024)):
+        first, second = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+        if on_gpu:
+            torch.cuda.synchronize(device)
         before = time.perf_counter()
         if before - started > seconds:
             break
         torch.mm(first, second)
+        if on_gpu:
+            torch.cuda.synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - before) / 1e9)
     return best
 
