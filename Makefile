@@ -104,6 +104,10 @@ prometheus: $(VENV)/.installed ## Get Prometheus and promtool, which test dashbo
 bench: $(VENV)/.installed $(MODEL)/config.json ## Measure the engine beside TRL, vLLM and the bare disk (BENCH_ARGS="--repeats 1" for a look; ten minutes a repeat)
 	$(BIN)/python tests/bench/bench.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.installed ## Measure train step and windows on a GPU, with random weights in the shapes of Qwen2.5
+	$(BIN)/python tests/bench/bench_gpu.py $(BENCH_ARGS)
+
 .PHONY: bench-operator
 bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once (needs Go; builds kwok once)
 	$(BIN)/python tests/bench/bench_operator.py $(BENCH_ARGS)

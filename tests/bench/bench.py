@@ -82,8 +82,13 @@ def contender(module: str, *arguments: object) -> Figures:
 def online(model: Path, folder: Path, *, windows: int, answers: int) -> Figures:
     """`spinrun local`, from its start to its end; its folder stays."""
     say(f"spinrun local, {windows} windows, {answers} answers to a prompt")
+    return follow(workload.online_run(str(model), windows=windows, answers=answers), folder)
+
+
+def follow(document: Figures, folder: Path) -> Figures:
+    """Run a document to its end; what the run's own files say of it."""
     run_file = folder.with_suffix(".yaml")
-    run_file.write_text(yaml.safe_dump(workload.online_run(str(model), windows=windows, answers=answers)))
+    run_file.write_text(yaml.safe_dump(document))
     command = [Path(sys.executable).with_name("spinrun"), "local", run_file, "--output", folder]
     started = time.time()
     done = subprocess.run(
@@ -101,6 +106,7 @@ def online(model: Path, folder: Path, *, windows: int, answers: int) -> Figures:
     return {
         "first_step": next(line["time"] for line in lines if line["event"] == "step") - started,
         "pairs_per_second": sum(each["pairs"] for each in values) / sum(walls),
+        "completion_tokens_per_second": statistics.median(each["throughput/tokens_per_second"] for each in values),
         "prompts_per_second": workload.PROMPTS_PER_STEP * workload.STEPS_PER_WINDOW / statistics.median(walls),
         "outside": [1 - work / wall for work, wall in zip(worked, walls, strict=True)],
         "publish": [each["timing/publish_seconds"] for each in values],

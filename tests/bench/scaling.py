@@ -1,6 +1,6 @@
 """How long a window takes, by arithmetic: from a model's size, the hardware and the run's settings. docs/scaling.md explains it.
 
-    python tests/bench/scaling.py         # the tables of docs/scaling.md
+python tests/bench/scaling.py         # the tables of docs/scaling.md
 """
 
 from dataclasses import dataclass, replace

@@ -30,7 +30,7 @@ def main() -> None:
         peak = workload.matmul_peak(dtype)
         policy = load_policy(Model(source=options.model))
         shard_policy(policy, mesh=init_device_mesh("cpu", (1,)), compute_dtype=dtype)
-        settings = Trainer(learning_rate=workload.LEARNING_RATE)
+        settings = Trainer(learning_rate=workload.LEARNING_RATE, tokens_per_micro_batch=workload.TOKENS_PER_MICRO_BATCH)
         method = Method(beta=workload.BETA)
         learner = Learner(
             policy, make_optimizer(policy.parameters(), settings), method=method, trainer=settings, control=ranks.control

@@ -29,6 +29,8 @@ GENERATION_ANSWERS = 8
 GENERATION_SEQUENCES = 256
 KV_CACHE_BYTES = 512 << 20
 LEARNING_RATE = 1e-6
+TOKENS_PER_MICRO_BATCH = 640
+"""Half a step of 16 pairs: little slower than one row, and half its activations."""
 
 
 def questions(limit: int) -> list[dict[str, str]]:
@@ -65,7 +67,11 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS) -> dict[str,
                 "maxTokens": NEW_TOKENS,
                 "engineArgs": {"max-num-seqs": GENERATION_SEQUENCES, "kv-cache-memory-bytes": KV_CACHE_BYTES},
             },
-            "trainer": {"promptsPerStep": PROMPTS_PER_STEP, "learningRate": LEARNING_RATE},
+            "trainer": {
+                "promptsPerStep": PROMPTS_PER_STEP,
+                "learningRate": LEARNING_RATE,
+                "tokensPerMicroBatch": TOKENS_PER_MICRO_BATCH,
+            },
             "duration": {"windows": windows},
         },
     }

@@ -1,0 +1,41 @@
+"""The arithmetic of docs/scaling.md."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench.scaling import DEMO, H100, SEVEN_B, TWO_CORES, limit_of_rollouts, window
+
+
+def test_more_ranks_and_rollouts_divide_what_they_compute_and_nothing_else():
+    one, four = window(SEVEN_B, H100), window(replace(SEVEN_B, ranks=32, rollouts=32), H100)
+
+    assert four.train == pytest.approx(one.train / 4)
+    assert four.generate == pytest.approx(one.generate / 4)
+    assert four.publish == one.publish
+    assert four.activate > one.activate
+
+
+def test_a_checkpoint_costs_only_what_generation_does_not_hide():
+    hidden = window(replace(SEVEN_B, ranks=1, rollouts=1), H100)
+    shown = window(replace(SEVEN_B, prompts=16, ranks=1, rollouts=1), H100)
+
+    assert hidden.checkpoint < hidden.generate
+    assert hidden.total == pytest.approx(hidden.publish + hidden.activate + hidden.generate + hidden.reference + hidden.train)
+    assert shown.total == pytest.approx(shown.publish + shown.activate + shown.checkpoint + shown.reference + shown.train)
+
+
+def test_longer_windows_dilute_their_boundary():
+    long = replace(SEVEN_B, prompts=8 * SEVEN_B.prompts, steps=8 * SEVEN_B.steps)
+
+    assert window(long, H100).outside < window(SEVEN_B, H100).outside / 3
+
+
+def test_a_volume_that_scales_with_its_readers_takes_the_limit_away():
+    wide = replace(H100, volume_read=1e15)
+
+    assert limit_of_rollouts(SEVEN_B, H100) < limit_of_rollouts(SEVEN_B, wide)
+
+
+def test_two_cores_spend_most_of_a_window_on_work():
+    assert window(DEMO, TWO_CORES).outside < 0.2
