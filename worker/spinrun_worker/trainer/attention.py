@@ -167,8 +167,8 @@ def _attend_together(
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None) -> Tensor:
-    """[P, H, L, D] attention. On a CPU as two batched products: with their backward pass they take half the time of the fused kernel
-    where sequences are short, and up to SHORT tokens the weights that they keep are few."""
+    """[P, H, L, D] attention. On a CPU as two batched products: with their backward pass they take half the time of the fused
+    kernel where sequences are short, and up to SHORT tokens the weights that they keep are few."""
     groups = query.shape[1] // key.shape[1]
     if query.device.type != "cpu":
         # Kernels that take a mask do not take fewer key-value heads than heads.
