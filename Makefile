@@ -102,7 +102,7 @@ prometheus: $(VENV)/.installed ## Get Prometheus and promtool, which test dashbo
 
 .PHONY: bench
 bench: $(VENV)/.installed $(MODEL)/config.json ## Measure the engine beside TRL, vLLM and the bare disk (BENCH_ARGS="--repeats 1" for a look; ten minutes a repeat)
-	$(BIN)/python tests/bench/bench.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
+	$(BIN)/python tests/bench/bench_engine.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
 
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.installed ## Measure train step and windows on a GPU, with random weights in the shapes of Qwen2.5

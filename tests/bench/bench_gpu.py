@@ -22,7 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from bench import bench, workload  # noqa: E402
+from bench import bench_engine, workload  # noqa: E402
 from models import random_pairs, tiny_tokenizer  # noqa: E402
 from spinrun_api.spec import Method, Model, Trainer  # noqa: E402
 from spinrun_worker.trainer.distributed import join_ranks  # noqa: E402
@@ -107,7 +107,7 @@ def windows(model: Path, folder: Path) -> dict[str, float]:
     document["spec"]["model"].pop("dtype")
     document["spec"]["preference"] = {"rule": {"kind": "regex", "pattern": "[a-m]"}}
     document["spec"]["rollout"] |= {"maxTokens": 256, "engineArgs": {}}
-    figures = bench.follow(document, folder)
+    figures = bench_engine.follow(document, folder)
     phases = figures["phases"][-1]
     return {
         "completion_tokens_per_second": figures["completion_tokens_per_second"],

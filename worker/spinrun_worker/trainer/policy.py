@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -25,6 +24,7 @@ from spinrun_api.spec import Model
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
+from spinrun_worker.trainer.conversion import call_converted, convert_linears
 from spinrun_worker.trainer.logprobs import at_least_fp32, logit_transform, sum_by_completion, token_logprobs
 from spinrun_worker.trainer.packing import MicroBatch, pack
 
@@ -55,9 +55,7 @@ class Policy(nn.Module):
         Raises UnsupportedModelError when a pair is longer than the model's positions can be packed.
         """
         if not isinstance(self, FSDPModule) and self.arithmetic_dtype != next(self.parameters()).dtype:
-            # Autograd brings the gradients back to the weights, in their own type.
-            converted = {name: parameter.to(self.compute_dtype) for name, parameter in self.named_parameters()}
-            return cast(Tensor, functional_call(self, converted, (micro,)))
+            return call_converted(self, self.arithmetic_dtype, micro)
         self._check_length(micro.layout)
         decoder, head = self.model.get_decoder(), cast(nn.Module, self.model.get_output_embeddings())
         output = decoder(
@@ -259,6 +257,7 @@ def shard_policy(
     if mesh.size() == 1 and (compute_dtype == master_dtype or (mesh.device_type == "cpu" and not activation_checkpointing)):
         # Nothing to cut: FSDP would only copy every weight and gradient, for each micro-batch. It converts layer by layer; on a
         # GPU, whose memory is dear, and where layers are recomputed, that is worth the copies.
+        convert_linears(policy)
         return policy.to(mesh.device_type)
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for module in (*policy.decoder_layers(), policy):
