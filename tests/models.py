@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from spinrun_worker.records import Pair
 
@@ -47,6 +47,19 @@ def tiny_llama(
         model = LlamaForCausalLM(config).to(dtype)
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def tiny_classifier(directory: Path, *, seed: int = 0) -> Path:
+    """A random Llama with a number in place of words, which differs by what it reads; else as `tiny_llama`."""
+    tiny_llama(directory, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForSequenceClassification.from_pretrained(directory, num_labels=1)
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.data *= 20
+        model.score.weight.data *= 20
+    model.save_pretrained(directory)
     return directory
 
 

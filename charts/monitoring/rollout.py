@@ -1,11 +1,14 @@
-"""The dashboard of a run's rollouts: how fast do they sample, and how long does a new version take?"""
+"""The dashboard of a run's rollouts and scorers: how fast do they answer, and how long does a new version take?"""
 
 from monitoring.panels import TOKENS, AnyPanel, Query, Row, curves, figure, page, quantiles, rate, share, stacked, variable
 
-RUN = 'namespace="$namespace", spinrun_dev_run="$run"'
+SCORERS = 'namespace="$namespace", spinrun_dev_run="$run"'
+# Scorers have a vLLM and an agent too.
+RUN = f'{SCORERS}, app_kubernetes_io_component!="scorer"'
 EMPTY = "no rollout runs, or Prometheus does not collect from it"
 NO_SWITCH = "no version was switched to in this time"
 NO_VLLM = "no vLLM answers its agent"
+NO_SCORER = "the run serves no model of its preference, or has not asked it yet"
 
 
 def rollout_dashboard() -> str:
@@ -13,7 +16,7 @@ def rollout_dashboard() -> str:
     return page(
         "spinrun-rollout",
         "SpinRun / Rollout",
-        "The rollouts of one run: sampling, changes of version, and vLLM within.",
+        "The rollouts of one run: sampling, changes of version, and vLLM within; and its scorers, where it has any.",
         [
             variable("namespace", "Namespace", "label_values(spinrun_rollout_version, namespace)"),
             variable("run", "Run", 'label_values(spinrun_rollout_version{namespace="$namespace"}, spinrun_dev_run)'),
@@ -24,6 +27,7 @@ def rollout_dashboard() -> str:
             Row("Changes of version", 3, _versions()),
             Row("vLLM", 3, _vllm()),
             Row("Agents", 2, _agents()),
+            Row("Scorers", 2, _scorers()),
         ],
     )
 
@@ -201,5 +205,24 @@ def _agents() -> list[AnyPanel]:
             "Cores that the agents' processes use.",
             Query(_rate("process_cpu_seconds_total", "pod"), "{{pod}}"),
             empty=EMPTY,
+        ),
+    ]
+
+
+def _scorers() -> list[AnyPanel]:
+    return [
+        stacked(
+            "Requests for numbers",
+            "suffix: requests/s",
+            "By HTTP status. 503: vLLM starts, or starts again; 401: somebody without the run's token.",
+            Query(rate("spinrun_scorer_request_seconds_count", SCORERS, "status"), "{{status}}"),
+            empty=NO_SCORER,
+        ),
+        curves(
+            "Duration of a request for numbers",
+            "s",
+            "Of one answer, or of up to 32 texts.",
+            *quantiles("spinrun_scorer_request_seconds", SCORERS),
+            empty=NO_SCORER,
         ),
     ]

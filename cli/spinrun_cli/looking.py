@@ -60,6 +60,7 @@ class Role(StrEnum):
     TRAINER = "trainer"
     AGENT = "agent"
     VLLM = "vllm"
+    SCORER = "scorer"
 
 
 def logs(

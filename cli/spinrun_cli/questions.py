@@ -8,7 +8,7 @@ class LogsQuestion:
     """Which logs to print, and how."""
 
     role: str | None
-    """trainer, agent or vllm; None: all."""
+    """trainer, agent or vllm, or scorer for all of its pods; None: all."""
     rank: int | None
     """Rank of the trainer whose process is meant; None: all."""
     pod: str | None

@@ -32,6 +32,7 @@ COLUMNS = (
     ("Attempt", "integer", ".status.attempt", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Loss", "number", ".status.metrics.loss", 1),
+    ("Scorers", "integer", ".status.scorers.ready", 1),
     ("Samples/s", "number", ".status.metrics.samplesPerSecond", 1),
     ("ETA", "string", ".status.eta", 1),
 )

@@ -1,4 +1,4 @@
-"""How the three processes of a run are started: one place for the operator's pods and for `spinrun local`.
+"""How the processes of a run are started: one place for the operator's pods and for `spinrun local`.
 
 Pure functions from a run to a command line and an environment; they start nothing.
 """
@@ -18,6 +18,8 @@ ROLLOUTS = "SPINRUN_ROLLOUTS"
 """Comma-separated agent URLs; dns+http://HOST:PORT stands for every address that HOST resolves to."""
 TERMINATION_LOG = "SPINRUN_TERMINATION_LOG"
 """File for the trainer's last words."""
+SCORERS = "SPINRUN_SCORERS"
+"""Comma-separated URLs of the servers of the preference's model, where the run serves it itself."""
 PREFERENCE_KEY = "SPINRUN_PREFERENCE_KEY"
 """Key of the preference's endpoint, where its secretRef asks for one. Only the trainer has it."""
 
@@ -46,6 +48,8 @@ CPU_SERVER = "spinrun_worker.rollout.vllm_cpu"
 
 CPU_CACHE_BYTES = 1 << 30
 
+Arguments = dict[str, str | int | float | bool]
+
 
 @dataclass(frozen=True)
 class Process:
@@ -55,13 +59,22 @@ class Process:
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM_PORT, threads: int | None = None) -> Process:
+def vllm(
+    run: SpinRun,
+    *,
+    accelerator: Accelerator,
+    dtype: str,
+    port: int = VLLM_PORT,
+    threads: int | None = None,
+    memory_share: float | None = None,
+) -> Process:
     """vLLM's OpenAI server, on the loopback interface only: its development endpoints load weights.
 
     dtype: vLLM's arithmetic, resolved (never auto on a CPU). threads: of OpenMP, on CPUs; None: as many as there are cores.
+    memory_share: of a GPU's memory; None: vLLM's own choice.
     """
     rollout, model = run.spec.rollout, run.spec.model
-    arguments: dict[str, str | int | float | bool] = {
+    arguments: Arguments = {
         "model": model.source,
         "served-model-name": SERVED_MODEL,
         "host": "127.0.0.1",
@@ -81,22 +94,75 @@ def vllm(run: SpinRun, *, accelerator: Accelerator, dtype: str, port: int = VLLM
         arguments["tokenizer"] = model.tokenizer
     if model.trust_remote_code:
         arguments["trust-remote-code"] = True
-    environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    if accelerator == "cpu":
+        arguments |= {"max-num-seqs": 256, "worker-cls": CPU_WORKER}
+    return _server(
+        arguments, rollout.engine_args, environment, accelerator=accelerator, threads=threads, memory_share=memory_share
+    )
+
+
+def scorer(
+    run: SpinRun,
+    *,
+    accelerator: Accelerator,
+    dtype: str,
+    port: int = VLLM_PORT,
+    threads: int | None = None,
+    memory_share: float | None = None,
+) -> Process:
+    """vLLM's server of the preference's own model, on the loopback interface only: it asks nobody for a token.
+
+    dtype, threads, memory_share: as for `vllm`.
+    """
+    model, scorers = run.spec.preference.own_model, run.spec.scorers
+    assert model is not None, "only a run with a model of its own has scorers"
+    assert scorers is not None, "the same"
+    arguments: Arguments = {
+        "model": model.served_name,
+        "runner": "pooling",
+        # Of a model that is no classifier vLLM would make one of embeddings, and score texts by how alike they are.
+        "pooler-config": '{"task": "classify"}',
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": dtype,
+        # What fits into the memory, if that is less than the model can read.
+        "max-model-len": "auto",
+        "tensor-parallel-size": scorers.tensor_parallel_size,
+        "disable-uvicorn-access-log": True,
+    }
+    if model.revision:
+        arguments["revision"] = model.revision
+    return _server(arguments, scorers.engine_args, {}, accelerator=accelerator, threads=threads, memory_share=memory_share)
+
+
+def _server(
+    arguments: Arguments,
+    engine_args: Mapping[str, str | int],
+    environment: dict[str, str],
+    *,
+    accelerator: Accelerator,
+    threads: int | None,
+    memory_share: float | None,
+) -> Process:
+    """A vLLM server with what every one of ours is given. engine_args: the user's, which win."""
+    environment = environment | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if accelerator == "cpu":
         # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
         # prompt's samples would pay for the prompt again. 32 is the smallest that starts.
-        arguments |= {"block-size": 32, "max-num-seqs": 256, "enforce-eager": True, "worker-cls": CPU_WORKER}
-        arguments |= {"kv-cache-memory-bytes": CPU_CACHE_BYTES}
+        arguments = arguments | {"block-size": 32, "enforce-eager": True, "kv-cache-memory-bytes": CPU_CACHE_BYTES}
         environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-        if rollout.tensor_parallel_size == 1:
+        if arguments["tensor-parallel-size"] == 1:
             arguments["distributed-executor-backend"] = ONE_PROCESS_EXECUTOR
             environment |= {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
-    arguments |= rollout.engine_args
-    server = CPU_SERVER if arguments.get("distributed-executor-backend") == ONE_PROCESS_EXECUTOR else VLLM_SERVER
-    return Process([PYTHON, "-m", server, *_flags(arguments)], environment)
+    if memory_share is not None:
+        arguments = arguments | {"gpu-memory-utilization": memory_share}
+    arguments = {**arguments, **engine_args}
+    module = CPU_SERVER if arguments.get("distributed-executor-backend") == ONE_PROCESS_EXECUTOR else VLLM_SERVER
+    return Process([PYTHON, "-m", module, *_flags(arguments)], environment)
 
 
-def _flags(arguments: Mapping[str, str | int | float | bool]) -> list[str]:
+def _flags(arguments: Arguments) -> list[str]:
     """--name value for each; true is a bare flag, false leaves it out. Text may say so too."""
     flags: list[str] = []
     for name, value in arguments.items():
@@ -116,6 +182,12 @@ def agent(
     """
     command = [PYTHON, "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
     command += ["--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
+    return Process(command + (["--host", host] if host else []))
+
+
+def scorer_agent(*, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = "") -> Process:
+    """The agent beside a scorer's vLLM, which lets in who has the run's token. host: address to listen on; empty: all."""
+    command = [PYTHON, "-m", "spinrun_worker.scorer", "--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
     return Process(command + (["--host", host] if host else []))
 
 

@@ -32,6 +32,7 @@ def _number_or_text(value: object) -> object:
 
 
 EngineArgument = Annotated[int | str, BeforeValidator(_number_or_text)]
+EngineArgs = dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)], EngineArgument]
 
 
 class Model(ApiModel):
@@ -418,12 +419,6 @@ class SecretKey(ApiModel):
 class Endpoint(ApiModel):
     """A server that is asked over HTTP."""
 
-    url: BaseUrl
-    """Where it is."""
-
-    model: Text
-    """Name under which it serves the model."""
-
     secret_ref: SecretKey | None = None
     """The Secret with the key that is sent as a bearer token. `spinrun local` takes the key from the environment variable
     SPINRUN_PREFERENCE_KEY instead. Absent: no key is sent."""
@@ -463,6 +458,9 @@ class Judge(Endpoint):
     url: BaseUrl
     """Where an OpenAI-compatible API begins, such as https://api.openai.com/v1; /chat/completions is added to it."""
 
+    model: Text
+    """Name under which it serves the model."""
+
     template: LongText = JUDGE_TEMPLATE
     """What the judge is asked: text with {prompt}, {first} and {second} in it. The last line of its reply must name 1 or 2,
     and not both."""
@@ -483,11 +481,51 @@ class Judge(Endpoint):
         return all(name in self.template for name in ("{prompt}", "{first}", "{second}"))
 
 
-class RewardModel(Endpoint):
-    """A model that gives an answer a number: a sequence classifier with one class, served by vLLM."""
+class ScoringModel(Endpoint):
+    """A sequence classifier with one class: the run serves it itself from its source, or a vLLM elsewhere does."""
 
-    url: BaseUrl
-    """Where a vLLM with --runner pooling is, such as http://reward-model:8000; /classify is added to it."""
+    source: Text | None = None
+    """A Hub id, or the absolute path of a Hugging Face folder on the ledger volume or in the image: the run serves this model
+    itself, as the block `scorer` says. In place of url."""
+
+    revision: Text | None = None
+    """Branch, tag or commit of a Hub model in source. Absent: the Hub's default branch. Name a commit for a run that can be
+    repeated."""
+
+    url: BaseUrl | None = None
+    """Where a vLLM with --runner pooling is, such as http://scores:8000; /classify for a reward model and /score for a ranker are
+    added to it. In place of source."""
+
+    model: Text | None = None
+    """Name under which the server at url has the model."""
+
+    @rule(cel="has(self.source) != has(self.url)", message="exactly one of source and url must be set")
+    def _source_or_url(self) -> bool:
+        return (self.source is None) != (self.url is None)
+
+    @rule(
+        cel="has(self.url) ? has(self.model) : !(has(self.model) || has(self.secretRef))",
+        message="url needs model, and model and secretRef are for url alone: add model, or remove both",
+    )
+    def _server_elsewhere_is_described(self) -> bool:
+        if self.url is not None:
+            return self.model is not None
+        return self.model is None and self.secret_ref is None
+
+    @rule(cel="!has(self.revision) || has(self.source)", message="revision is for source: remove it or set source")
+    def _revision_is_of_the_source(self) -> bool:
+        return self.revision is None or self.source is not None
+
+    @property
+    def served_name(self) -> str:
+        """Name under which the server has the model."""
+        name = self.model or self.source
+        assert name is not None, "the rules say so"
+        return name
+
+
+class RewardModel(ScoringModel):
+    """A model that gives an answer a number: a sequence classifier with one class, served by vLLM."""
 
     template: LongText | None = None
     """Text with {prompt} and {answer} in it that the model is shown, many of them in a request. Absent: the two as a
@@ -501,11 +539,8 @@ class RewardModel(Endpoint):
         return self.template is None or all(name in self.template for name in ("{prompt}", "{answer}"))
 
 
-class Ranker(Endpoint):
+class Ranker(ScoringModel):
     """A model that gives two answers to a prompt a number, the larger the better the first: a cross-encoder, served by vLLM."""
-
-    url: BaseUrl
-    """Where a vLLM with --runner pooling is, such as http://ranker:8000; /score is added to it."""
 
     first_template: LongText = "{prompt}\n\n{answer}"
     """The first of the two texts that the model compares, with {prompt} and the first {answer} in it."""
@@ -570,6 +605,12 @@ class Preference(ApiModel):
         return self.judge or self.reward_model or self.ranker
 
     @property
+    def own_model(self) -> ScoringModel | None:
+        """The model that the run serves itself; None when it serves none."""
+        model = self.reward_model or self.ranker
+        return model if model is not None and model.source is not None else None
+
+    @property
     def max_comparisons(self) -> int | None:
         """Most comparisons of a prompt's answers; None where they are not compared."""
         comparing = self.judge or self.ranker
@@ -613,12 +654,35 @@ class Rollout(ApiModel):
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model inside a rollout."""
 
-    engine_args: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)], EngineArgument] = Field(
-        default_factory=dict, max_length=64
-    )
+    engine_args: EngineArgs = Field(default_factory=dict, max_length=64)
     """Further vLLM server arguments by their long names without dashes in front, such as max-num-seqs: 256, or
     gpu-memory-utilization: "0.85". "true" is a flag without a value, "false" leaves out a flag that SpinRun sets. They win
     over SpinRun's own choices."""
+
+    image: Text | None = None
+    """Image of the vLLM container. Absent: the operator's default."""
+
+    template: PodTemplate = Field(default_factory=dict)
+    """Pod template merged over the operator's by name: resources, nodeSelector, tolerations, labels, volumes. The containers
+    are `vllm` and `agent`."""
+
+
+class Scorer(ApiModel):
+    """The vLLM servers of the preference's model, where that has a source."""
+
+    replicas: int = Field(default=1, ge=1, le=1000)
+    """Number of vLLM servers, among which requests are divided. May be changed while the run goes on."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of vLLM's arithmetic. auto: on GPUs vLLM's choice by how the source stores its weights; on CPUs that of the
+    rollouts."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
+    """GPUs that share one copy of the model."""
+
+    engine_args: EngineArgs = Field(default_factory=dict, max_length=64)
+    """Further vLLM server arguments, in the form of those of `rollout`, such as max-model-len: 4096. They win over SpinRun's own
+    choices."""
 
     image: Text | None = None
     """Image of the vLLM container. Absent: the operator's default."""
@@ -810,6 +874,9 @@ class SpinRunSpec(ApiModel):
     rollout: Rollout = Field(default_factory=Rollout)
     """The vLLM servers that answer prompts."""
 
+    scorer: Scorer | None = None
+    """The vLLM servers of the preference's model, where that has a source. Absent: one server, and the defaults."""
+
     trainer: Trainer = Field(default_factory=Trainer)
     """The FSDP job that trains: pods with the same number of ranks in each."""
 
@@ -853,6 +920,14 @@ class SpinRunSpec(ApiModel):
         return (self.method.name == "spin") == (self.preference.ground_truth is not None)
 
     @rule(
+        cel="!has(self.scorer) || (has(self.preference.rewardModel) && has(self.preference.rewardModel.source))"
+        " || (has(self.preference.ranker) && has(self.preference.ranker.source))",
+        message="the block scorer is for a reward model or a ranker with a source: remove it or set source in place of url",
+    )
+    def _scorer_has_a_model(self) -> bool:
+        return self.scorer is None or self.preference.own_model is not None
+
+    @rule(
         cel="self.method.name == 'spin' || self.method.advantage == 'batch' || self.rollout.samplesPerPrompt >= 2",
         message="a prompt's own answers are compared with each other: rollout.samplesPerPrompt must be at least 2",
     )
@@ -871,3 +946,8 @@ class SpinRunSpec(ApiModel):
     def _each_answer_is_compared(self) -> bool:
         most = self.preference.max_comparisons
         return most is None or 2 <= self.rollout.samples_per_prompt <= most
+
+    @property
+    def scorers(self) -> Scorer | None:
+        """How the run serves its preference's model; None when it serves none."""
+        return (self.scorer or Scorer()) if self.preference.own_model is not None else None

@@ -50,6 +50,16 @@ class RolloutStatus(StatusModel):
     """Version that the ready rollouts serve."""
 
 
+class ScorerStatus(StatusModel):
+    """The scorers as one group."""
+
+    ready: int = 0
+    """Scorers that answer."""
+
+    desired: int = 0
+    """Scorers asked for."""
+
+
 class Metrics(StatusModel):
     """The newest figures of the run."""
 
@@ -130,6 +140,9 @@ class SpinRunStatus(StatusModel):
 
     rollouts: RolloutStatus | None = None
     """The rollouts as one group."""
+
+    scorers: ScorerStatus | None = None
+    """The scorers as one group. Absent: the run serves no model of its preference."""
 
     metrics: Metrics | None = None
     """The newest figures."""

@@ -21,6 +21,7 @@ REVISION_ANNOTATION = "spinrun.dev/revision"
 
 TRAINER = "trainer"
 ROLLOUT = "rollout"
+SCORER = "scorer"
 
 Json = dict[str, Any]
 
@@ -38,6 +39,11 @@ def namespace(run: SpinRun) -> str:
 def rollout_name(run: SpinRun) -> str:
     """The rollouts' StatefulSet, their headless Service, and their NetworkPolicy."""
     return f"{run.metadata.name}-rollout"
+
+
+def scorer_name(run: SpinRun) -> str:
+    """The scorers' StatefulSet, their headless Service, and their NetworkPolicy."""
+    return f"{run.metadata.name}-scorer"
 
 
 def trainer_name(run: SpinRun) -> str:

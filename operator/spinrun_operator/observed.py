@@ -53,7 +53,7 @@ class Observed:
     """Objects with the run's label, pods apart, and those with a child's name that an attempt to make it found."""
 
     pods: tuple[Json, ...] = ()
-    """Pods of trainer and rollouts."""
+    """Pods of trainer, rollouts and scorers."""
 
     refusals: tuple[Refusal, ...] = ()
     """What the last attempt to apply the children met."""
@@ -80,7 +80,7 @@ class Observed:
         return (job for (kind, _), job in self.children.items() if kind == "Job" and names.belongs_to(run, job))
 
     def component_pods(self, component: str) -> list[Json]:
-        """Pods of trainer or rollouts."""
+        """Pods of trainer, rollouts or scorers."""
         return [pod for pod in self.pods if pod["metadata"].get("labels", {}).get(names.COMPONENT_LABEL) == component]
 
     def attempt_pods(self, attempt: int) -> list[Json]:

@@ -9,15 +9,16 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from spinrun_api.run import SpinRun
-from spinrun_api.status import SpinRunStatus
+from spinrun_api.status import RolloutStatus, ScorerStatus, SpinRunStatus
 from spinrun_operator import names, reasons, times, trouble
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
-from spinrun_operator.children.network_policy import rollout_network_policy, trainer_network_policy
+from spinrun_operator.children.network_policy import rollout_network_policy, scorer_network_policy, trainer_network_policy
 from spinrun_operator.children.pod_monitor import pod_monitor
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.run_config import run_config
+from spinrun_operator.children.scorer_statefulset import scorer_statefulset, without_pods
 from spinrun_operator.children.service_account import service_account
-from spinrun_operator.children.services import rollout_service, trainer_service
+from spinrun_operator.children.services import rollout_service, scorer_service, trainer_service
 from spinrun_operator.children.token_secret import token_secret
 from spinrun_operator.children.trainer_job import trainer_job, trainer_revision
 from spinrun_operator.observed import Observed, has_ended, is_deleted, is_over
@@ -35,7 +36,7 @@ from spinrun_operator.status import (
     current_attempt,
     is_finished,
     with_progress,
-    with_rollouts,
+    with_servers,
 )
 
 Json = dict[str, Any]
@@ -84,7 +85,7 @@ def reconcile(run: SpinRun, observed: Observed, settings: Settings, now: datetim
     before = run.status or SpinRunStatus()
     view = _View(run, observed, settings, now, before)
     status, events = _next_status(view)
-    # What is over stays over: only its rollouts leave.
+    # What is over stays over: only its rollouts and scorers leave.
     return Plan(
         status=status,
         apply=_wanted_children(view, status),
@@ -165,8 +166,20 @@ class _View:
 
     @property
     def ready_rollouts(self) -> int:
-        rollouts = self.observed.own_child(self.run, "StatefulSet", names.rollout_name(self.run))
-        return (rollouts or {}).get("status", {}).get("readyReplicas", 0)
+        return self._ready(names.rollout_name(self.run))
+
+    @property
+    def ready_scorers(self) -> int:
+        return self._ready(names.scorer_name(self.run))
+
+    def _ready(self, name: str) -> int:
+        servers = self.observed.own_child(self.run, "StatefulSet", name)
+        return (servers or {}).get("status", {}).get("readyReplicas", 0)
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether a pod of rollouts or scorers is there."""
+        return bool(self.observed.component_pods(names.ROLLOUT) or self.observed.component_pods(names.SCORER))
 
 
 # --- the status ----------------------------------------------------------------------------------------------------
@@ -178,7 +191,7 @@ def _next_status(view: _View) -> tuple[SpinRunStatus, list[Event]]:
     conditions = Conditions(view.now, view.run.metadata.generation, view.before.conditions)
     events: list[Event] = []
     if is_finished(view.before):
-        return _count_rollouts(view, status), events
+        return _count_servers(view, status), events
     status = with_progress(status, view.observed.progress)
     status = _start(view, status, events)
     verdict = _verdict(view)
@@ -189,12 +202,17 @@ def _next_status(view: _View) -> tuple[SpinRunStatus, list[Event]]:
         _describe_trouble(view, conditions, events)
     else:
         status = _end(view, status, conditions, verdict, events)
-    status = _count_rollouts(view, status)
+    status = _count_servers(view, status)
     return status.model_copy(update={"conditions": conditions.after, "phase": _phase(view, status, conditions)}), events
 
 
-def _count_rollouts(view: _View, status: SpinRunStatus) -> SpinRunStatus:
-    return with_rollouts(status, ready=view.ready_rollouts, desired=_wanted_rollouts(view, status), seen=view.observed.progress)
+def _count_servers(view: _View, status: SpinRunStatus) -> SpinRunStatus:
+    return with_servers(
+        status,
+        rollouts=RolloutStatus(ready=view.ready_rollouts, desired=_wanted_rollouts(view, status)),
+        scorers=ScorerStatus(ready=view.ready_scorers, desired=_wanted_scorers(view, status)) if view.run.spec.scorers else None,
+        seen=view.observed.progress,
+    )
 
 
 def _start(view: _View, status: SpinRunStatus, events: list[Event]) -> SpinRunStatus:
@@ -262,7 +280,7 @@ def _resume_or_suspend(view: _View, status: SpinRunStatus, conditions: Condition
             return status
         paused = suspend.paused_seconds(status.paused_seconds, conditions.get(SUSPENDED), view.now)
         return status.model_copy(update={"paused_seconds": paused})
-    if view.is_trainer_alive or view.observed.component_pods(names.ROLLOUT):
+    if view.is_trainer_alive or view.has_servers:
         conditions.set(SUSPENDED, was_suspended, reasons.SUSPENDING, "the pods end, the trainer's after a checkpoint")
     else:
         conditions.set(SUSPENDED, True, reasons.SUSPENDED, "spec.lifecycle.suspend is true: set it to false to go on")
@@ -306,7 +324,7 @@ def _last_figures(view: _View, status: SpinRunStatus) -> Json:
 
 def _describe(view: _View, status: SpinRunStatus, conditions: Conditions, verdict: failure.Verdict | None) -> None:
     """Ready, Progressing and LedgerUnavailable of a run that goes on."""
-    wanted, ready = view.run.spec.rollout.replicas, view.ready_rollouts
+    scorers = view.run.spec.scorers
     if view.run.spec.lifecycle.suspend:
         _both(conditions, progressing=False, reason=reasons.SUSPENDED, message="spec.lifecycle.suspend is true")
     elif leftover := trouble.waits_for_cleanup(view.observed):
@@ -315,10 +333,13 @@ def _describe(view: _View, status: SpinRunStatus, conditions: Conditions, verdic
         _both(conditions, progressing=True, reason=reasons.RESTARTING, message=_restart_message(status, conditions, verdict))
     elif status.attempt_start_time is None:
         _both(conditions, progressing=True, reason=reasons.PENDING, message="the trainer has not started yet")
-    elif ready < wanted:
+    elif view.ready_rollouts < view.run.spec.rollout.replicas:
         _both(conditions, progressing=True, reason=reasons.STARTING, message="not all rollouts are ready")
+    elif scorers is not None and view.ready_scorers < scorers.replicas:
+        _both(conditions, progressing=True, reason=reasons.STARTING, message="not all scorers are ready")
     else:
-        conditions.set(READY, True, reasons.RUNNING, "the trainer runs and all rollouts are ready")
+        servers = "all rollouts are ready" if scorers is None else "all rollouts and scorers are ready"
+        conditions.set(READY, True, reasons.RUNNING, f"the trainer runs and {servers}")
         conditions.set(PROGRESSING, True, reasons.RUNNING, f"attempt {status.attempt} of the trainer runs")
     _describe_ledger(view, conditions, verdict)
 
@@ -384,8 +405,17 @@ def _phase(view: _View, status: SpinRunStatus, conditions: Conditions) -> str:
 
 
 def _wanted_rollouts(view: _View, status: SpinRunStatus) -> int:
+    return _wanted_servers(view, status, view.run.spec.rollout.replicas)
+
+
+def _wanted_scorers(view: _View, status: SpinRunStatus) -> int:
+    scorers = view.run.spec.scorers
+    return _wanted_servers(view, status, scorers.replicas) if scorers is not None else 0
+
+
+def _wanted_servers(view: _View, status: SpinRunStatus, replicas: int) -> int:
     over = is_finished(view.before) or status.completion_time is not None
-    return suspend.wanted_rollouts(view.run.spec, over=over, trainer_alive=view.is_trainer_alive)
+    return suspend.wanted_servers(view.run.spec, replicas, over=over, trainer_alive=view.is_trainer_alive)
 
 
 def _wanted_children(view: _View, status: SpinRunStatus) -> list[Json]:
@@ -407,9 +437,20 @@ def _wanted_children(view: _View, status: SpinRunStatus) -> list[Json]:
     if view.observed.has_pod_monitors and settings.pod_monitor:
         children.append(pod_monitor(run))
     children.append(rollout_statefulset(run, settings, replicas=_wanted_rollouts(view, status)))
+    children += _scorer_children(view, status)
     if _may_start_trainer(view, status):
         children.append(trainer_job(run, settings, attempt=current_attempt(status)))
     return children
+
+
+def _scorer_children(view: _View, status: SpinRunStatus) -> list[Json]:
+    run, settings = view.run, view.settings
+    if run.spec.scorers is not None:
+        statefulset = scorer_statefulset(run, settings, replicas=_wanted_scorers(view, status))
+        return [scorer_service(run), scorer_network_policy(run, settings), statefulset]
+    # Before its first start a run may still be given another preference.
+    left = view.observed.own_child(run, "StatefulSet", names.scorer_name(run))
+    return [] if left is None else [without_pods(run, left)]
 
 
 def _may_start_trainer(view: _View, status: SpinRunStatus) -> bool:

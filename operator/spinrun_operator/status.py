@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from spinrun_api.documents import InvalidDocumentError
-from spinrun_api.status import Condition, Metrics, RolloutStatus, SpinRunStatus
+from spinrun_api.status import Condition, Metrics, RolloutStatus, ScorerStatus, SpinRunStatus
 from spinrun_operator import reasons, times
 from spinrun_operator.observed import TrainerProgress
 
@@ -108,10 +108,12 @@ def with_progress(status: SpinRunStatus, seen: TrainerProgress | None) -> SpinRu
     )
 
 
-def with_rollouts(status: SpinRunStatus, *, ready: int, desired: int, seen: TrainerProgress | None) -> SpinRunStatus:
-    """The status with the rollouts as a group."""
-    version = seen.progress.rollouts.version if seen is not None and ready else None
-    return status.model_copy(update={"rollouts": RolloutStatus(ready=ready, desired=desired, version=version)})
+def with_servers(
+    status: SpinRunStatus, *, rollouts: RolloutStatus, scorers: ScorerStatus | None, seen: TrainerProgress | None
+) -> SpinRunStatus:
+    """The status with rollouts and scorers, each as a group. seen: tells which version the rollouts serve."""
+    version = seen.progress.rollouts.version if seen is not None and rollouts.ready else None
+    return status.model_copy(update={"rollouts": rollouts.model_copy(update={"version": version}), "scorers": scorers})
 
 
 def _rounded(metrics: Metrics) -> Metrics:

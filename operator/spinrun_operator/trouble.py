@@ -1,5 +1,6 @@
 """What stands in a run's way that its spec cannot show: the reason of the condition Degraded, and what to do about it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,8 @@ Json = dict[str, Any]
 
 PATIENCE_SECONDS = 5
 """What is not ready after so long is looked at closely."""
+LONGEST_LINE = 300
+"""Characters of a container's log that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,14 @@ def _pod_troubles(run: SpinRun, pod: Json, patience: Patience) -> Iterator[tuple
 
 
 def _last_end(container: Json) -> str:
+    """How the container ended, and the last line of what it said."""
     end = container.get("lastState", {}).get("terminated", {})
-    return f" ({end.get('reason')}, exit code {end.get('exitCode')})" if end else ""
+    if not end:
+        return ""
+    lines = end.get("message", "").strip().splitlines()
+    # vLLM begins its lines with a process id, another one in each life.
+    last = re.sub(r"^\(\w+ pid=\d+\)\s*", "", lines[-1])[:LONGEST_LINE] if lines else ""
+    return f" ({end.get('reason')}, exit code {end.get('exitCode')})" + (f": {last}" if last else "")
 
 
 def puzzling(run: SpinRun, observed: Observed, now: datetime) -> list[Json]:
@@ -113,9 +122,10 @@ def _has_no_node(document: Json) -> bool:
 
 def unsettled(run: SpinRun, observed: Observed) -> Iterator[Json]:
     """Children that are not yet as they should be."""
-    rollouts = observed.own_child(run, "StatefulSet", names.rollout_name(run))
-    if rollouts is not None and len(observed.component_pods(names.ROLLOUT)) < rollouts["spec"].get("replicas", 1):
-        yield rollouts
+    for component, name in ((names.ROLLOUT, names.rollout_name(run)), (names.SCORER, names.scorer_name(run))):
+        servers = observed.own_child(run, "StatefulSet", name)
+        if servers is not None and len(observed.component_pods(component)) < servers["spec"].get("replicas", 1):
+            yield servers
     for job in observed.own_jobs(run):
         wanted = job["spec"].get("parallelism", 1)
         is_active = not is_deleted(job) and not any(

@@ -1,16 +1,21 @@
 """Preferences from a real vLLM: what judge, reward model and ranker make of it is what the models compute."""
 
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from engines import ServerProcess, VllmServer, tiny_run
-from models import tiny_llama
+from models import tiny_classifier, tiny_llama
 from ports import free_port
-from spinrun_api.processes import PYTHON, VLLM_SERVER, Process
+from rollouts import TOKEN
+from spinrun_api import processes
+from spinrun_api.documents import parse_run
+from spinrun_api.run import SpinRun
 from spinrun_api.spec import Judge, Preference
 from spinrun_api.wire import Sample
 from spinrun_worker.records import PromptRecord
@@ -99,36 +104,43 @@ def test_win_rates_are_the_probabilities_of_the_model_averaged_over_both_orders(
 
 @pytest.fixture(scope="module")
 def classifier_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with a number in place of words, which differs by what it reads."""
-    base = tiny_llama(tmp_path_factory.mktemp("classifier") / "base", seed=5)
-    folder = base.with_name("model")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-        for layer in model.model.layers:
-            layer.self_attn.v_proj.weight.data *= 20
-        model.score.weight.data *= 20
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return folder
+    return tiny_classifier(tmp_path_factory.mktemp("classifier") / "model", seed=5)
+
+
+def run_with_scorers(preference: dict[str, object], **scorer: object) -> SpinRun:
+    document = tiny_run(Path("/models/policy")).to_document()
+    document["spec"] |= {"preference": preference, "scorer": scorer}
+    return parse_run(document)
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """A vLLM as the run starts it for its classifier, and the agent that stands in front of it in pods."""
+
+    vllm: ServerProcess
+    agent: ServerProcess
+    environment: dict[str, str]
+    """What the trainer is told of them."""
 
 
 @pytest.fixture(scope="module")
-def classifier(classifier_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
-    port = free_port()
-    arguments = ["--model", str(classifier_model), "--served-model-name", "stern", "--runner", "pooling"]
-    arguments += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128", "--enforce-eager"]
-    process = Process(
-        [PYTHON, "-m", VLLM_SERVER, *arguments], {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    )
-    log = tmp_path_factory.mktemp("classifier-vllm") / "log"
-    server = ServerProcess(process, port=port, health="/health", log=log, environment={"HF_HUB_OFFLINE": "1"})
-    server.start()
+def scorers(classifier_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Scorers]:
+    folder, ports = tmp_path_factory.mktemp("scorer"), (free_port(), free_port())
+    (folder / "token").write_text(TOKEN)
+    run = run_with_scorers({"ranker": {"source": str(classifier_model)}})
+    process = processes.scorer(run, accelerator="cpu", dtype="float32", port=ports[0])
+    environment = {"HF_HUB_OFFLINE": "1", processes.TOKEN_FILE: str(folder / "token")}
+    vllm = ServerProcess(process, port=ports[0], health="/health", log=folder / "vllm.log", environment=environment)
+    process = processes.scorer_agent(port=ports[1], vllm_port=ports[0], host="127.0.0.1")
+    agent = ServerProcess(process, port=ports[1], health="/readyz", log=folder / "agent.log", environment=environment)
+    vllm.start()
+    agent.start()
     try:
-        server.wait_until_up()
-        yield server
+        agent.wait_until_up()
+        yield Scorers(vllm, agent, environment | {processes.SCORERS: agent.url})
     finally:
-        server.stop()
+        agent.stop()
+        vllm.stop()
 
 
 def number(folder: Path, token_ids: list[int]) -> float:
@@ -138,8 +150,13 @@ def number(folder: Path, token_ids: list[int]) -> float:
         return model(torch.tensor([token_ids])).logits[0, 0].item()
 
 
-def score_of(preference: dict[str, object], prompt: str, *texts: str) -> tuple[float | None, ...]:
-    scorer = build_scorer(Preference.model_validate(preference), on_trouble=lambda _: None, stop=lambda: False)
+def score_of(preference: dict[str, object], scorers: Scorers, prompt: str, *texts: str) -> tuple[float | None, ...]:
+    scorer = build_scorer(
+        Preference.model_validate(preference),
+        on_trouble=lambda _: None,
+        stop=lambda: False,
+        environment=scorers.environment,
+    )
     group = tuple(Sample(tokens=(index,), text=text, finish_reason="stop") for index, text in enumerate(texts))
     result = scorer.score([(PromptRecord("p", (1,), prompt), group)])
     assert result.messages == []
@@ -149,10 +166,7 @@ def score_of(preference: dict[str, object], prompt: str, *texts: str) -> tuple[f
 TEXTS = ("four", "2 + 2", "nobody knows")
 
 
-def test_rewards_are_the_numbers_of_the_model_for_conversations(
-    classifier: ServerProcess, classifier_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_rewards_are_the_numbers_of_the_model_for_conversations(scorers: Scorers, classifier_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(classifier_model)
 
     def want(text: str) -> float:
@@ -160,28 +174,24 @@ def test_rewards_are_the_numbers_of_the_model_for_conversations(
         return number(classifier_model, tokenizer.apply_chat_template(messages, return_dict=False))
 
     wanted = [want(text) for text in TEXTS]
-    rewards = score_of({"rewardModel": {"url": classifier.url, "model": "stern"}}, "sum?", *TEXTS)
+    rewards = score_of({"rewardModel": {"source": str(classifier_model)}}, scorers, "sum?", *TEXTS)
 
     assert rewards == pytest.approx(wanted, abs=1e-3)
     assert max(wanted) - min(wanted) > 0.01, "the model has no opinion, so that the test shows nothing"
 
 
-def test_rewards_are_the_numbers_of_the_model_for_texts_of_a_template(
-    classifier: ServerProcess, classifier_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_rewards_are_the_numbers_of_the_model_for_texts_of_a_template(scorers: Scorers, classifier_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(classifier_model)
-    block = {"url": classifier.url, "model": "stern", "template": "{prompt} -> {answer}"}
+    block = {"source": str(classifier_model), "template": "{prompt} -> {answer}"}
 
-    rewards = score_of({"rewardModel": block}, "sum?", *TEXTS)
+    rewards = score_of({"rewardModel": block}, scorers, "sum?", *TEXTS)
 
     assert rewards == pytest.approx([number(classifier_model, tokenizer.encode(f"sum? -> {text}")) for text in TEXTS], abs=1e-3)
 
 
 def test_win_rates_of_a_ranker_are_logistic_functions_of_the_scores_of_both_orders(
-    classifier: ServerProcess, classifier_model: Path, monkeypatch: pytest.MonkeyPatch
+    scorers: Scorers, classifier_model: Path
 ) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     tokenizer = AutoTokenizer.from_pretrained(classifier_model)
 
     def first_is_better(one: str, other: str) -> float:
@@ -192,7 +202,44 @@ def test_win_rates_of_a_ranker_are_logistic_functions_of_the_scores_of_both_orde
         return (first_is_better(one, other) + 1 - first_is_better(other, one)) / 2
 
     wanted = [sum(outcome(one, other) for other in TEXTS if other != one) / 2 for one in TEXTS]
-    rates = score_of({"ranker": {"url": classifier.url, "model": "stern"}}, "sum?", *TEXTS)
+    rates = score_of({"ranker": {"source": str(classifier_model)}}, scorers, "sum?", *TEXTS)
 
     assert rates == pytest.approx(wanted, abs=1e-3)
     assert max(wanted) - min(wanted) > 0.01, "the model has no opinion, so that the test shows nothing"
+
+
+def test_a_vllm_elsewhere_is_asked_by_its_url_without_an_agent(
+    scorers: Scorers, classifier_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    elsewhere = {"url": scorers.vllm.url, "model": str(classifier_model), "template": "{prompt} -> {answer}"}
+    own = {"source": str(classifier_model), "template": "{prompt} -> {answer}"}
+
+    rewards = [score_of({"rewardModel": block}, scorers, "sum?", *TEXTS) for block in (elsewhere, own)]
+
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-6)
+
+
+def test_the_agent_lets_nobody_in_without_the_token_and_shows_vllms_metrics(scorers: Scorers, classifier_model: Path) -> None:
+    body = {"model": str(classifier_model), "input": ["a"]}
+    assert httpx.post(f"{scorers.agent.url}/classify", json=body).status_code == 401
+    with_token = httpx.post(f"{scorers.agent.url}/classify", json=body, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert with_token.status_code == 200
+    # Why there is an agent: vLLM's own key guards only what is below /v1.
+    assert httpx.get(f"{scorers.agent.url}/v1/models").status_code == 404
+    assert "vllm:" in httpx.get(f"{scorers.agent.url}/metrics").text
+
+
+def test_a_language_model_is_no_ranker_to_vllm_even_if_it_is_told_otherwise(tmp_path: Path) -> None:
+    # It would make embeddings of it, and score texts by how alike they are: every comparison a draw.
+    writer = tiny_llama(tmp_path / "writer")
+    run = run_with_scorers({"ranker": {"source": str(writer)}})
+    port = free_port()
+    process = processes.scorer(run, accelerator="cpu", dtype="float32", port=port)
+    server = ServerProcess(process, port=port, health="/health", log=tmp_path / "log", environment={"HF_HUB_OFFLINE": "1"})
+    server.start()
+    try:
+        assert server.wait(240) != 0
+    finally:
+        server.stop()
+    assert "Unsupported task: 'classify'" in server.log.read_text()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from models import tiny_llama
+from models import tiny_classifier, tiny_llama
 from spinrun_worker.ledger import read_metrics, verify_tree
 
 pytestmark = pytest.mark.timeout(900)
@@ -24,12 +24,14 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ABOUT_CLUSTERS = {"existing-claim", "kueue", "multi-node", "private-registry", "quickstart", "demo"}
 RECIPES = sorted(path for path in EXAMPLES.glob("*.yaml") if path.stem not in ABOUT_CLUSTERS)
 WINDOWS = 2
+OWN_MODELS = ("rewardModel", "ranker")
+"""Preferences that the run serves itself in every recipe that has one."""
 # About half of a random model's answers have one of these letters in their first characters; none is right.
 RULE: Json = {"kind": "regex", "pattern": "^.{0,3}[a-m]"}
 
 
-def small_form(document: Json, model: Path) -> Json:
-    """The same recipe for a tiny model that answers in eight tokens."""
+def small_form(document: Json, model: Path, classifier: Path) -> Json:
+    """The same recipe for a tiny model that answers in eight tokens, ranked by a rule or by a tiny classifier."""
     spec = copy.deepcopy(document["spec"])
     spec["model"] = {"source": str(model), "dtype": "float32"}
     spec["data"] = {
@@ -37,8 +39,12 @@ def small_form(document: Json, model: Path) -> Json:
         "evaluation": {"source": "arithmetic", "split": "test", "limit": 8},
         "maxPromptTokens": 128,
     }
-    if "rule" in spec["preference"]:
+    (preference,) = spec["preference"]
+    if preference == "rule":
         spec["preference"] = {"rule": RULE}
+    elif preference in OWN_MODELS:
+        spec["preference"][preference]["source"] = str(classifier)
+        spec["scorer"] = {}
     method = spec.setdefault("method", {})
     method["refUpdateFreq"] = 2
     spec["rollout"] = {
@@ -59,10 +65,11 @@ def small_form(document: Json, model: Path) -> Json:
 def test_recipe_trains_two_windows(recipe: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(recipe.read_text())
     preference = document["spec"]["preference"]
-    if not preference.keys() & {"rule", "groundTruth"}:
+    if not preference.keys() & {"rule", "groundTruth", *OWN_MODELS}:
         pytest.skip(f"{recipe.name} asks a model that is served elsewhere")
+    classifier = tiny_classifier(tmp_path / "classifier", seed=5)
     run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(small_form(document, tiny_llama(tmp_path / "model"))))
+    run.write_text(yaml.safe_dump(small_form(document, tiny_llama(tmp_path / "model"), classifier)))
     command = [sys.executable, "-m", "spinrun_cli.main", "local", run, "--output", tmp_path / "run"]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)

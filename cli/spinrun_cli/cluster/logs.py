@@ -111,12 +111,19 @@ def chosen(run: SpinRun, pods: Sequence[Json], question: LogsQuestion) -> list[S
         if node is not None and metadata["labels"].get(INDEX_LABEL) != node:
             continue
         for status in pod.get("status", {}).get("containerStatuses") or _unseen(pod):
-            if question.role not in (None, status["name"]) or (
+            if not _is_of_role(question.role, metadata, status["name"]) or (
                 question.previous and not is_trainer and not status["restartCount"]
             ):
                 continue
             found.append(_source(metadata, status))
     return found
+
+
+def _is_of_role(role: str | None, metadata: Json, container: str) -> bool:
+    """Whether a container of a pod with this metadata is meant."""
+    if role == names.SCORER:
+        return metadata["labels"].get(names.COMPONENT_LABEL) == names.SCORER
+    return role in (None, container)
 
 
 def _source(metadata: Json, status: Json) -> Source:

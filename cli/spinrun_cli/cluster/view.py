@@ -109,6 +109,7 @@ def _facts(run: SpinRun, status: SpinRunStatus, now: datetime) -> list[tuple[str
         ("Accuracy", _accuracy(status)),
         ("Figures", _figures(status)),
         ("Rollouts", _rollouts(status)),
+        ("Scorers", "" if status.scorers is None else f"{status.scorers.ready} of {status.scorers.desired} ready"),
         ("Attempt", _attempt(run, status)),
         ("Started", status.start_time or ""),
         ("Ended", status.completion_time or ""),

@@ -9,7 +9,7 @@ from pathlib import Path
 from spinrun_api.base import ApiModel
 from spinrun_api.processes import PREFERENCE_KEY
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Prompts, SpinRunSpec
+from spinrun_api.spec import Prompts, Scorer, SpinRunSpec
 from spinrun_cli.errors import CommandError, InvalidInputError
 
 DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
@@ -18,6 +18,8 @@ UNUSED = (
     "storage",
     "rollout.image",
     "rollout.template",
+    "scorer.image",
+    "scorer.template",
     "trainer.nodes",
     "trainer.image",
     "trainer.template",
@@ -52,22 +54,38 @@ def check_preference(run: SpinRun) -> None:
 def check_sources(run: SpinRun) -> None:
     """Look for the model, the tokenizer and data files. Raises InvalidInputError naming the first that is not there."""
     model, data = run.spec.model, run.spec.data
-    _check_model(model.source, model.revision)
+    _check_model("spec.model", model.source, model.revision)
     if model.tokenizer is not None and model.tokenizer.startswith("/") and not Path(model.tokenizer).is_dir():
         raise InvalidInputError(f"spec.model.tokenizer: {model.tokenizer} is not a folder: correct the path")
     _check_data("prompts", data.prompts)
     if data.evaluation is not None:
         _check_data("evaluation", data.evaluation)
+    _check_scorer(run)
 
 
-def _check_model(source: str, revision: str | None) -> None:
+def _check_scorer(run: SpinRun) -> None:
+    preference, scorers = run.spec.preference, run.spec.scorers
+    if preference.own_model is None or scorers is None:
+        return
+    from spinrun_worker.errors import ConfigurationError
+    from spinrun_worker.rewards.source import check_source
+
+    block = f"spec.preference.{preference.name}"
+    _check_model(block, preference.own_model.served_name, preference.own_model.revision)
+    try:
+        check_source(block, preference.own_model, scorers.engine_args)
+    except ConfigurationError as error:
+        raise InvalidInputError(str(error)) from error
+
+
+def _check_model(block: str, source: str, revision: str | None) -> None:
     if source.startswith("/"):
         folder = Path(source)
         if not folder.is_dir():
-            raise InvalidInputError(f"spec.model.source: {source} is not a folder: correct the path, or name a Hub model")
+            raise InvalidInputError(f"{block}.source: {source} is not a folder: correct the path, or name a Hub model")
         config = folder / "config.json"
     else:
-        config = _config_of_hub_model(source, revision)
+        config = _config_of_hub_model(block, source, revision)
     try:
         document = json.loads(config.read_text("utf-8"))
         known = isinstance(document, dict) and "model_type" in document
@@ -75,11 +93,11 @@ def _check_model(source: str, revision: str | None) -> None:
         known = False
     if not known:
         raise InvalidInputError(
-            f"spec.model.source: {source} is no Hugging Face model: its config.json is missing or names no model_type"
+            f"{block}.source: {source} is no Hugging Face model: its config.json is missing or names no model_type"
         )
 
 
-def _config_of_hub_model(source: str, revision: str | None) -> Path:
+def _config_of_hub_model(block: str, source: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -87,19 +105,19 @@ def _config_of_hub_model(source: str, revision: str | None) -> Path:
         return Path(hf_hub_download(source, "config.json", revision=revision))
     except HFValidationError as error:
         hint = f"write ./{source} for the folder" if Path(source).exists() else "write ORGANISATION/NAME or an absolute path"
-        raise InvalidInputError(f"spec.model.source: {source} is not the id of a Hub model: {hint}") from error
+        raise InvalidInputError(f"{block}.source: {source} is not the id of a Hub model: {hint}") from error
     except GatedRepoError as error:
         raise InvalidInputError(
-            f"spec.model.source: {source} is gated: accept its licence on the Hub and log in with `hf auth login`"
+            f"{block}.source: {source} is gated: accept its licence on the Hub and log in with `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise InvalidInputError(
-            f"spec.model.source: the Hub has no model {source} that you may read: correct the id, or log in with `hf auth login`"
+            f"{block}.source: the Hub has no model {source} that you may read: correct the id, or log in with `hf auth login`"
         ) from error
     except (EntryNotFoundError, OSError) as error:
         # Also what is raised when the Hub cannot be reached and the cache has no copy.
         raise InvalidInputError(
-            f"spec.model.source: config.json of {source} was found neither in the cache nor on the Hub "
+            f"{block}.source: config.json of {source} was found neither in the cache nor on the Hub "
             f"({str(error).splitlines()[0]}): correct the id, check the network, or name a local folder by an absolute path"
         ) from error
 
@@ -117,9 +135,10 @@ def _check_data(name: str, prompts: Prompts) -> None:
 def unused_fields(run: SpinRun) -> list[str]:
     """The fields that the run sets to something else than their default and that one machine has no use for."""
     spec = run.spec
-    defaults = SpinRunSpec(model=spec.model, data=spec.data, method=spec.method, preference=spec.preference)
+    scorer = Scorer() if spec.scorer is not None else None
+    defaults = SpinRunSpec(model=spec.model, data=spec.data, method=spec.method, preference=spec.preference, scorer=scorer)
     theirs, ours = dict(_values(defaults)), dict(_values(run.spec))
-    return [f"spec.{path}" for path in UNUSED if ours[path] != theirs[path]]
+    return [f"spec.{path}" for path in UNUSED if ours.get(path) != theirs.get(path)]
 
 
 def _values(model: ApiModel, path: str = "") -> Iterator[tuple[str, object]]:

@@ -32,7 +32,7 @@ from spinrun_cli.errors import CommandError, InvalidInputError
 
 NAMESPACE = "local"
 
-CHANGEABLE = (("duration",), ("lifecycle",), ("rollout", "replicas"))
+CHANGEABLE = (("duration",), ("lifecycle",), ("rollout", "replicas"), ("scorer",))
 """Fields of the spec that a resumed run may change."""
 
 
@@ -145,8 +145,8 @@ class RunFolder:
         if differences := changed_fields(present, wanted):
             lines = "\n".join(f"  {line}" for line in differences)
             raise InvalidInputError(
-                f"{self.root} holds a run with another spec; it can go on only as it began, but for duration, lifecycle and "
-                f"rollout.replicas:\n{lines}\nchange these back, or choose another folder with --output"
+                f"{self.root} holds a run with another spec; it can go on only as it began, but for duration, lifecycle, "
+                f"rollout.replicas and scorer:\n{lines}\nchange these back, or choose another folder with --output"
             )
         words = self.last_words()
         if words is not None and words.result == "Complete" and present.spec.duration == wanted.spec.duration:

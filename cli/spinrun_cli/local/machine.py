@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from spinrun_api.processes import PYTHON, Accelerator, Process
@@ -84,7 +85,7 @@ def parse(line: str) -> Machine:
 def share_cores(cores: int, replicas: int) -> int:
     """Cores for each of the vLLM servers that work at the same time, at least one.
 
-    The trainer is not counted: it waits while the rollouts generate, and they while it trains.
+    replicas: of rollouts, or of scorers. Others are not counted: rollouts generate, then scorers score, then the trainer trains.
     """
     return max(1, cores // replicas)
 
@@ -93,22 +94,21 @@ def share_cores(cores: int, replicas: int) -> int:
 class GpuPlan:
     """Which GPUs each process sees."""
 
-    rollouts: list[tuple[str, ...]]
+    servers: list[tuple[str, ...]]
     trainer: tuple[str, ...]
     memory_share: float | None
     """Share of a GPU's memory for one vLLM server; None: vLLM's own choice, because the GPU is its alone."""
 
 
-def share_gpus(gpus: Sequence[str], *, replicas: int, per_rollout: int, ranks: int) -> GpuPlan:
-    """The trainer's ranks take the first GPUs, the rollouts the next. Too few: rollouts start anew at the first, and share."""
-    wanted = ranks + replicas * per_rollout
-    first = ranks if wanted <= len(gpus) else 0
-    places = [
-        tuple(gpus[(first + replica * per_rollout + index) % len(gpus)] for index in range(per_rollout))
-        for replica in range(replicas)
-    ]
+def share_gpus(gpus: Sequence[str], *, servers: Sequence[int], ranks: int) -> GpuPlan:
+    """The trainer's ranks take the first GPUs, the vLLM servers the next. Too few: servers start anew at the first, and share.
+
+    servers: GPUs that each of them wants.
+    """
+    alone = ranks + sum(servers) <= len(gpus)
+    others = cycle(gpus[ranks:] if alone else gpus)
+    places = [tuple(islice(others, wanted)) for wanted in servers]
     servers_on_one = max(sum(gpu in place for place in places) for gpu in gpus)
-    alone = wanted <= len(gpus)
     return GpuPlan(places, tuple(gpus[:ranks]), None if alone else round(SHARED_GPU_MEMORY / servers_on_one, 3))
 
 

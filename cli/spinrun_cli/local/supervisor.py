@@ -2,6 +2,7 @@
 
     probe      once: which number type vLLM shall compute in
     vLLM       restarted when it dies             agent      likewise
+    scorer     likewise, where the run serves the model that prefers
     trainer    one attempt after the other, as its exit code says
 
 All start together: vLLM takes longest, and the trainer loads and publishes the first version meanwhile.
@@ -13,7 +14,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import httpx
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
 MAX_DEATHS = 5
-"""A vLLM or agent that has died this often and never answered will not answer the next time either."""
+"""A vLLM, agent or scorer that has died this often and never answered will not answer the next time either."""
 POLL_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -52,6 +53,17 @@ class Outcome:
     """What happened and what to do."""
     words: LastWords | None = None
     """What the trainer said as it ended."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a vLLM server gets of the machine."""
+
+    threads: int | None = None
+    """Of OpenMP, on CPUs."""
+    memory_share: float | None = None
+    """Of a GPU's memory; None: vLLM's own choice."""
+    environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class GaveUpError(Exception):
@@ -75,6 +87,21 @@ class Rollout:
         return f"http://{LOOPBACK}:{self.agent_port}"
 
 
+class Scorer:
+    """A vLLM that serves the preference's model, and its port. The trainer asks it without an agent in between: it listens on the
+    loopback interface, like all that the rollouts do."""
+
+    def __init__(self, index: int, folder: RunFolder, ports: set[int]) -> None:
+        self.index = index
+        self.vllm = Child(f"scorer-{index}", folder.logs / f"scorer-{index}.log")
+        self.port = free_port(ports)
+
+    @property
+    def url(self) -> str:
+        """Where the trainer finds it."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+
 class Supervisor:
     """One run from its first process to its last."""
 
@@ -92,7 +119,7 @@ class Supervisor:
         """Prepare everything and start nothing.
 
         machine: None: found out by the probe. backoff: seconds to wait after a number of failures in a row.
-        checkpoint_seconds: time for the trainer to end in good order. stop_seconds: the same for vLLM and agents.
+        checkpoint_seconds: time for the trainer to end in good order. stop_seconds: the same for the others.
         """
         self.run_ = run
         self.folder = folder
@@ -105,6 +132,8 @@ class Supervisor:
         self._ports: set[int] = set()
         self.probe = Child("probe", folder.logs / "probe.log")
         self.rollouts = [Rollout(index, folder, self._ports) for index in range(run.spec.rollout.replicas)]
+        scorers = run.spec.scorers
+        self.scorers = [Scorer(index, folder, self._ports) for index in range(scorers.replicas if scorers is not None else 0)]
         self.trainer = Child("trainer", folder.logs / "trainer.log")
         self.trainer_port = 0
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -137,6 +166,7 @@ class Supervisor:
                 self._train(),
                 *(self._keep_vllm(rollout, self.machine) for rollout in self.rollouts),
                 *(self._keep_agent(rollout) for rollout in self.rollouts),
+                *(self._keep_scorer(scorer, self.machine) for scorer in self.scorers),
             )
         except GaveUpError as error:
             return Outcome(ExitCode.FAILED, str(error))
@@ -156,7 +186,7 @@ class Supervisor:
         except (IndexError, ValueError, KeyError, TypeError) as error:
             raise GaveUpError(_with_log(f"this machine could not be measured (exit code {code})", self.probe)) from error
 
-    # Rollouts
+    # Rollouts and scorers
 
     async def _keep_vllm(self, rollout: Rollout, machine: Machine) -> Outcome:
         def move() -> None:
@@ -176,6 +206,13 @@ class Supervisor:
             self._restart(self.trainer)
 
         return await self._keep(rollout.agent, lambda: self._agent_process(rollout), lambda: f"{rollout.url}/healthz", move)
+
+    async def _keep_scorer(self, scorer: Scorer, machine: Machine) -> Outcome:
+        def move() -> None:
+            scorer.port = free_port(self._ports)
+            self._restart(self.trainer)
+
+        return await self._keep(scorer.vllm, lambda: self._scorer_process(scorer, machine), lambda: f"{scorer.url}/health", move)
 
     async def _keep(
         self, child: Child, process: Callable[[], Process], health_url: Callable[[], str], move: Callable[[], None]
@@ -231,30 +268,43 @@ class Supervisor:
     def _vllm_process(self, rollout: Rollout, machine: Machine) -> Process:
         spec = self.run_.spec
         dtype = machine.dtype if spec.model.dtype == "auto" else spec.model.dtype
-        if machine.accelerator == "cuda":
-            return self._vllm_on_gpus(rollout, machine, dtype)
-        threads = machines.share_cores(len(os.sched_getaffinity(0)), len(self.rollouts))
-        return processes.vllm(self.run_, accelerator="cpu", dtype=dtype, port=rollout.vllm_port, threads=threads)
+        place = self._place(machine, rollout.index, among=len(self.rollouts))
+        process = processes.vllm(
+            self.run_,
+            accelerator=machine.accelerator,
+            dtype=dtype,
+            port=rollout.vllm_port,
+            threads=place.threads,
+            memory_share=place.memory_share,
+        )
+        return Process(process.command, process.environment | place.environment)
 
-    def _vllm_on_gpus(self, rollout: Rollout, machine: Machine, dtype: str) -> Process:
+    def _scorer_process(self, scorer: Scorer, machine: Machine) -> Process:
+        scorers = self.run_.spec.scorers
+        assert scorers is not None, "there is one"
+        place = self._place(machine, len(self.rollouts) + scorer.index, among=len(self.scorers))
+        process = processes.scorer(
+            self.run_,
+            accelerator=machine.accelerator,
+            dtype=machine.dtype if scorers.dtype == "auto" else scorers.dtype,
+            port=scorer.port,
+            threads=place.threads,
+            memory_share=place.memory_share,
+        )
+        return Process(process.command, process.environment | place.environment)
+
+    def _place(self, machine: Machine, index: int, *, among: int) -> Place:
+        """What a vLLM server gets of the machine. index: among all servers. among: those that work at the same time."""
+        if machine.accelerator == "cpu":
+            return Place(threads=machines.share_cores(len(os.sched_getaffinity(0)), among))
         plan = self._gpu_plan(machine)
-        run = self.run_
-        if plan.memory_share is not None:
-            arguments = {"gpu-memory-utilization": str(plan.memory_share)} | run.spec.rollout.engine_args
-            rollout_spec = run.spec.rollout.model_copy(update={"engine_args": arguments})
-            run = run.model_copy(update={"spec": run.spec.model_copy(update={"rollout": rollout_spec})})
-        process = processes.vllm(run, accelerator="cuda", dtype=dtype, port=rollout.vllm_port)
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(plan.rollouts[rollout.index])}
-        return Process(process.command, process.environment | visible)
+        return Place(memory_share=plan.memory_share, environment={"CUDA_VISIBLE_DEVICES": ",".join(plan.servers[index])})
 
     def _gpu_plan(self, machine: Machine) -> machines.GpuPlan:
         spec = self.run_.spec
-        return machines.share_gpus(
-            machine.gpus,
-            replicas=len(self.rollouts),
-            per_rollout=spec.rollout.tensor_parallel_size,
-            ranks=spec.trainer.procs_per_node,
-        )
+        servers = [spec.rollout.tensor_parallel_size] * len(self.rollouts)
+        servers += [spec.scorers.tensor_parallel_size] * len(self.scorers) if spec.scorers is not None else []
+        return machines.share_gpus(machine.gpus, servers=servers, ranks=spec.trainer.procs_per_node)
 
     def _agent_process(self, rollout: Rollout) -> Process:
         rollout.scratch.mkdir(parents=True, exist_ok=True)
@@ -315,6 +365,8 @@ class Supervisor:
             processes.ROLLOUTS: ",".join(rollout.url for rollout in self.rollouts),
             processes.TERMINATION_LOG: str(self.folder.last_words_file),
         }
+        if self.scorers:
+            environment[processes.SCORERS] = ",".join(scorer.url for scorer in self.scorers)
         if self._preference_key is not None:
             environment[processes.PREFERENCE_KEY] = self._preference_key
         if self.machine is not None and self.machine.accelerator == "cuda":
@@ -379,7 +431,8 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         """End every child: the trainer first, while it can still save, then the others."""
-        others = [self.probe, *(child for rollout in self.rollouts for child in (rollout.agent, rollout.vllm))]
+        rollouts = (child for rollout in self.rollouts for child in (rollout.agent, rollout.vllm))
+        others = [self.probe, *rollouts, *(scorer.vllm for scorer in self.scorers)]
         hurry = asyncio.create_task(self._kill_when_asked([self.trainer, *others]))
         started = time.monotonic()
         await self.trainer.stop(self.checkpoint_seconds)

@@ -12,8 +12,12 @@ Json = dict[str, Any]
 
 def rollout_network_policy(run: SpinRun, settings: Settings) -> Json:
     """Agents answer the run's trainer, and those who collect metrics."""
-    sources = [{"podSelector": {"matchLabels": names.selector(run, names.TRAINER)}}, *_namespaces(settings.monitoring_namespaces)]
-    return _policy(run, names.rollout_name(run), names.ROLLOUT, [_rule(sources, processes.AGENT_PORT)])
+    return _policy(run, names.rollout_name(run), names.ROLLOUT, [_agents_rule(run, settings)])
+
+
+def scorer_network_policy(run: SpinRun, settings: Settings) -> Json:
+    """The same for the agents of scorers."""
+    return _policy(run, names.scorer_name(run), names.SCORER, [_agents_rule(run, settings)])
 
 
 def trainer_network_policy(run: SpinRun, settings: Settings) -> Json:
@@ -21,6 +25,11 @@ def trainer_network_policy(run: SpinRun, settings: Settings) -> Json:
     readers = _namespaces((settings.namespace, *settings.monitoring_namespaces))
     nodes = {"from": [{"podSelector": {"matchLabels": names.selector(run, names.TRAINER)}}]}
     return _policy(run, names.trainer_name(run), names.TRAINER, [_rule(readers, processes.TRAINER_PORT), nodes])
+
+
+def _agents_rule(run: SpinRun, settings: Settings) -> Json:
+    sources = [{"podSelector": {"matchLabels": names.selector(run, names.TRAINER)}}, *_namespaces(settings.monitoring_namespaces)]
+    return _rule(sources, processes.AGENT_PORT)
 
 
 def _namespaces(wanted: tuple[str, ...]) -> list[Json]:

@@ -1,4 +1,4 @@
-"""What the pods of trainer and rollouts have in common: paths, volumes and the restricted security level."""
+"""What the pods of trainer, rollouts and scorers have in common: paths, volumes and the restricted security level."""
 
 from typing import Any
 
@@ -81,7 +81,16 @@ def gpus(count: int, settings: Settings) -> Json:
     return {"limits": {"nvidia.com/gpu": str(count)}} if settings.accelerator == "cuda" else {}
 
 
-def pod_template(run: SpinRun, component: str, settings: Settings, *, labels: dict[str, str], user: Json, **spec: Any) -> Json:
+def pod_template(
+    run: SpinRun,
+    component: str,
+    settings: Settings,
+    *,
+    labels: dict[str, str],
+    user: Json,
+    containers: list[Json],
+    **spec: Any,
+) -> Json:
     """The pod template of a component with the user's merged over it.
 
     labels: further ones of ours. What finds the pods again is ours, whatever the user's template says.
@@ -101,15 +110,23 @@ def pod_template(run: SpinRun, component: str, settings: Settings, *, labels: di
                 "fsGroupChangePolicy": "OnRootMismatch",
                 **(identity if settings.run_as_user else {}),
             },
-            "volumes": [
-                {"name": "ledger", "persistentVolumeClaim": {"claimName": names.claim_name(run)}},
-                {"name": "run", "configMap": {"name": names.run_config_name(run)}},
-                {"name": "token", "secret": {"secretName": names.token_name(run), "defaultMode": 0o440}},
-                {"name": "home", "emptyDir": {}},
-                {"name": "scratch", "emptyDir": {}},
-                {"name": "shm", "emptyDir": {"medium": "Memory"}},
-            ],
+            "volumes": _volumes(run, containers),
+            "containers": containers,
             **spec,
         },
     }
     return merge(merge(template, user), {"metadata": {"labels": ours}})
+
+
+def _volumes(run: SpinRun, containers: list[Json]) -> list[Json]:
+    """The volumes that these containers mount."""
+    volumes: list[Json] = [
+        {"name": "ledger", "persistentVolumeClaim": {"claimName": names.claim_name(run)}},
+        {"name": "run", "configMap": {"name": names.run_config_name(run)}},
+        {"name": "token", "secret": {"secretName": names.token_name(run), "defaultMode": 0o440}},
+        {"name": "home", "emptyDir": {}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+    mounted = {mount["name"] for container in containers for mount in container["volumeMounts"]}
+    return [volume for volume in volumes if volume["name"] in mounted]

@@ -1,4 +1,4 @@
-"""Headless Services: the names under which trainer and rollouts find each other."""
+"""Headless Services: the names under which trainer, rollouts and scorers find each other."""
 
 from typing import Any
 
@@ -15,6 +15,12 @@ def rollout_service(run: SpinRun) -> Json:
     return _headless(run, names.rollout_name(run), names.ROLLOUT, ports)
 
 
+def scorer_service(run: SpinRun) -> Json:
+    """Resolves to the agents whose vLLM serves: requests to others would only be refused."""
+    ports = [{"name": "agent", "port": processes.AGENT_PORT, "targetPort": "agent"}]
+    return _headless(run, names.scorer_name(run), names.SCORER, ports, ready_only=True)
+
+
 def trainer_service(run: SpinRun) -> Json:
     """Gives every trainer pod a name; the nodes meet before any of them is Ready."""
     ports = [
@@ -24,10 +30,10 @@ def trainer_service(run: SpinRun) -> Json:
     return _headless(run, names.trainer_name(run), names.TRAINER, ports)
 
 
-def _headless(run: SpinRun, name: str, component: str, ports: list[Json]) -> Json:
+def _headless(run: SpinRun, name: str, component: str, ports: list[Json], *, ready_only: bool = False) -> Json:
     spec = {
         "clusterIP": "None",
-        "publishNotReadyAddresses": True,
+        "publishNotReadyAddresses": not ready_only,
         "selector": names.selector(run, component),
         "ports": ports,
     }

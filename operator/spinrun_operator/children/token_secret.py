@@ -1,4 +1,4 @@
-"""The Secret with the run's bearer token, which agents ask of the trainer."""
+"""The Secret with the run's bearer token, which all agents ask of the trainer."""
 
 from typing import Any
 

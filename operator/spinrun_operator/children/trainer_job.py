@@ -58,6 +58,7 @@ def trainer_revision(run: SpinRun) -> str:
         rollout.pop(name, None)
     if not rollout:
         spec.pop("rollout", None)
+    spec.pop("scorer", None)
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -72,6 +73,8 @@ def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
     )
     rollouts = f"dns+http://{names.rollout_name(run)}.{names.namespace(run)}.svc:{processes.AGENT_PORT}"
     environment = {processes.ROLLOUTS: rollouts, processes.TERMINATION_LOG: "/dev/termination-log"}
+    if run.spec.scorers is not None:
+        environment[processes.SCORERS] = f"http://{names.scorer_name(run)}.{names.namespace(run)}.svc:{processes.AGENT_PORT}"
     container = pods.container(
         "trainer",
         run.spec.trainer.image or settings.worker_image,

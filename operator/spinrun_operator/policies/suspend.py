@@ -1,4 +1,4 @@
-"""What a suspended run keeps: first its trainer goes, with a checkpoint, and then its rollouts."""
+"""What a suspended run keeps: first its trainer goes, with a checkpoint, and then its rollouts and scorers."""
 
 from datetime import datetime
 
@@ -7,11 +7,13 @@ from spinrun_api.status import Condition
 from spinrun_operator import times
 
 
-def wanted_rollouts(spec: SpinRunSpec, *, over: bool, trainer_alive: bool) -> int:
-    """Rollout pods that the run should have. A trainer that still writes its checkpoint keeps them: it may be sampling."""
-    if (over or spec.lifecycle.suspend) and not trainer_alive:
-        return 0
-    return spec.rollout.replicas
+def wanted_servers(spec: SpinRunSpec, replicas: int, *, over: bool, trainer_alive: bool) -> int:
+    """Pods of rollouts or scorers that the run should have. A trainer that still writes its checkpoint keeps them: it may be
+    sampling.
+
+    replicas: what the spec asks for.
+    """
+    return 0 if (over or spec.lifecycle.suspend) and not trainer_alive else replicas
 
 
 def paused_seconds(before: int | None, suspended: Condition | None, now: datetime) -> int:

@@ -9,6 +9,7 @@ import pytest
 from integration.control_plane import ControlPlane
 from spinrun_api.documents import parse_run, read_documents
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
+from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.trainer_job import trainer_job
 from spinrun_operator.settings import Settings
 
@@ -35,6 +36,8 @@ def test_example_and_its_pods_are_taken(example: Path, control_plane: ControlPla
         document | {"metadata": document["metadata"] | {"namespace": namespace, "uid": "00000000-0000-4000-8000-000000000000"}}
     )
     pods = [pod(trainer_job(run, Settings(), attempt=1)), pod(rollout_statefulset(run, Settings(), replicas=1))]
+    if run.spec.scorers is not None:
+        pods.append(pod(scorer_statefulset(run, Settings(), replicas=1)))
 
     for each in (document, *pods):
         dry_run = ("create", "--dry-run=server", "--validate=strict", "--namespace", namespace, "--filename", "-")

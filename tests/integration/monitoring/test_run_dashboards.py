@@ -21,6 +21,7 @@ OPERATOR = {"spinrun_operator_": "a local run has no operator"}
 NO_GPU = {"spinrun_trainer_cuda_memory_peak_bytes": "there is no GPU"}
 NO_TROUBLE = {"spinrun_trainer_window_rollouts_": "nothing went wrong between trainer and rollouts"}
 NO_MODEL = {"spinrun_trainer_window_preference_": "a rule gives the rewards"}
+NO_SCORER = {"spinrun_scorer_": "a rule gives the rewards"}
 NO_FAILURE = {
     "spinrun_rollout_prompt_failures_total": "no prompt failed",
     "spinrun_rollout_refused_total": "no call was refused, or one for a moment",
@@ -48,7 +49,7 @@ def test_every_query_about_a_run_has_data(prometheus: Prometheus) -> None:
 
 
 def test_every_query_about_rollouts_has_data(prometheus: Prometheus) -> None:
-    check(prometheus, "rollout", VARIABLES, NO_FAILURE)
+    check(prometheus, "rollout", VARIABLES, NO_FAILURE | NO_SCORER)
 
 
 def test_every_query_about_all_runs_has_data_but_what_the_operator_knows(prometheus: Prometheus) -> None:

@@ -24,16 +24,17 @@ from spinrun_api.base import ApiModel
 from spinrun_api.crd import models_in
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Preference, SpinRunSpec
+from spinrun_api.spec import Judge, Preference, ScoringModel, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 from spinrun_api.wire import Sample
 from spinrun_operator import times
 from spinrun_operator.children.ledger_claim import ledger_claim
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
+from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.trainer_job import trainer_job
 from spinrun_operator.policies.deadline import deadline
 from spinrun_operator.policies.failure import Cause, Ending, judge
-from spinrun_operator.policies.suspend import wanted_rollouts
+from spinrun_operator.policies.suspend import wanted_servers
 from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
 from spinrun_operator.settings import Settings
@@ -86,8 +87,18 @@ def trainer_command(run: SpinRun, _: Attempts) -> object:
 
 
 def rollout_pods(run: SpinRun, _: Attempts) -> object:
-    replicas = wanted_rollouts(run.spec, over=False, trainer_alive=False)
+    replicas = wanted_servers(run.spec, run.spec.rollout.replicas, over=False, trainer_alive=False)
     return rollout_statefulset(run, SETTINGS, replicas=replicas)["spec"]
+
+
+def scorer_command(run: SpinRun, _: Attempts) -> object:
+    return processes.scorer(run, accelerator="cuda", dtype="auto")
+
+
+def scorer_pods(run: SpinRun, _: Attempts) -> object:
+    assert run.spec.scorers is not None
+    replicas = wanted_servers(run.spec, run.spec.scorers.replicas, over=False, trainer_alive=False)
+    return scorer_statefulset(run, SETTINGS, replicas=replicas)["spec"]
 
 
 def trainer_pods(run: SpinRun, _: Attempts) -> object:
@@ -143,7 +154,8 @@ def requests(run: SpinRun, _: Attempts) -> object:
     """What an endpoint is asked for the rewards of four answers to each of three prompts, how much at once, whether at intervals,
     and whether once more."""
     endpoint = run.spec.preference.endpoint
-    assert endpoint is not None
+    assert isinstance(endpoint, Judge | ScoringModel)
+    assert endpoint.url is not None
 
     def play(asked: Asked) -> Says:
         """Takes its time when a question is new."""
@@ -151,8 +163,9 @@ def requests(run: SpinRun, _: Attempts) -> object:
         return replace(some_reply(asked), after_seconds=0.3 if times[str(asked.body)] == 1 else 0.02)
 
     times: Counter[str] = Counter()
+    url = endpoint.url
     with serving(play) as fake:
-        block = endpoint.to_document() | {"url": endpoint.url.replace("http://endpoint", fake.url)}
+        block = endpoint.to_document() | {"url": url.replace("http://endpoint", fake.url)}
         preference = Preference.model_validate({run.spec.preference.name: block})
         scorer = build_scorer(preference, on_trouble=lambda _: None, stop=lambda: False)
         answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in "abcd")
@@ -286,6 +299,7 @@ def by_endpoint(block: str, **fields: Any) -> Json:
     return {"preference": {block: {"url": "http://endpoint", "model": "wise"} | fields}, "rollout.samplesPerPrompt": 4}
 
 
+OWN_MODEL: Json = {"preference": {"rewardModel": {"source": "org/a"}}}
 JUDGE, REWARD_MODEL, RANKER = by_endpoint("judge"), by_endpoint("rewardModel"), by_endpoint("ranker")
 TEMPLATE = {"spec": {"nodeSelector": {"zone": "a"}}}
 USER_RULE = "import os\ndef {name}(prompt, completion, answer, **columns):\n    return {value}\n"
@@ -305,6 +319,15 @@ def prompts(block: Literal["data.prompts", "data.evaluation"], effect: Effect) -
         Case(f"{block}.template", ABSENT, "What is {prompt}", effect, file),
         Case(f"{block}.limit", ABSENT, 3, effect, file),
         Case(f"{block}.shuffleSeed", ABSENT, 1, effect, file),
+    ]
+
+
+def source_fields(block: str) -> list[Case]:
+    """The fields of a preference whose model the run serves itself."""
+    own: Json = {"preference": {block: {"source": "org/a"}}}
+    return [
+        Case(f"preference.{block}.source", "org/a", "org/b", scorer_command, own),
+        Case(f"preference.{block}.revision", ABSENT, "abc", scorer_command, own),
     ]
 
 
@@ -387,6 +410,7 @@ CASES = [
     Case("preference.judge.maxTokens", ABSENT, 1, requests, JUDGE),
     Case("preference.judge.maxComparisons", ABSENT, 4, requests, JUDGE),
     *(case for block in ("judge", "rewardModel", "ranker") for case in endpoint_fields(block)),
+    *(case for block in ("rewardModel", "ranker") for case in source_fields(block)),
     Case("preference.rewardModel.template", ABSENT, "{prompt}{answer}", requests, REWARD_MODEL),
     Case("preference.ranker.firstTemplate", ABSENT, "{answer}", requests, RANKER),
     Case("preference.ranker.secondTemplate", ABSENT, "{prompt}{answer}", requests, RANKER),
@@ -400,6 +424,12 @@ CASES = [
     Case("rollout.engineArgs", ABSENT, {"max-num-seqs": 8}, vllm_command),
     Case("rollout.image", ABSENT, "my/vllm", rollout_pods),
     Case("rollout.template", ABSENT, TEMPLATE, rollout_pods),
+    Case("scorer.replicas", 1, 2, scorer_pods, OWN_MODEL),
+    Case("scorer.dtype", ABSENT, "bfloat16", scorer_pods, OWN_MODEL),
+    Case("scorer.tensorParallelSize", ABSENT, 2, scorer_command, OWN_MODEL),
+    Case("scorer.engineArgs", ABSENT, {"max-num-seqs": 8}, scorer_command, OWN_MODEL),
+    Case("scorer.image", ABSENT, "my/vllm", scorer_pods, OWN_MODEL),
+    Case("scorer.template", ABSENT, TEMPLATE, scorer_pods, OWN_MODEL),
     Case("trainer.nodes", 1, 2, trainer_pods),
     Case("trainer.procsPerNode", 1, 2, trainer_command),
     Case("trainer.promptsPerStep", 16, 32, schedule),

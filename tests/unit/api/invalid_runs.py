@@ -47,6 +47,7 @@ class Invalid:
 
 JUDGE: Json = {"url": "https://judge/v1", "model": "wise"}
 SCORES: Json = {"url": "http://scores:8000", "model": "stern"}
+OWN: Json = {"source": "org/stern"}
 
 
 def wrong(path: str, value: Any, field: str | None = None, **further: Any) -> Invalid:
@@ -72,7 +73,8 @@ INVALID: dict[str, Invalid] = {
     "unknown-field": wrong("spec.rollout.replica", 2),
     "unknown-field-deep-down": wrong("spec.data.evaluation", {"source": "arithmetic", "every": 2}, "spec.data.evaluation.every"),
     "no-model-of-a-judge": wrong("spec.preference", {"judge": {"url": "https://judge/v1"}}, "spec.preference.judge.model"),
-    "no-url-of-a-reward-model": wrong("spec.preference", {"rewardModel": {"model": "stern"}}, "spec.preference.rewardModel.url"),
+    "no-url-of-a-reward-model": wrong("spec.preference", {"rewardModel": {"model": "stern"}}, "spec.preference.rewardModel"),
+    "no-model-of-a-ranker": wrong("spec.preference", {"ranker": {"url": "http://scores"}}, "spec.preference.ranker"),
     "judge-and-ranker": wrong("spec.preference", {"judge": JUDGE, "ranker": SCORES}, "spec.preference"),
     "reward-model-and-ranker": wrong("spec.preference", {"rewardModel": SCORES, "ranker": SCORES}, "spec.preference"),
     "rule-and-judge": wrong("spec.preference.judge", JUDGE, "spec.preference"),
@@ -163,6 +165,19 @@ INVALID: dict[str, Invalid] = {
     "secret-without-key": wrong(
         "spec.preference", {"judge": JUDGE | {"secretRef": {"name": "a"}}}, "spec.preference.judge.secretRef.key"
     ),
+    "reward-model-with-a-password": wrong(
+        "spec.preference", {"rewardModel": SCORES | {"url": "http://me:word@scores"}}, "preference.rewardModel.url"
+    ),
+    "no-scorer": wrong("spec.scorer", {"replicas": 0}, "spec.scorer.replicas", spec__preference={"ranker": OWN}),
+    "scorer-of-unknown-dtype": wrong(
+        "spec.scorer", {"dtype": "int8"}, "spec.scorer.dtype", spec__preference={"rewardModel": OWN}
+    ),
+    "scorer-on-no-gpu": wrong(
+        "spec.scorer", {"tensorParallelSize": 0}, "spec.scorer.tensorParallelSize", spec__preference={"ranker": OWN}
+    ),
+    "scorer-argument-with-dashes": wrong(
+        "spec.scorer", {"engineArgs": {"--runner": "draft"}}, "spec.scorer.engineArgs", spec__preference={"ranker": OWN}
+    ),
     "backoff-limit-negative": wrong("spec.lifecycle.backoffLimit", -1),
     "deadline-zero": wrong("spec.lifecycle.activeDeadlineSeconds", 0),
     "ttl-negative": wrong("spec.lifecycle.ttlSecondsAfterFinished", -1),
@@ -223,6 +238,15 @@ INVALID: dict[str, Invalid] = {
         spec__method__name="spin",
         spec__preference={"groundTruth": {}},
     ),
+    "source-and-url": wrong("spec.preference", {"rewardModel": OWN | SCORES}, "spec.preference.rewardModel"),
+    "name-of-an-own-model": wrong("spec.preference", {"ranker": OWN | {"model": "stern"}}, "spec.preference.ranker"),
+    "key-of-an-own-model": wrong(
+        "spec.preference", {"ranker": OWN | {"secretRef": {"name": "a", "key": "b"}}}, "spec.preference.ranker"
+    ),
+    "revision-of-a-url": wrong("spec.preference", {"ranker": SCORES | {"revision": "main"}}, "spec.preference.ranker"),
+    "scorer-of-a-rule": wrong("spec.scorer", {"replicas": 2}, "the block scorer"),
+    "scorer-of-a-url": wrong("spec.scorer", {}, "the block scorer", spec__preference={"rewardModel": SCORES}),
+    "scorer-of-a-judge": wrong("spec.scorer", {}, "the block scorer", spec__preference={"judge": JUDGE}),
     "judge-who-sees-one-answer": wrong(
         "spec.preference", {"judge": JUDGE | {"template": "{prompt} {first}"}}, "spec.preference.judge"
     ),

@@ -59,7 +59,7 @@ def test_every_field_is_described() -> None:
 
 def test_only_pod_templates_are_open() -> None:
     open_ones = [path for path, schema in walk(root()) if schema.get("x-kubernetes-preserve-unknown-fields")]
-    assert open_ones == [".spec.rollout.template", ".spec.trainer.template"]
+    assert open_ones == [".spec.rollout.template", ".spec.scorer.template", ".spec.trainer.template"]
 
 
 def test_every_text_list_and_map_of_the_spec_has_a_limit() -> None:
@@ -68,7 +68,9 @@ def test_every_text_list_and_map_of_the_spec_has_a_limit() -> None:
     missing = [
         path for path, schema in schemas if limits.get(schema.get("type", ""), "type") not in schema and "enum" not in schema
     ]
-    assert missing == [".rollout.engineArgs[]"], "its values are numbers or text, for which Kubernetes takes no limit"
+    assert missing == [".rollout.engineArgs[]", ".scorer.engineArgs[]"], (
+        "their values are numbers or text, for which Kubernetes takes no limit"
+    )
 
 
 def test_optional_field_is_plain_and_not_required() -> None:
@@ -96,7 +98,7 @@ def test_defaults_of_blocks_leave_the_rest_to_the_fields() -> None:
     assert properties["storage"]["properties"]["accessModes"]["default"] == ["ReadWriteMany"]
 
 
-@pytest.mark.parametrize(("model", "count"), [(Duration, 1), (Storage, 2), (SpinRunSpec, 6), (Model, 0)])
+@pytest.mark.parametrize(("model", "count"), [(Duration, 1), (Storage, 2), (SpinRunSpec, 7), (Model, 0)])
 def test_rules_of_a_model_are_its_validations(model: type[Any], count: int) -> None:
     validations = structural_schema(model).get("x-kubernetes-validations", [])
     assert [each["message"] for each in validations] == [rule.message for rule in model.rules.values()]

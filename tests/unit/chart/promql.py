@@ -16,12 +16,14 @@ from prometheus_client import CollectorRegistry
 from spinrun_operator import names
 from spinrun_operator.metrics import Metrics
 from spinrun_worker.rollout.metrics import RolloutMetrics
+from spinrun_worker.scorer.app import ScorerMetrics
 from unit.cli.test_cluster_docs import gauges_of_trainer, trainer_registry
 
 PARTS = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
 """What a metric's name gets when it is exposed."""
 
-TARGET_LABELS = {"namespace", "pod", *(re.sub(r"\W", "_", label) for label in (names.RUN_LABEL, names.ATTEMPT_LABEL))}
+LABELS = (names.RUN_LABEL, names.COMPONENT_LABEL, names.ATTEMPT_LABEL)
+TARGET_LABELS = {"namespace", "pod", *(re.sub(r"\W", "_", label) for label in LABELS)}
 """Labels that PodMonitor and ServiceMonitor give to all that they collect."""
 
 MADE_LABELS = {"run", "le"}
@@ -61,7 +63,7 @@ def labels_of(expr: str) -> set[str]:
 def _registries() -> list[CollectorRegistry]:
     operator = Metrics()
     operator.follow_runs(lambda: [("team", "demo", "Running")])
-    return [operator.registry, RolloutMetrics().registry, trainer_registry()]
+    return [operator.registry, RolloutMetrics().registry, ScorerMetrics().registry, trainer_registry()]
 
 
 def _vllm_metrics() -> set[str]:

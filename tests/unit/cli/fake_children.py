@@ -1,10 +1,10 @@
-"""vLLM, agent and trainer as small programs: they start in milliseconds and do what a script says.
+"""vLLM, agent, scorer and trainer as small programs: they start in milliseconds and do what a script says.
 
     python fake_children.py ROLE PORT FOLDER NUMBER
 
 FOLDER/ROLE.script holds a line for each life; the last line counts for all that follow:
 
-    serve        answer until SIGTERM, then end in good order (vLLM and agent: 0, trainer: 3 with last words)
+    serve        answer until SIGTERM, then end in good order (trainer: 3 with last words, others: 0)
     stubborn     the same, but SIGTERM is ignored
     exit CODE    end at once
     complete     (trainer) end with last words and 0
@@ -33,6 +33,8 @@ def main() -> None:
     note(FOLDER / "pids", f"{os.getpid()}\n{descendant.pid}\n")
     action, _, argument = next_action().partition(" ")
     note(FOLDER / "lives", f"{ROLE} {NUMBER} {action}\n")
+    if ROLE == "trainer" and (scorers := os.environ.get("SPINRUN_SCORERS")):
+        (FOLDER / "scorers").write_text(scorers)
     print(f"{ROLE} says {action} <b>{argument}</b>", flush=True)
     if action == "exit":
         sys.exit(int(argument))

@@ -18,12 +18,12 @@ PROGRAM = Path(__file__).with_name("fake_children.py")
 def write_scripts(folder: Path, scripts: Mapping[str, str]) -> None:
     """scripts: lines by role; a role that is not named serves."""
     folder.mkdir(exist_ok=True)
-    for role in ("vllm", "agent", "trainer"):
+    for role in ("vllm", "agent", "scorer", "trainer"):
         (folder / f"{role}.script").write_text(scripts.get(role, "serve"))
 
 
 def install(folder: Path, set_attribute: Callable[[Any, str, Any], None]) -> None:
-    """Replace the command lines of the three processes."""
+    """Replace the command lines of the processes."""
 
     def fake(role: str, port: int, number: int) -> Process:
         return Process([processes.PYTHON, "-S", str(PROGRAM), role, str(port), str(folder), str(number)])
@@ -35,10 +35,13 @@ def install(folder: Path, set_attribute: Callable[[Any, str, Any], None]) -> Non
     def agent(*, port: int, vllm_port: int, **_: Any) -> Process:
         return fake("agent", port, vllm_port)
 
+    def scorer(_: SpinRun, *, port: int, **__: Any) -> Process:
+        return fake("scorer", port, port)
+
     def trainer(run: SpinRun, *, attempt: int, port: int, **_: Any) -> Process:
         return fake("trainer", port, attempt)
 
-    for name, replacement in (("vllm", vllm), ("agent", agent), ("trainer", trainer)):
+    for name, replacement in (("vllm", vllm), ("agent", agent), ("scorer", scorer), ("trainer", trainer)):
         set_attribute(processes, name, replacement)
 
 

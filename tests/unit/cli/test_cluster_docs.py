@@ -27,6 +27,7 @@ from spinrun_operator.metrics import Metrics
 from spinrun_worker.records import Pair
 from spinrun_worker.rewards import comparison, endpoint
 from spinrun_worker.rollout.metrics import RolloutMetrics
+from spinrun_worker.scorer.app import ScorerMetrics
 from spinrun_worker.trainer import generation, learner, loop, rank0
 from spinrun_worker.trainer.progress import Gauges, ProgressBoard
 from spinrun_worker.trainer.recorder import Recorder
@@ -118,13 +119,14 @@ def test_every_exit_code_is_explained_once() -> None:
 
 
 def test_every_metric_is_explained_once() -> None:
-    known = families(Metrics().registry) | families(RolloutMetrics().registry) | gauges_of_trainer()
+    known = families(Metrics().registry) | families(RolloutMetrics().registry) | families(ScorerMetrics().registry)
+    known |= gauges_of_trainer()
     assert sorted(first_cells("Metrics")) == sorted(known)
 
 
 def test_no_metric_is_named_that_does_not_exist() -> None:
     known = set(first_cells("Metrics"))
-    named = set(re.findall(r"\bspinrun_(?:operator|rollout|trainer)_\w+", PAGE))
+    named = set(re.findall(r"\bspinrun_(?:operator|rollout|scorer|trainer)_\w+", PAGE))
     assert {re.sub("_(bucket|count|sum)$", "", name) for name in named} <= known
 
 

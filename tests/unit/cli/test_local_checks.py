@@ -23,6 +23,14 @@ def test_a_run_whose_sources_are_there_passes(run_file: Path) -> None:
         ("spec.model.source=a/b/c", "a/b/c is not the id of a Hub model"),
         ("spec.model.source=nobody/nothing-like-this", "nobody/nothing-like-this"),
         ("spec.model.tokenizer=/none", "spec.model.tokenizer: /none is not a folder"),
+        (
+            "spec.preference={rule: null, rewardModel: {source: /none}}",
+            "spec.preference.rewardModel.source: /none is not a folder",
+        ),
+        (
+            "spec.preference={rule: null, ranker: {source: FOLDER/writer}}",
+            "spec.preference.ranker.source: FOLDER/writer is a language model (LlamaForCausalLM)",
+        ),
         ("spec.data.prompts={source: /none.csv, answerColumn: a}", "spec.data.prompts.source: /none.csv is not a file"),
         ("spec.data.evaluation={source: FOLDER/data.txt, answerColumn: a}", "must end with one of .jsonl, .parquet, .csv"),
     ],
@@ -34,13 +42,15 @@ def test_a_source_that_is_missing_is_named_with_its_field(
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("[1, 2")
+    (tmp_path / "writer").mkdir()
+    (tmp_path / "writer" / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     (tmp_path / "data.txt").write_text("x")
     run = read_run(run_file, [override.replace("FOLDER", str(tmp_path))])
 
     with pytest.raises(InvalidInputError) as caught:
         check_sources(run)
 
-    assert want in str(caught.value)
+    assert want.replace("FOLDER", str(tmp_path)) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +62,10 @@ def test_a_source_that_is_missing_is_named_with_its_field(
         (
             ["spec.rollout.template={spec: {}}", "spec.lifecycle.suspend=true"],
             ["spec.rollout.template", "spec.lifecycle.suspend"],
+        ),
+        (
+            ["spec.preference={rule: null, ranker: {source: a/b}}", "spec.scorer={replicas: 2, image: mine, dtype: float32}"],
+            ["spec.scorer.image"],
         ),
     ],
 )

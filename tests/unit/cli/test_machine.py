@@ -15,19 +15,18 @@ def test_vllm_servers_share_the_cores_that_there_are(cores: int, replicas: int, 
 
 
 @pytest.mark.parametrize(
-    ("gpus", "replicas", "per_rollout", "ranks", "want"),
+    ("gpus", "servers", "ranks", "want"),
     [
-        pytest.param("01", 1, 1, 1, GpuPlan([("1",)], ("0",), None), id="one each"),
-        pytest.param("0123", 1, 2, 2, GpuPlan([("2", "3")], ("0", "1"), None), id="two each"),
-        pytest.param("0", 1, 1, 1, GpuPlan([("0",)], ("0",), 0.4), id="one for both"),
-        pytest.param("0", 2, 1, 1, GpuPlan([("0",), ("0",)], ("0",), 0.2), id="one for three"),
-        pytest.param("01", 2, 1, 2, GpuPlan([("0",), ("1",)], ("0", "1"), 0.4), id="two ranks and two rollouts on two"),
+        pytest.param("01", [1], 1, GpuPlan([("1",)], ("0",), None), id="one each"),
+        pytest.param("0123", [2], 2, GpuPlan([("2", "3")], ("0", "1"), None), id="two each"),
+        pytest.param("0123", [2, 1], 1, GpuPlan([("1", "2"), ("3",)], ("0",), None), id="a rollout on two and a scorer"),
+        pytest.param("0", [1], 1, GpuPlan([("0",)], ("0",), 0.4), id="one for both"),
+        pytest.param("0", [1, 1], 1, GpuPlan([("0",), ("0",)], ("0",), 0.2), id="one for three"),
+        pytest.param("01", [1, 1], 2, GpuPlan([("0",), ("1",)], ("0", "1"), 0.4), id="two ranks and two rollouts on two"),
     ],
 )
-def test_gpus_are_shared_only_when_there_are_too_few(
-    gpus: str, replicas: int, per_rollout: int, ranks: int, want: GpuPlan
-) -> None:
-    assert share_gpus(list(gpus), replicas=replicas, per_rollout=per_rollout, ranks=ranks) == want
+def test_gpus_are_shared_only_when_there_are_too_few(gpus: str, servers: list[int], ranks: int, want: GpuPlan) -> None:
+    assert share_gpus(list(gpus), servers=servers, ranks=ranks) == want
 
 
 @pytest.mark.parametrize(

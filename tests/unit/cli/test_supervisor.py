@@ -192,6 +192,82 @@ async def test_a_trainer_is_started_again_when_an_agent_moved_while_it_was_being
     assert stage.survivors() == []
 
 
+def serve_a_reward_model(stage: Stage, **scorer: Any) -> None:
+    document = stage.run.to_document()
+    document["spec"]["preference"] = {"rewardModel": {"source": "/models/stern"}}
+    document["spec"]["scorer"] = scorer
+    stage.run = SpinRun.model_validate(document)
+
+
+async def test_scorers_live_and_end_with_the_run_and_the_trainer_knows_them(stage: Stage) -> None:
+    serve_a_reward_model(stage, replicas=2)
+    running = asyncio.create_task(stage.play({}))
+    await until(lambda: bool(stage.reporter.views) and len(stage.reporter.views[-1].children) == 5)
+    await until(lambda: set(stage.reporter.views[-1].children.values()) == {"ready"})
+    ports = [(stage.folder.logs / f"scorer-{index}.log").read_text().split(" scorer ")[1].split()[0] for index in (0, 1)]
+
+    await interrupt(running)
+
+    assert stage.lives("scorer") == ["serve", "serve"]
+    told = (stage.fakes / "scorers").read_text()
+    assert told == ",".join(f"http://127.0.0.1:{port}" for port in ports)
+    assert stage.survivors() == []
+
+
+async def test_a_dead_scorer_is_started_again_and_the_trainer_is_left_alone(stage: Stage) -> None:
+    serve_a_reward_model(stage)
+    running = asyncio.create_task(stage.play({"scorer": "crash\nserve"}))
+    await until(lambda: (stage.fakes / "lives").exists() and stage.lives("scorer") == ["crash", "serve"])
+    await until(lambda: bool(stage.reporter.views) and stage.reporter.views[-1].children["scorer-0"] == "ready")
+
+    await interrupt(running)
+
+    assert stage.lives("trainer") == ["serve"]
+    assert any("scorer-0 ended with exit code 137" in message for message in stage.reporter.messages)
+
+
+async def test_a_scorer_that_never_answers_ends_the_run_with_its_last_lines(stage: Stage) -> None:
+    serve_a_reward_model(stage)
+
+    outcome = await stage.play({"scorer": "exit 9"})
+
+    assert outcome.exit_code == 1
+    assert f"scorer-0 does not start: exit code 9, {supervisors.MAX_DEATHS} times" in outcome.message
+    assert "  | scorer says exit <b>9</b>" in outcome.message
+    assert stage.survivors() == []
+
+
+async def test_a_scorer_that_lost_its_port_has_another_one_which_the_trainer_learns(stage: Stage) -> None:
+    serve_a_reward_model(stage)
+    running = asyncio.create_task(stage.play({"scorer": "taken\nserve"}))
+    await until(lambda: starts(stage, "trainer") == 2)
+    await until(lambda: set(stage.reporter.views[-1].children.values()) == {"ready"})
+
+    await interrupt(running)
+
+    assert len(set(asked_ports(stage, "scorer"))) == 2
+    assert (stage.fakes / "scorers").read_text() == f"http://127.0.0.1:{asked_ports(stage, 'scorer')[-1]}"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "threads", "dtype"), [({}, 4, "float32"), ({"replicas": 2, "dtype": "bfloat16"}, 2, "bfloat16")], ids=str
+)
+def test_scorers_share_the_cores_among_themselves_for_the_rollouts_wait_meanwhile(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any, threads: int, dtype: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    stage = Stage(tmp_path, read_run(run_file))
+    serve_a_reward_model(stage, **scorer)
+    supervisor = stage.supervisor()
+    assert supervisor.machine is not None
+
+    process = supervisor._scorer_process(supervisor.scorers[0], supervisor.machine)
+
+    assert process.environment["OMP_NUM_THREADS"] == str(threads)
+    arguments = dict(zip(process.command[3::2], process.command[4::2], strict=False))
+    assert (arguments["--model"], arguments["--dtype"], arguments["--host"]) == ("/models/stern", dtype, "127.0.0.1")
+
+
 async def test_two_replicas_have_a_vllm_and_an_agent_each(stage: Stage) -> None:
     document = stage.run.to_document()
     document["spec"]["rollout"] = {"replicas": 2}

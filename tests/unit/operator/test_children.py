@@ -10,12 +10,13 @@ from spinrun_api.documents import read_run
 from spinrun_api.run import SpinRun
 from spinrun_operator import names
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
-from spinrun_operator.children.network_policy import rollout_network_policy, trainer_network_policy
+from spinrun_operator.children.network_policy import rollout_network_policy, scorer_network_policy, trainer_network_policy
 from spinrun_operator.children.pod_monitor import pod_monitor
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.run_config import run_config
+from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.service_account import service_account
-from spinrun_operator.children.services import rollout_service, trainer_service
+from spinrun_operator.children.services import rollout_service, scorer_service, trainer_service
 from spinrun_operator.children.token_secret import token_secret
 from spinrun_operator.children.trainer_job import trainer_job, trainer_revision
 from unit.operator.world import SETTINGS, UID, run_of
@@ -45,6 +46,11 @@ def with_judge(**fields: Any) -> SpinRun:
     return run_of(preference={"judge": {"url": "https://judge/v1", "model": "wise"} | fields})
 
 
+def with_scorers(source: str = "org/stern", **scorer: Any) -> SpinRun:
+    """A run that serves its reward model itself."""
+    return run_of(preference={"rewardModel": {"source": source}}, scorer=scorer)
+
+
 def mounts_of(container: Json) -> dict[str, bool]:
     """Paths, and whether they can be written to."""
     return {mount["mountPath"]: not mount.get("readOnly", False) for mount in container["volumeMounts"]}
@@ -65,6 +71,9 @@ def all_children() -> list[Json]:
         rollout_network_policy(run, SETTINGS),
         trainer_network_policy(run, SETTINGS),
         rollout_statefulset(run, SETTINGS, replicas=1),
+        scorer_service(with_scorers()),
+        scorer_network_policy(with_scorers(), SETTINGS),
+        scorer_statefulset(with_scorers(), SETTINGS, replicas=1),
         trainer_job(run, SETTINGS, attempt=1),
         pod_monitor(run),
     ]
@@ -94,12 +103,21 @@ def test_longest_names_fit() -> None:
     assert len(rollout_statefulset(run, SETTINGS, replicas=1)["metadata"]["name"] + "-999") <= 63
 
 
+each_kind_of_pod = pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(rollout_statefulset(run_of(), SETTINGS, replicas=1), id="rollout"),
+        pytest.param(scorer_statefulset(with_scorers(), SETTINGS, replicas=1), id="scorer of the Hub"),
+        pytest.param(scorer_statefulset(with_scorers("/ledger/stern"), SETTINGS, replicas=1), id="scorer on the volume"),
+        pytest.param(trainer_job(run_of(), SETTINGS, attempt=1), id="trainer"),
+    ],
+)
+
+
 # --- pods ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "document", [rollout_statefulset(run_of(), SETTINGS, replicas=1), trainer_job(run_of(), SETTINGS, attempt=1)]
-)
+@each_kind_of_pod
 def test_pods_meet_the_restricted_level_and_get_no_token_of_the_api(document: Json) -> None:
     spec = template_of(document)["spec"]
     assert spec["automountServiceAccountToken"] is False
@@ -119,9 +137,7 @@ def test_pods_meet_the_restricted_level_and_get_no_token_of_the_api(document: Js
         assert environment["HF_HOME"].startswith(environment["HOME"] + "/")
 
 
-@pytest.mark.parametrize(
-    "document", [rollout_statefulset(run_of(), SETTINGS, replicas=1), trainer_job(run_of(), SETTINGS, attempt=1)]
-)
+@each_kind_of_pod
 def test_every_mount_has_its_volume_and_every_volume_its_mount(document: Json) -> None:
     spec = template_of(document)["spec"]
     volumes = {volume["name"] for volume in spec["volumes"]}
@@ -151,6 +167,60 @@ def test_vllm_stays_on_the_loopback_interface_and_is_probed_from_inside() -> Non
     assert "ports" not in vllm
     for probe in ("startupProbe", "livenessProbe"):
         assert "127.0.0.1:8000/health" in vllm[probe]["exec"]["command"][-1]
+
+
+def test_scorers_vllm_stays_on_the_loopback_interface_behind_an_agent_with_the_runs_token() -> None:
+    document = scorer_statefulset(with_scorers(dtype="bfloat16"), SETTINGS, replicas=2)
+    vllm, agent = container_of(document, "vllm"), container_of(document, "agent")
+    arguments = dict(zip(vllm["command"][3::2], vllm["command"][4::2], strict=False))
+    wanted = {"--model": "org/stern", "--runner": "pooling", "--host": "127.0.0.1", "--dtype": "bfloat16"}
+    assert wanted.items() <= arguments.items()
+    assert "VLLM_SERVER_DEV_MODE" not in environment_of(vllm)
+    assert "ports" not in vllm
+    assert agent["command"][:3] == ["python3", "-m", "spinrun_worker.scorer"]
+    assert agent["ports"] == [{"name": "agent", "containerPort": 8100}]
+    assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "agent"}
+    assert environment_of(agent)["SPINRUN_TOKEN_FILE"] == "/etc/spinrun/token/token"
+    assert document["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize(("source", "mounted"), [("org/stern", False), ("/ledger/models/stern", True)])
+def test_scorers_mount_the_ledger_only_for_a_model_that_lies_there(source: str, mounted: bool) -> None:
+    document = scorer_statefulset(with_scorers(source), SETTINGS, replicas=1)
+    mounts = mounts_of(container_of(document, "vllm"))
+    assert mounts.get("/ledger") == (False if mounted else None), "read-only where it is mounted"
+    assert "/ledger" not in mounts_of(container_of(document, "agent"))
+
+
+def test_trainer_knows_where_the_scorers_are_and_only_where_there_are_any() -> None:
+    for run, want in ((with_scorers(), "http://demo-scorer.team.svc:8100"), (run_of(), None)):
+        environment = environment_of(container_of(trainer_job(run, SETTINGS, attempt=1), "trainer"))
+        assert environment.get("SPINRUN_SCORERS") == want
+
+
+def test_image_gpus_and_template_of_scorers_are_those_of_their_block() -> None:
+    run = with_scorers(image="mine:4", tensorParallelSize=2, template={"spec": {"nodeSelector": {"gpu": "l4"}}})
+    document = scorer_statefulset(run, CUDA, replicas=1)
+    vllm = container_of(document, "vllm")
+    assert (vllm["image"], vllm["resources"]) == ("mine:4", {"limits": {"nvidia.com/gpu": "2"}})
+    assert container_of(scorer_statefulset(with_scorers(), CUDA, replicas=1), "vllm")["image"] == "vllm:1"
+    assert template_of(document)["spec"]["nodeSelector"] == {"gpu": "l4"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "scorer", "want"),
+    [
+        (CUDA, "float16", "auto", "auto"),
+        (SETTINGS, "auto", "auto", "float32"),
+        (SETTINGS, "bfloat16", "auto", "bfloat16"),
+        (SETTINGS, "bfloat16", "float32", "float32"),
+    ],
+)
+def test_dtype_of_scorers_is_on_a_cpu_that_of_the_rollouts(settings: Any, model: str, scorer: str, want: str) -> None:
+    blocks: Json = {"model": {"source": "m", "dtype": model}, "scorer": {"dtype": scorer}}
+    run = run_of(preference={"ranker": {"source": "org/stern"}}, **blocks)
+    command = container_of(scorer_statefulset(run, settings, replicas=1), "vllm")["command"]
+    assert command[command.index("--dtype") + 1] == want
 
 
 def test_agent_is_probed_over_http() -> None:
@@ -261,6 +331,13 @@ def test_services_are_headless_and_name_pods_that_are_not_ready() -> None:
         assert service["spec"]["selector"] == names.selector(run_of(), component)
 
 
+def test_trainer_finds_only_scorers_that_serve() -> None:
+    service = scorer_service(with_scorers())
+    assert service["spec"]["publishNotReadyAddresses"] is False
+    assert (service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]) == ("None", 8100)
+    assert service["spec"]["selector"] == names.selector(run_of(), "scorer")
+
+
 def test_retained_claim_has_no_owner_and_another_one_has() -> None:
     retained, ours = (
         ledger_claim(run_of()),
@@ -309,9 +386,12 @@ def test_run_file_is_the_whole_run_with_its_identity(tmp_path: Path) -> None:
     assert read.metadata.model_dump(exclude_unset=True).keys() == {"name", "namespace", "uid"}
 
 
-def test_agents_answer_only_the_trainer_and_those_who_collect_metrics() -> None:
+@pytest.mark.parametrize(("policy", "component"), [(rollout_network_policy, "rollout"), (scorer_network_policy, "scorer")])
+def test_agents_answer_only_the_trainer_and_those_who_collect_metrics(policy: Any, component: str) -> None:
     settings = replace(SETTINGS, monitoring_namespaces=("monitoring",))
-    (rule,) = rollout_network_policy(run_of(), settings)["spec"]["ingress"]
+    document = policy(with_scorers(), settings)
+    assert document["spec"]["podSelector"] == {"matchLabels": names.selector(run_of(), component)}
+    (rule,) = document["spec"]["ingress"]
     assert rule == {
         "from": [
             {"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}},

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from spinrun_api.status import Best, Metrics, RolloutStatus
+from spinrun_api.status import Best, Metrics, RolloutStatus, ScorerStatus
 from spinrun_api.wire import LastWords, Progress
-from spinrun_operator import times
+from spinrun_operator import names, times
 from spinrun_operator.observed import Refusal, TrainerProgress
 from spinrun_operator.reconcile import is_managed
 from unit.operator.world import START, UID, World, run_of, running_world
@@ -45,6 +45,69 @@ def test_new_run_gets_all_children_with_what_they_mount_before_its_pods(world: W
         "Job/demo-trainer-1",
     ]
     assert (phase_of(world), plan.status.attempt, plan.requeue_seconds) == ("Pending", 1, None)
+
+
+OWN_MODEL: Json = {"preference": {"rewardModel": {"source": "org/stern"}}}
+
+
+def test_scorers_are_made_for_a_run_that_serves_the_model_of_its_preference() -> None:
+    plan = World(run_of(**OWN_MODEL)).step()
+    made = [f"{child['kind']}/{child['metadata']['name']}" for child in plan.apply]
+    assert made[-4:] == ["Service/demo-scorer", "NetworkPolicy/demo-scorer", "StatefulSet/demo-scorer", "Job/demo-trainer-1"]
+    assert plan.status.scorers == ScorerStatus(ready=0, desired=1)
+
+
+def test_run_is_ready_once_its_scorers_are_too() -> None:
+    world = running_world(**OWN_MODEL)
+    condition = world.condition("Ready")
+    assert condition is not None
+    assert (condition.status, condition.message) == ("True", "the trainer runs and all rollouts and scorers are ready")
+    world.scorers_ready(0)
+    plan = world.step()
+    condition = world.condition("Ready")
+    assert condition is not None
+    assert (condition.status, condition.message) == ("False", "not all scorers are ready")
+    assert (plan.status.phase, plan.status.scorers) == ("Starting", ScorerStatus(ready=0, desired=1))
+
+
+def test_suspension_takes_the_scorers_with_the_rollouts() -> None:
+    world = running_world(**OWN_MODEL)
+    world.change_spec(lifecycle={"suspend": True})
+    world.step()
+    assert world.replicas(names.SCORER) == 1, "the trainer may still need them"
+    world.trainer_pod(phase="Failed", ended={"exitCode": 3})
+    world.step()
+    assert (world.replicas(), world.replicas(names.SCORER)) == (0, 0)
+    world.no_pods()
+    world.scorer_pod()
+    world.step()
+    condition = world.condition("Suspended")
+    assert condition is not None
+    assert condition.status == "False", "a pod is left"
+    world.no_pods()
+    world.step()
+    condition = world.condition("Suspended")
+    assert condition is not None
+    assert condition.status == "True"
+
+
+def test_scorers_leave_when_the_run_is_over() -> None:
+    world = running_world(**OWN_MODEL)
+    world.trainer_pod(phase="Succeeded", ended={"exitCode": 0})
+    world.job(1, "Complete")
+    world.settle()
+    assert (phase_of(world), world.replicas(names.SCORER)) == ("Complete", 0)
+
+
+def test_scorers_of_a_preference_that_was_changed_before_the_start_have_no_pods() -> None:
+    world = World(run_of(**OWN_MODEL))
+    world.settle()
+    world.change_spec(preference={"rule": {"kind": "lastNumber"}})
+    plan = world.settle()
+    assert world.replicas(names.SCORER) == 0
+    assert plan.status.scorers is None
+    (left,) = [child for child in plan.apply if child["metadata"]["name"] == "demo-scorer"]
+    assert left["metadata"].keys() == {"name", "namespace", "labels", "ownerReferences"}
 
 
 def test_what_is_made_once_is_not_made_again(world: World) -> None:
@@ -233,12 +296,13 @@ def test_job_of_a_later_attempt_is_another_operators_and_left_alone(world: World
         ({"rollout": {"replicas": 4}}, False),
         ({"rollout": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}}, False),
         ({"rollout": {"engineArgs": {"max-num-seqs": 64}}}, False),
+        ({"scorer": {"replicas": 2, "engineArgs": {"max-num-seqs": 64}}}, False),
         ({"lifecycle": {"backoffLimit": 1}}, False),
     ],
     ids=str,
 )
 def test_trainer_starts_anew_only_for_what_it_reads(changed: Json, restarts: bool) -> None:
-    world = running_world()
+    world = running_world(**OWN_MODEL)
     world.change_spec(**changed)
     world.step()
     assert world.jobs() == ([] if restarts else ["demo-trainer-1"])

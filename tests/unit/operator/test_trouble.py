@@ -57,6 +57,25 @@ def test_pod_that_does_not_start_says_why(pod: Json, reason: str, message: str) 
     assert message in found[1]
 
 
+@pytest.mark.parametrize(
+    ("message", "want"),
+    [
+        ("", ""),
+        ("loading\n(EngineCore pid=77) ValueError: no such model\n", ": ValueError: no such model"),
+        ("x" * 1000, ": " + "x" * 300),
+    ],
+)
+def test_scorer_that_keeps_ending_says_so_with_the_end_of_its_log(message: str, want: str) -> None:
+    world = running_world(preference={"rewardModel": {"source": "org/stern"}})
+    ended = {"terminated": {"reason": "Error", "exitCode": 1, "message": message}}
+    status = {"name": "vllm", "image": "vllm:1", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended}
+    world.scorer_pod(containerStatuses=[status])
+    found = first_trouble(world.run, world.observed, PATIENCE)
+    assert found is not None
+    assert found[0] == "ContainerCrashing"
+    assert found[1] == f"pod demo-scorer-0, container vllm keeps ending (Error, exit code 1){want}: see its logs"
+
+
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
 def test_pod_that_is_on_its_way_is_no_trouble(reason: str) -> None:
     world = running_world()
@@ -103,6 +122,13 @@ def test_what_is_puzzling_is_asked_about_only_after_a_while() -> None:
     assert puzzling(world.run, world.observed, world.now) == []
     kinds = sorted(document["kind"] for document in puzzling(world.run, world.observed, world.now + timedelta(seconds=6)))
     assert kinds == ["Job", "PersistentVolumeClaim", "StatefulSet"]
+
+
+def test_scorers_that_are_not_made_are_asked_about() -> None:
+    world = running_world(preference={"rewardModel": {"source": "org/stern"}}, scorer={"replicas": 2})
+    world.observed = replace(world.observed, pods=tuple(pod for pod in world.observed.pods if "scorer-1" not in str(pod)))
+    (document,) = puzzling(world.run, world.observed, world.now + timedelta(seconds=6))
+    assert document["metadata"]["name"] == "demo-scorer"
 
 
 def test_nothing_puzzles_about_a_running_run() -> None:

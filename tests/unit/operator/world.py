@@ -94,6 +94,12 @@ class World:
         metadata = {"name": f"demo-rollout-{index}", "labels": labels, "creationTimestamp": times.to_text(START)}
         self._put(pod_of(metadata, phase, **more))
 
+    def scorer_pod(self, index: int = 0, *, phase: str = "Running", **more: Any) -> None:
+        """A pod of the scorers as it is now."""
+        labels = names.labels(self.run, names.SCORER)
+        metadata = {"name": f"demo-scorer-{index}", "labels": labels, "creationTimestamp": times.to_text(START)}
+        self._put(pod_of(metadata, phase, **more))
+
     def _put(self, pod: Json) -> None:
         others = [other for other in self.observed.pods if other["metadata"]["name"] != pod["metadata"]["name"]]
         self.observed = replace(self.observed, pods=(*others, pod))
@@ -110,6 +116,10 @@ class World:
     def rollouts_ready(self, count: int) -> None:
         """So many rollouts are ready."""
         self._child("StatefulSet", "demo-rollout")["status"] = {"readyReplicas": count}
+
+    def scorers_ready(self, count: int) -> None:
+        """So many scorers are ready."""
+        self._child("StatefulSet", "demo-scorer")["status"] = {"readyReplicas": count}
 
     def bind_claim(self) -> None:
         """The ledger's claim gets its volume."""
@@ -128,9 +138,9 @@ class World:
         """Names of the Jobs."""
         return sorted(name for kind, name in self.observed.children if kind == "Job")
 
-    def replicas(self) -> int:
-        """Rollouts asked for."""
-        return self._child("StatefulSet", "demo-rollout")["spec"]["replicas"]
+    def replicas(self, component: str = names.ROLLOUT) -> int:
+        """Rollouts, or scorers, asked for."""
+        return self._child("StatefulSet", f"demo-{component}")["spec"]["replicas"]
 
     def condition(self, kind: str) -> Condition | None:
         """A condition of the run."""
@@ -166,6 +176,10 @@ def running_world(**spec: Any) -> World:
     for index in range(world.run.spec.rollout.replicas):
         world.rollout_pod(index)
     world.rollouts_ready(world.run.spec.rollout.replicas)
+    if scorers := world.run.spec.scorers:
+        for index in range(scorers.replicas):
+            world.scorer_pod(index)
+        world.scorers_ready(scorers.replicas)
     world.bind_claim()
     world.settle()
     return world

@@ -21,7 +21,7 @@ from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import Scorer, ScoreResult, build_scorer
 from spinrun_worker.rewards.comparison import Comparison
 from spinrun_worker.rewards.dialect import filled
-from spinrun_worker.rewards.endpoint import EndpointClient, Patience
+from spinrun_worker.rewards.endpoint import EndpointClient, Patience, Server
 from spinrun_worker.rewards.judge import ChatDialect
 
 KEY = "sk-very-secret-0123456789"
@@ -40,9 +40,11 @@ def judge_at(endpoint: FakeEndpoint, **fields: Any) -> Judge:
     return Judge.model_validate({"url": endpoint.url, "model": "wise", "template": PLAIN} | fields)
 
 
-def client_of(judge: Judge, *, troubles: list[str] | None = None, patience: Patience = HASTE, **options: Any) -> EndpointClient:
+def client_of(
+    judge: Judge, *, key: str | None = None, troubles: list[str] | None = None, patience: Patience = HASTE, **options: Any
+) -> EndpointClient:
     told = troubles if troubles is not None else []
-    defaults = {"key": None, "on_trouble": told.append, "stop": lambda: False}
+    defaults = {"server": Server((judge.url,), key), "on_trouble": told.append, "stop": lambda: False}
     canary = Comparison("canary", "canary", "x", "yy")
     return EndpointClient("preference.judge", judge, ChatDialect(judge), canary=canary, patience=patience, **defaults | options)
 

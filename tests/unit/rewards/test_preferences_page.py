@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from spinrun_api.processes import PREFERENCE_KEY
-from spinrun_api.spec import Judge, Preference
+from spinrun_api.spec import Judge, Preference, Scorer
 from spinrun_operator import reasons
 from spinrun_worker.rewards.comparison import ComparingScorer, Comparison
 from spinrun_worker.rewards.endpoint import (
@@ -17,6 +17,7 @@ from spinrun_worker.rewards.endpoint import (
     TRY_AGAIN_STATUS,
     EndpointClient,
     Patience,
+    Server,
 )
 from spinrun_worker.rewards.judge import ChatDialect
 from spinrun_worker.rewards.pooling import BATCH
@@ -26,10 +27,15 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "preferences.md").read_te
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
 def test_every_block_of_the_page_is_a_preference(block: str) -> None:
-    document = yaml.safe_load(block)["preference"]
+    blocks = yaml.safe_load(block)
+    document = blocks.pop("preference")
     preference = Preference.model_validate(document)
     assert {preference.name} == set(document)
     assert preference.endpoint is not None
+    if blocks:
+        assert preference.own_model is not None
+        assert Scorer.model_validate(blocks.pop("scorer")) != Scorer()
+    assert not blocks
 
 
 def test_every_preference_has_a_row() -> None:
@@ -43,7 +49,7 @@ def test_every_count_is_named() -> None:
         "judge",
         judge,
         ChatDialect(judge),
-        key=None,
+        server=Server((judge.url,)),
         canary=Comparison("p", "prompt", "a", "b"),
         on_trouble=lambda _: None,
         stop=lambda: False,

@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from fake_vllm import FakeVllm
 from rollouts import TOKEN, UID, AgentUnderTest, Publisher
+from spinrun_worker.bearer import Bearer
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.rollout.activation import Activation
 from spinrun_worker.rollout.app import Agent, Limits
@@ -46,7 +47,7 @@ async def start_agent(vllm: FakeVllm, publisher: Publisher, tmp_path: Path) -> A
             ledger = Ledger(publisher.writer.root, UID)
             activation = Activation(ledger, tmp_path / "scratch", engine, gate, metrics, poll_seconds=0.02)
             sampler = Sampler(engine, gate, metrics, max_sequences=max_sequences, engine_failed=activation.wake)
-            agent = Agent(activation, gate, sampler, metrics, engine, token=TOKEN, limits=Limits(**limits))
+            agent = Agent(activation, gate, sampler, metrics, engine, bearer=Bearer(TOKEN), limits=Limits(**limits))
             server = TestServer(agent.application())
             client = await stack.enter_async_context(TestClient(server))
             loop = asyncio.create_task(activation.run())

@@ -3,18 +3,32 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from spinrun_api.processes import PREFERENCE_KEY
-from spinrun_api.spec import Judge, Preference, Ranker, RewardModel
+from spinrun_api.processes import PREFERENCE_KEY, SCORERS
+from spinrun_api.spec import Endpoint, Judge, Preference, Ranker, RewardModel, ScoringModel
+from spinrun_worker.bearer import read_token
+from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.rewards.comparison import ComparingScorer, Comparison
 from spinrun_worker.rewards.dialect import Dialect
-from spinrun_worker.rewards.endpoint import Answer, EndpointClient, Question, checked_key
+from spinrun_worker.rewards.endpoint import Answer, EndpointClient, Question, Server, checked_key
 from spinrun_worker.rewards.judge import ChatDialect
 from spinrun_worker.rewards.pooling import BATCH, BatchClient, ClassifyDialect, RewardModelScorer, ScoreDialect, Text
 from spinrun_worker.rewards.scorer import Scorer, build_rule
+from spinrun_worker.rewards.source import check_source
+
+NO_ARGUMENTS: Mapping[str, str | int] = MappingProxyType({})
 
 SUM = Comparison("canary", "What is 1 + 1?", "2", "3")
 """Asked of an endpoint to learn whether it answers at all."""
+
+
+OWN_REFUSALS = {
+    401: "refuses the token of the run: the run's Secret is another one than when its pods started; delete them",
+    403: "refuses the token of the run: the run's Secret is another one than when its pods started; delete them",
+    404: "serves the source, but not as a classifier: name a sequence classifier with one class as source",
+}
+"""What statuses of the run's own scorers mean."""
 
 
 def build_scorer(
@@ -23,13 +37,15 @@ def build_scorer(
     on_trouble: Callable[[str], None],
     stop: Callable[[], bool],
     environment: Mapping[str, str] = os.environ,
+    engine_args: Mapping[str, str | int] = NO_ARGUMENTS,
 ) -> Scorer:
-    """The scorer, once it has shown that it can be used.
+    """The scorer that the preference asks for, once it has shown that it can be used.
 
     on_trouble: told why an endpoint is taken to be down, and "" when it is back. stop: whether to give up waiting for it.
-    Raises ConfigurationError when pattern, entry point, url, model or key cannot be right.
+    engine_args: of the run's own scorers.
+    Raises ConfigurationError when pattern, entry point, url, source, model or key cannot be right.
     """
-    connect = _Connect(preference, on_trouble, stop, environment.get(PREFERENCE_KEY))
+    connect = _Connect(preference, on_trouble, stop, environment, engine_args)
     if preference.judge is not None:
         return _judge(preference.judge, connect)
     if preference.reward_model is not None:
@@ -47,17 +63,19 @@ class _Connect:
     preference: Preference
     on_trouble: Callable[[str], None]
     stop: Callable[[], bool]
-    key: str | None
+    environment: Mapping[str, str]
+    engine_args: Mapping[str, str | int]
 
-    def __call__(self, dialect: Dialect[Question, Answer], canary: Question) -> EndpointClient[Question, Answer]:
+    def __call__(
+        self, endpoint: Endpoint, dialect: Dialect[Question, Answer], canary: Question
+    ) -> EndpointClient[Question, Answer]:
         """A client that has asked its canary. Raises ConfigurationError."""
-        block, endpoint = f"preference.{self.preference.name}", self.preference.endpoint
-        assert endpoint is not None, "the preference is by an endpoint"
+        block, own_model = f"preference.{self.preference.name}", self.preference.own_model
         client = EndpointClient(
             block,
             endpoint,
             dialect,
-            key=checked_key(self.key, endpoint, block=block, variable=PREFERENCE_KEY),
+            server=self._server(block, endpoint) if own_model is None else self._own_servers(block, own_model),
             canary=canary,
             on_trouble=self.on_trouble,
             stop=self.stop,
@@ -65,16 +83,32 @@ class _Connect:
         client.check()
         return client
 
+    def _server(self, block: str, endpoint: Endpoint) -> Server:
+        """The server at the spec's url."""
+        assert isinstance(endpoint, Judge | RewardModel | Ranker), "there are no others"
+        assert endpoint.url is not None, "it has no source"
+        key = checked_key(self.environment.get(PREFERENCE_KEY), endpoint, block=block, variable=PREFERENCE_KEY)
+        return Server((endpoint.url,), key)
+
+    def _own_servers(self, block: str, model: ScoringModel) -> Server:
+        """The run's scorers. Raises ConfigurationError when their model is no classifier, or nobody says where they are."""
+        check_source(block, model, self.engine_args)
+        addresses = self.environment.get(SCORERS, "")
+        if not addresses:
+            raise ConfigurationError(f"{SCORERS} must be set: the URLs of the run's scorers")
+        token = read_token(self.environment)
+        return Server(tuple(addresses.split(",")), token, fields="source", refusals=OWN_REFUSALS, is_remote=False)
+
 
 def _judge(judge: Judge, connect: _Connect) -> Scorer:
-    return ComparingScorer(connect(ChatDialect(judge), SUM), max_comparisons=judge.max_comparisons)
+    return ComparingScorer(connect(judge, ChatDialect(judge), SUM), max_comparisons=judge.max_comparisons)
 
 
 def _reward_model(model: RewardModel, connect: _Connect) -> Scorer:
-    client: EndpointClient[Sequence[Text], list[float]] = connect(ClassifyDialect(model), [(SUM.prompt, SUM.first)])
+    client: EndpointClient[Sequence[Text], list[float]] = connect(model, ClassifyDialect(model), [(SUM.prompt, SUM.first)])
     return RewardModelScorer(BatchClient(client, size=1 if model.template is None else BATCH))
 
 
 def _ranker(ranker: Ranker, connect: _Connect) -> Scorer:
-    client: EndpointClient[Sequence[Comparison], list[float]] = connect(ScoreDialect(ranker), [SUM])
+    client: EndpointClient[Sequence[Comparison], list[float]] = connect(ranker, ScoreDialect(ranker), [SUM])
     return ComparingScorer(BatchClient(client, size=BATCH), max_comparisons=ranker.max_comparisons)

@@ -8,10 +8,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from itertools import cycle
 from typing import Generic, TypeVar
 
 import aiohttp
@@ -40,6 +41,26 @@ CONFIGURATION_STATUS = {
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where an endpoint is, and what is said when it cannot be the right one."""
+
+    urls: tuple[str, ...]
+    """Servers of the same model, among which requests are divided; one that is asked again goes to the next."""
+
+    key: str | None = None
+    """Bearer token."""
+
+    fields: str = "url, model"
+    """Fields of the spec to correct when no request gets an answer."""
+
+    refusals: Mapping[int, str] = field(default_factory=lambda: CONFIGURATION_STATUS)
+    """What a status means that ends the run, and the remedy."""
+
+    is_remote: bool = True
+    """Whether it may be beyond a proxy, which the environment then names."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,7 @@ class EndpointClient(Generic[Question, Answer]):
         endpoint: spec.Endpoint,
         dialect: Dialect[Question, Answer],
         *,
-        key: str | None,
+        server: Server,
         canary: Question,
         on_trouble: Callable[[str], None],
         stop: Callable[[], bool],
@@ -84,17 +105,17 @@ class EndpointClient(Generic[Question, Answer]):
     ) -> None:
         """Prepare, and ask nothing.
 
-        block: path of the endpoint's block in the spec, for messages. key: bearer token. canary: a small question that any
-        server can answer. on_trouble: told why the server is taken to be down, and "" when it is back.
+        block: path of the endpoint's block in the spec, for messages. canary: a small question that any server can answer.
+        on_trouble: told why the server is taken to be down, and "" when it is back.
         """
         self.counts: Counter[str] = Counter(requests=0, failures=0, retries=0, prompt_tokens=0, completion_tokens=0)
         """Since the start: requests sent, those given up, those sent again, and tokens as the server counts them."""
         self._block, self._endpoint, self._dialect = block, endpoint, dialect
-        self._key, self._canary = key, canary
+        self._server, self._canary = server, canary
         self._on_trouble, self._stop = on_trouble, stop
         self._patience = patience or Patience()
         self._clock = clock
-        self._url = endpoint.url.rstrip("/") + dialect.path
+        self._urls = cycle([url.rstrip("/") + dialect.path for url in server.urls])
         self._next_turn = 0.0
         self._answered_at: float | None = None
         self._failing_since: float | None = None
@@ -213,23 +234,23 @@ class EndpointClient(Generic[Question, Answer]):
         self._useless += 1
         if self._useless >= MAX_USELESS and not self._has_answered:
             raise ConfigurationError(
-                f"{self._block}: {MAX_USELESS} requests and not one answer; the last: {answer.message}. Correct url, model or "
-                "template, or take another model"
+                f"{self._block}: {MAX_USELESS} requests and not one answer; the last: {answer.message}. Correct "
+                f"{self._server.fields} or template, or take another model"
             )
         return answer
 
     async def _post(self, http: aiohttp.ClientSession, question: Question) -> Answer | Failure:
         """One request. Raises _TryAgain and ConfigurationError."""
-        body = self._dialect.body(question)
+        body, url = self._dialect.body(question), next(self._urls)
         await self._take_turn()
         self.counts["requests"] += 1
         try:
-            async with http.post(self._url, json=body, allow_redirects=False) as response:
+            async with http.post(url, json=body, allow_redirects=False) as response:
                 content = await _read(response)
                 status, is_html = response.status, _is_html(response, content)
                 retry_after = response.headers.get("Retry-After")
         except aiohttp.InvalidURL as error:
-            raise ConfigurationError(f"{self._block}: {self._url} is no address: correct url") from error
+            raise ConfigurationError(f"{self._block}: {url} is no address: correct url") from error
         except TimeoutError as error:
             raise self._failed("too slow", f"no reply in {self._endpoint.timeout_seconds:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -249,8 +270,8 @@ class EndpointClient(Generic[Question, Answer]):
                 parameters = ", ".join(sorted(body.keys() ^ adapted.keys()))
                 logger.warning("%s refuses parameters and is asked otherwise from now on (%s): %s", self._block, parameters, said)
                 return await self._post(http, question)
-        if is_html or status < 400 or status in CONFIGURATION_STATUS:
-            raise ConfigurationError(self._sentence(status, said, is_html=is_html))
+        if is_html or status < 400 or status in self._server.refusals:
+            raise ConfigurationError(self._sentence(url, status, said, is_html=is_html))
         self._is_up()
         return Failure("refused", said)
 
@@ -268,15 +289,15 @@ class EndpointClient(Generic[Question, Answer]):
         except UnusableReplyError as error:
             return Failure("no answer", self._clean(str(error)))
 
-    def _sentence(self, status: int, said: str, *, is_html: bool) -> str:
+    def _sentence(self, url: str, status: int, said: str, *, is_html: bool) -> str:
         """What is wrong with url, model or key."""
         if is_html:
-            return f"{self._block}: {self._url} is a web page, not an API (status {status}): correct url"
+            return f"{self._block}: {url} is a web page, not an API (status {status}): correct url"
         if status < 400:
-            return f"{self._block}: {self._url} leads elsewhere (status {status}): write the final address into url"
-        wants_key = status in (401, 403) and self._key is None
-        problem = "wants a key: set secretRef" if wants_key else CONFIGURATION_STATUS[status]
-        return f"{self._block}: {self._url} {problem} ({said})"
+            return f"{self._block}: {url} leads elsewhere (status {status}): write the final address into url"
+        wants_key = status in (401, 403) and self._server.key is None
+        problem = "wants a key: set secretRef" if wants_key else self._server.refusals[status]
+        return f"{self._block}: {url} {problem} ({said})"
 
     def _failed(self, kind: FailureKind, message: str, *, is_throttled: bool = False) -> _TryAgain:
         if self._failing_since is None:
@@ -310,20 +331,21 @@ class EndpointClient(Generic[Question, Answer]):
 
     def _clean(self, text: str) -> str:
         """Text from elsewhere for a message: short, printable, and without the key."""
-        shown = text.replace(self._key, "***") if self._key else text
+        shown = text.replace(self._server.key, "***") if self._server.key else text
         return "".join(character if character.isprintable() else " " for character in shown[:MAX_EXCERPT]).strip()
 
     def _session(self) -> aiohttp.ClientSession:
         # Nothing is unpacked: a small reply could become a huge one.
-        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        # An endpoint is often beyond a proxy, which the environment names. No cookies: requests have nothing in common.
+        key = self._server.key
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        # No cookies: requests have nothing in common.
         return aiohttp.ClientSession(
             headers=headers,
             auto_decompress=False,
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._endpoint.timeout_seconds),
-            trust_env=True,
+            trust_env=self._server.is_remote,
         )
 
 

@@ -70,7 +70,7 @@ class ClassifyDialect:
         else:
             ((prompt, answer),) = question
             asked = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
-        return {"model": self._model.model, "use_activation": False, **asked}
+        return {"model": self._model.served_name, "use_activation": False, **asked}
 
     def read(self, question: Sequence[Text], content: bytes) -> list[float]:
         """The rewards, in the order of the question. Raises as Dialect.read."""
@@ -92,7 +92,7 @@ class ScoreDialect:
     def body(self, question: Sequence[Comparison]) -> dict[str, Any]:
         """The request."""
         return {
-            "model": self._ranker.model,
+            "model": self._ranker.served_name,
             "use_activation": False,
             "text_1": [filled(self._ranker.first_template, prompt=each.prompt, answer=each.first) for each in question],
             "text_2": [filled(self._ranker.second_template, prompt=each.prompt, answer=each.second) for each in question],

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ from aiohttp import web
 
 from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_api.exit_codes import ExitCode
-from spinrun_api.processes import AGENT_PORT, TOKEN_FILE, VLLM_PORT
+from spinrun_api.processes import AGENT_PORT, VLLM_PORT
+from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.rollout.activation import Activation
@@ -31,14 +31,14 @@ def main() -> int:
     arguments = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(serve(arguments, uid=_uid(arguments.run), token=_token()))
+        asyncio.run(serve(arguments, uid=_uid(arguments.run), bearer=Bearer(read_token())))
     except ConfigurationError as error:
         logger.error("%s", error)
         return ExitCode.INVALID_CONFIGURATION
     return ExitCode.COMPLETE
 
 
-async def serve(arguments: argparse.Namespace, *, uid: str, token: str) -> None:
+async def serve(arguments: argparse.Namespace, *, uid: str, bearer: Bearer) -> None:
     """Serve until a signal asks to stop, then let the calls under way end."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,7 +50,7 @@ async def serve(arguments: argparse.Namespace, *, uid: str, token: str) -> None:
         activation = Activation(ledger, arguments.scratch.resolve(), engine, gate, metrics, poll_seconds=arguments.poll_seconds)
         sampler = Sampler(engine, gate, metrics, max_sequences=arguments.max_sequences, engine_failed=activation.wake)
         limits = Limits(arguments.max_calls, arguments.max_prompts, arguments.max_body_bytes)
-        agent = Agent(activation, gate, sampler, metrics, engine, token=token, limits=limits)
+        agent = Agent(activation, gate, sampler, metrics, engine, bearer=bearer, limits=limits)
         # handler_cancellation: a client that goes away takes its requests to vLLM with it.
         runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
@@ -92,19 +92,6 @@ def _uid(path: Path) -> str:
     if uid is None:
         raise ConfigurationError(f"{path}: metadata.uid is missing: pass the resolved run, not the file that a user wrote")
     return uid
-
-
-def _token() -> str:
-    path = os.environ.get(TOKEN_FILE)
-    if path is None:
-        raise ConfigurationError(f"{TOKEN_FILE} is not set: it names the file with the run's bearer token")
-    try:
-        token = Path(path).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{TOKEN_FILE}={path} cannot be read: {error}") from error
-    if not token:
-        raise ConfigurationError(f"{TOKEN_FILE}={path} is empty: write the run's bearer token into it")
-    return token
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The agent's HTTP interface: what the collector calls, and what Kubernetes and Prometheus look at."""
 
 import asyncio
-import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Generator
@@ -15,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from spinrun_api.base import Record
-from spinrun_api.wire import TOKEN_HEADER, End, ErrorBody, SamplesRequest, VersionWanted
+from spinrun_api.wire import End, ErrorBody, SamplesRequest, VersionWanted
+from spinrun_worker.bearer import Bearer
 from spinrun_worker.rollout.activation import Activation
 from spinrun_worker.rollout.engine import Engine
 from spinrun_worker.rollout.gate import Gate, VersionChangedError
@@ -60,7 +60,7 @@ class Agent:
         metrics: RolloutMetrics,
         engine: Engine,
         *,
-        token: str,
+        bearer: Bearer,
         limits: Limits,
     ) -> None:
         self._activation = activation
@@ -68,7 +68,7 @@ class Agent:
         self._sampler = sampler
         self._metrics = metrics
         self._engine = engine
-        self._token = _bytes(f"Bearer {token}")
+        self._bearer = bearer
         self._limits = limits
         self._calls = 0
         self._draining = False
@@ -113,12 +113,8 @@ class Agent:
 
     @web.middleware
     async def _require_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith("/v1/") and not hmac.compare_digest(
-            _bytes(request.headers.get(TOKEN_HEADER, "")), self._token
-        ):
-            raise RefusedError(
-                HTTPStatus.UNAUTHORIZED, "Unauthorized", f"{TOKEN_HEADER} must be Bearer and the token of this run"
-            )
+        if request.path.startswith("/v1/") and not self._bearer.is_shown(request.headers):
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "Unauthorized", Bearer.REFUSAL)
         return await handler(request)
 
     async def _put_version(self, request: web.Request) -> web.Response:
@@ -223,8 +219,3 @@ def _json(record: Record, status: int = 200) -> web.Response:
 
 def _line(record: Record) -> bytes:
     return record.model_dump_json(by_alias=True, exclude_none=True).encode() + b"\n"
-
-
-def _bytes(text: str) -> bytes:
-    # aiohttp hands over bytes of a header that are no UTF-8 as surrogates.
-    return text.encode("utf-8", "surrogateescape")

@@ -97,13 +97,17 @@ class Engine:
 
     async def status(self) -> EngineStatus:
         """What vLLM says of itself. Raises EngineError when it is not able to generate."""
-        await self._call("GET", "/health", seconds=_HEALTH_SECONDS)
+        await self.check_health()
         label, paused, cards = await asyncio.gather(
             self.label(), self._get("/is_paused", _IsPaused), self._get("/v1/models", _Cards)
         )
         if not cards.data:
             raise EngineError("vLLM names no model at /v1/models")
         return EngineStatus(label, paused.is_paused, cards.data[0].max_model_len)
+
+    async def check_health(self) -> None:
+        """Raises EngineError when it does not answer, or its engine has failed."""
+        await self._call("GET", "/health", seconds=_HEALTH_SECONDS)
 
     async def metrics(self) -> bytes:
         """vLLM's own metrics in Prometheus' text format, without those of its process; none while it does not answer."""

@@ -275,6 +275,7 @@ def make_rank0(
         options.run.spec.preference,
         on_trouble=lambda trouble: board.update(trouble=trouble, message=trouble),
         stop=stop.requested,
+        engine_args=options.run.spec.scorers.engine_args if options.run.spec.scorers else {},
     )
     cleanup.callback(scorer.close)
     rank0 = Rank0(

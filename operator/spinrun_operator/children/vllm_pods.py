@@ -1,0 +1,99 @@
+"""What rollouts and scorers have in common: a StatefulSet of pods with vLLM and an agent in front of it."""
+
+from typing import Any
+
+from spinrun_api import processes
+from spinrun_api.run import SpinRun
+from spinrun_operator import names
+from spinrun_operator.children import pods
+from spinrun_operator.settings import Settings
+
+Json = dict[str, Any]
+
+# A model of some hundred gigabytes may have to come from the Hub first.
+VLLM_STARTUP_SECONDS = 3600
+PROBE_SECONDS = 10
+LAST_WORDS: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+"""The end of its log tells why a container keeps ending, where its pod is looked at."""
+
+
+def statefulset(
+    run: SpinRun, component: str, name: str, settings: Settings, *, replicas: int, user: Json, containers: list[Json]
+) -> Json:
+    """The StatefulSet with `replicas` pods. user: the pod template of the run's author."""
+    template = pods.pod_template(
+        run, component, settings, labels={}, user=user, terminationGracePeriodSeconds=30, containers=containers
+    )
+    return names.child(
+        run,
+        "apps/v1",
+        "StatefulSet",
+        name,
+        component,
+        spec={
+            "replicas": replicas,
+            "serviceName": name,
+            # The pods do not know each other: none waits for another.
+            "podManagementPolicy": "Parallel",
+            "revisionHistoryLimit": 1,
+            "selector": {"matchLabels": names.selector(run, component)},
+            "template": template,
+        },
+    )
+
+
+def vllm_container(process: processes.Process, settings: Settings, *, image: str | None, gpus: int, mounts: list[Json]) -> Json:
+    """vLLM's container. image: the run's choice, if it makes one."""
+    default_image = settings.vllm_image if settings.accelerator == "cuda" else settings.worker_image
+    health = _healthy()
+    container = pods.container(
+        "vllm",
+        image or default_image,
+        process,
+        settings,
+        mounts=[*mounts, pods.TOKEN_MOUNT, pods.SHARED_MEMORY_MOUNT],
+        resources=pods.gpus(gpus, settings),
+        startupProbe=health | {"failureThreshold": VLLM_STARTUP_SECONDS // PROBE_SECONDS},
+        livenessProbe=health | {"failureThreshold": 6},
+        **LAST_WORDS,
+    )
+    return pods.with_threads(container, settings)
+
+
+def arithmetic(dtype: str, settings: Settings) -> str:
+    """vLLM's number type. On a CPU, nothing here can measure what is faster; float32 is right everywhere."""
+    if dtype != "auto":
+        return dtype
+    return "auto" if settings.accelerator == "cuda" else "float32"
+
+
+def agent_container(process: processes.Process, settings: Settings, *, mounts: list[Json]) -> Json:
+    """The container of the agent, the only process of the pod that the network can reach."""
+    return pods.container(
+        "agent",
+        settings.worker_image,
+        process,
+        settings,
+        mounts=[*mounts, pods.TOKEN_MOUNT],
+        ports=[{"name": "agent", "containerPort": processes.AGENT_PORT}],
+        resources={"requests": {"cpu": "100m", "memory": "256Mi"}},
+        startupProbe=_http("/healthz", period=2, failures=150),
+        livenessProbe=_http("/healthz", period=10, failures=6),
+        readinessProbe=_http("/readyz", period=5, failures=2),
+        **LAST_WORDS,
+    )
+
+
+def _healthy() -> Json:
+    """vLLM listens on the loopback interface, where the kubelet's own HTTP probes cannot reach it."""
+    question = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{processes.VLLM_PORT}/health', timeout=5)"
+    return {"exec": {"command": ["python3", "-c", question]}, "periodSeconds": PROBE_SECONDS, "timeoutSeconds": PROBE_SECONDS}
+
+
+def _http(path: str, *, period: int, failures: int) -> Json:
+    return {
+        "httpGet": {"path": path, "port": "agent"},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

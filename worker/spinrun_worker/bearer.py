@@ -1,0 +1,42 @@
+"""The run's bearer token, which its processes ask of each other."""
+
+import hmac
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from spinrun_api.processes import TOKEN_FILE
+from spinrun_api.wire import TOKEN_HEADER
+from spinrun_worker.errors import ConfigurationError
+
+
+def read_token(environment: Mapping[str, str] = os.environ) -> str:
+    """The token of this process's run. Raises ConfigurationError when there is none."""
+    path = environment.get(TOKEN_FILE)
+    if path is None:
+        raise ConfigurationError(f"{TOKEN_FILE} is not set: it names the file with the run's bearer token")
+    try:
+        token = Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{TOKEN_FILE}={path} cannot be read: {error}") from error
+    if not token:
+        raise ConfigurationError(f"{TOKEN_FILE}={path} is empty: write the run's bearer token into it")
+    return token
+
+
+class Bearer:
+    """Tells requests that bring the token from others."""
+
+    REFUSAL = f"{TOKEN_HEADER} must be Bearer and the token of this run"
+
+    def __init__(self, token: str) -> None:
+        self._wanted = _bytes(f"Bearer {token}")
+
+    def is_shown(self, headers: Mapping[str, str]) -> bool:
+        """Whether the token is among a request's headers. Takes as long for a wrong one as for the right one."""
+        return hmac.compare_digest(_bytes(headers.get(TOKEN_HEADER, "")), self._wanted)
+
+
+def _bytes(text: str) -> bytes:
+    # aiohttp hands over bytes of a header that are no UTF-8 as surrogates.
+    return text.encode("utf-8", "surrogateescape")

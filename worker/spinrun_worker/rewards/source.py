@@ -1,0 +1,90 @@
+"""Whether the run can serve a scoring model itself: looked up in the model's config.json, before anything waits for it.
+
+vLLM takes many models for something else than they are: it makes an embedding model of a language model, and scores texts by how
+alike they are.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from spinrun_api.spec import ScoringModel
+from spinrun_worker.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+OVERRIDES = "hf-overrides"
+"""The argument of vLLM by which users tell it to take a model for another one."""
+
+# What transformers assumes of a classifier that does not say how many classes it has.
+_DEFAULT_CLASSES = 2
+
+
+def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str | int]) -> None:
+    """Looks at the model's configuration, if it can be had here: an image of vLLM may hold models that no other container sees.
+
+    block: path of the model's block in the spec. Raises ConfigurationError for a model that is not there or no classifier with
+    one class.
+    """
+    config = _config(block, model)
+    if config is not None and OVERRIDES not in engine_args and (fault := fault_of(config)):
+        raise ConfigurationError(
+            f"{block}.source: {model.source} {fault}: name a sequence classifier with one class, such as a reward model or a "
+            "cross-encoder"
+        )
+
+
+def fault_of(config: Mapping[str, Any]) -> str:
+    """Why a model with this config.json gives no numbers; empty when it does, or when that cannot be known."""
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        return ""
+    name = str(cast(list[Any], architectures)[0])
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return f"is a language model ({name}), which writes text and gives no numbers"
+    if name.endswith("ForSequenceClassification") and (classes := _num_classes(config)) != 1:
+        return f"is a classifier ({name}) with {classes} classes, whose numbers are no reward"
+    return ""
+
+
+def _num_classes(config: Mapping[str, Any]) -> int:
+    labels, count = config.get("id2label"), config.get("num_labels")
+    if isinstance(labels, dict):
+        return len(cast(dict[str, Any], labels))
+    return count if isinstance(count, int) else _DEFAULT_CLASSES
+
+
+def _config(block: str, model: ScoringModel) -> Mapping[str, Any] | None:
+    """The model's config.json; None when it cannot be had here. Raises ConfigurationError when there is none."""
+    path = _config_path(block, model)
+    try:
+        document = json.loads(path.read_text("utf-8")) if path is not None else None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{block}.source: {path} cannot be read: {error}") from error
+    return cast(dict[str, Any], document) if isinstance(document, dict) else None
+
+
+def _config_path(block: str, model: ScoringModel) -> Path | None:
+    source = model.served_name
+    if source.startswith("/"):
+        folder = Path(source)
+        return folder / "config.json" if folder.exists() else None
+    try:
+        return Path(hf_hub_download(source, "config.json", revision=model.revision))
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"{block}.source: the Hub has no model {source} that this run may read ({first}): correct source or revision, or "
+            "give the containers a token of the Hub"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ConfigurationError(f"{block}.source: {source} is no Hugging Face model: it has no config.json") from error
+    except OSError as error:
+        # The scorers may have the model in a cache, or reach the Hub by another way.
+        logger.warning("%s.source: %s cannot be looked at from here: %s", block, source, str(error).splitlines()[0])
+        return None

@@ -1,0 +1,63 @@
+"""`python -m spinrun_worker.scorer`: the agent beside a scorer's vLLM."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+import aiohttp
+from aiohttp import web
+
+from spinrun_api.exit_codes import ExitCode
+from spinrun_api.processes import AGENT_PORT, VLLM_PORT
+from spinrun_worker.bearer import Bearer, read_token
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.scorer.app import ScorerAgent, ScorerMetrics
+
+logger = logging.getLogger("spinrun_worker.scorer")
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    arguments = _arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(serve(arguments, bearer=Bearer(read_token())))
+    except ConfigurationError as error:
+        logger.error("%s", error)
+        return ExitCode.INVALID_CONFIGURATION
+    return ExitCode.COMPLETE
+
+
+async def serve(arguments: argparse.Namespace, *, bearer: Bearer) -> None:
+    """Serve until a signal asks to stop. Requests under way are cut: vLLM ends at the same time, and the trainer asks again."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # No limit on connections, so that probes do not wait behind requests, nor on time, which is the client's to limit.
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        agent = ScorerAgent(arguments.vllm, session, ScorerMetrics(), bearer=bearer)
+        # handler_cancellation: a client that goes away takes its requests to vLLM with it.
+        runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, arguments.host or None, arguments.port).start()
+            logger.info("Listening on port %d", arguments.port)
+            await stop.wait()
+            logger.info("Asked to stop")
+        finally:
+            await runner.cleanup()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m spinrun_worker.scorer", description=__doc__)
+    parser.add_argument("--host", default="", help="address to listen on; empty: all")
+    parser.add_argument("--port", type=int, default=AGENT_PORT)
+    parser.add_argument("--vllm", default=f"http://127.0.0.1:{VLLM_PORT}", help="URL of the vLLM server")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
