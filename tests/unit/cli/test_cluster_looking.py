@@ -290,9 +290,9 @@ def test_documents_of_a_watch_have_what_was_seen_so_far(spinrun: Shell, server: 
 
 def pod(name: str, containers: Json, *, attempt: int | None = None, index: int = 0) -> Json:
     """A pod whose containers are in a state each; attempt: of a trainer."""
-    labels = (
-        {} if attempt is None else {"spinrun.dev/attempt": str(attempt), "batch.kubernetes.io/job-completion-index": str(index)}
-    )
+    labels = {"app.kubernetes.io/component": name.split("-")[1]}
+    if attempt is not None:
+        labels |= {"spinrun.dev/attempt": str(attempt), "batch.kubernetes.io/job-completion-index": str(index)}
     statuses = [{"name": key, "restartCount": 0, "state": {"running": {}}} | value for key, value in containers.items()]
     return {"metadata": {"name": name, "uid": f"uid of {name}", "labels": labels}, "status": {"containerStatuses": statuses}}
 
@@ -305,6 +305,7 @@ ALL = [
     pod("demo-trainer-2-0-y", {"trainer": {}}, attempt=2),
     pod("demo-trainer-2-1-z", {"trainer": WAITING}, attempt=2, index=1),
 ]
+SCORER = pod("demo-scorer-0", {"vllm": {}, "agent": {}})
 
 
 def question(**fields: Any) -> LogsQuestion:
@@ -316,18 +317,31 @@ def question(**fields: Any) -> LogsQuestion:
 @pytest.mark.parametrize(
     ("asked", "want"),
     [
-        (question(), ["demo-trainer-2-0-y", "demo-trainer-2-1-z", "demo-rollout-0 vllm", "demo-rollout-0 agent"]),
-        (question(role="agent"), ["demo-rollout-0 agent"]),
+        (question(pod="demo-rollout-0"), ["demo-rollout-0 vllm", "demo-rollout-0 agent"]),
+        (
+            question(),
+            [
+                "demo-trainer-2-0-y",
+                "demo-trainer-2-1-z",
+                "demo-rollout-0 vllm",
+                "demo-rollout-0 agent",
+                "demo-scorer-0 vllm",
+                "demo-scorer-0 agent",
+            ],
+        ),
+        (question(role="agent"), ["demo-rollout-0 agent", "demo-scorer-0 agent"]),
+        (question(role="scorer"), ["demo-scorer-0 vllm", "demo-scorer-0 agent"]),
+        (question(role="trainer"), ["demo-trainer-2-0-y", "demo-trainer-2-1-z"]),
         (question(rank=3), ["demo-trainer-2-1-z"]),
         (question(pod="demo-trainer-1-0-x"), ["demo-trainer-1-0-x"]),
         (question(previous=True), ["demo-trainer-1-0-x", "demo-rollout-0 vllm"]),
     ],
-    ids=["all", "role", "rank", "pod", "previous"],
+    ids=["pod of a rollout", "all", "role", "scorers", "trainer", "rank", "pod", "previous"],
 )
 def test_containers_that_are_meant_are_chosen(asked: LogsQuestion, want: list[str]) -> None:
     document = spin_run()
     run = parse_run(document | {"spec": document["spec"] | {"trainer": {"nodes": 2, "procsPerNode": 2}}})
-    assert [source.name for source in chosen(run, ALL, asked)] == want
+    assert [source.name for source in chosen(run, [*ALL, SCORER], asked)] == want
 
 
 def test_rank_that_the_trainer_does_not_have_is_refused() -> None:

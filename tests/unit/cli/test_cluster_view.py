@@ -55,13 +55,14 @@ def test_running_run_shows_figures_eta_and_ledger() -> None:
             attempt=2,
             failedAttempts=1,
             rollouts={"ready": 1, "desired": 2, "version": 2},
+            scorers={"ready": 0, "desired": 1},
             metrics={"loss": 0.6931, "accuracy": 0.75, "samplesPerSecond": 12.5},
             best={"window": 1, "version": 1, "accuracy": 0.8},
             eta="2026-01-01T12:10:00Z",
             startTime="2026-01-01T11:00:00Z",
         )
     )
-    assert shown[:12] == [
+    assert shown[:13] == [
         "Name: demo",
         "Namespace: team",
         "Phase: Running, train",
@@ -71,6 +72,7 @@ def test_running_run_shows_figures_eta_and_ledger() -> None:
         "Accuracy: 0.75, best 0.8 by version 1",
         "Figures: loss 0.6931, samples per second 12.5",
         "Rollouts: 1 of 2 ready, version 2",
+        "Scorers: 0 of 1 ready",
         "Attempt: 2, with 1 of 6 failures used up",
         "Started: 2026-01-01T11:00:00Z",
         "Ledger: claim demo-ledger, folder team/demo-867d5e77",

@@ -86,7 +86,10 @@ NOT_FOUND = httpx.Response(404, request=httpx.Request("HEAD", "https://hub/org/s
 @pytest.mark.parametrize(
     ("error", "want"),
     [
-        (RepositoryNotFoundError("404: no such\nmore", response=NOT_FOUND), "the Hub has no model org/stern that this run may read"),
+        (
+            RepositoryNotFoundError("404: no such\nmore", response=NOT_FOUND),
+            "the Hub has no model org/stern that this run may read",
+        ),
         (EntryNotFoundError("404"), "org/stern is no Hugging Face model: it has no config.json"),
         (OSError("the network is down"), None),
     ],
