@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -48,9 +47,9 @@ class Attempts:
     """Beside what every trainer is given. Not that of this process: the forkserver has the one in which it was started."""
 
     def start(
-        self, ledger: Path, *, attempt: int = 1, kill_at: int | None = None, count_to: Path | None = None, **spec: Any
+        self, ledger: Path, *, attempt: int = 1, kill_at: int | None = None, list_to: Path | None = None, **spec: Any
     ) -> ForkServerProcess:
-        """Start an attempt. kill_at: SIGKILL before this change of the ledger, from 1. count_to: file for their number."""
+        """Start an attempt. kill_at: SIGKILL before this change of the ledger, from 1. list_to: file for a line about each."""
         run_file = self.folder / f"run-{attempt}.yaml"
         run_file.write_text(yaml.safe_dump({**self.document, "spec": {**self.document["spec"], **spec}}))
         environment = {
@@ -73,7 +72,7 @@ class Attempts:
             "0",
         ]
         self.last_words(attempt).unlink(missing_ok=True)
-        process = self.forkserver.Process(target=_trainer, args=(arguments, environment, self.log(attempt), kill_at, count_to))
+        process = self.forkserver.Process(target=_trainer, args=(arguments, environment, self.log(attempt), kill_at, list_to))
         process.start()
         return process
 
@@ -93,7 +92,7 @@ class Attempts:
         return self.folder / f"last-words-{attempt}.json"
 
 
-def _trainer(arguments: list[str], environment: dict[str, str], log: Path, kill_at: int | None, count_to: Path | None) -> None:
+def _trainer(arguments: list[str], environment: dict[str, str], log: Path, kill_at: int | None, list_to: Path | None) -> None:
     import torch
 
     from spinrun_worker.ledger import durable
@@ -104,18 +103,18 @@ def _trainer(arguments: list[str], environment: dict[str, str], log: Path, kill_
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    seen: Counter[str] = Counter()
+    changes: list[str] = []
 
     def observe(operation: str, path: Path) -> None:
         if not is_a_write(operation, path):
             return
-        seen["changes"] += 1
-        if seen["changes"] == kill_at:
-            print(f"killed before {operation} {path}", flush=True)
+        changes.append(f"{operation} {path}")
+        if len(changes) == kill_at:
+            print(f"killed before {changes[-1]}", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
     durable.observe = observe
     code = main(arguments)
-    if count_to is not None:
-        count_to.write_text(str(seen["changes"]))
+    if list_to is not None:
+        list_to.write_text("\n".join(changes))
     sys.exit(code)

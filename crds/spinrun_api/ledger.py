@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from spinrun_api.base import Record
 
-Kind = Literal["weights", "window", "evaluation", "checkpoint"]
+Kind = Literal["weights", "window", "evaluation", "base", "checkpoint"]
 
 MANIFEST = "MANIFEST.json"
 """Name of the manifest in its directory."""
@@ -60,14 +60,15 @@ class Manifest(Record):
     """What the directory holds."""
 
     number: int = Field(ge=0)
-    """Version of weights; window of a window and an evaluation; step of a checkpoint."""
+    """Version of weights; window of a window and an evaluation, and of base answers the one that draws their prompts first; step
+    of a checkpoint."""
 
     uid: str
     """Run that the directory belongs to."""
 
     version: int = Field(ge=0)
-    """Version of the weights: of these weights, or those that the window or evaluation was sampled from, or the newest
-    published at the checkpoint."""
+    """Version of the weights: of these weights, or those that the window, evaluation or base answers were sampled from, or the
+    newest published at the checkpoint."""
 
     step: int = Field(ge=0)
     """Optimizer steps done when it was written."""
@@ -76,7 +77,7 @@ class Manifest(Record):
     """Attempt that wrote it."""
 
     parent: str | None = None
-    """Digest of the weights that a window or evaluation was sampled from. Absent for weights and checkpoints."""
+    """Digest of the weights that a window, evaluation or base answers were sampled from. Absent for weights and checkpoints."""
 
     reference: Reference | None = None
     """The weights that a window's pairs are compared with. Absent for all else, and for windows from before it was written

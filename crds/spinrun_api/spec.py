@@ -221,9 +221,10 @@ class Method(ApiModel):
     """Train also on the pairs of this many windows before, compared with this window's reference. Each of them makes a window
     longer by as many steps as it has without; refUpdateFreq and rolloutUpdateFreq count steps without."""
 
-    pairing: Literal["bestVsWorst", "bestVsRandom", "allPairs"] = "bestVsWorst"
+    pairing: Literal["bestVsWorst", "bestVsRandom", "bestVsBase", "allPairs"] = "bestVsWorst"
     """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
-    bestVsRandom: highest against a random lower one. allPairs: every two."""
+    bestVsRandom: highest against a random lower one. bestVsBase: highest against an answer of version 0, sampled before window 0
+    to every prompt that the run draws. allPairs: every two."""
 
     min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""
@@ -235,6 +236,13 @@ class Method(ApiModel):
     )
     def _pairing_is_for_rewards(self) -> bool:
         return self.name != "spin" or (self.pairing == "bestVsWorst" and self.min_margin == 0.0)
+
+    @rule(
+        cel="!has(self.pairing) || self.pairing != 'bestVsBase' || !has(self.name) || self.name == 'onlineDPO'",
+        message="the pairing bestVsBase is for the method onlineDPO: choose another pairing, or remove name and loss",
+    )
+    def _base_is_for_online_dpo(self) -> bool:
+        return self.pairing != "bestVsBase" or self.name == "onlineDPO"
 
     # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
     @rule(
@@ -946,6 +954,17 @@ class SpinRunSpec(ApiModel):
     def _each_answer_is_compared(self) -> bool:
         most = self.preference.max_comparisons
         return most is None or 2 <= self.rollout.samples_per_prompt <= most
+
+    @rule(
+        cel="self.method.pairing != 'bestVsBase' || ((!has(self.preference.judge)"
+        " || self.rollout.samplesPerPrompt < self.preference.judge.maxComparisons)"
+        " && (!has(self.preference.ranker) || self.rollout.samplesPerPrompt < self.preference.ranker.maxComparisons))",
+        message="with the pairing bestVsBase an answer of version 0 is compared too: rollout.samplesPerPrompt must be below "
+        "maxComparisons",
+    )
+    def _base_answer_is_compared(self) -> bool:
+        most = self.preference.max_comparisons
+        return self.method.pairing != "bestVsBase" or most is None or self.rollout.samples_per_prompt < most
 
     @property
     def scorers(self) -> Scorer | None:

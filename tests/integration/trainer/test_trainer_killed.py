@@ -38,13 +38,13 @@ def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: A
     assert {"weights 2", "window 0", "window 1", "evaluation 2", "checkpoint 4"} <= set(want)
 
     # Every trial starts after window 0, which also shows that a longer run goes on exactly where a shorter one ended.
-    prefix, counted = tmp_path / "prefix", tmp_path / "count"
+    prefix, listed = tmp_path / "prefix", tmp_path / "changes"
     assert attempts.run(prefix, duration={"windows": 1}) == 0, attempts.log(1).read_text()
     unkilled = Path(shutil.copytree(prefix, tmp_path / "unkilled"))
-    assert attempts.run(unkilled, attempt=2, count_to=counted) == 0, attempts.log(2).read_text()
+    assert attempts.run(unkilled, attempt=2, list_to=listed) == 0, attempts.log(2).read_text()
     assert end_state(unkilled) == want
 
-    num_changes = int(counted.read_text())
+    num_changes = len(listed.read_text().splitlines())
     assert num_changes > 20
 
     def killed_at(changes: range) -> None:

@@ -205,15 +205,15 @@ def test_a_run_killed_in_such_a_window_ends_in_the_same_state(attempts: Attempts
         course = {"learningRateByWindow": [1e-3, 2e-3], "schedule": "cosine", "warmupSteps": 1, "checkpointEverySteps": 1}
         return spec(attempts, windows=windows, method=method, keepCheckpoints=1, **course)
 
-    undisturbed, prefix, counted = tmp_path / "undisturbed", tmp_path / "prefix", tmp_path / "count"
+    undisturbed, prefix, listed = tmp_path / "undisturbed", tmp_path / "prefix", tmp_path / "changes"
     completed(attempts, undisturbed, **of(3))
     completed(attempts, prefix, **of(2))
     want = {name: digest for name, digest in end_state(undisturbed).items() if not name.startswith("checkpoint")}
     assert {"weights 0", "weights 3", "window 2"} <= set(want)
     unkilled = Path(shutil.copytree(prefix, tmp_path / "unkilled"))
-    assert attempts.run(unkilled, attempt=2, count_to=counted, **of(3)) == 0, attempts.log(2).read_text()
+    assert attempts.run(unkilled, attempt=2, list_to=listed, **of(3)) == 0, attempts.log(2).read_text()
 
-    num_changes = int(counted.read_text())
+    num_changes = len(listed.read_text().splitlines())
     assert num_changes > 20
     # Every third change; every single one of a plain window is test_trainer_killed's matter.
     for change in range(1, num_changes + 1, 3):

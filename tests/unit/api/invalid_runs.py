@@ -222,6 +222,10 @@ INVALID: dict[str, Invalid] = {
     "advantage-without-its-loss": wrong("spec.method", {"name": "sppo", "loss": "sppo", "advantage": "batch"}),
     "kappa-without-its-loss": wrong("spec.method", {"kappa": 2.0}),
     "pairing-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "pairing": "allPairs"}),
+    "base-answers-of-sppo": wrong("spec.method", {"name": "sppo", "loss": "sppo", "pairing": "bestVsBase"}),
+    "base-answer-without-a-comparison": wrong(
+        "spec.preference", {"ranker": SCORES | {"maxComparisons": 8}}, "maxComparisons", spec__method={"pairing": "bestVsBase"}
+    ),
     "margin-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "minMargin": 0.1}),
     "sft-weight-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "sftWeight": 0.1}),
     "lengths-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "lengthDesensitize": 0.5}),

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from spinrun_api.spec import Method
 from spinrun_api.wire import Sample
-from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_truths
+from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.trainer.rank0 import mean_reward, window_figures
 from spinrun_worker.trainer.schedule import divide
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-PAIRINGS = get_args(Method.model_fields["pairing"].annotation)
+ALL_PAIRINGS = get_args(Method.model_fields["pairing"].annotation)
+PAIRINGS = [pairing for pairing in ALL_PAIRINGS if pairing != "bestVsBase"]
+"""Those among a prompt's own samples."""
 
 
 def group(name: str, rewards: Sequence[float | None], tokens: Sequence[tuple[int, ...]] | None = None) -> ScoredGroup:
@@ -295,6 +297,76 @@ def test_with_advantages_every_answer_with_a_reward_is_trained_on_once_and_besid
     assert advantages(pair(*permuted, **settings)) == pytest.approx(got, rel=1e-9, abs=1e-6)
 
 
+# --- against an answer of version 0 ---------------------------------------------------------------------------------------
+
+
+def pair_based(rewards: Sequence[float | None], base: Sequence[float | None], **method: Any) -> Pairing:
+    """A group's pairs against an answer of version 0, which is the token 9; without a base reward there is no such answer."""
+    groups = [group("p", rewards)], [group("p", base, [(9,)] * len(base))]
+    return pair_with_base(*groups, Method.model_validate({"pairing": "bestVsBase"} | method))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "base", "method", "want"),
+    [
+        pytest.param((0.0, 1.0, 1.0), (0.5,), {}, [(1, 9)], id="the best, the first among equals"),
+        pytest.param((0.9,), (0.5,), {}, [(0, 9)], id="one sample will do"),
+        pytest.param((None, 0.6, math.inf), (0.5,), {}, [(1, 9)], id="what has no reward is not the best"),
+        pytest.param((0.0, 1.0), (0.5,), {"minMargin": 0.5}, [(1, 9)], id="as far away as minMargin"),
+    ],
+)
+def test_best_sample_is_chosen_over_the_one_of_version_0(
+    rewards: Sequence[float | None], base: Sequence[float | None], method: dict[str, Any], want: list[tuple[int, int]]
+):
+    made = pair_based(rewards, base, **method)
+    assert indices(made) == want
+    assert [(each.chosen_reward, each.rejected_reward) for each in made.pairs] == [(rewards[want[0][0]], base[0])]
+    assert (made.ties, made.identical, made.unrated) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "base", "method", "want"),
+    [
+        pytest.param((0.0, 0.5), (0.5,), {}, "ties", id="equal"),
+        pytest.param((0.0, 0.4), (0.5,), {}, "ties", id="worse than version 0"),
+        pytest.param((0.0, 0.9), (0.5,), {"minMargin": 0.5}, "ties", id="too near"),
+        pytest.param((0.0, 1.0), (), {}, "unrated", id="no answer of version 0"),
+        pytest.param((0.0, 1.0), (None,), {}, "unrated", id="one without a reward"),
+        pytest.param((math.nan,), (0.0,), {}, "unrated", id="no sample with a reward"),
+    ],
+)
+def test_prompts_without_a_better_sample_than_version_0s_are_counted_by_reason(
+    rewards: Sequence[float | None], base: Sequence[float | None], method: dict[str, Any], want: str
+):
+    made = pair_based(rewards, base, **method)
+    counts = {"ties": made.ties, "identical": made.identical, "unrated": made.unrated}
+    assert made.pairs == ()
+    assert counts == {"ties": 0, "identical": 0, "unrated": 0} | {want: 1}
+
+
+def test_same_tokens_as_version_0s_make_no_pair():
+    groups = [group("p", (1.0,), [(9,)])], [group("p", (0.0,), [(9,)])]
+    made = pair_with_base(*groups, Method(pairing="bestVsBase"))
+    assert (made.pairs, made.identical) == ((), 1)
+
+
+@given(st.lists(st.tuples(rewards_of_a_group, st.lists(st.none() | st.floats(), max_size=1)), max_size=6))
+def test_pairs_against_version_0_are_of_one_prompt_with_finite_rewards_and_every_prompt_is_counted_once(
+    window: list[tuple[list[float | None], list[float | None]]],
+):
+    groups = [group(f"p{number}", own, [(number, index) for index in range(len(own))]) for number, (own, _) in enumerate(window)]
+    base = [group(f"p{number}", theirs, [(number, 99)] * len(theirs)) for number, (_, theirs) in enumerate(window)]
+    made = pair_with_base(groups, base, Method(pairing="bestVsBase"))
+    assert len(made.pairs) + made.ties + made.identical + made.unrated == len(window)
+    for each in made.pairs:
+        number = int(each.prompt_id[1:])
+        own = [reward for reward in window[number][0] if reward is not None and math.isfinite(reward)]
+        assert (each.chosen[0], each.rejected) == (number, (number, 99))
+        assert each.chosen_reward == max(own)
+        assert math.isfinite(each.rejected_reward)
+        assert each.chosen_reward > each.rejected_reward
+
+
 TRUTH = (50, 51, 3)
 
 
@@ -377,7 +449,7 @@ def test_spin_never_crosses_prompts_and_never_rejects_the_truth(window: list[tup
 
 def test_every_pairing_is_described():
     page = (DOCS / "methods.md").read_text()
-    assert [name for name in PAIRINGS if f"| `{name}` |" not in page] == []
+    assert [name for name in ALL_PAIRINGS if f"| `{name}` |" not in page] == []
 
 
 windows = st.lists(rewards_of_a_group, max_size=8).map(

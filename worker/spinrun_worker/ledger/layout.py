@@ -13,9 +13,10 @@ _FOLDERS: dict[Kind, str] = {
     "weights": "weights",
     "window": "windows",
     "evaluation": "evaluations",
+    "base": "base",
     "checkpoint": "checkpoints",
 }
-_PREFIXES: dict[Kind, str] = {"weights": "v", "window": "", "evaluation": "", "checkpoint": "step-"}
+_PREFIXES: dict[Kind, str] = {"weights": "v", "window": "", "evaluation": "", "base": "", "checkpoint": "step-"}
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,38 @@ _NOBODY = _Rated(tokens=(), reward=0.0)
 """Beside a sample that is alone."""
 
 
+def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], method: Method) -> Pairing:
+    """Make the pairs of a window as `bestVsBase` does: a prompt's best sample chosen, the one of version 0 rejected.
+
+    base: for each group one of the same prompt with that sample, or with none. Where the best is no better than the sample of
+    version 0 by method.minMargin there is no pair, and the prompt counts as a tie.
+    """
+    pairs: list[Pair] = []
+    without: list[NoPair] = []
+    for group, of_base in zip(groups, base, strict=True):
+        outcome = _against_base(group, _rated(group)[:1], _rated(of_base), method)
+        if isinstance(outcome, Pair):
+            pairs.append(outcome)
+        else:
+            without.append(outcome)
+    return Pairing(
+        tuple(pairs),
+        ties=without.count("tie"),
+        identical=without.count("identical"),
+        unrated=without.count("unrated"),
+        dropped_samples=sum(len(group.samples) - len(_rated(group)) for group in (*groups, *base)),
+    )
+
+
+def _against_base(group: ScoredGroup, best: Sequence[_Rated], base: Sequence[_Rated], method: Method) -> Pair | NoPair:
+    if not best or not base:
+        return "unrated"
+    chosen, rejected = best[0], base[0]
+    if not (chosen.reward > rejected.reward and chosen.reward - rejected.reward >= method.min_margin):
+        return "tie"
+    return "identical" if chosen.tokens == rejected.tokens else _pair(group, chosen, rejected)
+
+
 def pair_with_truths(groups: Sequence[ScoredGroup], encode: Callable[[str], tuple[int, ...]]) -> Pairing:
     """Make the pairs of a window as SPIN does, arXiv 2401.01335: the true answer chosen, each own sample rejected.
 

@@ -8,6 +8,8 @@ from spinrun_worker.trainer.schedule import Schedule
 
 SAMPLES = "samples.parquet"
 PAIRS = "pairs.parquet"
+BASE = "base.parquet"
+"""File of the answers of version 0 to the window's prompts, with the rewards that they got beside the window's own."""
 
 
 def replayed_file(window: int) -> str:
@@ -16,7 +18,7 @@ def replayed_file(window: int) -> str:
 
 
 def window_files(schedule: Schedule, window: int) -> Sequence[str]:
-    """Every file of a window."""
+    """Every file of a window, but the base answers of a run that has them."""
     return [SAMPLES, PAIRS, *map(replayed_file, schedule.replayed(window))]
 
 
@@ -45,7 +47,7 @@ def check_window(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manif
     compared = manifest.reference or Reference(version=manifest.version, digest=_parent(manifest))
     if compared != (wanted := reference_of(ledger, schedule, weights)):
         raise TornError(f"{directory} is compared with other weights than version {wanted.version}")
-    if {entry.path for entry in manifest.files} != {*window_files(schedule, number)}:
+    if {entry.path for entry in manifest.files} - {BASE} != {*window_files(schedule, number)}:
         raise TornError(f"{directory} replays other windows than spec.method.replayWindows says")
     return manifest
 

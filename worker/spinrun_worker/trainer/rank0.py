@@ -13,11 +13,12 @@ from spinrun_api.wire import Sample, SampleGroup, Sampling, VersionWanted
 from spinrun_worker.data import PromptSet, PromptStream
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.ledger import LedgerWriter, TornError, read_pairs, read_samples, write_pairs, write_samples
-from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_truths
+from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 from spinrun_worker.rewards import Scorer, ScoreResult
+from spinrun_worker.trainer.base import BaseAnswers
 from spinrun_worker.trainer.collector import RolloutClient
-from spinrun_worker.trainer.lineage import PAIRS, SAMPLES, check_window, replayed_file
+from spinrun_worker.trainer.lineage import BASE, PAIRS, SAMPLES, check_window, replayed_file
 from spinrun_worker.trainer.progress import ProgressBoard
 from spinrun_worker.trainer.recorder import Recorder
 from spinrun_worker.trainer.schedule import Schedule
@@ -89,7 +90,9 @@ class Rank0:
         self.recorder = recorder
         self.stop = stop
         self._asked: Asked | None = None
+        self.base = BaseAnswers(ledger, schedule, self.stream) if run.spec.method.pairing == "bestVsBase" else None
         self._groups: list[ScoredGroup] = []
+        self._base: list[ScoredGroup] = []
         self._figures: dict[str, float] = {}
 
     def remember(self) -> None:
@@ -104,6 +107,9 @@ class Rank0:
         with self.board.during("activate"):
             self.rollouts.activate(VersionWanted(version=weights.version, manifest=weights), stop=self.stop)
         self.board.update(version=weights.version)
+        if self.base is not None and weights.version == 0:
+            with self.board.during("generate"):
+                self.base.collect(weights, lambda prompts: self._start(prompts, weights, self._sampling(n=1), told=True).wait())
 
     def recall(self, number: int, weights: Manifest) -> dict[int, list[Pair]] | None:
         """The window's own pairs and those that it replays, by the window they come from, as `commit` wrote them.
@@ -120,7 +126,8 @@ class Rank0:
         groups = read_samples(directory / SAMPLES)
         own = read_pairs(directory / PAIRS)
         replayed = {window: read_pairs(directory / replayed_file(window)) for window in self.schedule.replayed(number)}
-        self._show(groups, self._pair(groups), replayed)
+        base = read_samples(directory / BASE) if self.base is not None else []
+        self._show(groups, self._pair(groups, base), replayed)
         return {number: own, **replayed}
 
     def ask(self, number: int, weights: Manifest, *, sample: bool) -> None:
@@ -128,10 +135,7 @@ class Rank0:
         turn: both at once, so that vLLM's batch stays full to the end. `hear` waits for them."""
         self._asked = Asked(time.monotonic())
         if sample:
-            rollout = self.run.spec.rollout
-            sampling = Sampling(
-                n=rollout.samples_per_prompt, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
-            )
+            sampling = self._sampling(n=self.run.spec.rollout.samples_per_prompt)
             self._asked.samples = self._start(self.stream.draw(*self.schedule.prompts(number)), weights, sampling, told=True)
         if self.evaluation is not None and self._evaluation_is_due(number) and not self._is_evaluated(weights):
             greedy = Sampling(n=1, temperature=0.0, max_tokens=self.run.spec.rollout.max_tokens)
@@ -160,8 +164,8 @@ class Rank0:
         if answers is None:
             return None
         with self.board.during("prefer"):
-            self._groups = self._scored(answers, self.scorer.score(_samples(answers)))
-            pairing = self._pair(self._groups)
+            self._groups, self._base = self._score(answers)
+            pairing = self._pair(self._groups, self._base)
         replayed = {window: self._own_pairs(window) for window in self.schedule.replayed(number)}
         self._show(self._groups, pairing, replayed)
         self._figures |= throughput_figures(self._groups, seconds)
@@ -178,7 +182,8 @@ class Rank0:
         directory = self.ledger.begin("window", number)
         files = [write_samples(directory / SAMPLES, self._groups), write_pairs(directory / PAIRS, pairs[number])]
         files += [write_pairs(directory / replayed_file(window), pairs[window]) for window in self.schedule.replayed(number)]
-        self._groups = []
+        files += [write_samples(directory / BASE, self._base)] if self.base is not None else []
+        self._groups, self._base = [], []
         self.ledger.commit(
             "window",
             number,
@@ -299,15 +304,42 @@ class Rank0:
             ScoredGroup(prompt, group.samples, rewards) for (prompt, group), rewards in zip(answers, result.rewards, strict=True)
         ]
 
-    def _pair(self, groups: Sequence[ScoredGroup]) -> Pairing:
+    def _sampling(self, *, n: int) -> Sampling:
+        """As in training. n: answers to a prompt."""
+        rollout = self.run.spec.rollout
+        return Sampling(n=n, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens)
+
+    def _score(self, answers: Sequence[tuple[PromptRecord, SampleGroup]]) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+        """The window's own answers with their rewards, and the base answers that were scored among them."""
+        if self.base is None:
+            return self._scored(answers, self.scorer.score(_samples(answers))), []
+        of_base = self.base.of(prompt for prompt, _ in answers)
+        together = [(prompt, _with_sample(group, of_base.get(prompt.id))) for prompt, group in answers]
+        scored = self._scored(together, self.scorer.score(_samples(together)))
+        divided = [_divided(each, len(group.samples)) for each, (_, group) in zip(scored, answers, strict=True)]
+        return [own for own, _ in divided], [base for _, base in divided]
+
+    def _pair(self, groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup]) -> Pairing:
         if self.run.spec.method.name == "spin":
             return pair_with_truths(groups, self.encode_answer)
+        if self.base is not None:
+            return pair_with_base(groups, base, self.run.spec.method)
         spec = self.run.spec
         return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=spec.preference.compares)
 
 
 def _samples(answers: Sequence[tuple[PromptRecord, SampleGroup]]) -> list[tuple[PromptRecord, Sequence[Sample]]]:
     return [(prompt, group.samples) for prompt, group in answers]
+
+
+def _with_sample(group: SampleGroup, sample: Sample | None) -> SampleGroup:
+    return group if sample is None else group.model_copy(update={"samples": (*group.samples, sample)})
+
+
+def _divided(group: ScoredGroup, count: int) -> tuple[ScoredGroup, ScoredGroup]:
+    """The first `count` samples with their rewards, and the others."""
+    first = ScoredGroup(group.prompt, group.samples[:count], group.rewards[:count])
+    return first, ScoredGroup(group.prompt, group.samples[count:], group.rewards[count:])
 
 
 def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True) -> float:
