@@ -608,7 +608,7 @@ class Preference(ApiModel):
         return self.ground_truth.rule if self.ground_truth else self.rule
 
     @property
-    def endpoint(self) -> Endpoint | None:
+    def endpoint(self) -> Judge | RewardModel | Ranker | None:
         """The server that is asked; None when a rule decides."""
         return self.judge or self.reward_model or self.ranker
 

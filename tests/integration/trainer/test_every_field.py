@@ -24,7 +24,7 @@ from spinrun_api.base import ApiModel
 from spinrun_api.crd import models_in
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Judge, Preference, ScoringModel, SpinRunSpec
+from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 from spinrun_api.wire import Sample
 from spinrun_operator import times
@@ -154,7 +154,7 @@ def requests(run: SpinRun, _: Attempts) -> object:
     """What an endpoint is asked for the rewards of four answers to each of three prompts, how much at once, whether at intervals,
     and whether once more."""
     endpoint = run.spec.preference.endpoint
-    assert isinstance(endpoint, Judge | ScoringModel)
+    assert endpoint is not None
     assert endpoint.url is not None
 
     def play(asked: Asked) -> Says:

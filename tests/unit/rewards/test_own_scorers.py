@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from fake_endpoint import Asked, FakeEndpoint, Says, serving, some_reply
 from spinrun_api.processes import SCORERS, TOKEN_FILE
@@ -90,10 +90,11 @@ NOT_FOUND = httpx.Response(404, request=httpx.Request("HEAD", "https://hub/org/s
             RepositoryNotFoundError("404: no such\nmore", response=NOT_FOUND),
             "the Hub has no model org/stern that this run may read",
         ),
-        (EntryNotFoundError("404"), "org/stern is no Hugging Face model: it has no config.json"),
+        (RemoteEntryNotFoundError("404", response=NOT_FOUND), "org/stern is no Hugging Face model: it has no config.json"),
+        (LocalEntryNotFoundError("no copy in the cache, and the Hub is not to be reached"), None),
         (OSError("the network is down"), None),
     ],
-    ids=["no such model", "no model in it", "no network"],
+    ids=["no such model", "no model in it", "no Hub", "no network"],
 )
 def test_a_model_of_the_hub_is_looked_up_with_its_revision(
     monkeypatch: pytest.MonkeyPatch, error: Exception, want: str | None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from spinrun_api.processes import PREFERENCE_KEY, SCORERS
-from spinrun_api.spec import Endpoint, Judge, Preference, Ranker, RewardModel, ScoringModel
+from spinrun_api.spec import Judge, Preference, Ranker, RewardModel, ScoringModel
 from spinrun_worker.bearer import read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.rewards.comparison import ComparingScorer, Comparison
@@ -16,6 +16,8 @@ from spinrun_worker.rewards.judge import ChatDialect
 from spinrun_worker.rewards.pooling import BATCH, BatchClient, ClassifyDialect, RewardModelScorer, ScoreDialect, Text
 from spinrun_worker.rewards.scorer import Scorer, build_rule
 from spinrun_worker.rewards.source import check_source
+
+AnyEndpoint = Judge | RewardModel | Ranker
 
 NO_ARGUMENTS: Mapping[str, str | int] = MappingProxyType({})
 
@@ -67,7 +69,7 @@ class _Connect:
     engine_args: Mapping[str, str | int]
 
     def __call__(
-        self, endpoint: Endpoint, dialect: Dialect[Question, Answer], canary: Question
+        self, endpoint: AnyEndpoint, dialect: Dialect[Question, Answer], canary: Question
     ) -> EndpointClient[Question, Answer]:
         """A client that has asked its canary. Raises ConfigurationError."""
         block, own_model = f"preference.{self.preference.name}", self.preference.own_model
@@ -83,9 +85,8 @@ class _Connect:
         client.check()
         return client
 
-    def _server(self, block: str, endpoint: Endpoint) -> Server:
+    def _server(self, block: str, endpoint: AnyEndpoint) -> Server:
         """The server at the spec's url."""
-        assert isinstance(endpoint, Judge | RewardModel | Ranker), "there are no others"
         assert endpoint.url is not None, "it has no source"
         key = checked_key(self.environment.get(PREFERENCE_KEY), endpoint, block=block, variable=PREFERENCE_KEY)
         return Server((endpoint.url,), key)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from spinrun_api.spec import ScoringModel
 from spinrun_worker.errors import ConfigurationError
@@ -82,9 +82,9 @@ def _config_path(block: str, model: ScoringModel) -> Path | None:
             f"{block}.source: the Hub has no model {source} that this run may read ({first}): correct source or revision, or "
             "give the containers a token of the Hub"
         ) from error
-    except EntryNotFoundError as error:
+    except RemoteEntryNotFoundError as error:
         raise ConfigurationError(f"{block}.source: {source} is no Hugging Face model: it has no config.json") from error
     except OSError as error:
-        # The scorers may have the model in a cache, or reach the Hub by another way.
+        # Neither the Hub nor a copy in the cache: the scorers may have one, or reach the Hub by another way.
         logger.warning("%s.source: %s cannot be looked at from here: %s", block, source, str(error).splitlines()[0])
         return None
