@@ -22,6 +22,9 @@ SCORERS = "SPINRUN_SCORERS"
 """Comma-separated URLs of the servers of the preference's model, where the run serves it itself."""
 PREFERENCE_KEY = "SPINRUN_PREFERENCE_KEY"
 """Key of the preference's endpoint, where its secretRef asks for one. Only the trainer has it."""
+# Of the trackers, by the names that their own libraries read.
+WANDB_KEY = "WANDB_API_KEY"
+MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"
 
 PYTHON = "python3"
 """The interpreter of a container: vLLM's own image knows it by no other name."""

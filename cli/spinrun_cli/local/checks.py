@@ -51,6 +51,22 @@ def check_preference(run: SpinRun) -> None:
         )
 
 
+TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboardX", "mlflow": "mlflow"}
+"""The package of each tracker, by its name in spec.telemetry, which is that of the extra that installs it."""
+
+
+def check_trackers(run: SpinRun) -> None:
+    """Look for the packages of trackers. Raises InvalidInputError naming the first that is not there.
+
+    A run would go on without; but here, where nothing has begun, it is quickly mended.
+    """
+    for name, package in TRACKERS.items():
+        if getattr(run.spec.telemetry, name) is not None and importlib.util.find_spec(package) is None:
+            raise InvalidInputError(
+                f"spec.telemetry.{name}: the package {package} is missing: pip install 'spinrun[{name}]', or remove the field"
+            )
+
+
 def check_sources(run: SpinRun) -> None:
     """Look for the model, the tokenizer and data files. Raises InvalidInputError naming the first that is not there."""
     model, data = run.spec.model, run.spec.data

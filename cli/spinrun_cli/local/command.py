@@ -13,7 +13,14 @@ from spinrun_api.exit_codes import ExitCode
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import CommandError
 from spinrun_cli.local import guard
-from spinrun_cli.local.checks import check_installed, check_preference, check_sources, for_one_machine, unused_fields
+from spinrun_cli.local.checks import (
+    check_installed,
+    check_preference,
+    check_sources,
+    check_trackers,
+    for_one_machine,
+    unused_fields,
+)
 from spinrun_cli.local.folder import RunFolder, Start
 from spinrun_cli.local.machine import known_without_probe
 from spinrun_cli.local.reporter import reporter
@@ -35,6 +42,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     check_installed()
     check_sources(wanted)
     check_preference(wanted)
+    check_trackers(wanted)
     folder = RunFolder(output or Path("runs") / wanted.metadata.name)
     with folder.locked():
         run, start = folder.adopt(wanted, resume=resume, again=again)

@@ -32,7 +32,7 @@ from spinrun_cli.errors import CommandError, InvalidInputError
 
 NAMESPACE = "local"
 
-CHANGEABLE = (("duration",), ("lifecycle",), ("rollout", "replicas"), ("scorer",))
+CHANGEABLE = (("duration",), ("lifecycle",), ("telemetry",), ("rollout", "replicas"), ("scorer",))
 """Fields of the spec that a resumed run may change."""
 
 
@@ -146,7 +146,7 @@ class RunFolder:
             lines = "\n".join(f"  {line}" for line in differences)
             raise InvalidInputError(
                 f"{self.root} holds a run with another spec; it can go on only as it began, but for duration, lifecycle, "
-                f"rollout.replicas and scorer:\n{lines}\nchange these back, or choose another folder with --output"
+                f"telemetry, rollout.replicas and scorer:\n{lines}\nchange these back, or choose another folder with --output"
             )
         words = self.last_words()
         if words is not None and words.result == "Complete" and present.spec.duration == wanted.spec.duration:

@@ -6,6 +6,7 @@ from typing import Any
 
 from spinrun_api import processes
 from spinrun_api.run import SpinRun
+from spinrun_api.spec import SecretKey
 from spinrun_operator import names
 from spinrun_operator.children import pods
 from spinrun_operator.settings import Settings
@@ -85,16 +86,22 @@ def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
         resources=pods.gpus(run.spec.trainer.procs_per_node, settings),
         terminationMessagePolicy="File",
     )
-    return container | {"env": [*container["env"], *_preference_key(run)]}
+    return container | {"env": [*container["env"], *_keys(run)]}
 
 
-def _preference_key(run: SpinRun) -> list[Json]:
-    """The variable with the key of the preference's endpoint, which the kubelet reads from the user's Secret."""
-    endpoint = run.spec.preference.endpoint
-    if endpoint is None or endpoint.secret_ref is None:
-        return []
-    secret = endpoint.secret_ref
-    return [{"name": processes.PREFERENCE_KEY, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}]
+def _keys(run: SpinRun) -> list[Json]:
+    """The variables with keys of servers that the trainer talks to, which the kubelet reads from the user's Secrets."""
+    endpoint, telemetry = run.spec.preference.endpoint, run.spec.telemetry
+    keys = [_key(processes.PREFERENCE_KEY, endpoint.secret_ref)] if endpoint and endpoint.secret_ref else []
+    # A tracker's Secret that went missing must not keep the next attempt from starting.
+    for variable, tracker in ((processes.WANDB_KEY, telemetry.wandb), (processes.MLFLOW_TOKEN, telemetry.mlflow)):
+        if tracker and tracker.secret_ref:
+            keys.append(_key(variable, tracker.secret_ref, optional=True))
+    return keys
+
+
+def _key(variable: str, secret: SecretKey, **rest: bool) -> Json:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key, **rest}}}
 
 
 def _rendezvous(run: SpinRun, attempt: int) -> str:

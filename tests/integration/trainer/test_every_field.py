@@ -5,6 +5,7 @@ A field that the table does not name fails the first test, so that none can be a
 
 import copy
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 import httpx
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from fake_endpoint import Asked, Says, serving, some_reply
 from models import random_pairs
@@ -23,6 +25,7 @@ from spinrun_api import processes
 from spinrun_api.base import ApiModel
 from spinrun_api.crd import models_in
 from spinrun_api.documents import parse_run
+from spinrun_api.ledger import MetricsLine, RunRecord
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
@@ -48,8 +51,10 @@ from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.packing import plan_step
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
+from spinrun_worker.trainer.trackers import following
 from trainer_process import UID, Attempts
 from unit.operator.world import SETTINGS, START
+from unit.trackers.reading import wandb_files
 from unit.trainer_core.test_learner import OneRank
 
 Json = dict[str, Any]
@@ -61,6 +66,8 @@ MODEL = "MODEL"
 ROWS = "ROWS"
 """Stands in the table for the file of the rows below."""
 OTHER_ROWS = "OTHER_ROWS"
+ELSEWHERE = "ELSEWHERE"
+"""Stands in the table for a folder that is not the ledger's."""
 
 SUMS: list[Json] = [
     {
@@ -229,6 +236,22 @@ def managed(run: SpinRun, _: Attempts) -> object:
     return is_managed(run)
 
 
+def tracked(run: SpinRun, attempts: Attempts) -> object:
+    """Where the trackers show a line of figures: projects of wandb, which works offline, folders of events, experiments."""
+    # A new one each time: MLflow remembers what was where.
+    ledger, elsewhere = Path(tempfile.mkdtemp(dir=attempts.folder)), attempts.folder / "elsewhere"
+    record = RunRecord.model_construct(run=run.to_document(), versions={}, machine={}, world_size=1)
+    with following(record, ledger) as followers:
+        for follower in followers:
+            follower.offer(MetricsLine(event="step", attempt=1, time=1.7e9, window=0, step=1, version=0, values={"loss": 0.5}))
+    assert [follower.lines["written"] for follower in followers] == [1]
+    projects = [(file.project, file.entity) for file in wandb_files(ledger)]
+    events = {path.parent.name for folder in (ledger, elsewhere) for path in folder.rglob("events.out.tfevents.*")}
+    stores = [folder for folder in (ledger / "mlflow", elsewhere) if any(folder.glob("*/meta.yaml"))]
+    experiments = {store.name: [each.name for each in MlflowClient(str(store)).search_experiments()] for store in stores}
+    return projects, events, experiments
+
+
 def asked(run: SpinRun, attempts: Attempts) -> object:
     """How a real trainer samples from its rollouts, in training and in evaluations."""
     return _train(run, attempts)[0]
@@ -301,6 +324,7 @@ def by_endpoint(block: str, **fields: Any) -> Json:
 
 OWN_MODEL: Json = {"preference": {"rewardModel": {"source": "org/a"}}}
 JUDGE, REWARD_MODEL, RANKER = by_endpoint("judge"), by_endpoint("rewardModel"), by_endpoint("ranker")
+WANDB: Json = {"telemetry.wandb": {"project": "a"}}
 TEMPLATE = {"spec": {"nodeSelector": {"zone": "a"}}}
 USER_RULE = "import os\ndef {name}(prompt, completion, answer, **columns):\n    return {value}\n"
 
@@ -344,6 +368,12 @@ def endpoint_fields(block: str) -> list[Case]:
         Case(f"{path}.requestsPerMinute", ABSENT, 240, requests, given),
         Case(f"{path}.timeoutSeconds", ABSENT, 0.1, requests, given),
     ]
+
+
+def secret_fields(path: str, given: Json) -> list[Case]:
+    """The fields of the Secret of a tracker."""
+    secret = {**given, f"{path}.secretRef": {"name": "a", "key": "b"}}
+    return [Case(f"{path}.secretRef.{name}", old, "c", trainer_pods, secret) for name, old in (("name", "a"), ("key", "b"))]
 
 
 CASES = [
@@ -455,6 +485,13 @@ CASES = [
     Case("storage.storageClassName", ABSENT, "fast", claim),
     Case("storage.accessModes", ABSENT, ["ReadWriteOnce"], claim),
     Case("storage.retain", ABSENT, False, claim),
+    Case("telemetry.wandb.project", "a", "b", tracked, WANDB),
+    Case("telemetry.wandb.entity", ABSENT, "a-team", tracked, WANDB),
+    *secret_fields("telemetry.wandb", WANDB),
+    Case("telemetry.tensorboard.directory", ABSENT, ELSEWHERE, tracked, {"telemetry.tensorboard": {}}),
+    Case("telemetry.mlflow.trackingUri", ABSENT, ELSEWHERE, tracked, {"telemetry.mlflow": {}}),
+    Case("telemetry.mlflow.experiment", ABSENT, "sums", tracked, {"telemetry.mlflow": {}}),
+    *secret_fields("telemetry.mlflow", {"telemetry.mlflow": {}}),
     Case("lifecycle.suspend", False, True, rollout_pods),
     Case("lifecycle.backoffLimit", 0, 1, verdict),
     Case("lifecycle.activeDeadlineSeconds", 10, 20, latest_end),
@@ -477,6 +514,8 @@ def test_field_changes_something(
     (tmp_path / "user_rules.py").write_text("".join(USER_RULE.format(name=name, value=name == "one") for name in ("one", "two")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     files = {MODEL: str(tiny_model), ROWS: write_rows(tmp_path / "a.jsonl", SUMS)}
+    files[ELSEWHERE] = str(tmp_path / "elsewhere")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     files[OTHER_ROWS] = write_rows(tmp_path / "b.jsonl", SUMS[::-1])
     before = case.effect(run_with(case, case.before, files, case.given), attempts)
     after = case.effect(run_with(case, case.after, files, case.given | case.given_after), attempts)

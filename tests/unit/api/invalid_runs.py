@@ -147,6 +147,15 @@ INVALID: dict[str, Invalid] = {
     ),
     "unknown-rule": wrong("spec.preference.rule.kind", "sentiment"),
     "no-time-for-a-rule": wrong("spec.preference.rule.timeoutSeconds", 0),
+    "wandb-without-a-project": wrong("spec.telemetry", {"wandb": {}}, "spec.telemetry.wandb.project"),
+    "events-in-a-relative-folder": wrong(
+        "spec.telemetry", {"tensorboard": {"directory": "events"}}, "spec.telemetry.tensorboard.directory"
+    ),
+    "mlflow-with-a-password": wrong(
+        "spec.telemetry", {"mlflow": {"trackingUri": "http://me:word@mlflow"}}, "spec.telemetry.mlflow.trackingUri"
+    ),
+    "mlflow-without-an-experiment": wrong("spec.telemetry", {"mlflow": {"experiment": ""}}, "spec.telemetry.mlflow.experiment"),
+    "unknown-tracker": wrong("spec.telemetry", {"comet": {}}, "spec.telemetry.comet"),
     "judge-at-no-url": wrong("spec.preference", {"judge": JUDGE | {"url": "judge:8000"}}, "spec.preference.judge.url"),
     "judge-with-a-password": wrong("spec.preference", {"judge": JUDGE | {"url": "http://me:word@judge"}}, "preference.judge.url"),
     "judge-with-a-query": wrong("spec.preference", {"judge": JUDGE | {"url": "http://judge/v1?key=k"}}, "preference.judge.url"),

@@ -31,6 +31,7 @@ from spinrun_worker.scorer.app import ScorerMetrics
 from spinrun_worker.trainer import generation, learner, loop, rank0
 from spinrun_worker.trainer.progress import Gauges, ProgressBoard
 from spinrun_worker.trainer.recorder import Recorder
+from spinrun_worker.trainer.trackers import TrackerCollector
 from unit.api.invalid_runs import MINIMAL
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,6 +97,7 @@ def trainer_registry() -> CollectorRegistry:
     board = ProgressBoard(Progress(uid="u", attempt=1, activity="starting", window=0, windows=8, step=0, total_steps=128))
     board.wrote(Manifest(kind="weights", number=0, uid="u", version=0, step=0, attempt=1, files=(), digest="d"))
     gauges.follow(board)
+    gauges.registry.register(TrackerCollector([], gauges.labels))
     return gauges.registry
 
 

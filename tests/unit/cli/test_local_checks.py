@@ -1,12 +1,14 @@
 """What is found before anything starts."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from spinrun_api.run import SpinRun
+from spinrun_api.spec import Telemetry
 from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.local.checks import check_preference, check_sources, for_one_machine, unused_fields
+from spinrun_cli.local.checks import TRACKERS, check_preference, check_sources, check_trackers, for_one_machine, unused_fields
 from spinrun_cli.overrides import read_run
 
 
@@ -102,3 +104,18 @@ def test_a_preference_that_has_what_it_needs_passes(run_file: Path, monkeypatch:
     monkeypatch.setenv("SPINRUN_PREFERENCE_KEY", "sk-1")
     check_preference(read_run(run_file, [JUDGE]))
     check_preference(read_run(run_file))
+
+
+def test_the_package_of_a_tracker_must_be_there(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read_run(run_file, ["spec.telemetry={mlflow: {}, tensorboard: {}}"])
+    check_trackers(run)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mlflow" else object())
+    with pytest.raises(InvalidInputError, match=r"spec\.telemetry\.mlflow: .* pip install 'spinrun\[mlflow\]'"):
+        check_trackers(run)
+    check_trackers(read_run(run_file))
+
+
+def test_each_tracker_of_the_spec_has_a_package_and_an_extra() -> None:
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert list(TRACKERS) == list(Telemetry.model_fields)
+    assert TRACKERS.keys() <= extras.keys()

@@ -55,7 +55,15 @@ def test_a_run_is_not_touched_without_resume(folder: RunFolder, run: SpinRun) ->
     assert folder.run_file.read_text() == before
 
 
-@pytest.mark.parametrize("override", ["spec.duration={windows: 9}", "spec.rollout.replicas=2", "spec.lifecycle.backoffLimit=1"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "spec.duration={windows: 9}",
+        "spec.rollout.replicas=2",
+        "spec.lifecycle.backoffLimit=1",
+        "spec.telemetry={tensorboard: {}}",
+    ],
+)
 def test_a_resumed_run_may_change_how_long_and_on_what_it_runs(folder: RunFolder, run_file: Path, override: str) -> None:
     folder.adopt(read_run(run_file), resume=False)
 

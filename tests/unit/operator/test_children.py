@@ -432,3 +432,17 @@ def test_the_key_of_a_judge_reaches_the_trainer_alone_and_only_by_reference() ->
 def test_a_judge_without_a_key_needs_no_secret() -> None:
     trainer = environment_of(container_of(trainer_job(with_judge(), SETTINGS, attempt=1), "trainer"))
     assert "SPINRUN_PREFERENCE_KEY" not in trainer
+
+
+def test_keys_of_trackers_reach_the_trainer_alone_and_their_absence_keeps_no_pod_from_starting() -> None:
+    wandb, mlflow = ({"name": "trackers", "key": name} for name in ("wandb", "mlflow"))
+    run = run_of(telemetry={"wandb": {"project": "sums", "secretRef": wandb}, "mlflow": {"secretRef": mlflow}})
+    trainer = environment_of(container_of(trainer_job(run, SETTINGS, attempt=1), "trainer"))
+    assert trainer["WANDB_API_KEY"] == {"secretKeyRef": {"name": "trackers", "key": "wandb", "optional": True}}
+    assert trainer["MLFLOW_TRACKING_TOKEN"] == {"secretKeyRef": {"name": "trackers", "key": "mlflow", "optional": True}}
+    rollouts = rollout_statefulset(run, SETTINGS, replicas=1)
+    assert all("WANDB_API_KEY" not in environment_of(container_of(rollouts, name)) for name in ("vllm", "agent"))
+    without = run_of(telemetry={"wandb": {"project": "sums"}, "mlflow": {}, "tensorboard": {}})
+    assert not {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"} & set(
+        environment_of(container_of(trainer_job(without, SETTINGS, attempt=1), "trainer"))
+    )

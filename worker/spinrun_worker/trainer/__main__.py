@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TypedDict
+from typing import NoReturn, TypedDict
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -17,6 +17,7 @@ from spinrun_worker.trainer.distributed import join_ranks
 from spinrun_worker.trainer.last_words import describe_failure, say
 from spinrun_worker.trainer.progress import ProgressBoard
 from spinrun_worker.trainer.stop import StopSignal
+from spinrun_worker.trainer.trackers import is_left_behind
 
 logger = logging.getLogger(__name__)
 
@@ -114,5 +115,13 @@ def place(board: ProgressBoard) -> Place:
     }
 
 
+def leave(code: int) -> NoReturn:
+    """End the process, without waiting for a tracker that hangs."""
+    if is_left_behind():
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -40,6 +40,7 @@ from spinrun_worker.trainer.recorder import Recorder
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
 from spinrun_worker.trainer.stop import StopSignal
 from spinrun_worker.trainer.storage import Storage
+from spinrun_worker.trainer.trackers import TrackerCollector, following
 
 T = TypeVar("T")
 
@@ -121,13 +122,12 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             keep_checkpoints=spec.trainer.keep_checkpoints,
             acknowledged=lambda: _of(rollouts).served_versions(),
         )
+        record = make_record(options, ranks, compute_dtype=compute_dtype, publish_dtype=publish_dtype, measurement=measurement)
+        recorder = on_rank0_only(ranks, lambda: cleanup.enter_context(make_recorder(record, ledger, gauges)))
         rank0 = on_rank0_only(
             ranks,
-            lambda: make_rank0(
-                options, schedule, _of(material), _of(rollouts), ledger, board, Recorder(ledger, gauges), stop, cleanup
-            ),
+            lambda: make_rank0(options, schedule, _of(material), _of(rollouts), ledger, board, _of(recorder), stop, cleanup),
         )
-        record = make_record(options, ranks, compute_dtype=compute_dtype, publish_dtype=publish_dtype, measurement=measurement)
         ranks.from_rank0(lambda: ledger.write_run_record(record))
         loop = Loop(
             schedule,
@@ -257,6 +257,14 @@ def connect_rollouts(options: Options, board: ProgressBoard) -> Generator[Rollou
         yield client
     finally:
         client.close()
+
+
+@contextmanager
+def make_recorder(record: RunRecord, ledger: LedgerWriter, gauges: Gauges) -> Generator[Recorder]:
+    """The recorder with the run's trackers, which have a limited time to end."""
+    with following(record, ledger.layout.root) as followers:
+        gauges.registry.register(TrackerCollector(followers, gauges.labels))
+        yield Recorder(ledger, gauges, followers)
 
 
 def make_rank0(

@@ -129,12 +129,13 @@ class Gauges:
 
     def __init__(self, *, namespace: str, run: str, method: str) -> None:
         self.registry = CollectorRegistry()
-        self._labels = {"namespace": namespace, "run": run, "method": method}
+        self.labels = {"namespace": namespace, "run": run, "method": method}
+        """Labels of every metric."""
         self._gauges: dict[str, Gauge] = {}
 
     def follow(self, board: ProgressBoard) -> None:
         """Show the state of the board, too, as it is when somebody asks."""
-        self.registry.register(BoardCollector(board, self._labels))
+        self.registry.register(BoardCollector(board, self.labels))
 
     def set(self, values: dict[str, float]) -> None:
         """Set gauges; a new name makes a new gauge."""
@@ -142,9 +143,9 @@ class Gauges:
             metric = "spinrun_trainer_" + name.replace("/", "_")
             if metric not in self._gauges:
                 self._gauges[metric] = Gauge(
-                    metric, f"Newest value of {name}.", labelnames=list(self._labels), registry=self.registry
+                    metric, f"Newest value of {name}.", labelnames=list(self.labels), registry=self.registry
                 )
-            self._gauges[metric].labels(**self._labels).set(value)
+            self._gauges[metric].labels(**self.labels).set(value)
 
 
 class BoardCollector(Collector):

@@ -1,19 +1,23 @@
-"""Where figures go: the ledger's metrics.jsonl and Prometheus."""
+"""Where figures go: the ledger's metrics.jsonl, Prometheus and trackers."""
 
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from spinrun_api.ledger import MetricsLine
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.trainer.progress import Gauges
+from spinrun_worker.trainer.trackers import Follower
+from spinrun_worker.trainer.trackers.tracker import figures
 
 
 class Recorder:
-    """Writes each line to the ledger and shows its figures as gauges."""
+    """Writes each line to the ledger, shows its figures as gauges, and offers it to those who follow."""
 
-    def __init__(self, ledger: LedgerWriter, gauges: Gauges) -> None:
+    def __init__(self, ledger: LedgerWriter, gauges: Gauges, followers: Sequence[Follower] = ()) -> None:
         self._ledger = ledger
         self._gauges = gauges
+        self._followers = followers
 
     def record(
         self,
@@ -25,17 +29,17 @@ class Recorder:
         version: int,
     ) -> None:
         """Write one line. Raises LedgerUnavailableError when the volume refuses it."""
-        self._ledger.append_metrics(
-            MetricsLine(
-                event=event,
-                attempt=self._ledger.attempt,
-                time=time.time(),
-                window=window,
-                step=step,
-                version=version,
-                values=values,
-            )
+        line = MetricsLine(
+            event=event,
+            attempt=self._ledger.attempt,
+            time=time.time(),
+            window=window,
+            step=step,
+            version=version,
+            values=values,
         )
-        prefix = "" if event == "step" else f"{event}/"
-        self._gauges.set({prefix + name: value for name, value in values.items()})
+        self._ledger.append_metrics(line)
+        self._gauges.set(figures(line))
         self._gauges.set({"window": float(window), "step_number": float(step), "version": float(version)})
+        for follower in self._followers:
+            follower.offer(line)
