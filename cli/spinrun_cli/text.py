@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import typer
 
+from spinrun_api.logs import plain
+
 
 def printable(text: str) -> str:
     """Text without control characters but line ends: what a model says, or a file's name, must not command the terminal."""
@@ -30,7 +32,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 class LineWriter:
-    """Prints the lines of processes; as soon as there are several, with the name of its process before each."""
+    """Prints the lines of processes, as soon as there are several with the name of its process before each.
+
+    Lines that are for programs are shown as people read them, unless programs read these too.
+    """
 
     def __init__(self, *, as_json: bool, expected: int = 1) -> None:
         """expected: how many processes there are to begin with."""
@@ -45,9 +50,9 @@ class LineWriter:
         if self._as_json:
             typer.echo(json.dumps({"process": process, "line": line}, ensure_ascii=False))
         elif max(self._expected, len(self._seen)) > 1:
-            typer.echo(f"[{process}] {line}")
+            typer.echo(f"[{process}] {plain(line)}")
         else:
-            typer.echo(line)
+            typer.echo(plain(line))
 
 
 class LineSplitter:

@@ -7,6 +7,7 @@ import sys
 
 from kubernetes.aio.config import ConfigException
 
+from spinrun_api.logs import log_to_stderr
 from spinrun_operator.api import Api, connect
 from spinrun_operator.controller import Controller
 from spinrun_operator.handlers import watch_runs
@@ -44,7 +45,7 @@ def main() -> int:
     except InvalidSettingError as error:
         print(f"spinrun-operator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    log_to_stderr("operator", level=settings.log_level)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         asyncio.run(operate(settings))

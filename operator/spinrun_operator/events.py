@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 
+from spinrun_api.logs import facts_of
 from spinrun_api.run import API_VERSION, KIND, SpinRun
 from spinrun_operator import names, times
 from spinrun_operator.api import TRANSIENT, Api
@@ -40,7 +41,7 @@ class EventRecorder:
     async def tell(self, run: SpinRun, event: Event, now: datetime) -> None:
         """Writes an Event about the run, or counts one that said the same."""
         message = event.message[:MESSAGE_LIMIT]
-        logger.info("%s/%s: %s: %s", names.namespace(run), run.metadata.name, event.reason, message)
+        logger.info("%s: %s", event.reason, message, extra=facts_of(run))
         key = (run.metadata.uid or "", event.reason, message)
         told = self._told.get(key)
         if told is not None and time.monotonic() - told.at < QUIET_SECONDS:
@@ -55,7 +56,7 @@ class EventRecorder:
                 await self._api.patch_event(names.namespace(run), told.name, patch)
         except TRANSIENT as error:
             self._told.pop(key, None)
-            logger.warning("event %s of %s is lost: %s", event.reason, run.metadata.name, error)
+            logger.warning("event %s is lost: %s", event.reason, error, extra=facts_of(run))
         while len(self._told) > REMEMBERED:
             self._told.popitem(last=False)
 

@@ -92,7 +92,7 @@ class ProgressPoller:
                     published_at = time.monotonic()
                     self._wake(key)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                logger.debug("%s/%s: no progress from %s: %s", *key, target.url, error)
+                logger.debug("no progress from %s: %s", target.url, error, extra={"namespace": key[0], "run": key[1]})
             await asyncio.sleep(self._settings.progress_seconds)
 
     async def _fetch(self, target: Target) -> Progress:

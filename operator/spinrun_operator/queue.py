@@ -100,10 +100,10 @@ class KeyedQueue:
             self._failures.pop(key, None)
         except Retry as retry:
             again = self._backoff(key) if retry.delay is None else retry.delay
-            logger.debug("%s/%s again in %.2f s: %s", *key, again, retry)
+            logger.debug("again in %.2f s: %s", again, retry, extra=_facts(key))
         except Exception:
             again = self._backoff(key)
-            logger.exception("%s/%s failed, again in %.2f s", *key, again)
+            logger.exception("failed, again in %.2f s", again, extra=_facts(key))
         finally:
             self._busy.discard(key)
             self._changed.set()
@@ -115,3 +115,8 @@ class KeyedQueue:
     def _backoff(self, key: Key) -> float:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         return min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 20), LAST_RETRY_SECONDS)
+
+
+def _facts(key: Key) -> dict[str, str]:
+    namespace, run = key
+    return {"namespace": namespace, "run": run}

@@ -90,6 +90,9 @@ class Settings:
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """How much is logged."""
 
+    log_format: Literal["json", "text"] = "json"
+    """How lines of log look: of the trainers and agents that it makes and, where the variable is set, its own."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Reads the variables that are there. Raises InvalidSettingError for one that cannot be read."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from spinrun_api.logs import LOG_FORMAT
 from spinrun_api.processes import TOKEN_FILE, Process
 from spinrun_api.run import SpinRun
 from spinrun_operator import names
@@ -48,6 +49,7 @@ def container(name: str, image: str, process: Process, settings: Settings, *, mo
         # The user has no entry in the image's /etc/passwd, where some libraries look for a name.
         "USER": "spinrun",
         TOKEN_FILE: f"{TOKEN_PATH}/token",
+        LOG_FORMAT: settings.log_format,
     }
     return {
         "name": name,

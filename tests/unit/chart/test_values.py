@@ -41,6 +41,7 @@ OTHER = {
         "stuckSeconds": 600,
         "httpPort": 9090,
         "logLevel": "DEBUG",
+        "logFormat": "text",
     },
 }
 
@@ -125,6 +126,7 @@ def test_no_value_is_without_a_test() -> None:
         ("settings.troubleSeconds=15s", "/settings/troubleSeconds"),
         ("settings.httpPort=80", "/settings/httpPort"),
         ("settings.logLevel=debug", "/settings/logLevel"),
+        ("settings.logFormat=yaml", "/settings/logFormat"),
         ("serviceMonitor.interval=soon", "/serviceMonitor/interval"),
         ("networkPolicy.apiServerPorts={https}", "/networkPolicy/apiServerPorts/0"),
         ("dashboards.labels.grafana_dashboard=1", "/dashboards/labels/grafana_dashboard"),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -446,3 +446,11 @@ def test_keys_of_trackers_reach_the_trainer_alone_and_their_absence_keeps_no_pod
     assert not {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"} & set(
         environment_of(container_of(trainer_job(without, SETTINGS, attempt=1), "trainer"))
     )
+
+
+@pytest.mark.parametrize("wanted", ["json", "text"])
+def test_trainers_and_agents_log_as_the_operator_says(wanted: Literal["json", "text"]) -> None:
+    settings = replace(SETTINGS, log_format=wanted)
+    trainer = container_of(trainer_job(run_of(), settings, attempt=1), "trainer")
+    agent = container_of(rollout_statefulset(run_of(), settings, replicas=1), "agent")
+    assert [environment_of(container)["SPINRUN_LOG_FORMAT"] for container in (trainer, agent)] == [wanted, wanted]

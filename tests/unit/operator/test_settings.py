@@ -35,6 +35,7 @@ def test_every_kind_of_setting_is_read() -> None:
         ("POD_MONITOR", "yes", "must be true or false"),
         ("ACCELERATOR", "tpu", "must be one of cpu, cuda"),
         ("LOG_LEVEL", "LOUD", "must be one of DEBUG"),
+        ("LOG_FORMAT", "yaml", "must be one of json, text"),
     ],
 )
 def test_wrong_setting_is_named(name: str, text: str, want: str) -> None:

@@ -12,7 +12,9 @@ from aiohttp import web
 
 from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_api.exit_codes import ExitCode
+from spinrun_api.logs import facts_of, log_to_stderr
 from spinrun_api.processes import AGENT_PORT, VLLM_PORT
+from spinrun_api.run import SpinRun
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger.ledger import Ledger
@@ -29,9 +31,11 @@ logger = logging.getLogger("spinrun_worker.rollout")
 def main() -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     arguments = _arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    facts = log_to_stderr("agent")
     try:
-        asyncio.run(serve(arguments, uid=_uid(arguments.run), bearer=Bearer(read_token())))
+        run = _run(arguments.run)
+        facts.always |= facts_of(run)
+        asyncio.run(serve(arguments, uid=_uid(run, arguments.run), bearer=Bearer(read_token())))
     except ConfigurationError as error:
         logger.error("%s", error)
         return ExitCode.INVALID_CONFIGURATION
@@ -84,14 +88,17 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _uid(path: Path) -> str:
+def _run(path: Path) -> SpinRun:
     try:
-        uid = read_run(path).metadata.uid
+        return read_run(path)
     except InvalidDocumentError as error:
         raise ConfigurationError(str(error)) from error
-    if uid is None:
+
+
+def _uid(run: SpinRun, path: Path) -> str:
+    if run.metadata.uid is None:
         raise ConfigurationError(f"{path}: metadata.uid is missing: pass the resolved run, not the file that a user wrote")
-    return uid
+    return run.metadata.uid
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from spinrun_api.documents import read_run
 from spinrun_api.exit_codes import ExitCode
+from spinrun_api.logs import facts_of, log_to_stderr
 from spinrun_api.wire import LastWords, Progress
 from spinrun_worker.trainer.assembly import Options, run_uid, train
 from spinrun_worker.trainer.distributed import join_ranks
@@ -34,11 +35,9 @@ class Place(TypedDict, total=False):
 
 def main(arguments: list[str]) -> int:
     """Run this rank to its end; returns the exit code. Whatever happens is said in the last words."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format=f"%(asctime)s %(levelname)s rank {os.environ.get('RANK', '0')} %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    facts = log_to_stderr("trainer")
+    rank = int(os.environ.get("RANK", "0"))
+    facts.now = lambda: {"rank": rank}
     logging.getLogger("httpx").setLevel(logging.WARNING)
     disable_progress_bar()  # a log is no terminal
     stop = StopSignal()
@@ -46,6 +45,8 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse_options(arguments)
         board = make_board(options)
+        facts.always |= facts_of(options.run, attempt=options.attempt)
+        facts.now = lambda: {"rank": rank, "window": board.now.window, "step": board.now.step}
         with join_ranks(f"{run_uid(options.run)}-{options.attempt}") as ranks:
             stop.share(ranks.store, rank=ranks.rank)
             train(options, ranks, stop, board)

@@ -25,9 +25,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_api.exit_codes import ExitCode
+from spinrun_api.logs import facts_of, log_to_stderr
 from spinrun_api.processes import RENDEZVOUS_PORT
 from spinrun_api.wire import LastWords
 from spinrun_worker.trainer import last_words
@@ -247,6 +250,18 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     return options, rest
 
 
+def run_facts(rank_arguments: Sequence[str]) -> dict[str, object]:
+    """What tells this run's lines of log from those of others; nothing when its file cannot be read, which the ranks will say."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--run", type=Path, default=Path())
+    parser.add_argument("--attempt", type=int)
+    known, _ = parser.parse_known_args(rank_arguments)
+    try:
+        return facts_of(read_run(known.run), attempt=known.attempt)
+    except InvalidDocumentError:
+        return {}
+
+
 def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> Ending:
     """Start this node's ranks and wait for them. Raises OSError when they cannot be started."""
     address, store = options.address, None
@@ -269,8 +284,10 @@ def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> Ending
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ranks of this node; the exit code of the one that decided."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s", stream=sys.stderr)
+    facts = log_to_stderr("launcher")
     options, rank_arguments = parse(arguments)
+    facts.always |= run_facts(rank_arguments)
+    facts.now = lambda: {"node": options.node_rank}
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     last_words.hush()
     try:
