@@ -40,6 +40,7 @@ from spinrun_worker.trainer.recorder import Recorder
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
 from spinrun_worker.trainer.stop import StopSignal
 from spinrun_worker.trainer.storage import Storage
+from spinrun_worker.trainer.tracing import traced
 from spinrun_worker.trainer.trackers import TrackerCollector, following
 
 T = TypeVar("T")
@@ -91,6 +92,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         if ranks.is_rank0:
             server = ProgressServer(host=options.host, port=options.port, board=board, gauges=gauges)
             cleanup.callback(server.close)
+            cleanup.enter_context(traced(board, options.run, options.attempt))
         material = on_rank0_only(ranks, lambda: load_material(spec))
         schedule = ranks.from_rank0(lambda: make_schedule(spec, num_prompts=len(_of(material).training.records)))
         board.update(windows=schedule.windows, total_steps=schedule.total_steps)

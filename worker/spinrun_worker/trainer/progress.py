@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, get_args
@@ -54,6 +54,7 @@ class ProgressBoard:
         self.written_bytes: Mapping[str, int] = {}
         """Bytes written to the ledger by this attempt: weights and checkpoints."""
         self._rollouts: Callable[[], RolloutStatus] = RolloutStatus
+        self._observer: Callable[[Progress], AbstractContextManager[None]] = lambda _: nullcontext()
         self.activity_seconds: dict[str, float] = {}
         """Seconds spent in each activity since `take_seconds` was last called."""
         self.accuracies: dict[int, float] = {}
@@ -67,6 +68,10 @@ class ProgressBoard:
     def follow(self, rollouts: Callable[[], RolloutStatus]) -> None:
         """Where to ask how the rollouts stand, whenever somebody asks here. It may be called from any thread."""
         self._rollouts = rollouts
+
+    def observe(self, observer: Callable[[Progress], AbstractContextManager[None]]) -> None:
+        """What to enter around each activity, given the state in which it begins."""
+        self._observer = observer
 
     def snapshot(self) -> Progress:
         """The newest state with that of the rollouts."""
@@ -111,7 +116,8 @@ class ProgressBoard:
         previous, started = self._progress.activity, time.monotonic()
         self.update(activity=activity, message="")
         try:
-            yield
+            with self._observer(self._progress):
+                yield
         finally:
             seconds = time.monotonic() - started
             self.activity_seconds[activity] = self.activity_seconds.get(activity, 0.0) + seconds
