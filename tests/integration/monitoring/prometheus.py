@@ -78,15 +78,20 @@ def binary() -> str:
 
 
 @contextmanager
-def running_prometheus(folder: Path, targets: Sequence[Target], rules: Path) -> Generator[Prometheus]:
-    """One that collects from the targets, with a file of rules, while the block runs. Its data stays in the folder."""
+def running_prometheus(
+    folder: Path, targets: Sequence[Target], rules: Path, *, jobs: Sequence[Json] = ()
+) -> Generator[Prometheus]:
+    """One that collects from the targets, with a file of rules, while the block runs. Its data stays in the folder.
+
+    jobs: further ones, as its configuration has them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pages = [{"targets": [f"127.0.0.1:{target.port}"], "labels": target.labels} for target in targets]
     seconds = f"{SCRAPE_SECONDS}s"
     config = {
         "global": {"scrape_interval": seconds, "scrape_timeout": seconds, "evaluation_interval": seconds},
         "rule_files": [str(rules)],
-        "scrape_configs": [{"job_name": "spinrun", "static_configs": pages}],
+        "scrape_configs": [*jobs, *([{"job_name": "spinrun", "static_configs": pages}] if pages else [])],
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
