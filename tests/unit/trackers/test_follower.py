@@ -1,6 +1,8 @@
 """A tracker that hangs, raises or is late costs the trainer nothing but a line in the log."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -145,3 +147,22 @@ def test_what_became_of_lines_is_a_metric() -> None:
     assert values == {"written": 0, "failed": 1, "dropped": 0}
     assert all(sample.name == "spinrun_trainer_tracker_lines_total" for sample in family.samples)
     assert all(sample.labels | LABELS | {"tracker": "notebook"} == sample.labels for sample in family.samples)
+
+
+HANGS = """
+import atexit, threading
+from spinrun_worker.trainer.__main__ import leave
+from spinrun_worker.trainer.trackers.follower import Follower
+
+forever = threading.Event()
+if {hangs}:
+    Follower("notebook", lambda _: forever.wait())
+atexit.register(print, "the library's farewell")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_tracker_that_hangs_does_not_keep_the_process_at_its_exit(hangs: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS.format(hangs=hangs)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "" if hangs else "the library's farewell\n")
