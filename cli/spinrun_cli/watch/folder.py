@@ -1,5 +1,6 @@
 """Pictures of a local run: what its supervisor and its ledger say in its folder."""
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from spinrun_api.documents import InvalidDocumentError, read_documents
 from spinrun_api.ledger import MetricsLine
+from spinrun_api.logs import plain
 from spinrun_api.status import Metrics
 from spinrun_api.wire import LastWords, Progress
 from spinrun_cli.errors import CommandError, InvalidInputError
@@ -20,6 +22,8 @@ Json = dict[str, Any]
 POLL_SECONDS = 1.0
 NUM_LOG_LINES = 3
 TAIL_BYTES = 8192
+_LINE = re.compile(r"[-\d]+ ([:\d]+),\d+ ([A-Z]+) (?:[a-z]+ \d+ )*[\w.]+: (.*)", re.DOTALL)
+"""Time, level and message of a plain line of log."""
 
 
 def watch_folder(path: Path, show: Show) -> Picture:
@@ -145,4 +149,13 @@ def _log_lines(path: Path) -> list[str]:
             rows = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    return [row for row in rows if row.strip() and not row.startswith("---")][-NUM_LOG_LINES:]
+    return [_brief(row) for row in rows if row.strip() and not row.startswith("---")][-NUM_LOG_LINES:]
+
+
+def _brief(row: str) -> str:
+    """A line of log without what the view says anyway, and without the place in the code."""
+    found = _LINE.fullmatch(plain(row))
+    if found is None:
+        return row
+    time, level, message = found.groups()
+    return f"{time} {message}" if level == "INFO" else f"{time} {level} {message}"

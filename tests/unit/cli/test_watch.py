@@ -147,6 +147,25 @@ def test_line_says_what_stands_in_the_way() -> None:
     assert line(picture) == "adding:  Pending  attempt 2  QuotaExceeded: raise� the quota"
 
 
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        (
+            "2026-11-21 13:55:54,117 INFO rank 0 window 2 step 8 spinrun_worker.trainer.rank0: version 2: all",
+            "13:55:54 version 2: all",
+        ),
+        ("2026-11-21 13:55:54,117 WARNING rank 0 spinrun_worker.trainer.stop: stopping", "13:55:54 WARNING stopping"),
+        ("Traceback (most recent call last):", "Traceback (most recent call last):"),
+        ('{"result": "Complete"}', '{"result": "Complete"}'),
+    ],
+)
+def test_news_are_lines_of_log_without_what_is_said_elsewhere(finished_run: Path, row: str, want: str) -> None:
+    (finished_run / "logs").mkdir(exist_ok=True)
+    (finished_run / "logs" / "trainer.log").write_text(f"--- 2026-11-21 13:55:00 python\n{row}\n")
+    with at_work(finished_run):
+        assert watch_folder.look(RunFolder(finished_run)).news == [want]
+
+
 def test_screen_shows_curve_table_news_and_outcome() -> None:
     windows = [WindowFigures(0, 0.5, 0.25, 47, 17, 12.8), WindowFigures(1, 0.75)]
     outcome = Outcome("Complete", "all [bold]done[/]")
