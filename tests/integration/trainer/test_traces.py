@@ -8,7 +8,7 @@ from otlp import Span, receiving
 from spinrun_worker.ledger import read_metrics
 from trainer_process import UID, Attempts
 
-WINDOW = ["checkpoint", "publish", "activate", "evaluate", "generate", "prefer", "reference", "train"]
+WINDOW = ["publish", "activate", "checkpoint", "generate", "evaluate", "prefer", "reference", "train"]
 
 
 def test_a_window_is_a_trace_with_a_span_for_each_activity(attempts: Attempts, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_window_is_a_trace_with_a_span_for_each_activity(attempts: Attempts, t
     assert [span.name for span in second] == [*WINDOW, "train"]
     assert [span.attributes["spinrun.step"] for span in second if span.name == "train"] == [2, 3]
     assert all(span.attributes["spinrun.window"] == 1 for span in second)
-    assert [span.name for span in activities(receiver.spans, roots[2])] == ["checkpoint", "publish", "activate", "evaluate"]
+    assert [span.name for span in activities(receiver.spans, roots[2])] == ["publish", "activate", "checkpoint", "evaluate"]
     for root in roots:
         assert all(root.start <= span.start <= span.end <= root.end for span in activities(receiver.spans, root))
     want = {"service.name": "spinrun-trainer", "spinrun.run": "tiny", "spinrun.namespace": "local", "spinrun.uid": UID}

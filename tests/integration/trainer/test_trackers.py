@@ -1,7 +1,6 @@
 """Trackers through the real trainer: they show what the ledger says, also over attempts, and nothing they do touches the run."""
 
 import json
-import shutil
 import socket
 import time
 from collections.abc import Generator
@@ -107,9 +106,6 @@ def test_an_attempt_that_was_killed_goes_on_in_the_same_place(attempts: Attempts
 def test_the_same_run_with_and_without_trackers(attempts: Attempts, tmp_path: Path) -> None:
     without, tracked = tmp_path / "without", tmp_path / "tracked"
     assert attempts.run(without) == 0
-    # The second one takes the number type of the first, which is measured, from there.
-    tracked.mkdir()
-    shutil.copy(without / "run.json", tracked)
     assert attempts.run(tracked, attempt=2, telemetry=ALL) == 0
     weights = [ledger / "weights" / "v000002" / "MANIFEST.json" for ledger in (without, tracked)]
     assert len({json.loads(manifest.read_text())["digest"] for manifest in weights}) == 1
