@@ -16,6 +16,7 @@ from spinrun_api.status import Metrics
 from spinrun_api.wire import Activity, LastWords, Progress
 from spinrun_cli.local import logs as local_logs
 from spinrun_cli.local.folder import RunFolder
+from spinrun_cli.text import LineWriter
 from spinrun_cli.watch import folder as watch_folder
 from spinrun_cli.watch.picture import Outcome, Picture, WindowFigures, line, panel, sparkline
 from spinrun_cli.watch.show import lines
@@ -271,3 +272,23 @@ def test_ledger_has_no_logs(spinrun: Shell, finished_run: Path) -> None:
 def test_local_run_has_no_events(spinrun: Shell, finished_run: Path) -> None:
     code, _, error = spinrun("events", str(finished_run))
     assert (code, "spinrun logs" in error) == (2, True)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_lines_for_programs_are_plain_to_people_and_as_they_are_to_programs(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {
+        "level": "INFO",
+        "logger": "a.b",
+        "message": "done",
+        "run": "demo",
+        "window": 3,
+        "time": "2026-11-21T13:55:54.117+00:00",
+    }
+    LineWriter(as_json=as_json)("trainer", json.dumps(fields))
+    printed = capsys.readouterr().out
+    if as_json:
+        assert json.loads(json.loads(printed)["line"]) == fields
+    else:
+        assert printed.endswith(",117 INFO window 3 a.b: done\n")
