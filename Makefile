@@ -108,6 +108,10 @@ bench: $(VENV)/.installed $(MODEL)/config.json ## Measure the engine beside TRL,
 bench-gpu: $(VENV)/.installed ## Measure train step and windows on a GPU, with random weights in the shapes of Qwen2.5
 	$(BIN)/python tests/bench/bench_gpu.py $(BENCH_ARGS)
 
+.PHONY: curves
+curves: $(VENV)/.installed $(MODEL)/config.json ## Make the runs and pictures of docs/reading-the-curves.md (half an hour on two cores)
+	$(BIN)/python tools/curves.py --model $(abspath $(MODEL))
+
 .PHONY: bench-operator
 bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once (needs Go; builds kwok once)
 	$(BIN)/python tests/bench/bench_operator.py $(BENCH_ARGS)

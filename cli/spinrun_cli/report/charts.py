@@ -131,9 +131,9 @@ def _drawn(title: str, draw: Callable[[Axes], None]) -> str:
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
-def write_picture(path: Path, data: RunData) -> None:
-    """All charts that matter most in one PNG, on white. Without figures it says so."""
-    shown = [panel for panel in panels(data) if panel.in_picture]
+def write_picture(path: Path, data: RunData, chosen: Sequence[Panel] | None = None, *, dpi: int = 140) -> None:
+    """Charts in one PNG, on white: those chosen, or else those that matter most. Without figures it says so."""
+    shown = [panel for panel in panels(data) if panel.in_picture] if chosen is None else list(chosen)
     columns = min(3, max(1, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
     with mpl.rc_context({**SETTINGS, "svg.fonttype": "path"}):
@@ -146,7 +146,7 @@ def write_picture(path: Path, data: RunData) -> None:
             axes.set_title(panel.title, color=LIGHT.text, fontsize=10, loc="left", pad=6 + LEGEND_ROW_POINTS * _legend_rows(axes))
         if not shown:
             figure.text(0.5, 0.5, "no figures yet", ha="center", color=LIGHT.muted)
-        figure.savefig(path, format="png", dpi=140)
+        figure.savefig(path, format="png", dpi=dpi)
 
 
 def _prepare(axes: Axes, palette: Palette) -> None:
