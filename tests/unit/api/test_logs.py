@@ -109,5 +109,5 @@ def test_the_launcher_knows_the_run_of_its_ranks(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={"SPINRUN_LOG_FORMAT": "json"}, timeout=60)
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"level"')]
     assert lines
-    facts = {tuple(line[name] for name in ("component", "namespace", "run", "attempt", "node")) for line in lines}
-    assert facts == {("launcher", "default", "demo", 7, 0)}
+    facts = {tuple(line[name] for name in ("logger", "component", "namespace", "run", "attempt", "node")) for line in lines}
+    assert facts == {("spinrun_worker.trainer.launch", "launcher", "default", "demo", 7, 0)}

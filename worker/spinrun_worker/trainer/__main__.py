@@ -20,7 +20,7 @@ from spinrun_worker.trainer.progress import ProgressBoard
 from spinrun_worker.trainer.stop import StopSignal
 from spinrun_worker.trainer.trackers import is_left_behind
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("spinrun_worker.trainer")
 
 
 class Place(TypedDict, total=False):

@@ -35,7 +35,7 @@ from spinrun_api.processes import RENDEZVOUS_PORT
 from spinrun_api.wire import LastWords
 from spinrun_worker.trainer import last_words
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("spinrun_worker.trainer.launch")
 
 STORE_FD = "SPINRUN_STORE_FD"
 """Descriptor of the socket, bound and listening, at which rank 0 serves the store that the ranks meet at."""
