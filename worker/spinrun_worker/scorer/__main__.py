@@ -10,6 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from spinrun_api.exit_codes import ExitCode
+from spinrun_api.logs import log_to_stderr
 from spinrun_api.processes import AGENT_PORT, VLLM_PORT
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
@@ -21,7 +22,7 @@ logger = logging.getLogger("spinrun_worker.scorer")
 def main() -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     arguments = _arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr("scorer")
     try:
         asyncio.run(serve(arguments, bearer=Bearer(read_token())))
     except ConfigurationError as error:
