@@ -35,11 +35,11 @@ def convert_linears(model: nn.Module) -> None:
             module.forward = partial(_linear, module)
 
 
-def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    if x.dtype == module.weight.dtype:
-        return nn.functional.linear(x, module.weight, module.bias)
-    product = cast(Tensor, _ConvertingLinear.apply(x, module.weight))
-    return product if cast(Tensor | None, module.bias) is None else product + module.bias.to(x.dtype)
+def _linear(module: nn.Linear, input: Tensor) -> Tensor:
+    if input.dtype == module.weight.dtype:
+        return nn.functional.linear(input, module.weight, module.bias)
+    product = cast(Tensor, _ConvertingLinear.apply(input, module.weight))
+    return product if cast(Tensor | None, module.bias) is None else product + module.bias.to(input.dtype)
 
 
 def call_converted(model: nn.Module, dtype: torch.dtype, *inputs: object) -> Tensor:
