@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import workload
-from bench.train_trl import Stopwatch
+from bench.train_trl import Stopwatch, settings
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -49,20 +49,9 @@ def main() -> None:
     stopwatch, rule = Stopwatch(), Rule()
     with tempfile.TemporaryDirectory() as folder:
         config = OnlineDPOConfig(
-            output_dir=folder,
-            beta=workload.BETA,
-            learning_rate=workload.LEARNING_RATE,
+            **settings(folder, batch=workload.PROMPTS_PER_STEP, steps=options.steps),
             max_new_tokens=workload.NEW_TOKENS,
             temperature=workload.TEMPERATURE,
-            per_device_train_batch_size=workload.PROMPTS_PER_STEP,
-            max_steps=options.steps,
-            gradient_checkpointing=False,
-            bf16=False,  # the model itself has the number type
-            use_cpu=True,
-            report_to=[],
-            logging_steps=1000,
-            save_strategy="no",
-            disable_tqdm=True,
         )
         trainer = OnlineDPOTrainer(
             model=model,

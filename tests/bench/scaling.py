@@ -50,7 +50,8 @@ class Work:
     """Of a weight in a version."""
     optimizer_bytes: float = 12.0
     """Of a weight in a checkpoint: AdamW's two numbers and the weight, fp32."""
-    overlapped_checkpoint: bool = True
+    shares_cores: bool = False
+    """Whether trainer and rollout are on the same cores, so that a checkpoint takes its time from the generation."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,8 @@ class Window:
     checkpoint: float
     reference: float
     train: float
-
-    @property
-    def total(self) -> float:
-        """Of the window: a checkpoint is written while the rollouts generate."""
-        return self.publish + self.activate + max(self.generate, self.checkpoint) + self.reference + self.train
+    total: float
+    """Of the window, whose checkpoint is written while the rollouts generate."""
 
     @property
     def outside(self) -> float:
@@ -82,22 +80,21 @@ def window(work: Work, hardware: Hardware) -> Window:
     tokens = pairs * (work.prompt_tokens + 2 * work.answer_tokens)
     forward = 2 * work.parameters * tokens / (hardware.flops * hardware.utilization * work.ranks)
     reads = min(hardware.volume_read / work.rollouts, hardware.rollout_read)
-    return Window(
-        publish=hardware.fixed + version / hardware.volume_write,
-        # The first rollout that serves begins; all read at once.
-        activate=hardware.fixed + version / reads + version / hardware.load,
-        generate=work.prompts * work.answers * work.answer_tokens / (hardware.generation_tokens * work.rollouts),
-        checkpoint=work.parameters * work.optimizer_bytes / hardware.volume_write,
-        reference=forward * (work.steps - 1) / work.steps,
-        train=3 * forward,
-    )
+    publish = hardware.fixed + version / hardware.volume_write
+    # The first rollout that serves begins; all read at once.
+    activate = hardware.fixed + version / reads + version / hardware.load
+    generate = work.prompts * work.answers * work.answer_tokens / (hardware.generation_tokens * work.rollouts)
+    checkpoint = work.parameters * work.optimizer_bytes / hardware.volume_write
+    reference, train = forward * (work.steps - 1) / work.steps, 3 * forward
+    both = generate + checkpoint if work.shares_cores else max(generate, checkpoint)
+    return Window(publish, activate, generate, checkpoint, reference, train, total=publish + activate + both + reference + train)
 
 
 TWO_CORES = Hardware(
     flops=0.413 * TFLOPS,
     utilization=0.45,
     generation_tokens=300,
-    volume_write=0.9 * GB,
+    volume_write=0.45 * GB,
     volume_read=4 * GB,
     rollout_read=2 * GB,
     load=1.1 * GB,
@@ -116,7 +113,15 @@ H100 = Hardware(
 """One H100 a rank and one a rollout, an NFS server of 32 Gbit/s: taken from data sheets, not measured."""
 
 DEMO = Work(
-    parameters=135e6, prompts=64, answers=8, prompt_tokens=44, answer_tokens=12.5, steps=4, published_bytes=4, optimizer_bytes=8
+    parameters=135e6,
+    prompts=64,
+    answers=8,
+    prompt_tokens=44,
+    answer_tokens=12.5,
+    steps=4,
+    published_bytes=4,
+    optimizer_bytes=8,
+    shares_cores=True,
 )
 SEVEN_B = Work(parameters=7.6e9, prompts=1024, answers=8, prompt_tokens=150, answer_tokens=400, ranks=8, rollouts=8)
 

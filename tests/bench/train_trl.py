@@ -28,6 +28,25 @@ class Stopwatch(TrainerCallback):
         self.steps.append(time.perf_counter() - self._started)
 
 
+def settings(folder: str, *, batch: int, steps: int) -> dict[str, Any]:
+    """What both of TRL's trainers are told."""
+    return {
+        "output_dir": folder,
+        "beta": workload.BETA,
+        "learning_rate": workload.LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": batch,
+        "max_steps": steps,
+        "gradient_checkpointing": False,
+        "bf16": False,  # the model itself has the number type
+        "use_cpu": True,
+        "report_to": [],
+        "logging_steps": 1000,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
 def text_pairs(ledger: Path, tokenizer: Any, limit: int) -> Dataset:
     """The recorded pairs as text. TRL adds the end token itself."""
 
@@ -56,20 +75,8 @@ def main() -> None:
     stopwatch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
-            output_dir=folder,
-            beta=workload.BETA,
-            learning_rate=workload.LEARNING_RATE,
-            lr_scheduler_type="constant",
-            per_device_train_batch_size=options.pairs,
-            max_steps=options.steps,
-            gradient_checkpointing=False,
+            **settings(folder, batch=options.pairs, steps=options.steps),
             precompute_ref_log_probs=not options.reference_model,
-            bf16=False,  # the model itself has the number type
-            use_cpu=True,
-            report_to=[],
-            logging_steps=1000,
-            save_strategy="no",
-            disable_tqdm=True,
         )
         trainer = DPOTrainer(
             model=model,

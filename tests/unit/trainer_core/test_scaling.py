@@ -1,10 +1,16 @@
 """The arithmetic of docs/scaling.md."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from statistics import median
 
 import pytest
 
+from bench import workload
 from bench.scaling import DEMO, H100, SEVEN_B, TWO_CORES, limit_of_rollouts, window
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def test_more_ranks_and_rollouts_divide_what_they_compute_and_nothing_else():
@@ -37,5 +43,16 @@ def test_a_volume_that_scales_with_its_readers_takes_the_limit_away():
     assert limit_of_rollouts(SEVEN_B, H100) < limit_of_rollouts(SEVEN_B, wide)
 
 
-def test_two_cores_spend_most_of_a_window_on_work():
-    assert window(DEMO, TWO_CORES).outside < 0.2
+def test_the_arithmetic_is_near_the_windows_of_the_benchmark():
+    measured = json.loads((DOCS / "benchmarks.json").read_text())["figures"]["online spinrun"][0]
+    seconds = {
+        name: median(each[f"timing/{name}_seconds"] for each in measured["phases"]) for name in ("train", "reference", "publish")
+    }
+    total = workload.PROMPTS_PER_STEP * workload.STEPS_PER_WINDOW / measured["prompts_per_second"]
+    share = measured["pairs_per_second"] / measured["prompts_per_second"]
+    work = replace(DEMO, answers=workload.ANSWERS, pairs_per_prompt=share, optimizer_bytes=12)
+
+    got = window(work, TWO_CORES)
+
+    assert {name: getattr(got, name) for name in seconds} == pytest.approx(seconds, rel=0.4)
+    assert got.total == pytest.approx(total, rel=0.25)
