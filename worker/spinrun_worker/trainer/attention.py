@@ -4,8 +4,8 @@ Each pair is two causal attentions: prompt and chosen over themselves; rejected 
 not see is never computed: no mask over the row, no padding, and about half the work where completions are long. On a CPU a
 dense mask over a row of 1000 tokens takes eight times as long, pairs padded into a batch a quarter longer.
 
-Where all pairs of a row are short, two calls a pair cost more than the work they save: they are padded into one batch then, for
-attention alone.
+Where all pairs of a row are short, on a CPU, two calls a pair cost more than the work they save: they are padded into one batch
+then, for attention alone.
 """
 
 # H = heads, G = key-value heads, T = packed tokens, P = pairs, L = tokens of the longest, Q = queries, K = keys, D = head size
@@ -78,16 +78,16 @@ class PairsLayout:
         tokens[self.places] = torch.arange(len(self.places))
         return tokens
 
-    def batch_mask(self, window: int | None, like: Tensor) -> Tensor:
+    def batch_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """[P, 1, L, L] of the padded batch, to be added to the scores: 0 where a query sees a key, else -inf; made once a window.
 
         Padding sees what comes before it, so that no row of scores is without a key; nobody sees padding.
         """
-        key = (like.dtype, like.device, window)
+        key = (dtype, window)
         if key not in self._batch_masks:
             sees_PLL = torch.stack([_sees(lengths, max(map(sum, self.pairs)), window) for lengths in self.pairs])
-            mask_PLL = torch.zeros(sees_PLL.shape, dtype=like.dtype).masked_fill_(~sees_PLL, float("-inf"))
-            self._batch_masks[key] = mask_PLL[:, None].to(like.device)
+            mask_PLL = torch.zeros(sees_PLL.shape, dtype=dtype).masked_fill_(~sees_PLL, float("-inf"))
+            self._batch_masks[key] = mask_PLL[:, None]
         return self._batch_masks[key]
 
 
@@ -133,7 +133,7 @@ def attend_pairs(
             f"{type(module).__name__} uses attention sinks, biases or masks that packed pairs do not support"
         )
     pairs.windows.add(sliding_window)
-    if pairs.is_short and softcap is None:
+    if query.device.type == "cpu" and pairs.is_short and softcap is None:
         return _attend_together(query, key, value, pairs=pairs, window=sliding_window, scaling=scaling), None
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -155,27 +155,23 @@ def attend_pairs(
 def _attend_together(
     query: Tensor, key: Tensor, value: Tensor, *, pairs: PairsLayout, window: int | None, scaling: float | None
 ) -> Tensor:
-    """[1, T, H, D] attention of all pairs in one call, each padded to the longest."""
-    tokens, places = pairs.tokens.to(query.device), pairs.places.to(query.device)
+    """[1, T, H, D] attention of all pairs at once, each padded to the longest."""
 
     def padded(states: Tensor) -> Tensor:
-        rows = states[0].transpose(0, 1).index_select(0, tokens)
+        rows = states[0].transpose(0, 1).index_select(0, pairs.tokens)
         return rows.unflatten(0, (len(pairs.pairs), -1)).transpose(1, 2)
 
-    output_PHLD = _masked(padded(query), padded(key), padded(value), pairs.batch_mask(window, query), scaling=scaling)
-    return output_PHLD.transpose(1, 2).flatten(0, 1).index_select(0, places)[None]
+    mask = pairs.batch_mask(window, query.dtype)
+    output_PHLD = _attend_by_products(padded(query), padded(key), padded(value), mask, scaling=scaling)
+    return output_PHLD.transpose(1, 2).flatten(0, 1).index_select(0, pairs.places)[None]
 
 
-def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None) -> Tensor:
-    """[P, H, L, D] attention. On a CPU as two batched products: with their backward pass they take half the time of the fused
-    kernel where sequences are short, and up to SHORT tokens the weights that they keep are few."""
-    groups = query.shape[1] // key.shape[1]
-    if query.device.type != "cpu":
-        # Kernels that take a mask do not take fewer key-value heads than heads.
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None) -> Tensor:
+    """[P, H, L, D] attention as two batched products: with their backward pass they take half the time of a CPU's fused kernel
+    where sequences are short, and up to SHORT tokens the weights that they keep are few."""
     # The heads that share a key-value head are rows of one product.
-    of_groups, of_heads = (-1, groups), (groups, query.shape[2])
+    of_groups = (-1, query.shape[1] // key.shape[1])
+    of_heads = (of_groups[1], query.shape[2])
     scores = query.unflatten(1, of_groups).flatten(2, 3) @ key.transpose(-1, -2)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     weights = at_least_fp32(scores.unflatten(2, of_heads) + mask[:, :, None]).softmax(dim=-1).to(value.dtype)
