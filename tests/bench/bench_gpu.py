@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -148,7 +147,7 @@ def main() -> None:
         for name, value in figures.items():
             view.add_row(shape, name, f"{value:.4g}")
     Console().print(view)
-    print(yaml.safe_dump({"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}))
+    print(torch.cuda.get_device_name() if torch.cuda.is_available() else "on a CPU")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -65,8 +66,8 @@ def generations(url: str, weights: Manifest, options: argparse.Namespace) -> dic
                 PromptRecord(f"{repeat}-{index}", tuple(tokens), "", None, {})
                 for index, tokens in enumerate(workload.chat_prompts(tokenizer, repeat))
             ]
-            started = lambda: client.start(prompts, version=0, digest=weights.digest, sampling=sampling).result()  # noqa: B023, E731
-            repeats.append(workload.seconds(started))
+            start = partial(client.start, prompts, version=0, digest=weights.digest, sampling=sampling)
+            repeats.append(workload.seconds(lambda start=start: start().result()))
     return {"seconds": repeats[1:], "samples": workload.GENERATION_PROMPTS * workload.GENERATION_ANSWERS}
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from functools import partial
 
 from bench import workload
 from spinrun_api import processes
@@ -41,8 +42,7 @@ def main() -> None:
     repeats: list[float] = []
     for repeat in range(options.repeats + 1):
         prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in workload.chat_prompts(tokenizer, repeat)]
-        started = lambda: llm.generate(prompts, sampling, use_tqdm=False)  # noqa: B023, E731
-        repeats.append(workload.seconds(started))
+        repeats.append(workload.seconds(partial(llm.generate, prompts, sampling, use_tqdm=False)))
     workload.tell(seconds=repeats[1:], samples=workload.GENERATION_PROMPTS * workload.GENERATION_ANSWERS)
 
 

@@ -60,21 +60,25 @@ class PairsLayout:
             self._masks[shape] = sees_QK if window is None else sees_QK & (query_Q1 - key_K < window)
         return self._masks[shape]
 
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest pair."""
+        return max(map(sum, self.pairs))
+
     @property
     def is_short(self) -> bool:
         """Whether its pairs are best attended to as one padded batch."""
-        return len(self.pairs) > 1 and max(map(sum, self.pairs)) <= SHORT
+        return len(self.pairs) > 1 and self.longest <= SHORT
 
     @cached_property
     def places(self) -> Tensor:
         """[T] where each token of the row lies in the padded batch, flattened."""
-        longest = max(map(sum, self.pairs))
-        return torch.cat([row * longest + torch.arange(sum(lengths)) for row, lengths in enumerate(self.pairs)])
+        return torch.cat([row * self.longest + torch.arange(sum(lengths)) for row, lengths in enumerate(self.pairs)])
 
     @cached_property
     def tokens(self) -> Tensor:
         """[P * L] which token of the row lies at each place of the padded batch; padding repeats the row's first."""
-        tokens = torch.zeros(len(self.pairs) * max(map(sum, self.pairs)), dtype=torch.long)
+        tokens = torch.zeros(len(self.pairs) * self.longest, dtype=torch.long)
         tokens[self.places] = torch.arange(len(self.places))
         return tokens
 
@@ -85,7 +89,7 @@ class PairsLayout:
         """
         key = (dtype, window)
         if key not in self._batch_masks:
-            sees_PLL = torch.stack([_sees(lengths, max(map(sum, self.pairs)), window) for lengths in self.pairs])
+            sees_PLL = torch.stack([_sees(lengths, self.longest, window) for lengths in self.pairs])
             mask_PLL = torch.zeros(sees_PLL.shape, dtype=dtype).masked_fill_(~sees_PLL, float("-inf"))
             self._batch_masks[key] = mask_PLL[:, None]
         return self._batch_masks[key]

@@ -149,16 +149,17 @@ class Loop:
         reference = self.storage.reference(weights)
         first = [*chain(*steps[0].values())]
         is_policy = reference.version == weights.version
+        is_own_reference = is_policy and bool(first)
         with self.board.during("reference"), nullcontext() if is_policy else self.storage.in_place_of_policy(reference):
             later = [self._refer(shares) for shares in steps[1:]]
-            now = steps[0] if is_policy and first else self._refer(steps[0])
+            now = steps[0] if is_own_reference else self._refer(steps[0])
 
         def commit(first: Shares) -> list[Shares]:
             referred = [first, *later]
             self.ranks.from_rank0(lambda: self._rank0().commit(window, unmix(referred), weights, reference))
             return referred
 
-        if not (is_policy and first):
+        if not is_own_reference:
             referred = commit(now)
             self._train([*chain(*now.values())], window, 0)
             return referred

@@ -257,7 +257,8 @@ def shard_policy(
     if mesh.size() == 1 and (compute_dtype == master_dtype or (mesh.device_type == "cpu" and not activation_checkpointing)):
         # Nothing to cut: FSDP would only copy every weight and gradient, for each micro-batch. It converts layer by layer; on a
         # GPU, whose memory is dear, and where layers are recomputed, that is worth the copies.
-        convert_linears(policy)
+        if compute_dtype != master_dtype:
+            convert_linears(policy)
         return policy.to(mesh.device_type)
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for module in (*policy.decoder_layers(), policy):
