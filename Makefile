@@ -47,9 +47,18 @@ quickstart: $(VENV)/.installed $(MODEL)/config.json ## The demo on Kubernetes: c
 test: test-engine test-cluster ## Run all tests but those with real pods
 
 .PHONY: test-engine
-test-engine: $(VENV)/.installed ## Run the units, and the engine with a real vLLM and a real torchrun
+test-engine: test-units test-trainers test-vllm ## Run the units, and the engine with a real vLLM and a real torchrun
+
+.PHONY: test-units
+test-units: $(VENV)/.installed
 	$(BIN)/pytest tests/unit -m "not cluster" $(PARALLEL) $(PYTEST_ARGS)
+
+.PHONY: test-trainers
+test-trainers: $(VENV)/.installed
 	$(BIN)/pytest tests/integration -m "not cluster and not e2e and not engine" $(PARALLEL_TRAINERS) $(PYTEST_ARGS)
+
+.PHONY: test-vllm
+test-vllm: $(VENV)/.installed
 	$(BIN)/pytest tests/integration tests/engine -m engine $(PYTEST_ARGS)
 
 .PHONY: test-cluster

@@ -26,7 +26,7 @@ LABELS = {
 
 
 def document(model: Path) -> dict[str, Any]:
-    """A run that goes on until it is stopped, in windows of a few seconds."""
+    """A run that goes on until it is stopped, in windows of about a second."""
     return {
         "apiVersion": "spinrun.dev/v1alpha1",
         "kind": "SpinRun",
@@ -42,7 +42,8 @@ def document(model: Path) -> dict[str, Any]:
             "preference": {"rule": {"kind": "regex", "pattern": "^.{0,3}[a-m]"}},
             "method": {"refUpdateFreq": 2},
             "rollout": {"samplesPerPrompt": 4, "maxTokens": 8},
-            "trainer": {"promptsPerStep": 16, "learningRate": 3e-4, "checkpointEverySteps": 2},
+            # So small that the rule is not learned: a model whose answers all follow it has no pairs left, and its run ends.
+            "trainer": {"promptsPerStep": 16, "learningRate": 1e-7, "checkpointEverySteps": 2},
             "duration": {"windows": 1000},
         },
     }
