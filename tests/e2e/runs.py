@@ -8,14 +8,16 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from integration.control_plane import ControlPlane
+from integration.control_plane import ControlPlane, KubectlError
 from spinrun_api.ledger import Manifest, MetricsLine
+from spinrun_api.processes import TRAINER_PORT
 from spinrun_worker.ledger import read_metrics
 
 T = TypeVar("T")
@@ -50,7 +52,8 @@ def tiny_run(name: str, **spec: Any) -> Json:
         "preference": {"rule": {"kind": "regex", "pattern": "^.{0,3}[a-m]"}},
         "method": {"refUpdateFreq": 2},
         "rollout": {"samplesPerPrompt": 4, "maxTokens": 8, "engineArgs": {"kv-cache-memory-bytes": 64 << 20}},
-        "trainer": {"promptsPerStep": 16, "learningRate": 1e-4},
+        # So small that the rule is not learned: a model whose answers all follow it has no pairs left, and its run ends.
+        "trainer": {"promptsPerStep": 16, "learningRate": 1e-7},
         "duration": {"windows": 5},
         "storage": {"claimName": CLAIM},
     }
@@ -175,6 +178,14 @@ class Runs:
         """One of its conditions; empty while it is not there."""
         return next((each for each in self.status(name).get("conditions", ()) if each["type"] == kind), {})
 
+    def progress(self, name: str) -> Json:
+        """What the trainer says of itself, which the status repeats up to half a minute later; empty while none answers."""
+        for pod in self.pod_names("trainer", name)[:1]:
+            with suppress(KubectlError):
+                path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:{TRAINER_PORT}/proxy/progress"
+                return json.loads(self.kubectl("get", "--raw", path))
+        return {}
+
     def pods(self, component: str = "", name: str = "") -> list[Json]:
         """The pods of runs, in the order of their names."""
         labels = ["spinrun.dev/run" + (f"={name}" if name else "")]
@@ -205,24 +216,32 @@ class Runs:
         return self.until(f"{name} is {phase} {wanted or ''}", reached, seconds)
 
     def until_window(self, name: str, window: int, activity: str | None = None, seconds: float = PATIENCE_SECONDS) -> Json:
-        """Waits until a run works on a window, or on a later one, and on a part of it."""
+        """Waits until a trainer works on a window, or on a later one, and on a part of it; the status, with that window."""
 
         def reached() -> Json | None:
-            status = self.status(name)
+            progress, status = self.progress(name), self.status(name)
             assert status.get("phase") not in ("Failed", "Complete"), f"too late for window {window}: {self.describe()}"
-            at = status.get("window", -1) >= window and activity in (None, status.get("activity"))
-            return status if at else None
+            at = progress.get("window", -1) >= window and activity in (None, progress["activity"])
+            return status | {"window": progress["window"]} if at else None
 
         return self.until(f"{name} is at {activity or ''} of window {window}", reached, seconds)
 
     def goes_on(self, name: str) -> Json:
         """Waits until a run has done two windows more, and returns its status."""
-        return self.until_window(name, self.status(name)["window"] + 2)
+        return self.until_window(name, self.window(name) + 2)
+
+    def window(self, name: str) -> int:
+        """The window that a run works on, as soon as its trainer answers."""
+        return self.until(f"the trainer of {name} answers", lambda: self.progress(name))["window"]
 
     def finish(self, name: str) -> None:
         """Has a run end soon, by fewer windows. That is one attempt more, and no failure."""
         self.measure(name)
-        self.change(name, duration={"windows": self.status(name)["window"] + 3})
+        self.end(name)
+
+    def end(self, name: str) -> None:
+        """The same for a run whose claim the shell does not see."""
+        self.change(name, duration={"windows": self.window(name) + 3})
         self.until_phase(name, "Complete")
 
     def describe(self) -> str:

@@ -34,7 +34,7 @@ def test_two_pods_and_one_have_the_same_losses_on_the_same_pairs(runs: Runs, tmp
     trainer = {"promptsPerStep": 4, "learningRate": 1e-4}
     runs.create(tiny_run("widths", method={"refUpdateFreq": 300}, trainer=trainer | {"nodes": 2}, duration={"windows": 1}))
     runs.until("two pods train", lambda: len(runs.pod_names("trainer")) == 2)
-    runs.until("they sample", lambda: runs.status("widths").get("activity") == "generate")
+    runs.until_window("widths", 0, "generate")
     with without_operator(runs):
         runs.until("they have made steps", lambda: len(runs.steps("widths")) > 5)
         runs.kubectl("exec", runs.pod_names("trainer")[0], "--", "python", "-c", KILL_RANK)

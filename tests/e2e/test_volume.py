@@ -54,8 +54,7 @@ def test_a_run_on_a_full_volume_says_so_and_goes_on_when_there_is_space(
 
     assert status.get("failedAttempts", 0) == 0, "nobody's failure but the volume's"
     assert not unavailable(runs)
-    runs.change("full", duration={"windows": status["window"] + 3})
-    runs.until_phase("full", "Complete")
+    runs.end("full")
     runs.ledger("full", tmp_path, pod=runs.reader(SMALL)).assert_whole()
     runs.kubectl("delete", f"pod/reader-{SMALL}")
 

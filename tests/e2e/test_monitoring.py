@@ -1,0 +1,54 @@
+"""Curves by docs/dashboards.md without prometheus-operator: a real Prometheus finds real pods through the API server."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import NAMESPACE, SYSTEM
+from e2e.runs import LONG, Json, Runs, tiny_run
+from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, binary, running_prometheus
+from integration.monitoring.queries import ALERTS, choices, questions, read_dashboard, unanswered
+from integration.monitoring.test_run_dashboards import NO_FAILURE, NO_GPU, NO_MODEL, NO_SCORER, NO_TROUBLE
+from integration.monitoring.test_scrape_config import jobs
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+RUN = {"namespace": NAMESPACE, "run": "watched"}
+# Rates need a few collections, and so do the lines that a window begins.
+SECONDS = 20
+
+
+def test_dashboards_have_data_of_real_pods(runs: Runs, tmp_path: Path) -> None:
+    binary()
+    runs.create(tiny_run("watched", duration=LONG))
+    with running_prometheus(tmp_path / "prometheus", [], ALERTS, jobs=from_outside(runs)) as prometheus:
+        runs.until_window("watched", 1, seconds=600)
+        time.sleep(SECONDS + 2 * SCRAPE_SECONDS)
+        assert collected(prometheus, "spinrun") == runs.pod_names("rollout") + runs.pod_names("trainer")
+        assert len(collected(prometheus, "spinrun-operator")) == 1
+        assert choices(prometheus, read_dashboard("run"), RUN) == {"namespace": [NAMESPACE], "run": ["watched"]}
+        # kubelet_volume_stats: the kubelet is nobody's target in that configuration.
+        without = NO_GPU | NO_TROUBLE | NO_MODEL | NO_FAILURE | NO_SCORER | {"kubelet_volume_stats_": "not collected"}
+        assert empty(prometheus, "run", RUN, without) == []
+        assert empty(prometheus, "rollout", RUN, without) == []
+        # No attempt of the operator's runs has failed since Prometheus began.
+        assert empty(prometheus, "operator", {"namespace": SYSTEM}, {}) == []
+        assert empty(prometheus, "fleet", {"namespace": ".+"}, without) == []
+
+
+def from_outside(runs: Runs) -> list[Json]:
+    """The page's jobs, for a Prometheus that is no pod and must be told which cluster."""
+    where = {"role": "pod", "kubeconfig_file": str(runs.control_plane.kubeconfig)}
+    return [job | {"kubernetes_sd_configs": [where]} for job in jobs()]
+
+
+def collected(prometheus: Prometheus, job: str) -> list[str]:
+    """The pods whose metrics a job gets."""
+    return sorted(series["metric"]["pod"] for series in prometheus.now(f'up{{job="{job}"}} == 1'))
+
+
+def empty(prometheus: Prometheus, dashboard: str, variables: dict[str, str], without: dict[str, str]) -> list[str]:
+    """The queries of a dashboard that have no data and should have."""
+    asked = questions(read_dashboard(dashboard), variables)
+    return unanswered({question.expr: question.num_series(prometheus) for question in asked}, without)
