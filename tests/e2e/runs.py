@@ -30,6 +30,8 @@ SHELL = "shell"
 PATIENCE_SECONDS = 300
 LONG = {"windows": 1000}
 """Duration of a run that something befalls: a window may take less than a second, and nothing may come too late. See `finish`."""
+ANSWERING = ("checkpoint", "generate", "evaluate")
+"""What a trainer does while its rollouts answer: its checkpoint is written meanwhile."""
 KILL_RANK = """
 import os, pathlib, signal
 for folder in pathlib.Path('/proc').iterdir():
@@ -180,7 +182,8 @@ class Runs:
 
     def progress(self, name: str) -> Json:
         """What the trainer says of itself, which the status repeats up to half a minute later; empty while none answers."""
-        for pod in self.pod_names("trainer", name)[:1]:
+        running = [pod["metadata"]["name"] for pod in self.pods("trainer", name) if pod["status"]["phase"] == "Running"]
+        for pod in running[:1]:
             with suppress(KubectlError):
                 path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:{TRAINER_PORT}/proxy/progress"
                 return json.loads(self.kubectl("get", "--raw", path))
@@ -215,16 +218,19 @@ class Runs:
 
         return self.until(f"{name} is {phase} {wanted or ''}", reached, seconds)
 
-    def until_window(self, name: str, window: int, activity: str | None = None, seconds: float = PATIENCE_SECONDS) -> Json:
-        """Waits until a trainer works on a window, or on a later one, and on a part of it; the status, with that window."""
+    def until_window(self, name: str, window: int, *activities: str, seconds: float = PATIENCE_SECONDS) -> Json:
+        """Waits until a trainer works on a window, or on a later one, at one of the activities if any is named.
+
+        Returns the status, with that window.
+        """
 
         def reached() -> Json | None:
             progress, status = self.progress(name), self.status(name)
             assert status.get("phase") not in ("Failed", "Complete"), f"too late for window {window}: {self.describe()}"
-            at = progress.get("window", -1) >= window and activity in (None, progress["activity"])
+            at = progress.get("window", -1) >= window and (not activities or progress["activity"] in activities)
             return status | {"window": progress["window"]} if at else None
 
-        return self.until(f"{name} is at {activity or ''} of window {window}", reached, seconds)
+        return self.until(f"{name} is at {' or '.join(activities)} of window {window}", reached, seconds)
 
     def goes_on(self, name: str) -> Json:
         """Waits until a run has done two windows more, and returns its status."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import ROOT
-from e2e.runs import ACCESS_MODE, Runs, tiny_run, with_models
+from e2e.runs import ACCESS_MODE, ANSWERING, Runs, tiny_run, with_models
 from spinrun_api.processes import AGENT_PORT, TRAINER_PORT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -47,7 +47,7 @@ def test_a_run_learns_completes_and_leaves_its_ledger(runs: Runs, tmp_path: Path
     claim = runs.until("the claim is there", lambda: claim_of(runs))
     status = runs.until_phase("happy", "Running", seconds=600)
     assert status["rollouts"] == {"ready": 2, "desired": 2}
-    runs.until_window("happy", 1, "generate", seconds=900)
+    runs.until_window("happy", 1, *ANSWERING, seconds=900)
     served = [
         runs.until(f"{pod} serves a trained version", lambda pod=pod: trained_version(runs, pod))
         for pod in runs.pod_names("rollout")

@@ -1,5 +1,7 @@
-"""Curves by docs/dashboards.md without prometheus-operator: a real Prometheus finds real pods through the API server."""
+"""Curves by docs/dashboards.md without prometheus-operator: a real Prometheus collects from real pods."""
 
+import json
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from e2e.runs import LONG, Json, Runs, tiny_run
 from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, binary, running_prometheus
 from integration.monitoring.queries import ALERTS, choices, questions, read_dashboard, unanswered
 from integration.monitoring.test_run_dashboards import NO_FAILURE, NO_GPU, NO_MODEL, NO_SCORER, NO_TROUBLE
-from integration.monitoring.test_scrape_config import jobs
+from integration.monitoring.test_scrape_config import META, jobs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -22,8 +24,8 @@ SECONDS = 20
 def test_dashboards_have_data_of_real_pods(runs: Runs, tmp_path: Path) -> None:
     binary()
     runs.create(tiny_run("watched", duration=LONG))
-    with running_prometheus(tmp_path / "prometheus", [], ALERTS, jobs=from_outside(runs)) as prometheus:
-        runs.until_window("watched", 1, seconds=600)
+    runs.until_window("watched", 1, seconds=600)
+    with running_prometheus(tmp_path / "prometheus", [], ALERTS, jobs=page_jobs(runs)) as prometheus:
         time.sleep(SECONDS + 2 * SCRAPE_SECONDS)
         assert collected(prometheus, "spinrun") == runs.pod_names("rollout") + runs.pod_names("trainer")
         assert len(collected(prometheus, "spinrun-operator")) == 1
@@ -37,10 +39,32 @@ def test_dashboards_have_data_of_real_pods(runs: Runs, tmp_path: Path) -> None:
         assert empty(prometheus, "fleet", {"namespace": ".+"}, without) == []
 
 
-def from_outside(runs: Runs) -> list[Json]:
-    """The page's jobs, for a Prometheus that is no pod and must be told which cluster."""
-    where = {"role": "pod", "kubeconfig_file": str(runs.control_plane.kubeconfig)}
-    return [job | {"kubernetes_sd_configs": [where]} for job in jobs()]
+def page_jobs(runs: Runs) -> list[Json]:
+    """The page's jobs; Debian's Prometheus is built without Kubernetes' discovery, so that the test asks for the pods in its place."""
+    operators = json.loads(runs.control_plane.kubectl("get", "pods", "--namespace", SYSTEM, "--output=json"))["items"]
+    pages = [page for pod in [*runs.pods(), *operators] for page in discovered(pod)]
+    return [
+        {name: value for name, value in job.items() if name != "kubernetes_sd_configs"} | {"static_configs": pages}
+        for job in jobs()
+    ]
+
+
+def discovered(pod: Json) -> list[Json]:
+    """What Kubernetes' discovery says of each port of a pod."""
+    labels = {"namespace": pod["metadata"]["namespace"], "pod_name": pod["metadata"]["name"]}
+    for name, value in pod["metadata"]["labels"].items():
+        name = re.sub(r"\W", "_", name)
+        labels |= {f"pod_label_{name}": value, f"pod_labelpresent_{name}": "true"}
+    return [
+        {
+            "targets": [f"{pod['status']['podIP']}:{port['containerPort']}"],
+            "labels": {
+                META + name: value for name, value in (labels | {"pod_container_port_name": port.get("name", "")}).items()
+            },
+        }
+        for container in pod["spec"]["containers"]
+        for port in container.get("ports", [])
+    ]
 
 
 def collected(prometheus: Prometheus, job: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import SYSTEM
-from e2e.runs import LONG, Runs, tiny_run
+from e2e.runs import ANSWERING, LONG, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -17,7 +17,7 @@ def test_an_operator_killed_at_every_stage_and_upgraded_leaves_the_pods_alone(
     runs.create(tiny_run("steady", duration=LONG))
     runs.until("pods are there", lambda: len(runs.pods()) == 2)
     kill_operator(runs)
-    runs.until_window("steady", 1, "generate")
+    runs.until_window("steady", 1, *ANSWERING)
     pods = {pod["metadata"]["uid"] for pod in runs.pods()}
     kill_operator(runs)
     runs.until_window("steady", 2)

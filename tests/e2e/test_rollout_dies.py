@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import LONG, Runs, tiny_run
+from e2e.runs import ANSWERING, LONG, Runs, tiny_run
 from integration.control_plane import KubectlError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
@@ -22,7 +22,7 @@ END = "import os, signal; os.kill(1, signal.SIGTERM)"
 
 def test_pods_deleted_while_they_generate_stage_and_switch(runs: Runs, tmp_path: Path) -> None:
     runs.create(tiny_run("deleted", rollout=two_rollouts(), duration=LONG))
-    runs.until_window("deleted", 1, "generate")
+    runs.until_window("deleted", 1, *ANSWERING)
     runs.kubectl("delete", "pod", runs.pod_names("rollout")[0], "--wait=false")
     # A version is staged and switched to in the second in which this phase is seen.
     runs.until_window("deleted", 2, "activate")
@@ -38,12 +38,12 @@ def test_pods_deleted_while_they_generate_stage_and_switch(runs: Runs, tmp_path:
 
 def test_vllm_and_agent_killed_in_their_containers(runs: Runs, tmp_path: Path) -> None:
     runs.create(tiny_run("killed", duration=LONG))
-    runs.until_window("killed", 1, "generate")
+    runs.until_window("killed", 1, *ANSWERING)
     pod = runs.pod_names("rollout")[0]
     with suppress(KubectlError):  # the container may end under it
         runs.kubectl("exec", pod, "--container=vllm", "--", "python", "-c", KILL_ENGINE)
     runs.until("vLLM is started again", lambda: restarts(runs, pod, "vllm") == 1)
-    runs.until_window("killed", 3, "generate")
+    runs.until_window("killed", 3, *ANSWERING)
     with suppress(KubectlError):
         runs.kubectl("exec", pod, "--container=agent", "--", "python", "-c", END)
     runs.until("the agent is started again", lambda: restarts(runs, pod, "agent") == 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import KILL_RANK, LONG, Runs, tiny_run
+from e2e.runs import ANSWERING, KILL_RANK, LONG, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -15,7 +15,7 @@ def test_a_killed_trainer_is_counted_and_goes_on_from_its_checkpoint(runs: Runs,
     name = f"killed-{activity}"
     runs.create(tiny_run(name, duration=LONG))
     # The kill comes a moment later, mostly in the same window: what matters is that another comes at another place.
-    runs.until_window(name, 2, activity)
+    runs.until_window(name, 2, *(ANSWERING if activity == "generate" else (activity,)))
     assert runs.kubectl("exec", runs.pod_names("trainer", name)[0], "--", "python", "-c", KILL_RANK).strip()
 
     status = runs.goes_on(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import SYSTEM
-from e2e.runs import KILL_RANK, Runs, tiny_run
+from e2e.runs import ANSWERING, KILL_RANK, Runs, tiny_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -34,7 +34,7 @@ def test_two_pods_and_one_have_the_same_losses_on_the_same_pairs(runs: Runs, tmp
     trainer = {"promptsPerStep": 4, "learningRate": 1e-4}
     runs.create(tiny_run("widths", method={"refUpdateFreq": 300}, trainer=trainer | {"nodes": 2}, duration={"windows": 1}))
     runs.until("two pods train", lambda: len(runs.pod_names("trainer")) == 2)
-    runs.until_window("widths", 0, "generate")
+    runs.until_window("widths", 0, *ANSWERING)
     with without_operator(runs):
         runs.until("they have made steps", lambda: len(runs.steps("widths")) > 5)
         runs.kubectl("exec", runs.pod_names("trainer")[0], "--", "python", "-c", KILL_RANK)

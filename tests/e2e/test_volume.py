@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.runs import ACCESS_MODE, LONG, Json, Runs, tiny_run, with_models
+from e2e.runs import ACCESS_MODE, ANSWERING, LONG, Json, Runs, tiny_run, with_models
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -24,7 +24,7 @@ with open(sys.argv[1], 'r+b') as file:
 def test_a_damaged_weights_file_is_refused_by_name_until_it_is_whole(runs: Runs) -> None:
     # A window whose generation takes long, so that a rollout comes anew in its middle and reads the version from the volume.
     runs.create(tiny_run("damaged", method={"refUpdateFreq": 100}, duration=LONG))
-    runs.until_window("damaged", 1, "generate")
+    runs.until_window("damaged", 1, *ANSWERING)
     file = runs.shell("sh", "-c", f"ls {runs.folder('damaged')}/weights/v000001/*.safetensors | head -n 1").strip()
     runs.shell("python", "-c", FLIP, file)
     runs.kubectl("delete", "pod", runs.pod_names("rollout")[0], "--grace-period=0", "--force")
