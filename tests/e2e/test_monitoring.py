@@ -40,7 +40,7 @@ def test_dashboards_have_data_of_real_pods(runs: Runs, tmp_path: Path) -> None:
 
 
 def page_jobs(runs: Runs) -> list[Json]:
-    """The page's jobs; Debian's Prometheus is built without Kubernetes' discovery, so that the test asks for the pods in its place."""
+    """The page's jobs. Debian's Prometheus is built without Kubernetes' discovery: the test asks for the pods in its place."""
     operators = json.loads(runs.control_plane.kubectl("get", "pods", "--namespace", SYSTEM, "--output=json"))["items"]
     pages = [page for pod in [*runs.pods(), *operators] for page in discovered(pod)]
     return [
