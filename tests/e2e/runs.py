@@ -180,6 +180,11 @@ class Runs:
         """One of its conditions; empty while it is not there."""
         return next((each for each in self.status(name).get("conditions", ()) if each["type"] == kind), {})
 
+    def rollouts(self, name: str) -> tuple[int, int]:
+        """How many rollouts are ready, and how many there shall be."""
+        group = self.status(name)["rollouts"]
+        return group["ready"], group["desired"]
+
     def progress(self, name: str) -> Json:
         """What the trainer says of itself, which the status repeats up to half a minute later; empty while none answers."""
         running = [pod["metadata"]["name"] for pod in self.pods("trainer", name) if pod["status"]["phase"] == "Running"]

@@ -28,9 +28,9 @@ def test_rollouts_scaled_up_and_down_serve_the_same_run(runs: Runs, tmp_path: Pa
     runs.create(tiny_run("scaled", duration=LONG))
     runs.until_window("scaled", 1)
     runs.change("scaled", rollout={"replicas": 3})
-    runs.until("three serve", lambda: runs.status("scaled")["rollouts"] == {"ready": 3, "desired": 3}, seconds=600)
+    runs.until("three serve", lambda: runs.rollouts("scaled") == (3, 3), seconds=600)
     runs.change("scaled", rollout={"replicas": 1})
-    runs.until("one serves", lambda: runs.status("scaled")["rollouts"] == {"ready": 1, "desired": 1})
+    runs.until("one serves", lambda: runs.rollouts("scaled") == (1, 1))
 
     status = runs.goes_on("scaled")
 

@@ -29,7 +29,7 @@ def test_pods_deleted_while_they_generate_stage_and_switch(runs: Runs, tmp_path:
     runs.kubectl("delete", "pod", runs.pod_names("rollout")[-1], "--grace-period=0", "--force")
 
     status = runs.goes_on("deleted")
-    runs.until("both serve again", lambda: runs.status("deleted")["rollouts"] == {"ready": 2, "desired": 2})
+    runs.until("both serve again", lambda: runs.rollouts("deleted") == (2, 2))
 
     assert status["attempt"] == 1, "the trainer was left alone"
     runs.finish("deleted")

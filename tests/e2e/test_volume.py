@@ -31,7 +31,7 @@ def test_a_damaged_weights_file_is_refused_by_name_until_it_is_whole(runs: Runs)
 
     name = "/".join(file.split("/")[-2:])
     runs.until(f"somebody names {name}", lambda: name in runs.describe())
-    assert not runs.status("damaged")["rollouts"]["ready"], "nobody serves it"
+    assert runs.rollouts("damaged")[0] == 0, "nobody serves it"
     runs.shell("python", "-c", FLIP, file)
 
     runs.until_window("damaged", 2, seconds=600)
