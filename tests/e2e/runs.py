@@ -242,8 +242,13 @@ class Runs:
         return self.until_window(name, self.window(name) + 2)
 
     def window(self, name: str) -> int:
-        """The window that a run works on, as soon as its trainer answers."""
-        return self.until(f"the trainer of {name} answers", lambda: self.progress(name))["window"]
+        """The window that a run works on, once its trainer has done or read from its checkpoint any step."""
+
+        def reached() -> Json | None:
+            progress = self.progress(name)
+            return progress if progress.get("step") else None
+
+        return self.until(f"the trainer of {name} has done a step", reached)["window"]
 
     def finish(self, name: str) -> None:
         """Has a run end soon, by fewer windows. That is one attempt more, and no failure."""
