@@ -21,8 +21,8 @@ from spinrun_api.run import SpinRun
 START_SECONDS = 600
 
 
-def tiny_run(model: Path, **rollout: Any) -> SpinRun:
-    """A run of a tiny model: prompts of up to 64 tokens and answers of up to 64."""
+def tiny_run(model: Path, *, lora: dict[str, Any] | None = None, **rollout: Any) -> SpinRun:
+    """A run of a tiny model, or of adapters beside it: prompts of up to 64 tokens and answers of up to 64."""
     return parse_run(
         {
             "apiVersion": "spinrun.dev/v1alpha1",
@@ -33,6 +33,7 @@ def tiny_run(model: Path, **rollout: Any) -> SpinRun:
                 "data": {"prompts": {"source": "arithmetic"}, "maxPromptTokens": 64},
                 "preference": {"rule": {"kind": "lastNumber"}},
                 "rollout": {"maxTokens": 64} | rollout,
+                "trainer": {} if lora is None else {"lora": lora},
             },
         }
     )

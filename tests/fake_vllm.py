@@ -38,6 +38,8 @@ class FakeVllm:
         self.label = "default"
         self.paused = False
         self.loaded: str | None = None
+        self.adapters: dict[str, str] = {}
+        """Path by name."""
         self.max_model_len = 64
         self.answer: Callable[[Body], Body] = completion_of
         self.calls: list[str] = []
@@ -79,6 +81,7 @@ class FakeVllm:
             connection.abort()
         self._connections.clear()
         self.label, self.paused, self.loaded = "default", False, None
+        self.adapters.clear()
 
     async def until_under_way(self, count: int, seconds: float = 5) -> None:
         """Wait until this many completions are under way."""
@@ -101,6 +104,8 @@ class FakeVllm:
         app.router.add_post("/collective_rpc", self._collective_rpc)
         app.router.add_post("/reset_prefix_cache", self._reset_prefix_cache)
         app.router.add_post("/update_weight_version", self._update_weight_version)
+        app.router.add_post("/v1/load_lora_adapter", self._load_lora_adapter)
+        app.router.add_post("/v1/unload_lora_adapter", self._unload_lora_adapter)
         app.router.add_post("/v1/completions", self._completions)
         return app
 
@@ -135,7 +140,20 @@ class FakeVllm:
         return web.Response(text=METRICS)
 
     async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "policy", "max_model_len": self.max_model_len}]})
+        adapters = [{"id": name, "root": path, "parent": "policy", "max_model_len": None} for name, path in self.adapters.items()]
+        return web.json_response({"data": [{"id": "policy", "max_model_len": self.max_model_len}, *adapters]})
+
+    async def _load_lora_adapter(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        assert self.under_way == 0, "an adapter is loaded under a request"
+        if body["lora_name"] in self.adapters:
+            return web.Response(status=400, text="The lora adapter has already been loaded.")
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return web.Response(text="Success")
+
+    async def _unload_lora_adapter(self, request: web.Request) -> web.Response:
+        del self.adapters[(await request.json())["lora_name"]]
+        return web.Response(text="Success")
 
     async def _pause(self, request: web.Request) -> web.Response:
         assert request.query["mode"] == "wait"
@@ -164,6 +182,8 @@ class FakeVllm:
         assert not self.paused, "a request reaches a paused vLLM"
         body = await request.json()
         self.completions.append(body)
+        if body["model"] not in ("policy", *self.adapters):
+            return web.Response(status=404, text=f"The model `{body['model']}` does not exist.")
         await self._count(1)
         try:
             await self.may_answer.wait()

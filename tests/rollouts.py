@@ -11,7 +11,7 @@ import numpy as np
 from aiohttp.test_utils import TestClient
 from safetensors.numpy import save
 
-from spinrun_api.ledger import Manifest
+from spinrun_api.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
 from spinrun_worker.ledger.files import write_file, write_json
 from spinrun_worker.ledger.ledger import LedgerWriter
 from spinrun_worker.rollout.app import Agent
@@ -51,6 +51,13 @@ def tensors(fill: float) -> dict[str, np.ndarray]:
 
 def model_files(fill: float = 0.0) -> Files:
     return {"config.json": {"vocab_size": VOCABULARY}, "model.safetensors": save(tensors(fill))}
+
+
+def adapter_files(fill: float = 0.0) -> Files:
+    """A version that is an adapter, and the configuration of its base."""
+    content = {f"base_model.model.norm.lora_{part}.weight": np.full((4, 4), fill, np.float32) for part in "AB"}
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["norm"]}
+    return {"config.json": {"vocab_size": VOCABULARY}, ADAPTER_CONFIG: config, ADAPTER_WEIGHTS: save(content)}
 
 
 class AgentClient:

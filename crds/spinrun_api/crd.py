@@ -18,8 +18,11 @@ from spinrun_api.status import SpinRunStatus
 
 Json = dict[str, Any]
 
-IMMUTABLE = ("model", "data", "method", "preference", "storage")
+IMMUTABLE = ("model", "data", "method", "preference", "storage", "trainer.lora")
 """Blocks of the spec that stay as they are once the trainer has run: the ledger was made with them."""
+
+OPTIONAL_BLOCKS = ("trainer.lora",)
+"""Those of them that may be absent."""
 
 # What kubectl shows: (heading, type, path, priority). Priority 1 is shown by -o wide.
 COLUMNS = (
@@ -107,8 +110,12 @@ def _validation(rule: Rule) -> Json:
 
 def _immutability(block: str) -> Json:
     started = "has(oldSelf.status) && has(oldSelf.status.startTime)"
+    same = f"self.spec.{block} == oldSelf.spec.{block}"
+    if block in OPTIONAL_BLOCKS:
+        is_there, was_there = f"has(self.spec.{block})", f"has(oldSelf.spec.{block})"
+        same = f"({is_there} == {was_there} && (!{is_there} || {same}))"
     return {
-        "rule": f"!({started}) || self.spec.{block} == oldSelf.spec.{block}",
+        "rule": f"!({started}) || {same}",
         "message": f"spec.{block} cannot change once the run has started: make a new SpinRun",
         "fieldPath": f".spec.{block}",
     }

@@ -7,10 +7,14 @@ from pydantic import AfterValidator, Field
 
 from spinrun_api.base import Record
 
-Kind = Literal["weights", "window", "evaluation", "base", "checkpoint"]
+Kind = Literal["weights", "window", "evaluation", "base", "checkpoint", "merged"]
 
 MANIFEST = "MANIFEST.json"
 """Name of the manifest in its directory."""
+
+# Of a version that is an adapter: the names by which peft and vLLM look for them.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def _inside(path: str) -> str:
@@ -60,8 +64,8 @@ class Manifest(Record):
     """What the directory holds."""
 
     number: int = Field(ge=0)
-    """Version of weights; window of a window and an evaluation, and of base answers the one that draws their prompts first; step
-    of a checkpoint."""
+    """Version of weights, also of merged ones; window of a window and an evaluation, and of base answers the one that draws their
+    prompts first; step of a checkpoint."""
 
     uid: str
     """Run that the directory belongs to."""
@@ -77,7 +81,8 @@ class Manifest(Record):
     """Attempt that wrote it."""
 
     parent: str | None = None
-    """Digest of the weights that a window, evaluation or base answers were sampled from. Absent for weights and checkpoints."""
+    """Digest of the weights that a window, evaluation or base answers were sampled from, or of the adapter that is merged.
+    Absent for weights and checkpoints."""
 
     reference: Reference | None = None
     """The weights that a window's pairs are compared with. Absent for all else, and for windows from before it was written

@@ -51,6 +51,9 @@ CPU_SERVER = "spinrun_worker.rollout.vllm_cpu"
 
 CPU_CACHE_BYTES = 1 << 30
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks of adapters that vLLM can be started for (0.32, vllm/config/lora.py)."""
+
 Arguments = dict[str, str | int | float | bool]
 
 
@@ -98,6 +101,11 @@ def vllm(
     if model.trust_remote_code:
         arguments["trust-remote-code"] = True
     environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    if run.spec.trainer.lora is not None:
+        # The model is the base; each version's adapter is loaded while it runs, one at a time.
+        largest = next(rank for rank in LORA_RANKS if rank >= run.spec.trainer.lora.rank)
+        arguments |= {"enable-lora": True, "max-lora-rank": largest, "max-loras": 1}
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if accelerator == "cpu":
         arguments |= {"max-num-seqs": 256, "worker-cls": CPU_WORKER}
     return _server(

@@ -21,6 +21,7 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|
 # Neither a user's name nor a query: a URL stands in logs and in the ledger, and secrets have a field of their own.
 BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$", max_length=1024)]
 EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:[^:\s]+$", max_length=1024)]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=128)]
 PodTemplate = dict[str, Any]
 
 
@@ -711,6 +712,26 @@ class FailureRule(ApiModel):
     RestartUncounted: one that does not."""
 
 
+class Lora(ApiModel):
+    """Adapters of low rank beside the linear layers of a model that itself stays as it is: arXiv 2106.09685. They alone are
+    trained, published and kept, so that versions and checkpoints are megabytes."""
+
+    # No more than vLLM serves: processes.LORA_RANKS.
+    rank: int = Field(default=16, ge=1, le=512)
+    """Rank of the adapters: what they can learn, and what they cost."""
+
+    alpha: int = Field(default=32, ge=1, le=1_000_000)
+    """What an adapter adds to its layer is scaled by alpha over rank. With B at zero in the beginning it acts like a learning
+    rate."""
+
+    targets: list[ModuleName] | None = Field(default=None, min_length=1, max_length=64)
+    """Linear layers that get an adapter, by the end of their names, such as q_proj or mlp.down_proj. Absent: all that are inside
+    the model's decoder layers."""
+
+    export_merged: bool = False
+    """Also write, once the run is complete, its last version as a whole model, which needs no adapter: `merged` in the ledger."""
+
+
 class Trainer(ApiModel):
     """The FSDP job that trains: pods with the same number of ranks in each."""
 
@@ -732,13 +753,16 @@ class Trainer(ApiModel):
     """Number type of the arithmetic; the weights that the optimizer updates are float32 in any case. auto: bfloat16 on GPUs, on
     CPUs the faster of the two as measured at the run's start, which run.json records."""
 
+    lora: Lora | None = None
+    """Train adapters in place of the model's own weights. Absent: all weights are trained."""
+
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """AdamW keeps two numbers beside each weight; RMSprop, which SPIN was published with, keeps one, so that
     checkpoints are a third smaller. RMSprop's first steps are larger, up to ten times the learning rate: give it a lower one,
     or warm-up steps."""
 
     learning_rate: float = Field(default=5e-7, gt=0, le=1)
-    """Peak learning rate."""
+    """Peak learning rate. Adapters of `lora` take ten to a hundred times what the whole model would."""
 
     learning_rate_by_window: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1, max_length=1000)
     """In place of `learningRate`: the peak of window 0, 1, and so on; the last one holds for all later windows. Each window then

@@ -47,6 +47,7 @@ from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_scorer
 from spinrun_worker.trainer.assembly import load_material, published_dtype, settled_compute_dtype
 from spinrun_worker.trainer.learner import Learner
+from spinrun_worker.trainer.lora import config_file
 from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.packing import plan_step
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
@@ -83,6 +84,13 @@ FROM_FILE: Json = {"source": ROWS, "answerColumn": "answer"}
 
 
 # --- what a run does: each function looks at one part ---------------------------------------------------------------
+
+
+def adapters(run: SpinRun, _: Attempts) -> object:
+    """What a version's adapter_config.json says of the adapters, and the layers that have one."""
+    policy = load_policy(run.spec.model, lora=run.spec.trainer.lora)
+    assert policy.adapters is not None
+    return config_file(policy.adapters), policy.state().keys()
 
 
 def vllm_command(run: SpinRun, _: Attempts) -> object:
@@ -465,6 +473,10 @@ CASES = [
     Case("trainer.promptsPerStep", 16, 32, schedule),
     Case("trainer.computeDtype", "float32", "bfloat16", arithmetic),
     Case("trainer.tokensPerMicroBatch", 16, 32, micro_batches),
+    Case("trainer.lora.rank", 8, 16, vllm_command),
+    Case("trainer.lora.alpha", 8, 16, adapters, {"trainer.lora": {}}),
+    Case("trainer.lora.targets", ABSENT, ["q_proj"], adapters, {"trainer.lora": {}}),
+    Case("trainer.lora.exportMerged", ABSENT, True, ledger_kinds, FOUR_WINDOWS | {"trainer.lora": {}}),
     Case("trainer.optimizer", ABSENT, "rmsprop", step),
     Case("trainer.learningRate", ABSENT, 1e-3, rates),
     Case("trainer.learningRateByWindow", ABSENT, [5e-7, 1e-7], rates),

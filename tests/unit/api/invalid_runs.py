@@ -296,6 +296,11 @@ INVALID: dict[str, Invalid] = {
     "window-of-unknown-length": wrong("spec.method", {"refUpdateFreq": 0}),
     "two-betas": wrong("spec.method", {"beta": 0.2, "betaByWindow": [0.1]}),
     "two-learning-rates": wrong("spec.trainer", {"learningRate": 1e-6, "learningRateByWindow": [5e-7]}),
+    "adapters-of-a-rank-that-vllm-cannot-serve": wrong("spec.trainer.lora", {"rank": 513}, "spec.trainer.lora.rank"),
+    "adapters-of-no-rank": wrong("spec.trainer.lora", {"rank": 0}, "spec.trainer.lora.rank"),
+    "adapters-without-scale": wrong("spec.trainer.lora", {"alpha": 0}, "spec.trainer.lora.alpha"),
+    "adapters-of-no-layer": wrong("spec.trainer.lora", {"targets": []}, "spec.trainer.lora.targets"),
+    "adapters-of-a-pattern": wrong("spec.trainer.lora", {"targets": [".*_proj"]}, "spec.trainer.lora.targets"),
     "replay-in-a-part-of-a-window": wrong(
         "spec.duration", {"steps": 8}, "method.replayWindows", spec__method={"replayWindows": 1}
     ),

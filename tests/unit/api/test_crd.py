@@ -108,7 +108,7 @@ def test_rules_of_a_model_are_its_validations(model: type[Any], count: int) -> N
 def test_blocks_that_made_the_ledger_are_immutable_once_started() -> None:
     transitions = [each for each in root()["x-kubernetes-validations"] if "oldSelf" in each["rule"]]
     assert [each["fieldPath"] for each in transitions] == [
-        f".spec.{block}" for block in ("model", "data", "method", "preference", "storage")
+        f".spec.{block}" for block in ("model", "data", "method", "preference", "storage", "trainer.lora")
     ]
     assert all("oldSelf.status.startTime" in each["rule"] for each in transitions)
 

@@ -7,7 +7,7 @@ from spinrun_worker.rollout.engine import LOADING, EngineStatus
 
 
 def engine(label: str, *, paused: bool = False) -> EngineStatus:
-    return EngineStatus(label, paused, max_model_len=64)
+    return EngineStatus(label, paused, max_model_len=64, models=frozenset({"policy"}))
 
 
 @pytest.mark.parametrize(

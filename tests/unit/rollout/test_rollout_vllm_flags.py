@@ -1,11 +1,15 @@
 """How vLLM is started on CPUs."""
 
 import ast
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from engines import tiny_run
 from spinrun_api import processes
+from spinrun_api.spec import Lora
 
 
 def flag(command: list[str], name: str) -> str:
@@ -55,3 +59,31 @@ def test_engine_arguments_win_over_our_own() -> None:
     command = processes.vllm(run, accelerator="cpu", dtype="float32").command
     assert flag(command, "kv-cache-memory-bytes") == str(2**28)
     assert "--enforce-eager" not in command
+
+
+def test_vllm_is_started_for_adapters_only_where_they_are_trained() -> None:
+    whole = processes.vllm(tiny_run(Path("/model")), accelerator="cuda", dtype="bfloat16")
+    adapters = processes.vllm(tiny_run(Path("/model"), lora={"rank": 16}), accelerator="cuda", dtype="bfloat16")
+    runtime = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+    assert ("--enable-lora" in whole.command, runtime in whole.environment) == (False, False)
+    assert ("--enable-lora" in adapters.command, adapters.environment[runtime]) == (True, "1")
+    assert flag(adapters.command, "model") == "/model", "the base"
+    assert flag(adapters.command, "max-loras") == "1"
+
+
+@pytest.mark.parametrize(("rank", "largest"), [(1, 1), (2, 8), (8, 8), (9, 16), (65, 128), (512, 512)])
+def test_vllm_is_started_for_the_smallest_rank_that_it_knows_and_that_is_enough(rank: int, largest: int) -> None:
+    process = processes.vllm(tiny_run(Path("/model"), lora={"rank": rank}), accelerator="cuda", dtype="bfloat16")
+    assert flag(process.command, "max-lora-rank") == str(largest)
+
+
+def test_the_ranks_are_those_of_vllm() -> None:
+    """By its source: importing it imports vLLM."""
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    source = (Path(spec.origin).parent / "config" / "lora.py").read_text()
+    (known,) = re.findall(r"^MaxLoRARanks = Literal(\[.*\])$", source, re.MULTILINE)
+    assert tuple(ast.literal_eval(known)) == processes.LORA_RANKS
+    (limit,) = (constraint.le for constraint in Lora.model_fields["rank"].metadata if hasattr(constraint, "le"))
+    assert limit == processes.LORA_RANKS[-1]

@@ -12,19 +12,27 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Optimizer
 
 from models import random_pairs
-from spinrun_api.spec import Method, Model, Trainer
+from spinrun_api.spec import Lora, Method, Model, Trainer
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.learner import Learner, NonFiniteError
 from spinrun_worker.trainer.optimizer import make_optimizer
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
 
 TOKENS_PER_MICRO_BATCH = 48
+ADAPTERS = Lora(rank=4, alpha=32)
 TRAINER = Trainer(tokens_per_micro_batch=TOKENS_PER_MICRO_BATCH, max_grad_norm=1e9)
 
 
-def loaded(model: str, compute_dtype: torch.dtype = torch.float32, *, activation_checkpointing: bool = False) -> Policy:
+def loaded(
+    model: str,
+    compute_dtype: torch.dtype = torch.float32,
+    *,
+    activation_checkpointing: bool = False,
+    lora: Lora | None = None,
+) -> Policy:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    policy = load_policy(Model(source=model))
+    torch.manual_seed(dist.get_rank())
+    policy = load_policy(Model(source=model), lora=lora, seed=3)
     return shard_policy(policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=activation_checkpointing)
 
 
@@ -68,6 +76,7 @@ def plain_descent(model: str, num_pairs: int, *, method: Method | None = None, a
         "gradient": {name: start[name] - middle[name] for name in start},
         "weights": weights(policy),
         "sharded": isinstance(next(policy.parameters()), DTensor),
+        "frozen": {str(parameter.dtype) for parameter in policy.parameters() if not parameter.requires_grad},
     }
 
 
@@ -126,6 +135,12 @@ def main(rank: int, world_size: int, folder: Path, model: str) -> None:
         "advantages": plain_descent(model, 5, method=Method(name="sppo", loss="sppoAdvantage", kl_weight=0.1), alone=2),
         "checkpointed": plain_descent(model, 8, activation_checkpointing=True),
         "bfloat16": plain_descent(model, 2, compute_dtype=torch.bfloat16),
+        "adapters": plain_descent(model, 8, lora=ADAPTERS),
+        "adapters, checkpointed": plain_descent(model, 8, lora=ADAPTERS, activation_checkpointing=True),
+        "adapters in bfloat16": plain_descent(model, 2, lora=ADAPTERS, compute_dtype=torch.bfloat16),
+        "adapters in bfloat16, checkpointed": plain_descent(
+            model, 2, lora=ADAPTERS, compute_dtype=torch.bfloat16, activation_checkpointing=True
+        ),
         "adamw": adamw(model),
         "stopped": stopped(model),
         "broken": broken(model),

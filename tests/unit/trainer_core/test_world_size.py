@@ -14,6 +14,8 @@ TESTS = Path(__file__).parents[2]
 
 Outcome = dict[str, Any]
 
+ADAPTERS = ("adapters", "adapters, checkpointed", "adapters in bfloat16", "adapters in bfloat16, checkpointed")
+
 
 @pytest.fixture(scope="module")
 def outcomes(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Outcome]]:
@@ -40,7 +42,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
         torch.testing.assert_close(got[name], tensor, rtol=0, atol=tolerance * tensor.abs().max().item(), msg=name)
 
 
-@pytest.mark.parametrize("scenario", ["eight pairs", "one pair", "checkpointed"])
+@pytest.mark.parametrize("scenario", ["eight pairs", "one pair", "checkpointed", "adapters", "adapters, checkpointed"])
 def test_two_ranks_take_the_same_steps_as_one(outcomes: dict[int, list[Outcome]], scenario: str):
     one, two = outcomes[1][0][scenario], outcomes[2][0][scenario]
 
@@ -66,7 +68,7 @@ def test_a_rank_without_pairs_keeps_step(outcomes: dict[int, list[Outcome]]):
         assert [figures["pairs"] for figures in outcome["one pair"]["figures"]] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("scenario", ["eight pairs", "one pair", "checkpointed", "bfloat16"])
+@pytest.mark.parametrize("scenario", ["eight pairs", "one pair", "checkpointed", "bfloat16", *ADAPTERS])
 def test_every_rank_has_the_same_figures_and_references(outcomes: dict[int, list[Outcome]], scenario: str):
     first, second = (outcome[scenario] for outcome in outcomes[2])
 
@@ -76,7 +78,7 @@ def test_every_rank_has_the_same_figures_and_references(outcomes: dict[int, list
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("scenario", ["eight pairs", "one pair", "checkpointed", "bfloat16"])
+@pytest.mark.parametrize("scenario", ["eight pairs", "one pair", "checkpointed", "bfloat16", *ADAPTERS])
 def test_the_first_step_is_at_the_reference_to_the_last_bit(outcomes: dict[int, list[Outcome]], scenario: str, world_size: int):
     figures = outcomes[world_size][0][scenario]["figures"][0]
 
@@ -94,6 +96,20 @@ def test_bfloat16_arithmetic_updates_fp32_weights_on_one_rank_and_two(outcomes: 
     assert_close(two["gradient"], one["gradient"], 0.05)
     assert one["reference"][0][0] == pytest.approx(exact["reference"][0][0], rel=0.02)
     assert one["reference"][0][0] != exact["reference"][0][0]
+
+
+@pytest.mark.parametrize("scenario", ["adapters in bfloat16", "adapters in bfloat16, checkpointed"])
+def test_adapters_stay_fp32_beside_a_base_in_bfloat16(outcomes: dict[int, list[Outcome]], scenario: str):
+    one, two = outcomes[1][0][scenario], outcomes[2][0][scenario]
+
+    for outcome in (one, two):
+        assert outcome["frozen"] == {"torch.bfloat16"}
+        assert {tensor.dtype for tensor in outcome["weights"].values()} == {torch.float32}
+        assert all("lora" in name for name in outcome["weights"])
+    assert not one["sharded"], "one rank has next to nothing to convert"
+    of_b = {name: tensor for name, tensor in one["gradient"].items() if "lora_B" in name}
+    assert all(tensor.any() for tensor in of_b.values())
+    assert_close({name: two["gradient"][name] for name in of_b}, of_b, 0.05)
 
 
 def test_adamw_trains_shards_as_it_trains_whole_weights(outcomes: dict[int, list[Outcome]]):

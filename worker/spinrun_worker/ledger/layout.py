@@ -15,8 +15,9 @@ _FOLDERS: dict[Kind, str] = {
     "evaluation": "evaluations",
     "base": "base",
     "checkpoint": "checkpoints",
+    "merged": "merged",
 }
-_PREFIXES: dict[Kind, str] = {"weights": "v", "window": "", "evaluation": "", "base": "", "checkpoint": "step-"}
+_PREFIXES: dict[Kind, str] = {"weights": "v", "window": "", "evaluation": "", "base": "", "checkpoint": "step-", "merged": "v"}
 
 
 @dataclass(frozen=True)

@@ -185,12 +185,12 @@ def _mark_superseded(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _compare_parent(ledger: Ledger, finding: Finding) -> Finding:
-    """A window or an evaluation must come from the weights that stand there under its version, while they do, and a window must
-    be compared with those under the version of its reference."""
+    """A window or an evaluation must come from the weights that stand there under its version, while they do, as a merged model
+    must; and a window must be compared with those under the version of its reference."""
     manifest = finding.manifest
     if finding.state != "committed" or manifest is None:
         return finding
-    sources = [("was sampled from", manifest.version, manifest.parent)]
+    sources = [("was merged from" if manifest.kind == "merged" else "was sampled from", manifest.version, manifest.parent)]
     if manifest.reference is not None:
         sources.append(("is compared with", manifest.reference.version, manifest.reference.digest))
     for relation, version, digest in sources:

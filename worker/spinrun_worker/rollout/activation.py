@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from spinrun_worker.ledger.errors import LedgerError
 from spinrun_worker.ledger.files import read_record, write_record
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.ledger.manifest import content_digest
-from spinrun_worker.rollout.engine import Engine, EngineError, EngineStatus
+from spinrun_worker.rollout.engine import LOADING, Engine, EngineError, EngineStatus
 from spinrun_worker.rollout.gate import Gate, Served
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.staging import (
@@ -234,6 +234,10 @@ class Activation:
         except EngineError as error:
             self._unavailable = str(error)
             return None
+        weights = self._staged.get(status.label)
+        if weights is not None and weights.model_name not in status.models:
+            # The label came to a vLLM that had been restarted since its adapter was loaded.
+            status = replace(status, label=LOADING)
         self._last_label = status.label
         return status
 
@@ -315,7 +319,8 @@ class Activation:
     async def _load(self, weights: Weights) -> None:
         try:
             await self._engine.pause()
-            await self._engine.load(weights.path, weights.label)
+            load = self._engine.load_adapter if weights.is_adapter else self._engine.load
+            await load(weights.path, weights.label)
         except EngineError:
             with suppress(EngineError):
                 await self._engine.resume()

@@ -49,6 +49,8 @@ class EngineStatus:
     """Whether it has been told to hold requests back."""
     max_model_len: int
     """Longest prompt and completion together, in tokens."""
+    models: frozenset[str]
+    """Names that it answers to: the model's, and those of loaded adapters."""
 
 
 class _WeightInfo(BaseModel):
@@ -60,7 +62,9 @@ class _IsPaused(BaseModel):
 
 
 class _Card(BaseModel):
-    max_model_len: int
+    id: str
+    max_model_len: int | None = None
+    """Absent for adapters."""
 
 
 class _Cards(BaseModel):
@@ -101,9 +105,12 @@ class Engine:
         label, paused, cards = await asyncio.gather(
             self.label(), self._get("/is_paused", _IsPaused), self._get("/v1/models", _Cards)
         )
-        if not cards.data:
-            raise EngineError("vLLM names no model at /v1/models")
-        return EngineStatus(label, paused.is_paused, cards.data[0].max_model_len)
+        longest = next((card.max_model_len for card in cards.data if card.id == SERVED_MODEL), None)
+        if longest is None:
+            raise EngineError(
+                f"vLLM names no model {SERVED_MODEL} at /v1/models: start it with --served-model-name {SERVED_MODEL}"
+            )
+        return EngineStatus(label, paused.is_paused, longest, frozenset(card.id for card in cards.data))
 
     async def check_health(self) -> None:
         """Raises EngineError when it does not answer, or its engine has failed."""
@@ -133,6 +140,22 @@ class Engine:
         await self._reset_prefix_cache()
         await self._rename(label)
 
+    async def load_adapter(self, path: Path, label: str) -> None:
+        """Load an adapter of the model that vLLM has, under its label as name, and call the weights so.
+
+        Raises EngineError when any of it fails; what was served before is then still there under its own name.
+        """
+        served = await self.label()
+        for card in (await self._get("/v1/models", _Cards)).data:
+            # The one before the last, or what an agent that died in a switch has left.
+            if card.id not in (SERVED_MODEL, served):
+                await self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": card.id})
+        adapter = {"lora_name": label, "lora_path": str(path)}
+        await self._call("POST", "/v1/load_lora_adapter", seconds=_RELOAD_SECONDS, json=adapter)
+        # Its entries are kept by adapter: nothing of the old one would be used, but it would be in the way.
+        await self._reset_prefix_cache()
+        await self._rename(label)
+
     async def pause(self) -> None:
         """Hold back new requests and wait until those under way have finished."""
         await self._call("POST", "/pause", seconds=self._completion_seconds, params={"mode": "wait"})
@@ -143,12 +166,13 @@ class Engine:
             with attempt:
                 await self._call("POST", "/resume")
 
-    async def complete(self, tokens: Sequence[int], sampling: Sampling) -> Completion:
-        """Completions of one prompt. Raises RequestRefusedError for a prompt that vLLM will never take, EngineError else."""
+    async def complete(self, tokens: Sequence[int], sampling: Sampling, *, model: str) -> Completion:
+        """Completions of one prompt by a model or adapter. Raises RequestRefusedError for a prompt that vLLM will never take,
+        EngineError else, such as for an adapter that a restarted vLLM does not know."""
         # What the model's authors recommend in generation_config.json must not change the distribution: each of its
         # parameters is set here. No `seed`: with chunked prefills it kills vLLM's CPU engine.
         request = {
-            "model": SERVED_MODEL,
+            "model": model,
             "prompt": list(tokens),
             "n": sampling.n,
             "temperature": sampling.temperature,
@@ -196,7 +220,10 @@ class Engine:
         except aiohttp.ClientError as error:
             raise EngineError(f"vLLM does not answer {method} {path}: {error or type(error).__name__}") from error
         if status == 404:
-            remedy = f"start vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1 and --served-model-name {SERVED_MODEL}"
+            remedy = (
+                f"start vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1 and --served-model-name {SERVED_MODEL}, for adapters also "
+                "with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"
+            )
             raise EngineError(f"vLLM does not know {method} {path} ({_shown(body)}): {remedy}")
         if status in _REQUEST_AT_FAULT:
             raise RequestRefusedError(f"vLLM refused {method} {path}: {_shown(body)}")

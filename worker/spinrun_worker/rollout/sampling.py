@@ -83,7 +83,7 @@ class Sampler:
         """Raises PromptError, EngineError, InvalidOutputError, VersionChangedError."""
         check_prompt(prompt, sampling, served)
         with self._metrics.requests_in_flight.track_inprogress():
-            completion = await self._engine.complete(prompt.tokens, sampling)
+            completion = await self._engine.complete(prompt.tokens, sampling, model=served.weights.model_name)
         # The gate has kept this agent from switching. A vLLM that was restarted meanwhile has answered with other weights.
         label = await self._engine.label()
         if label != served.weights.label:

@@ -15,7 +15,8 @@ from typing import Any, cast
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from spinrun_api.ledger import FileEntry, Manifest
+from spinrun_api.ledger import ADAPTER_CONFIG, FileEntry, Manifest
+from spinrun_api.processes import SERVED_MODEL
 from spinrun_worker.ledger.errors import LedgerError, TornError
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.ledger.manifest import check_content
@@ -61,6 +62,17 @@ class Weights:
     def label(self) -> str:
         """What vLLM is told to call these weights."""
         return weights_label(self.manifest)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether they are an adapter of the model that vLLM was started with."""
+        return any(entry.path == ADAPTER_CONFIG for entry in self.manifest.files)
+
+    @property
+    def model_name(self) -> str:
+        """The model that a request asks vLLM for. An adapter has a name of its own in each version: neither the base nor another
+        version can answer for it."""
+        return self.label if self.is_adapter else SERVED_MODEL
 
     def require_intact(self) -> None:
         """Raises StagingError when files have gone since they were checked. Does not read their content again."""

@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,10 +13,11 @@ from typing import TypeVar, cast
 
 import numpy as np
 import torch
+from peft import LoraConfig
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from spinrun_api.ledger import RunRecord
+from spinrun_api.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, RunRecord
 from spinrun_api.processes import ROLLOUTS, TOKEN_FILE
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Model, SpinRunSpec, Trainer
@@ -27,8 +28,10 @@ from spinrun_worker.ledger.files import read_record
 from spinrun_worker.rewards import build_scorer
 from spinrun_worker.trainer.collector import RolloutClient
 from spinrun_worker.trainer.distributed import Distributed, available_cores
+from spinrun_worker.trainer.export import export_merged
 from spinrun_worker.trainer.learner import Learner
 from spinrun_worker.trainer.loop import Loop
+from spinrun_worker.trainer.lora import FILE_DTYPE, config_file
 from spinrun_worker.trainer.memory import give_back
 from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
@@ -47,7 +50,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = ("spinrun", "torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy")
+LIBRARIES = ("spinrun", "torch", "transformers", "peft", "safetensors", "tokenizers", "datasets", "numpy")
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,17 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         compute_dtype, measurement = ranks.from_rank0(lambda: settled_compute_dtype(spec.trainer, ledger, ranks.device))
         use_deterministic_algorithms(ranks.device)
         seed_generators(spec.data.prompts.shuffle_seed, ranks.rank)
-        policy = ranks.agree(lambda: load_policy(spec.model))
-        publish_dtype = published_dtype(spec.model)
+        lora = spec.trainer.lora
+        policy = ranks.agree(lambda: load_policy(spec.model, lora=lora, seed=spec.data.prompts.shuffle_seed))
+        whole_dtype = published_dtype(spec.model)
+        publish_dtype = whole_dtype if lora is None else FILE_DTYPE
+        whole_assets = (
+            on_rank0_only(
+                ranks,
+                lambda: collect_assets(lambda folder: save_assets(policy, _of(material).tokenizer, folder), dtype=whole_dtype),
+            )
+            or {}
+        )
         mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
         shard_policy(
             policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=spec.trainer.activation_checkpointing
@@ -118,9 +130,8 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             optimizer=optimizer,
             tensors=policy.state,
             dtype=publish_dtype,
-            assets=collect_assets(lambda folder: save_assets(policy, _of(material).tokenizer, folder), dtype=publish_dtype)
-            if ranks.is_rank0
-            else {},
+            assets=whole_assets if policy.adapters is None else adapter_assets(policy.adapters, whole_assets),
+            file=None if lora is None else ADAPTER_WEIGHTS,
             keep_checkpoints=spec.trainer.keep_checkpoints,
             acknowledged=lambda: _of(rollouts).served_versions(),
         )
@@ -131,6 +142,10 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             lambda: make_rank0(options, schedule, _of(material), _of(rollouts), ledger, board, _of(recorder), stop, cleanup),
         )
         ranks.from_rank0(lambda: ledger.write_run_record(record))
+
+        def export(weights: Manifest) -> Manifest:
+            return export_merged(ledger, ranks, weights, model=spec.model, dtype=whole_dtype, assets=whole_assets)
+
         loop = Loop(
             schedule,
             ranks=ranks,
@@ -142,6 +157,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             method=spec.method,
             rate=lambda step: learning_rate(step, spec.trainer, schedule),
             checkpoint_every_steps=spec.trainer.checkpoint_every_steps,
+            export=export if lora is not None and lora.export_merged else None,
         )
         step = storage.resume()
         give_back()
@@ -243,6 +259,12 @@ def save_assets(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path
     policy.model.config.save_pretrained(folder)
     policy.model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def adapter_assets(adapters: LoraConfig, whole_assets: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Everything of a version that is an adapter but its weights: what peft knows of it, and the configuration of its base, which
+    says to a rollout which tokens there are."""
+    return {ADAPTER_CONFIG: config_file(adapters), **{name: data for name, data in whole_assets.items() if name == "config.json"}}
 
 
 @contextmanager

@@ -181,8 +181,12 @@ def load_checkpoint(
 
 
 def _model_tensors(ranks: Distributed, model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and persistent buffers, tied ones once."""
+    """The model's parameters and persistent buffers, tied ones once; not what never changes, which comes from the source."""
     state = cast(dict[str, Tensor], get_model_state_dict(model))
+    # Not by torch's option for it, which leaves a tied weight in under its second name.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            del state[name]
     return {f"model.{name}": state[name] for name in ranks.from_rank0(lambda: distinct(state))}
 
 

@@ -56,11 +56,12 @@ class Loop:
         method: Method,
         rate: Callable[[int], float],
         checkpoint_every_steps: int | None,
+        export: Callable[[Manifest], Manifest] | None,
     ) -> None:
         """Put the parts together.
 
         method: the run's, from which each window takes its own. rate: learning rate of a step, counted from 0.
-        checkpoint_every_steps: None saves at every boundary.
+        checkpoint_every_steps: None saves at every boundary. export: makes what is wanted of the last version; None: nothing.
         """
         self.schedule = schedule
         self.ranks = ranks
@@ -72,6 +73,7 @@ class Loop:
         self.method = method
         self.rate = rate
         self.checkpoint_every_steps = checkpoint_every_steps
+        self.export = export
         self.step = 0
         self._saved_step = 0
 
@@ -88,6 +90,7 @@ class Loop:
                 weights = self._publish(window) if position == 0 else self._published(window)
                 if window == self.schedule.windows:
                     self._answers(window, weights, sample=False)
+                    self._export(weights)
                     break
                 self._window(window, position, weights)
         except Preempted:
@@ -102,6 +105,13 @@ class Loop:
         self.board.wrote(weights)
         self.ranks.from_rank0(lambda: self._rank0().activate(weights))
         return weights
+
+    def _export(self, weights: Manifest) -> None:
+        """Make of the last version what is wanted of it beside it."""
+        if self.export is not None:
+            with self.board.during("publish"):
+                exported = self.export(weights)
+            self.board.wrote(exported)
 
     def _published(self, window: int) -> Manifest:
         """The version that the window under way was sampled from; published by an earlier attempt."""

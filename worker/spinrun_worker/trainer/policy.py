@@ -8,9 +8,11 @@ loaded, by comparison with its own plain forward pass.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -20,12 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from spinrun_api.spec import Model
+from spinrun_api.spec import Lora, Model
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
 from spinrun_worker.trainer.conversion import call_converted, convert_linears
 from spinrun_worker.trainer.logprobs import at_least_fp32, logit_transform, sum_by_completion, token_logprobs
+from spinrun_worker.trainer.lora import add_adapters, file_name, merge
 from spinrun_worker.trainer.packing import MicroBatch, pack
 
 
@@ -44,6 +47,8 @@ class Policy(nn.Module):
         self._longest_sequence = _longest_sequence(self.config)
         self.compute_dtype: torch.dtype | None = None
         """Number type of the arithmetic; None: that of the weights."""
+        self.adapters: LoraConfig | None = None
+        """What is trained in place of the model's own weights; None: they are."""
         # Dropout stays off: the policy is also the reference that it is compared with.
         self.eval()
 
@@ -76,7 +81,8 @@ class Policy(nn.Module):
         return sum_by_completion(values_C, micro.lengths_S, micro.weight_C)
 
     def state(self) -> dict[str, Tensor]:
-        """Every trained tensor, and every persistent buffer, by its Hugging Face name; tied weights once.
+        """Every trained tensor, and every persistent buffer, by its Hugging Face name; tied weights once. Where adapters are
+        trained, these alone, by their names in peft's file.
 
         The tensors themselves, DTensors when sharded; the same names in the same order on every rank.
         """
@@ -84,6 +90,9 @@ class Policy(nn.Module):
         tied_again = {name for name, _ in self.named_parameters(remove_duplicate=False)} - once
         # The state dict of the whole, because FSDP then gives back what a forward pass has gathered.
         tensors = cast(dict[str, Tensor], self.state_dict())
+        if self.adapters is not None:
+            trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+            return {file_name(name.removeprefix("model.")): tensors[name] for name in trained}
         return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name not in tied_again}
 
     @property
@@ -112,17 +121,26 @@ class Policy(nn.Module):
             )
 
 
-def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32) -> Policy:
-    """Load a model whole into main memory and check it.
+def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora: Lora | None = None, seed: int = 0) -> Policy:
+    """Load a model whole into main memory, with new adapters where these are to be trained, and check it.
 
-    master_dtype: number type of the weights that the optimizer updates.
-    Raises ModelError when it cannot be loaded completely, UnsupportedModelError when packed pairs would train it wrongly.
+    master_dtype: number type of the weights that the optimizer updates. seed: of adapters.
+    Raises ModelError when it cannot be loaded completely, UnsupportedModelError when packed pairs would train it wrongly,
+    ConfigurationError as `add_adapters` does.
     """
     policy = Policy(_load(model, master_dtype))
     _check_names(policy)
     _check_layer_types(policy.config)
+    if lora is not None:
+        policy.adapters = add_adapters(policy.model, policy.decoder_layers(), lora, source=model, seed=seed)
+        policy.eval()
     _check_logprobs(policy)
     return policy
+
+
+def load_merged(model: Model, adapter: Path) -> Policy:
+    """A model loaded as by `load_policy`, with a published adapter in its weights, in fp32. Raises ModelError."""
+    return Policy(merge(_load(model, torch.float32), str(adapter)))
 
 
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
@@ -246,17 +264,23 @@ def shard_policy(
     """Move the policy to the mesh's devices, cut each layer and the rest over its ranks; returns the same policy.
 
     compute_dtype: number type of the arithmetic; the weights that the optimizer sees keep theirs, and gradients are reduced in
-    fp32. activation_checkpointing: recompute each layer in the backward pass. The names of `Policy.state` stay as they are.
+    fp32. Weights that are not trained are held in it. activation_checkpointing: recompute each layer in the backward pass. The
+    names of `Policy.state` stay as they are.
     """
     policy.compute_dtype = compute_dtype
-    master_dtype = next(policy.parameters()).dtype
+    frozen = [parameter for parameter in policy.parameters() if not parameter.requires_grad]
+    master_dtype = next(parameter.dtype for parameter in policy.parameters() if parameter.requires_grad)
+    for parameter in frozen:
+        parameter.data = parameter.data.to(compute_dtype)
     if activation_checkpointing:
         for layer in policy.decoder_layers():
             # The module stays what it is, so that names do not change. There is no dropout whose state would have to be kept.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    if mesh.size() == 1 and (compute_dtype == master_dtype or (mesh.device_type == "cpu" and not activation_checkpointing)):
+    has_little_to_convert = compute_dtype == master_dtype or bool(frozen)
+    if mesh.size() == 1 and (has_little_to_convert or (mesh.device_type == "cpu" and not activation_checkpointing)):
         # Nothing to cut: FSDP would only copy every weight and gradient, for each micro-batch. It converts layer by layer; on a
-        # GPU, whose memory is dear, and where layers are recomputed, that is worth the copies.
+        # GPU, whose memory is dear, and where layers are recomputed, that is worth the copies, unless adapters are all there is
+        # to convert.
         if compute_dtype != master_dtype:
             convert_linears(policy)
         return policy.to(mesh.device_type)

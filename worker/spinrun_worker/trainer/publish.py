@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from spinrun_api.ledger import FileEntry, Manifest
+from spinrun_api.ledger import FileEntry, Kind, Manifest
 from spinrun_worker.ledger import LedgerError, LedgerWriter, TensorSpec, weights_index, write_file, write_safetensors
 from spinrun_worker.trainer.distributed import Distributed
 
@@ -49,23 +49,28 @@ def publish(
     step: int,
     dtype: torch.dtype,
     assets: Mapping[str, bytes],
+    file: str | None = None,
+    kind: Kind = "weights",
+    parent: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Manifest:
     """Write the policy's weights as a version and return its manifest on every rank. All ranks call it.
 
     tensors: the policy's parameters by their Hugging Face names, sharded (DTensor) or whole, the same on all ranks; a tensor
     under two names is written under the first. dtype: number type to publish in. assets: the other files, see
-    `collect_assets`. The same tensors and number of ranks give the same bytes.
+    `collect_assets`. file: name of the one file that all tensors go to; None: shards of every rank. kind, parent: as in the
+    manifest, for a version that is merged. The same tensors and number of ranks give the same bytes.
     Raises on all ranks what any of them met: LedgerUnavailableError, SupersededError.
     """
     names = ranks.from_rank0(lambda: distinct(tensors))
-    shards = plan_shards([TensorSpec(name, dtype, tensors[name].shape) for name in names], ranks.world_size, max_shard_bytes)
-    directory = ranks.from_rank0(lambda: ledger.begin("weights", version))
+    specs = [TensorSpec(name, dtype, tensors[name].shape) for name in names]
+    shards = [Shard(0, file, tuple(specs))] if file else plan_shards(specs, ranks.world_size, max_shard_bytes)
+    directory = ranks.from_rank0(lambda: ledger.begin(kind, version))
     entries = _write_together(directory, ranks, shards, {name: tensors[name] for name in names}, dtype)
 
     def commit() -> Manifest:
         files = entries + _write_rest(directory, shards, assets)
-        return ledger.commit("weights", version, files, step=step, version=version)
+        return ledger.commit(kind, version, files, step=step, version=version, parent=parent)
 
     return ranks.from_rank0(commit)
 

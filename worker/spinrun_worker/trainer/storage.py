@@ -35,13 +35,15 @@ class Storage:
         tensors: Callable[[], Mapping[str, Tensor]],
         dtype: torch.dtype,
         assets: Mapping[str, bytes],
+        file: str | None,
         keep_checkpoints: int,
         acknowledged: Callable[[], Collection[int]],
     ) -> None:
         """Put the parts together.
 
         tensors: the policy's parameters by their Hugging Face names. dtype: number type of published weights. assets: the other
-        files of a version. acknowledged: on rank 0, the version that each live agent serves.
+        files of a version. file: the one that a version's tensors are in; None: as many as it takes. acknowledged: on rank 0, the
+        version that each live agent serves.
         """
         self.ledger = ledger
         self.ranks = ranks
@@ -51,12 +53,22 @@ class Storage:
         self.tensors = tensors
         self.dtype = dtype
         self.assets = assets
+        self.file = file
         self.keep_checkpoints = keep_checkpoints
         self.acknowledged = acknowledged
 
     def publish(self, *, version: int, step: int) -> Manifest:
         """Write the weights of this moment as a version; returns its manifest."""
-        return publish(self.ledger, self.ranks, self.tensors(), version=version, step=step, dtype=self.dtype, assets=self.assets)
+        return publish(
+            self.ledger,
+            self.ranks,
+            self.tensors(),
+            version=version,
+            step=step,
+            dtype=self.dtype,
+            assets=self.assets,
+            file=self.file,
+        )
 
     def save(self, *, step: int, version: int) -> Manifest | None:
         """Write a checkpoint, unless no step has had a pair yet: the model is then still the source. Returns its manifest."""

@@ -1,0 +1,95 @@
+"""LoRA: adapters beside the linear layers of a model that itself stays as it is. Source: arXiv 2106.09685.
+
+The layers, their beginning and the form of the files are those of the library peft, so that peft and vLLM load what is published.
+"""
+
+# R = rank; A is [R, inputs], B is [outputs, R]
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from spinrun_api.spec import Lora, Model
+from spinrun_worker.errors import ConfigurationError
+
+FILE_DTYPE = torch.float32
+"""Number type of published adapters: that of the trained weights, so that a version is the policy to the last bit."""
+
+_FILE_PREFIX = "base_model.model."
+_ADAPTER = "default"
+
+
+def add_adapters(model: PreTrainedModel, layers: Sequence[nn.Module], lora: Lora, *, source: Model, seed: int) -> LoraConfig:
+    """Freeze a model and put an adapter beside linear layers inside its decoder layers; returns peft's account of them.
+
+    B begins at zero, so that the model computes what it did; A is random, and the same on every rank and in every attempt.
+    Raises ConfigurationError when a target is no such layer, there is none, or one outside the decoder layers has its name.
+    """
+    config = LoraConfig(
+        base_model_name_or_path=source.source,
+        revision=source.revision,
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=_targets(model, layers, lora.targets),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    inside = {module for layer in layers for module in layer.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            if module not in inside:
+                # An encoder of pictures may have the same names; vLLM gives it no adapters.
+                raise ConfigurationError(
+                    f"trainer.lora: {name} is named as a layer inside the decoder layers of {type(model).__name__} and stands "
+                    "outside of them: remove the block, or use another model"
+                )
+            # An adapter computes in the type of its layer's input, whatever the type of its own weights.
+            module.cast_input_dtype_enabled = False
+    return config
+
+
+def _targets(model: nn.Module, layers: Sequence[nn.Module], asked: Sequence[str] | None) -> list[str]:
+    """The names of linear layers in decoder layers that are to have an adapter: all, or those that end as asked."""
+    linears = {name for layer in layers for name, module in layer.named_modules() if type(module) is nn.Linear}
+    if not linears:
+        raise ConfigurationError(f"trainer.lora: the layers of {type(model).__name__} have no torch.nn.Linear: remove the block")
+    if asked is None:
+        return sorted(linears)
+    for target in asked:
+        if not _ending(linears, target):
+            raise ConfigurationError(
+                f"trainer.lora.targets: no linear layer of {type(model).__name__} has a name that ends in {target}; "
+                f"there are {', '.join(sorted(linears))}"
+            )
+    return sorted({name for target in asked for name in _ending(linears, target)})
+
+
+def _ending(names: Collection[str], end: str) -> list[str]:
+    return [name for name in names if f".{name}".endswith(f".{end}")]
+
+
+def file_name(parameter: str) -> str:
+    """The name in the file of an adapter's parameter, by its name in the model."""
+    return _FILE_PREFIX + parameter.replace(f".{_ADAPTER}.", ".")
+
+
+def config_file(config: LoraConfig) -> bytes:
+    """Content of adapter_config.json, the same bytes for the same adapters."""
+    document = {
+        name: sorted(cast(set[str], value)) if isinstance(value, set) else value
+        for name, value in cast(dict[str, Any], config.to_dict()).items()
+    }
+    return json.dumps(document | {"inference_mode": True}, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def merge(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with a published adapter in its weights: W + (alpha / R) B A, in the number type of W."""
+    return cast(PreTrainedModel, PeftModel.from_pretrained(model, folder).merge_and_unload())
