@@ -124,6 +124,9 @@ class RunRecord(Record):
     published_dtype: str
     """Number type of the published weights."""
 
+    base_digest: str | None = None
+    """xxh3-128 of the source's weights where adapters are trained beside them. Absent where they are trained themselves."""
+
     source_revision: str | None = None
     """Git commit of the code, where the image or checkout says it."""
 

@@ -713,16 +713,13 @@ class FailureRule(ApiModel):
 
 
 class Lora(ApiModel):
-    """Adapters of low rank beside the linear layers of a model that itself stays as it is: arXiv 2106.09685. They alone are
-    trained, published and kept, so that versions and checkpoints are megabytes."""
+    """Adapters that are trained in place of the model's own weights."""
 
-    # No more than vLLM serves: processes.LORA_RANKS.
     rank: int = Field(default=16, ge=1, le=512)
-    """Rank of the adapters: what they can learn, and what they cost."""
+    """Rank of the adapters: more can learn more, and cost more. At most what vLLM serves."""
 
     alpha: int = Field(default=32, ge=1, le=1_000_000)
-    """What an adapter adds to its layer is scaled by alpha over rank. With B at zero in the beginning it acts like a learning
-    rate."""
+    """What an adapter adds to its layer is scaled by alpha over rank."""
 
     targets: list[ModuleName] | None = Field(default=None, min_length=1, max_length=64)
     """Linear layers that get an adapter, by the end of their names, such as q_proj or mlp.down_proj. Absent: all that are inside
@@ -754,7 +751,8 @@ class Trainer(ApiModel):
     CPUs the faster of the two as measured at the run's start, which run.json records."""
 
     lora: Lora | None = None
-    """Train adapters in place of the model's own weights. Absent: all weights are trained."""
+    """Train adapters of low rank beside the model's linear layers (LoRA, arXiv 2106.09685); the model itself stays as it is. They
+    alone are published and kept, so that versions and checkpoints are megabytes. Absent: all weights are trained."""
 
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """AdamW keeps two numbers beside each weight; RMSprop, which SPIN was published with, keeps one, so that

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from integration.trainer.test_trainer_killed import end_state
 from integration.trainer.test_windows import LN2, completed, recorded, spec, steps
+from models import tiny_llama
 from spinrun_api.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from spinrun_worker.ledger import Ledger, read_pairs, verify_tree
 from spinrun_worker.records import Pair
@@ -148,3 +149,16 @@ def test_targets_that_the_model_does_not_have_are_refused_by_name(attempts: Atte
     words = attempts.last_words(1).read_text()
     assert "trainer.lora.targets: no linear layer of LlamaForCausalLM has a name that ends in query_key_value" in words
     assert "self_attn.q_proj" in words
+
+
+def test_adapters_do_not_go_on_beside_another_base(attempts: Attempts, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(attempts.document["spec"]["model"]["source"], tmp_path / "model"))
+    run = lora_spec(attempts, windows=1) | {"model": {"source": str(source)}}
+    assert attempts.run(tmp_path / "ledger", **run) == 0, attempts.log(1).read_text()
+    tiny_llama(source, seed=9)
+    longer = run | {"duration": {"windows": 2}}
+
+    assert attempts.run(tmp_path / "ledger", attempt=2, **longer) == 2
+    assert f"model.source '{source}' has other weights now than when the run began" in attempts.last_words(2).read_text()
+    tiny_llama(source)
+    assert attempts.run(tmp_path / "ledger", attempt=3, **longer) == 0, attempts.log(3).read_text()

@@ -31,7 +31,7 @@ from spinrun_worker.trainer.distributed import Distributed, available_cores
 from spinrun_worker.trainer.export import export_merged
 from spinrun_worker.trainer.learner import Learner
 from spinrun_worker.trainer.loop import Loop
-from spinrun_worker.trainer.lora import FILE_DTYPE, config_file
+from spinrun_worker.trainer.lora import FILE_DTYPE, config_file, digest_of_base
 from spinrun_worker.trainer.memory import give_back
 from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
@@ -105,6 +105,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         seed_generators(spec.data.prompts.shuffle_seed, ranks.rank)
         lora = spec.trainer.lora
         policy = ranks.agree(lambda: load_policy(spec.model, lora=lora, seed=spec.data.prompts.shuffle_seed))
+        base_digest = ranks.from_rank0(lambda: settled_base(policy, ledger))
         whole_dtype = published_dtype(spec.model)
         publish_dtype = whole_dtype if lora is None else FILE_DTYPE
         whole_assets = (
@@ -135,7 +136,14 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             keep_checkpoints=spec.trainer.keep_checkpoints,
             acknowledged=lambda: _of(rollouts).served_versions(),
         )
-        record = make_record(options, ranks, compute_dtype=compute_dtype, publish_dtype=publish_dtype, measurement=measurement)
+        record = make_record(
+            options,
+            ranks,
+            compute_dtype=compute_dtype,
+            publish_dtype=publish_dtype,
+            base_digest=base_digest,
+            measurement=measurement,
+        )
         recorder = on_rank0_only(ranks, lambda: cleanup.enter_context(make_recorder(record, ledger, gauges)))
         rank0 = on_rank0_only(
             ranks,
@@ -237,6 +245,24 @@ def settled_compute_dtype(
     return (chosen if earlier is None else cast(torch.dtype, getattr(torch, earlier.compute_dtype))), measurement
 
 
+def settled_base(policy: Policy, ledger: LedgerWriter) -> str | None:
+    """Identity of the weights beside which adapters are trained; None where there are no adapters.
+
+    Every attempt and every rollout reads them from the source anew. Raises ConfigurationError when they are no longer those
+    that the run began with.
+    """
+    if policy.adapters is None:
+        return None
+    digest = digest_of_base(policy)
+    earlier = read_record(ledger.layout.run_record, RunRecord)
+    if earlier is not None and earlier.base_digest not in (None, digest):
+        raise ConfigurationError(
+            f"model.source {policy.adapters.base_model_name_or_path!r} has other weights now than when the run began, to which "
+            "its adapters belong: restore them, or start a new run; a commit as model.revision keeps a Hub model as it is"
+        )
+    return digest
+
+
 def seed_generators(seed: int, rank: int) -> None:
     """Start all random number generators from the run's seed, another for each rank; a checkpoint sets them anew."""
     number = (seed * 1_000_003 + rank) % 2**32
@@ -333,6 +359,7 @@ def make_record(
     *,
     compute_dtype: torch.dtype,
     publish_dtype: torch.dtype,
+    base_digest: str | None,
     measurement: dict[str, float | str],
 ) -> RunRecord:
     """What run.json says."""
@@ -348,6 +375,7 @@ def make_record(
         },
         compute_dtype=_dtype_name(compute_dtype),
         published_dtype=_dtype_name(publish_dtype),
+        base_digest=base_digest,
         source_revision=os.environ.get("SPINRUN_SOURCE_REVISION"),
         attempt=options.attempt,
         world_size=ranks.world_size,

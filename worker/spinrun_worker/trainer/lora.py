@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
+import xxhash
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -88,6 +89,16 @@ def config_file(config: LoraConfig) -> bytes:
         for name, value in cast(dict[str, Any], config.to_dict()).items()
     }
     return json.dumps(document | {"inference_mode": True}, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def digest_of_base(model: nn.Module) -> str:
+    """Identity of all weights that are not trained: xxh3-128, 32 hexadecimal digits."""
+    hasher = xxhash.xxh3_128()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            hasher.update(name.encode())
+            hasher.update(parameter.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
 
 
 def merge(model: PreTrainedModel, folder: str) -> PreTrainedModel:
