@@ -33,7 +33,7 @@ UNUSED = (
 
 def check_installed() -> None:
     """Raises CommandError when the packages of the worker are missing."""
-    missing = [name for name in ("torch", "transformers", "aiohttp", "vllm") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "transformers", "peft", "aiohttp", "vllm") if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(
             f"missing packages: {', '.join(missing)}. Install the worker: pip install 'spinrun[worker,cpu]' "

@@ -100,6 +100,16 @@ def test_unknown_name_is_foreign(full):
     assert states(full.root)["weights/backup of v000001"] == "foreign"
 
 
+def test_a_merged_model_of_an_adapter_that_has_changed_since_is_superseded(full, put):
+    put(full, "merged", 1, version=1, parent=full.manifest("weights", 1).digest)
+    assert states(full.root)["merged/v000001"] == "committed"
+
+    put(full, "weights", 1, {"a": b"other"}, step=16)
+
+    assert states(full.root)["merged/v000001"] == "superseded"
+    assert "merged/v000001 was merged from other weights than" in details(full.root)
+
+
 def test_weights_ahead_of_a_newer_attempt_are_superseded_until_they_are_written_again(full, root, uid, put):
     second = LedgerWriter(root, uid, 2)
     second.claim()

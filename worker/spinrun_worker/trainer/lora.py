@@ -43,10 +43,10 @@ def add_adapters(model: PreTrainedModel, layers: Sequence[nn.Module], lora: Lora
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
-    inside = {module for layer in layers for module in layer.modules()}
+    inside = {id(module) for layer in layers for module in layer.modules()}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            if module not in inside:
+            if id(module) not in inside:
                 # An encoder of pictures may have the same names; vLLM gives it no adapters.
                 raise ConfigurationError(
                     f"trainer.lora: {name} is named as a layer inside the decoder layers of {type(model).__name__} and stands "
@@ -97,7 +97,7 @@ def digest_of_base(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             hasher.update(name.encode())
-            hasher.update(parameter.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            hasher.update(parameter.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 
