@@ -79,6 +79,23 @@ async def test_block_that_made_the_ledger_can_change_only_before_the_start(clust
     assert raised.value.status == 422
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, {}), ({}, None), ({"rank": 8}, {"rank": 16}), ({"targets": ["q_proj"]}, {"targets": ["q_proj", "v_proj"]})],
+    ids=["added", "removed", "of another rank", "of other layers"],
+)
+async def test_adapters_can_change_only_before_the_start(cluster: Cluster, before: Json | None, after: Json | None) -> None:
+    await cluster.create(spin_run())
+    await cluster.change_spec("demo", trainer={"lora": after})
+    changed = await cluster.change_spec("demo", trainer={"lora": before})
+    assert ("lora" in changed["spec"]["trainer"]) == (before is not None)
+    await cluster.api.replace_status(changed | {"status": {"startTime": "2026-01-01T00:00:00Z"}})
+    with pytest.raises(ApiError, match=r"spec.trainer.lora cannot change once the run has started"):
+        await cluster.change_spec("demo", trainer={"lora": after})
+    kept = await cluster.change_spec("demo", trainer={"lora": before, "learningRate": 1e-6})
+    assert kept["spec"]["trainer"].get("lora") == changed["spec"]["trainer"].get("lora")
+
+
 async def test_running_run_takes_what_may_change(cluster: Cluster) -> None:
     started = await cluster.create(spin_run()) | {"status": {"startTime": "2026-01-01T00:00:00Z"}}
     await cluster.api.replace_status(started)
