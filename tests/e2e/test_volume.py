@@ -53,7 +53,7 @@ def test_a_run_on_a_full_volume_says_so_and_goes_on_when_there_is_space(
     status = runs.goes_on("full")
 
     assert status.get("failedAttempts", 0) == 0, "nobody's failure but the volume's"
-    assert not unavailable(runs)
+    runs.until("it has nothing to say of its volume", lambda: not unavailable(runs))
     runs.end("full")
     runs.ledger("full", tmp_path, pod=runs.reader(SMALL)).assert_whole()
     runs.kubectl("delete", f"pod/reader-{SMALL}")
