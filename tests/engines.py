@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ class VllmServer(ServerProcess):
         port = free_port()
         process = processes.vllm(run, accelerator="cpu", dtype="float32", port=port)
         super().__init__(process, port=port, health="/health", log=log, environment={"HF_HUB_OFFLINE": "1"})
+
+
+@contextmanager
+def running_vllm(run: SpinRun, log: Path) -> Generator[VllmServer]:
+    """A vLLM for a run, up while the block runs."""
+    server = VllmServer(run, log)
+    server.start()
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
 
 
 class AgentProcess(ServerProcess):

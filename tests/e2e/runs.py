@@ -1,6 +1,5 @@
 """A namespace as its user sees it, and the ledgers of its runs."""
 
-import copy
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from documents import letters_run
 from integration.control_plane import ControlPlane, KubectlError
 from spinrun_api.ledger import Manifest, MetricsLine
 from spinrun_api.processes import TRAINER_PORT
@@ -45,22 +45,13 @@ def tiny_run(name: str, **spec: Any) -> Json:
     """A run of the tiny model, in seconds a window; `spec` replaces whole blocks."""
     blocks: Json = {
         "model": {"source": "/ledger/models/tiny", "dtype": "float32"},
-        "data": {
-            "prompts": {"source": "arithmetic"},
-            "evaluation": {"source": "arithmetic", "split": "test", "limit": 8},
-            "maxPromptTokens": 128,
-        },
-        # About half of a random model's answers have one of these letters in their first characters.
-        "preference": {"rule": {"kind": "regex", "pattern": "^.{0,3}[a-m]"}},
-        "method": {"refUpdateFreq": 2},
         "rollout": {"samplesPerPrompt": 4, "maxTokens": 8, "engineArgs": {"kv-cache-memory-bytes": 64 << 20}},
         # So small that the rule is not learned: a model whose answers all follow it has no pairs left, and its run ends.
         "trainer": {"promptsPerStep": 16, "learningRate": 1e-7},
         "duration": {"windows": 5},
         "storage": {"claimName": CLAIM},
     }
-    metadata = {"name": name}
-    return {"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": copy.deepcopy(blocks | spec)}
+    return letters_run(name, **blocks | spec)
 
 
 def with_models(container: str) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Curves by docs/dashboards.md without prometheus-operator: a real Prometheus collects from real pods."""
 
 import json
-import re
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from e2e.runs import LONG, Json, Runs, tiny_run
 from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, binary, running_prometheus
 from integration.monitoring.queries import ALERTS, choices, questions, read_dashboard, unanswered
 from integration.monitoring.test_run_dashboards import NO_FAILURE, NO_GPU, NO_MODEL, NO_SCORER, NO_TROUBLE
-from integration.monitoring.test_scrape_config import META, jobs
+from integration.monitoring.test_scrape_config import discovered, jobs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -42,28 +41,23 @@ def test_dashboards_have_data_of_real_pods(runs: Runs, tmp_path: Path) -> None:
 def page_jobs(runs: Runs) -> list[Json]:
     """The page's jobs. Debian's Prometheus is built without Kubernetes' discovery: the test asks for the pods in its place."""
     operators = json.loads(runs.control_plane.kubectl("get", "pods", "--namespace", SYSTEM, "--output=json"))["items"]
-    pages = [page for pod in [*runs.pods(), *operators] for page in discovered(pod)]
+    pages = [page for pod in [*runs.pods(), *operators] for page in pages_of(pod)]
     return [
         {name: value for name, value in job.items() if name != "kubernetes_sd_configs"} | {"static_configs": pages}
         for job in jobs()
     ]
 
 
-def discovered(pod: Json) -> list[Json]:
-    """What Kubernetes' discovery says of each port of a pod."""
-    labels = {"namespace": pod["metadata"]["namespace"], "pod_name": pod["metadata"]["name"]}
-    for name, value in pod["metadata"]["labels"].items():
-        name = re.sub(r"\W", "_", name)
-        labels |= {f"pod_label_{name}": value, f"pod_labelpresent_{name}": "true"}
+def pages_of(pod: Json) -> list[Json]:
+    """Each port of a pod, as Kubernetes' discovery tells of it."""
+    about = pod["metadata"]
+    ports = [port for container in pod["spec"]["containers"] for port in container.get("ports", [])]
     return [
         {
             "targets": [f"{pod['status']['podIP']}:{port['containerPort']}"],
-            "labels": {
-                META + name: value for name, value in (labels | {"pod_container_port_name": port.get("name", "")}).items()
-            },
+            "labels": discovered(about["name"], port.get("name", ""), about["labels"], about["namespace"]),
         }
-        for container in pod["spec"]["containers"]
-        for port in container.get("ports", [])
+        for port in ports
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from engines import AgentProcess, VllmServer, tiny_run
+from engines import AgentProcess, VllmServer, running_vllm, tiny_run
 from models import tiny_llama
 from rollouts import AgentClient, Publisher
 
@@ -18,13 +18,8 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vllm(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[VllmServer]:
-    server = VllmServer(tiny_run(base_model), tmp_path_factory.mktemp("vllm") / "log")
-    server.start()
-    try:
-        server.wait_until_up()
+    with running_vllm(tiny_run(base_model), tmp_path_factory.mktemp("vllm") / "log") as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +13,9 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.test_engine_rollout import LOAD_SECONDS, greedy, margin_and_token, prompts, restart, strengthen_layers
-from engines import VllmServer, tiny_run
+from documents import letters_run
+from engine.test_engine_rollout import LOAD_SECONDS, compared_tokens, greedy, prompts, restart, strengthen_layers
+from engines import VllmServer, running_vllm, tiny_run
 from models import tiny_llama
 from rollouts import AgentClient, Publisher
 from spinrun_api.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
@@ -44,13 +44,8 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[VllmServer]:
-    server = VllmServer(tiny_run(base_model, lora=LORA), tmp_path_factory.mktemp("vllm") / "log")
-    server.start()
-    try:
-        server.wait_until_up()
+    with running_vllm(tiny_run(base_model, lora=LORA), tmp_path_factory.mktemp("vllm") / "log") as server:
         yield server
-    finally:
-        server.stop()
 
 
 def publish(publisher: Publisher, version: int, base: Path, folder: Path, *, seed: int | None) -> Manifest:
@@ -61,22 +56,6 @@ def publish(publisher: Publisher, version: int, base: Path, folder: Path, *, see
     written = write(policy, folder / str(version))
     paths = [base / "config.json", written / ADAPTER_CONFIG, written / ADAPTER_WEIGHTS]
     return publisher.publish(version, {path.name: path.read_bytes() for path in paths})
-
-
-def compared(model: Any, answers: dict[str, list[list[int]]]) -> int:
-    """How many tokens of greedy answers were compared with the likeliest ones of a model; all must be the same."""
-    count = 0
-    for name, prompt in prompts(4).items():
-        tokens = list(prompt)
-        for token in answers[name][0]:
-            margin, expected = margin_and_token(model, tokens)
-            if margin < 5e-4:
-                # A tie within rounding: from here on the two may go different ways.
-                break
-            assert token == expected
-            count += 1
-            tokens.append(token)
-    return count
 
 
 async def test_each_version_answers_as_transformers_and_peft_do(
@@ -90,10 +69,10 @@ async def test_each_version_answers_as_transformers_and_peft_do(
         await agent.serve(manifest, LOAD_SECONDS)
         answers.append(await greedy(agent, manifest))
     base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
-    assert compared(base, answers[0]) >= 16, "version 0 is the base"
+    assert compared_tokens(base, answers[0]) >= 16, "version 0 is the base"
     for answer, version in ((answers[1], 1), (answers[2], 2)):
         plain = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
-        assert compared(PeftModel.from_pretrained(plain, publisher.path(version)), answer) >= 16
+        assert compared_tokens(PeftModel.from_pretrained(plain, publisher.path(version)), answer) >= 16
     assert all(len({str(answer[name]) for answer in answers[:3]}) == 3 for name in answers[0])
     assert answers[3] == answers[1]
 
@@ -136,25 +115,12 @@ async def test_vllm_that_was_killed_comes_back_with_the_wanted_adapter(
 
 
 def test_a_run_trains_adapters_and_exports_a_whole_model(base_model: Path, tmp_path: Path) -> None:
-    document: dict[str, Any] = {
-        "apiVersion": "spinrun.dev/v1alpha1",
-        "kind": "SpinRun",
-        "metadata": {"name": "adapters"},
-        "spec": {
-            "model": {"source": str(base_model)},
-            "data": {
-                "prompts": {"source": "arithmetic"},
-                "evaluation": {"source": "arithmetic", "split": "test", "limit": 8},
-                "maxPromptTokens": 128,
-            },
-            # About half of a random model's answers have one of these letters in their first characters.
-            "preference": {"rule": {"kind": "regex", "pattern": "^.{0,3}[a-m]"}},
-            "method": {"refUpdateFreq": 2},
-            "rollout": {"samplesPerPrompt": 4, "maxTokens": 8},
-            "trainer": {"promptsPerStep": 4, "learningRate": 1e-3, "lora": {**LORA, "exportMerged": True}},
-            "duration": {"windows": 3},
-        },
-    }
+    document = letters_run(
+        "adapters",
+        model={"source": str(base_model)},
+        trainer={"promptsPerStep": 4, "learningRate": 1e-3, "lora": {**LORA, "exportMerged": True}},
+        duration={"windows": 3},
+    )
     run, folder = tmp_path / "run.yaml", tmp_path / "run"
     run.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "spinrun_cli.main", "local", run, "--output", folder]

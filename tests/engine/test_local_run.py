@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+from documents import letters_run
 from spinrun_api.processes import CPU_SERVER
 from spinrun_worker.ledger import read_metrics, verify_tree
 
@@ -25,25 +25,8 @@ START_SECONDS = 600
 @pytest.fixture
 def run_file(base_model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    document: dict[str, Any] = {
-        "apiVersion": "spinrun.dev/v1alpha1",
-        "kind": "SpinRun",
-        "metadata": {"name": "tiny"},
-        "spec": {
-            "model": {"source": str(base_model)},
-            "data": {
-                "prompts": {"source": "arithmetic"},
-                "evaluation": {"source": "arithmetic", "split": "test", "limit": 8},
-                "maxPromptTokens": 128,
-            },
-            # About half of a random model's answers have one of these letters in their first characters.
-            "preference": {"rule": {"kind": "regex", "pattern": "^.{0,3}[a-m]"}},
-            "method": {"refUpdateFreq": 2},
-            "rollout": {"samplesPerPrompt": 4, "maxTokens": 8},
-            "trainer": {"promptsPerStep": 4, "learningRate": 1e-4},
-            "duration": {"windows": 1000},
-        },
-    }
+    trainer = {"promptsPerStep": 4, "learningRate": 1e-4}
+    document = letters_run("tiny", model={"source": str(base_model)}, trainer=trainer, duration={"windows": 1000})
     path.write_text(yaml.safe_dump(document))
     return path
 

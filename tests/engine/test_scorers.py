@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from engines import ServerProcess, VllmServer, tiny_run
+from engines import ServerProcess, VllmServer, running_vllm, tiny_run
 from models import tiny_classifier, tiny_llama
 from ports import free_port
 from rollouts import TOKEN
@@ -57,13 +57,8 @@ def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def judge(judge_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[VllmServer]:
-    server = VllmServer(tiny_run(judge_model), tmp_path_factory.mktemp("judge-vllm") / "log")
-    server.start()
-    try:
-        server.wait_until_up()
+    with running_vllm(tiny_run(judge_model), tmp_path_factory.mktemp("judge-vllm") / "log") as server:
         yield server
-    finally:
-        server.stop()
 
 
 def probability(folder: Path, prompt: str, first: str, second: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import yaml
 
+from documents import letters_run
 from integration.monitoring.prometheus import Target
 from spinrun_operator import names
 from spinrun_worker.ledger import read_metrics
@@ -27,26 +28,18 @@ LABELS = {
 
 def document(model: Path) -> dict[str, Any]:
     """A run that goes on until it is stopped, in windows of about a second."""
-    return {
-        "apiVersion": "spinrun.dev/v1alpha1",
-        "kind": "SpinRun",
-        "metadata": {"name": RUN},
-        "spec": {
-            "model": {"source": str(model)},
-            "data": {
-                "prompts": {"source": "arithmetic"},
-                "evaluation": {"source": "arithmetic", "split": "test", "limit": 32},
-                "maxPromptTokens": 128,
-            },
-            # About half of a random model's answers have one of these letters in their first characters.
-            "preference": {"rule": {"kind": "regex", "pattern": "^.{0,3}[a-m]"}},
-            "method": {"refUpdateFreq": 2},
-            "rollout": {"samplesPerPrompt": 4, "maxTokens": 8},
-            # So small that the rule is not learned: a model whose answers all follow it has no pairs left, and its run ends.
-            "trainer": {"promptsPerStep": 16, "learningRate": 1e-7, "checkpointEverySteps": 2},
-            "duration": {"windows": 1000},
+    return letters_run(
+        RUN,
+        model={"source": str(model)},
+        data={
+            "prompts": {"source": "arithmetic"},
+            "evaluation": {"source": "arithmetic", "split": "test", "limit": 32},
+            "maxPromptTokens": 128,
         },
-    }
+        # So small that the rule is not learned: a model whose answers all follow it has no pairs left, and its run ends.
+        trainer={"promptsPerStep": 16, "learningRate": 1e-7, "checkpointEverySteps": 2},
+        duration={"windows": 1000},
+    )
 
 
 class LocalRun:

@@ -5,7 +5,7 @@ Static targets with the labels that Kubernetes' discovery gives stand for the po
 
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,24 @@ def port() -> Generator[int]:
     thread.join()
 
 
-def discovered(pod: str, port_name: str, run: str | None, **labels: str) -> Json:
-    """What the discovery of pods says of a container's port."""
-    found = {"namespace": "team", "pod_name": pod, "pod_container_port_name": port_name}
-    found |= {f"pod_label_{name}": value for name, value in labels.items()}
-    if run is not None:
-        found |= {"pod_label_spinrun_dev_run": run, "pod_labelpresent_spinrun_dev_run": "true"}
+def discovered(pod: str, port_name: str, labels: Mapping[str, str], namespace: str = "team") -> Json:
+    """What Kubernetes' discovery says of a port of a pod with such labels."""
+    found = {"namespace": namespace, "pod_name": pod, "pod_container_port_name": port_name}
+    for name, value in labels.items():
+        name = re.sub(r"\W", "_", name)
+        found |= {f"pod_label_{name}": value, f"pod_labelpresent_{name}": "true"}
     return {META + name: value for name, value in found.items()}
 
 
-OURS = {"app_kubernetes_io_name": "spinrun"}
+OURS = {"app.kubernetes.io/name": "spinrun"}
+DEMO = OURS | {"spinrun.dev/run": "demo"}
 PODS = [
-    discovered("demo-trainer-2-0", "trainer", "demo", spinrun_dev_attempt="2", **OURS),
-    discovered("demo-rollout-0", "agent", "demo", **OURS),
-    discovered("demo-rollout-0", "", "demo", **OURS),
-    discovered("spinrun-operator-0", "http", None, **OURS),
-    discovered("elsewhere", "http", None, app_kubernetes_io_name="nginx"),
-    discovered("elsewhere", "agent", None, app_kubernetes_io_name="vault"),
+    discovered("demo-trainer-2-0", "trainer", DEMO | {"spinrun.dev/attempt": "2"}),
+    discovered("demo-rollout-0", "agent", DEMO),
+    discovered("demo-rollout-0", "", DEMO),
+    discovered("spinrun-operator-0", "http", OURS),
+    discovered("elsewhere", "http", {"app.kubernetes.io/name": "nginx"}),
+    discovered("elsewhere", "agent", {"app.kubernetes.io/name": "vault"}),
 ]
 
 
