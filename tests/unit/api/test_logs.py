@@ -110,4 +110,4 @@ def test_the_launcher_knows_the_run_of_its_ranks(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"level"')]
     assert lines
     facts = {tuple(line[name] for name in ("logger", "component", "namespace", "run", "attempt", "node")) for line in lines}
-    assert facts == {("spinrun_worker.trainer.launch", "launcher", "default", "demo", 7, 0)}
+    assert facts == {("spinrun_worker.trainer.launcher", "launcher", "default", "demo", 7, 0)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from spinrun_worker.trainer.distributed import join_ranks
-from spinrun_worker.trainer.launch import STORE_FD
+from spinrun_worker.trainer.launcher import STORE_FD
 
 
 def load(file: str) -> ModuleType:

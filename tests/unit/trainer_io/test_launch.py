@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from spinrun_api.processes import TERMINATION_LOG
-from spinrun_worker.trainer.launch import Ending, decisive, parse_rendezvous
+from spinrun_worker.trainer.launcher import Ending, decisive, parse_rendezvous
 
 LIMIT_SECONDS = 100
 
@@ -204,6 +204,23 @@ def test_rank_that_has_no_handler_yet_is_preempted(launch: Callable[..., Launch]
     launched.process.terminate()
     assert launched.wait() == 3
     assert launched.words()["result"] == "Preempted"
+
+
+def test_stop_signal_that_comes_before_the_launcher_is_imported_is_not_lost(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    # Python runs this file before any other: it stops whoever imports the launcher.
+    (tmp_path / "sitecustomize.py").write_text(
+        dedent("""
+            import os, signal, sys
+            class Stop:
+                def find_spec(self, name, path=None, target=None):
+                    if name == "spinrun_worker.trainer.launcher":
+                        os.kill(os.getpid(), signal.SIGTERM)
+            sys.meta_path.insert(0, Stop())
+        """)
+    )
+    assert launch("time.sleep(60)").wait() == 3
 
 
 def test_rank_that_does_not_stop_in_time_is_killed(launch: Callable[..., Launch]) -> None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from spinrun_api.processes import Accelerator
-from spinrun_worker.trainer.launch import STORE_FD
+from spinrun_worker.trainer.launcher import STORE_FD
 
 logger = logging.getLogger(__name__)
 
