@@ -112,8 +112,8 @@ class ProgressBoard:
 
     @contextmanager
     def during(self, activity: Activity) -> Generator[None]:
-        """Show an activity while the block runs, and add its seconds."""
-        previous, started = self._progress.activity, time.monotonic()
+        """Show an activity while the block runs, and add its seconds. It stays shown until the next one begins."""
+        started = time.monotonic()
         self.update(activity=activity, message="")
         try:
             with self._observer(self._progress):
@@ -121,7 +121,7 @@ class ProgressBoard:
         finally:
             seconds = time.monotonic() - started
             self.activity_seconds[activity] = self.activity_seconds.get(activity, 0.0) + seconds
-            self.update(activity=previous, message="")
+            self.update(message="")
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds by activity since the last call, by their metric names."""
