@@ -25,6 +25,9 @@ from spinrun_worker.ledger.errors import LedgerUnavailableError, TornError
 # A manifest of 100 000 files is smaller.
 MAX_DOCUMENT_BYTES = 32 << 20
 
+# The disk begins while the rest is still made, in pieces that are large enough for it.
+WRITE_BACK_BYTES = 32 << 20
+
 # What an NFS client leaves in place of a file that was removed while a process on the same machine had it open.
 _NFS_LEFTOVER = ".nfs"
 
@@ -33,19 +36,20 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a link is 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None) -> FileEntry:
+def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None, sync: bool = True) -> FileEntry:
     """Write a new file, hashing on the way, and wait until it is on the volume.
 
     Holds one chunk at a time. The entry's path is relative to root, by default the file's own folder; below root, missing
-    folders are made. A file of that name is replaced, for its readers only at their next open. When the volume refuses
-    (LedgerUnavailableError), the part written so far is removed.
+    folders are made. A file of that name is replaced, for its readers only at their next open. sync: False where the same machine
+    will sync it with others. When the volume refuses (LedgerUnavailableError), the part written so far is removed.
     """
     if root is not None:
         durable.make_directories(path.parent)
     descriptor = durable.create(path)
     try:
         size, digest = _write_chunks(descriptor, chunks, path)
-        durable.fsync(descriptor, path)
+        if sync:
+            durable.fsync(descriptor, path)
     except LedgerUnavailableError:
         with suppress(LedgerUnavailableError):
             durable.unlink(path)
@@ -58,10 +62,13 @@ def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None
 def _write_chunks(descriptor: int, chunks: Iterable[Buffer], path: Path) -> tuple[int, str]:
     """Write the chunks; their size in bytes and their hash."""
     hasher = xxhash.xxh3_128()
-    size = 0
+    size = under_way = 0
     for chunk in chunks:
         size += _write_chunk(descriptor, chunk, path, hasher)
         del chunk  # the next one is made before the loop would let go of this one
+        if size - under_way >= WRITE_BACK_BYTES:
+            durable.begin_writing_back(descriptor, under_way, size - under_way)
+            under_way = size
     return size, hasher.hexdigest()
 
 
@@ -194,11 +201,11 @@ def list_files(directory: Path) -> dict[str, int]:
 
 def flush_tree(directory: Path) -> None:
     """Wait until every file and name below a directory, and its own name, are on the volume. Raises as list_files does."""
-    for path, status in reversed(_walk(directory)):
+    found = _walk(directory)
+    durable.fsync_files(path for path, status in found if not stat.S_ISDIR(status.st_mode))
+    for path, status in reversed(found):
         if stat.S_ISDIR(status.st_mode):
             durable.fsync_directory(path)
-        else:
-            durable.fsync_file(path)
     durable.fsync_directory(directory)
     durable.fsync_directory(directory.parent)
 

@@ -163,7 +163,8 @@ def _write_rest(directory: Path, shards: Sequence[Shard], assets: Mapping[str, b
     files = dict(assets)
     if len(shards) > 1:
         files["model.safetensors.index.json"] = weights_index({shard.file: shard.tensors for shard in shards})
-    return [write_file(directory / name, [content], root=directory) for name, content in sorted(files.items())]
+    # The commit, which follows on this rank, syncs them all at once.
+    return [write_file(directory / name, [content], root=directory, sync=False) for name, content in sorted(files.items())]
 
 
 def collect_assets(save: Callable[[Path], None], *, dtype: torch.dtype) -> dict[str, bytes]:
