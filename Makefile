@@ -121,6 +121,10 @@ bench-gpu: $(VENV)/.installed ## Measure train step and windows on a GPU, with r
 curves: $(VENV)/.installed $(MODEL)/config.json ## Make the runs and pictures of docs/reading-the-curves.md (half an hour on two cores)
 	$(BIN)/python tools/curves.py --model $(abspath $(MODEL))
 
+.PHONY: bench-learning
+bench-learning: $(VENV)/.installed $(MODEL)/config.json ## Train with every method and three seeds, and fail where one does not learn (an hour and a half on two cores)
+	$(BIN)/python tests/bench/bench_learning.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
+
 .PHONY: bench-operator
 bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once (needs Go; builds kwok once)
 	$(BIN)/python tests/bench/bench_operator.py $(BENCH_ARGS)

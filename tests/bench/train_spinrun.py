@@ -24,13 +24,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--pairs", type=int, default=workload.PROMPTS_PER_STEP)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=workload.TOKENS_PER_MICRO_BATCH, help="tokens of a micro-batch")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     with join_ranks("bench") as ranks:
         peak = workload.matmul_peak(dtype)
         policy = load_policy(Model(source=options.model))
         shard_policy(policy, mesh=init_device_mesh("cpu", (1,)), compute_dtype=dtype)
-        settings = Trainer(learning_rate=workload.LEARNING_RATE, tokens_per_micro_batch=workload.TOKENS_PER_MICRO_BATCH)
+        settings = Trainer(learning_rate=workload.LEARNING_RATE, tokens_per_micro_batch=options.tokens)
         method = Method(beta=workload.BETA)
         learner = Learner(
             policy, make_optimizer(policy.parameters(), settings), method=method, trainer=settings, control=ranks.control

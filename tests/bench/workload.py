@@ -32,6 +32,11 @@ LEARNING_RATE = 1e-6
 TOKENS_PER_MICRO_BATCH = 640
 """Half a step of 16 pairs: little slower than one row, and half its activations."""
 
+FRUGAL_TOKENS_PER_MICRO_BATCH = 256
+"""What memory is measured with: the demo's."""
+CHECKPOINT_EVERY_STEPS = 500
+"""As often as TRL's trainers write theirs unless told otherwise."""
+
 
 def questions(limit: int) -> list[dict[str, str]]:
     """Rows with `prompt` and `answer` of the built-in arithmetic; again from the start when there are not so many."""
@@ -50,14 +55,17 @@ def chat_prompts(tokenizer: Any, repeat: int) -> list[list[int]]:
     ]
 
 
-def online_run(model: str, *, windows: int, answers: int = ANSWERS) -> dict[str, Any]:
-    """The run that `spinrun local` is measured with: TRL's prompts, answers and tokens of a step."""
+def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str = "float32") -> dict[str, Any]:
+    """The run that `spinrun local` is measured with: TRL's prompts, answers and tokens of a step.
+
+    dtype: number type of the rollouts. The trainer's weights are float32, and what it multiplies in is the faster type.
+    """
     return {
         "apiVersion": "spinrun.dev/v1alpha1",
         "kind": "SpinRun",
         "metadata": {"name": "bench"},
         "spec": {
-            "model": {"source": model, "dtype": "float32"},
+            "model": {"source": model, "dtype": dtype},
             "data": {"prompts": {"source": arithmetic.SOURCE, "config": CONFIG}, "maxPromptTokens": 112},
             "preference": {"rule": {"kind": "lastNumber"}},
             "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW},
@@ -71,6 +79,7 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS) -> dict[str,
                 "promptsPerStep": PROMPTS_PER_STEP,
                 "learningRate": LEARNING_RATE,
                 "tokensPerMicroBatch": TOKENS_PER_MICRO_BATCH,
+                "checkpointEverySteps": CHECKPOINT_EVERY_STEPS,
             },
             "duration": {"windows": windows},
         },
