@@ -222,6 +222,15 @@ class Method(ApiModel):
     """Train also on the pairs of this many windows before, compared with this window's reference. Each of them makes a window
     longer by as many steps as it has without; refUpdateFreq and rolloutUpdateFreq count steps without."""
 
+    reference_logprobs: Literal["trainer", "rollouts"] = "trainer"
+    """Who computes the log-probs of a window's pairs under its reference. trainer: a forward pass over them, which a window's
+    first step needs none of. rollouts: vLLM, while it samples. The first step's pairs, which the trainer computes anyway, show
+    how far the two are apart in every window; beyond `maxMismatch` the trainer computes the rest of that window too."""
+
+    max_mismatch: float = Field(default=0.01, gt=0, le=1000)
+    """For `referenceLogprobs: rollouts`: mean absolute difference of an answer's log-prob between rollouts and trainer, in nats
+    per token, up to which theirs is taken."""
+
     pairing: Literal["bestVsWorst", "bestVsRandom", "bestVsBase", "allPairs"] = "bestVsWorst"
     """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
     bestVsRandom: highest against a random lower one. bestVsBase: highest against an answer of version 0, sampled before window 0
@@ -321,6 +330,26 @@ class Method(ApiModel):
     )
     def _one_beta(self) -> bool:
         return self.beta_by_window is None or self.beta == 0.1
+
+    @rule(
+        cel="!has(self.referenceLogprobs) || self.referenceLogprobs != 'rollouts' || ((!has(self.name) || self.name != 'spin')"
+        " && (!has(self.pairing) || self.pairing != 'bestVsBase') && (!has(self.replayWindows) || self.replayWindows == 0)"
+        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0) && !has(self.rolloutUpdateFreq)"
+        " && (!has(self.refUpdateFreq) || self.refUpdateFreq > 0))",
+        message="rollouts know the log-probs of their own answers alone, and only under the weights that gave them: with "
+        "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, lengthDesensitize, rolloutUpdateFreq "
+        "and refUpdateFreq: 0",
+    )
+    def _rollouts_know_the_reference(self) -> bool:
+        knows = (
+            self.name != "spin"
+            and self.pairing != "bestVsBase"
+            and self.replay_windows == 0
+            and self.length_desensitize == 1.0
+            and self.rollout_update_freq is None
+            and self.ref_update_freq > 0
+        )
+        return self.reference_logprobs == "trainer" or knows
 
     @rule(
         cel="!has(self.rolloutUpdateFreq) || self.rolloutUpdateFreq < 1"

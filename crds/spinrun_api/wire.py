@@ -75,6 +75,9 @@ class Sampling(Record):
     max_tokens: int = Field(default=1024, ge=1)
     """Longest sample in tokens."""
 
+    logprobs: bool = False
+    """Whether each sample comes with its log-prob."""
+
 
 class Prompt(Record):
     """One prompt, already tokens, so that trainer and rollout cannot disagree about it."""
@@ -113,6 +116,10 @@ class Sample(Record):
 
     finish_reason: Literal["stop", "length"]
     """stop: the model ended it. length: it was cut at max_tokens."""
+
+    logprob: float | None = Field(default=None, allow_inf_nan=False)
+    """Summed log-prob of its tokens under the version that made it, in nats at temperature 1, whatever it was sampled with.
+    Absent where it was not asked for."""
 
 
 class SampleGroup(Record):

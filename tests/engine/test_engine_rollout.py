@@ -14,6 +14,7 @@ from engines import VllmServer
 from models import tiny_llama, tiny_tokenizer
 from rollouts import AgentClient, Publisher
 from spinrun_api.ledger import Manifest
+from spinrun_worker.trainer.policy import plain_logprob
 
 pytestmark = pytest.mark.engine
 
@@ -111,6 +112,24 @@ async def test_greedy_answers_equal_those_of_transformers(agent: AgentClient, pu
     answers = await greedy(agent, manifest)
     model = AutoModelForCausalLM.from_pretrained(publisher.path(0), dtype=torch.float32)
     assert compared_tokens(model, answers) >= 16
+
+
+async def test_log_probs_are_the_models_own_whatever_it_is_sampled_with(
+    agent: AgentClient, publisher: Publisher, tmp_path: Path
+) -> None:
+    manifest = publish(publisher, 0, tmp_path, seed=5)
+    await agent.serve(manifest, LOAD_SECONDS)
+    sampling = {"n": 2, "temperature": 0.5, "topP": 0.9, "maxTokens": 8, "logprobs": True}
+    status, lines = await agent.samples(manifest, prompts(4), **sampling)
+    assert status == 200
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "seed5", dtype=torch.float32)
+    samples = [(prompts(4)[line["id"]], sample) for line in lines[:-1] for sample in line["samples"]]
+    assert len(samples) == 8
+    with torch.no_grad():
+        for prompt, sample in samples:
+            want = plain_logprob(model, prompt, sample["tokens"]).item()
+            assert want < -1, "an answer that is certain would say nothing"
+            assert sample["logprob"] == pytest.approx(want, abs=1e-3 * len(sample["tokens"]))
 
 
 async def test_the_end_token_is_part_of_a_sample(agent: AgentClient, publisher: Publisher, tmp_path: Path) -> None:

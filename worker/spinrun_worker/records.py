@@ -54,9 +54,10 @@ class Pair:
     """For the method sppo its win rate or, for the loss sppoAdvantage, its advantage."""
     rejected_reward: float
     reference_chosen: float | None = None
-    """Summed log-prob of the chosen completion under the reference, nats. None before the reference pass."""
+    """Summed log-prob of the chosen completion under the reference, nats. None before the reference pass, unless the rollouts
+    were asked for theirs."""
     reference_rejected: float | None = None
-    """Summed log-prob of the rejected completion under the reference, nats. None before the reference pass."""
+    """Summed log-prob of the rejected completion under the reference, nats. None as for the chosen one."""
 
     @property
     def num_tokens(self) -> int:

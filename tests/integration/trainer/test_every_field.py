@@ -421,6 +421,8 @@ CASES = [
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
     Case("method.rolloutUpdateFreq", ABSENT, 8, schedule),
     Case("method.replayWindows", ABSENT, 1, schedule),
+    Case("method.referenceLogprobs", ABSENT, "rollouts", asked, FOUR_WINDOWS),
+    Case("method.maxMismatch", ABSENT, 1000, trained_pairs, FOUR_WINDOWS | {"method.referenceLogprobs": "rollouts"}),
     Case("method.betaByWindow", ABSENT, [0.1, 0.5], trained_pairs, FOUR_WINDOWS),
     Case("method.pairing", ABSENT, "allPairs", pairs),
     Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),

@@ -11,11 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from integration.trainer.test_trainer_killed import end_state
+from scripted_agent import LOGPROB
 from spinrun_api.exit_codes import ExitCode
 from spinrun_api.ledger import MetricsLine, Reference
 from spinrun_worker.ledger import Ledger, read_metrics, read_pairs
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.policy import Policy, plain_logprob
+from spinrun_worker.trainer.schedule import divide
 from trainer_process import UID, Attempts
 
 Json = dict[str, Any]
@@ -125,6 +127,52 @@ def test_another_version_in_the_place_of_the_reference_is_refused(attempts: Atte
 
     assert attempts.run(ledger.root, attempt=2, **spec(attempts, windows=2, method=method)) == ExitCode.FAILED
     assert f"{weights} holds other weights than those that window 0 was sampled from" in attempts.log(2).read_text()
+
+
+# --- log-probs of the rollouts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_mismatch", [1000.0, 0.01], ids=["near enough", "too far"])
+def test_log_probs_of_the_rollouts_stand_for_the_reference_where_they_are_near_the_trainers(
+    attempts: Attempts, tmp_path: Path, max_mismatch: float
+) -> None:
+    method = {"refUpdateFreq": 3, "referenceLogprobs": "rollouts", "maxMismatch": max_mismatch}
+    ledger = completed(attempts, tmp_path / "ledger", **spec(attempts, windows=2, method=method, keepCheckpoints=9))
+
+    mismatches = [line.values["logps/mismatch"] for line in steps(ledger) if "logps/mismatch" in line.values]
+    assert len(mismatches) == 2, "once a window"
+    for number, mismatch in enumerate(mismatches):
+        pairs = read_pairs(ledger.layout.window(number) / "pairs.parquet")
+        source = ledger.layout.weights(number) if number else Path(attempts.document["spec"]["model"]["source"])
+        own = logprobs(source, pairs)
+        rollouts = [LOGPROB * len(answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+        first = 2 * len(divide(pairs, 3)[0])
+        lengths = sum(len(pair.chosen) + len(pair.rejected) for pair in divide(pairs, 3)[0])
+        apart = sum(abs(one - other) for one, other in zip(own[:first], rollouts[:first], strict=True)) / lengths
+        assert mismatch == pytest.approx(apart, abs=1e-4)
+        # The first step's are the trainer's in any case.
+        want = own if mismatch > max_mismatch else own[:first] + rollouts[first:]
+        assert recorded(pairs) == pytest.approx(want, abs=2e-4)
+    assert ("more than spec.method.maxMismatch" in attempts.log(1).read_text()) == (max_mismatch < 1)
+    # Whoever said the log-probs: a window starts at its own reference.
+    assert [steps(ledger)[number].values["loss"] for number in (0, 3)] == pytest.approx([LN2, LN2], abs=1e-6)
+
+
+def test_a_run_killed_in_a_window_with_log_probs_of_the_rollouts_ends_in_the_same_state(
+    attempts: Attempts, tmp_path: Path
+) -> None:
+    method = {"refUpdateFreq": 3, "referenceLogprobs": "rollouts", "maxMismatch": 1000.0}
+    options = spec(attempts, windows=2, method=method)
+    undisturbed = completed(attempts, tmp_path / "undisturbed", **options)
+    changes = tmp_path / "changes"
+    completed(attempts, tmp_path / "listed", list_to=changes, **options)
+    for index, change in enumerate(changes.read_text().splitlines(), start=1):
+        if "windows/000001" not in change:
+            continue
+        killed = tmp_path / f"killed-{index}"
+        assert attempts.run(killed, kill_at=index, **options) == -9
+        assert attempts.run(killed, attempt=2, **options) == 0, attempts.log(2).read_text()
+        assert end_state(killed) == end_state(undisturbed.root), change
 
 
 # --- replay ---------------------------------------------------------------------------------------------------------

@@ -294,6 +294,25 @@ INVALID: dict[str, Invalid] = {
     "reference-between-publications": wrong("spec.method", {"refUpdateFreq": 6, "rolloutUpdateFreq": 4}),
     "window-longer-than-a-reference": wrong("spec.method", {"rolloutUpdateFreq": 32}),
     "window-of-unknown-length": wrong("spec.method", {"refUpdateFreq": 0}),
+    "log-probs-of-answers-that-no-rollout-gave": wrong(
+        "spec.method",
+        {"referenceLogprobs": "rollouts", "name": "spin"},
+        "referenceLogprobs",
+        spec__preference={"groundTruth": {}},
+    ),
+    "log-probs-of-the-base-by-rollouts": wrong(
+        "spec.method", {"referenceLogprobs": "rollouts", "pairing": "bestVsBase"}, "referenceLogprobs"
+    ),
+    "log-probs-of-earlier-answers-by-rollouts": wrong(
+        "spec.method", {"referenceLogprobs": "rollouts", "replayWindows": 1}, "referenceLogprobs"
+    ),
+    "log-probs-of-weighted-tokens-by-rollouts": wrong(
+        "spec.method", {"referenceLogprobs": "rollouts", "lengthDesensitize": 0.5}, "referenceLogprobs"
+    ),
+    "log-probs-of-an-older-version-by-rollouts": wrong(
+        "spec.method", {"referenceLogprobs": "rollouts", "refUpdateFreq": 4, "rolloutUpdateFreq": 2}, "referenceLogprobs"
+    ),
+    "no-mismatch": wrong("spec.method.maxMismatch", 0),
     "two-betas": wrong("spec.method", {"beta": 0.2, "betaByWindow": [0.1]}),
     "two-learning-rates": wrong("spec.trainer", {"learningRate": 1e-6, "learningRateByWindow": [5e-7]}),
     "adapters-of-a-rank-that-vllm-cannot-serve": wrong("spec.trainer.lora", {"rank": 513}, "spec.trainer.lora.rank"),

@@ -1,6 +1,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
@@ -57,6 +58,23 @@ def test_best_against_worst_and_the_first_among_equals(rewards: tuple[float | No
     assert (made.chosen_reward, made.rejected_reward) == (rewards[want[0]], rewards[want[1]])
     assert (made.prompt_id, made.prompt) == ("p", (100, 101))
     assert (made.reference_chosen, made.reference_rejected) == (None, None)
+
+
+def with_logprobs(scored: ScoredGroup, *logprobs: float) -> ScoredGroup:
+    samples = zip(scored.samples, logprobs, strict=True)
+    return replace(scored, samples=tuple(sample.model_copy(update={"logprob": value}) for sample, value in samples))
+
+
+def test_log_probs_of_the_rollouts_go_with_their_samples():
+    (made,) = pair(with_logprobs(group("p", (0.5, 0.1, 0.9)), -1.0, -2.0, -3.0)).pairs
+    assert (made.reference_chosen, made.reference_rejected) == (-3.0, -2.0)
+
+
+def test_an_answer_that_is_alone_has_log_probs_beside_nobodys():
+    method = {"name": "sppo", "loss": "sppoAdvantage"}
+    couple, alone = pair(with_logprobs(group("p", (0.0, 0.5, 1.0)), -1.0, -2.0, -3.0), **method).pairs
+    assert (couple.reference_chosen, couple.reference_rejected) == (-3.0, -1.0)
+    assert sorted((alone.reference_chosen, alone.reference_rejected)) == [-2.0, 0.0]
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)

@@ -40,6 +40,24 @@ def test_samples_keep_order_end_token_and_reason() -> None:
     )
 
 
+def test_the_log_prob_of_a_sample_is_the_sum_of_its_tokens_where_it_is_asked_for() -> None:
+    answered = completion(choice(logprobs={"token_logprobs": [-0.25, -1.5]}))
+    sampling = Sampling(n=1, max_tokens=3)
+    assert [sample.logprob for sample in samples_of(answered, PROMPT, sampling, VOCABULARY)] == [None]
+    asked = sampling.model_copy(update={"logprobs": True})
+    assert [sample.logprob for sample in samples_of(answered, PROMPT, asked, VOCABULARY)] == [-1.75]
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [None, {"token_logprobs": [-0.25]}, {"token_logprobs": [-0.25, None]}, {"token_logprobs": [-0.25, float("-inf")]}],
+    ids=["none", "one too few", "one that is missing", "one that is no number"],
+)
+def test_a_sample_without_the_log_probs_that_were_asked_for_is_refused(logprobs: dict[str, Any] | None) -> None:
+    with pytest.raises(InvalidOutputError, match="log-probs"):
+        samples_of(completion(choice(logprobs=logprobs)), PROMPT, Sampling(max_tokens=3, logprobs=True), VOCABULARY)
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

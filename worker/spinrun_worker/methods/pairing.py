@@ -33,6 +33,8 @@ class _Rated:
 
     tokens: tuple[int, ...]
     reward: float
+    logprob: float | None = None
+    """As the rollouts have it, where they were asked for it."""
 
 
 NoPair = Literal["tie", "identical", "unrated"]
@@ -110,7 +112,8 @@ def _couples(group: ScoredGroup, ranked: Sequence[_Rated]) -> list[Pair]:
     if len(ranked) % 2 == 0:
         return couples
     alone = ranked[half]
-    return [*couples, _pair(group, alone, _NOBODY) if alone.reward >= 0 else _pair(group, _NOBODY, alone)]
+    nobody = _NOBODY if alone.logprob is None else replace(_NOBODY, logprob=0.0)
+    return [*couples, _pair(group, alone, nobody) if alone.reward >= 0 else _pair(group, nobody, alone)]
 
 
 _NOBODY = _Rated(tokens=(), reward=0.0)
@@ -180,7 +183,7 @@ def _against_truth(group: ScoredGroup, encode: Callable[[str], tuple[int, ...]])
 def _rated(group: ScoredGroup) -> list[_Rated]:
     """The best first; among equals in the order of the samples, so that a window can be reproduced."""
     rated = [
-        _Rated(sample.tokens, reward)
+        _Rated(sample.tokens, reward, sample.logprob)
         for sample, reward in zip(group.samples, group.rewards, strict=True)
         if reward is not None and math.isfinite(reward)
     ]
@@ -266,4 +269,6 @@ def _pair(group: ScoredGroup, chosen: _Rated, rejected: _Rated) -> Pair:
         rejected=rejected.tokens,
         chosen_reward=chosen.reward,
         rejected_reward=rejected.reward,
+        reference_chosen=chosen.logprob,
+        reference_rejected=rejected.logprob,
     )

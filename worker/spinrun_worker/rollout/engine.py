@@ -75,6 +75,10 @@ class _Reset(BaseModel):
     success: bool
 
 
+class _Logprobs(BaseModel):
+    token_logprobs: list[float | None]
+
+
 class Choice(BaseModel):
     """One completion as vLLM returns it; nothing about it is sure but the types."""
 
@@ -82,6 +86,7 @@ class Choice(BaseModel):
     finish_reason: str | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    logprobs: _Logprobs | None = None
 
 
 class Completion(BaseModel):
@@ -184,6 +189,8 @@ class Engine:
             "return_token_ids": True,
             "skip_special_tokens": True,
         }
+        if sampling.logprobs:
+            request["logprobs"] = 0  # of the sampled tokens, and of no likelier ones
         body = await self._call("POST", "/v1/completions", seconds=self._completion_seconds, json=request)
         return _parsed(Completion, body, "/v1/completions")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
@@ -132,7 +133,16 @@ def _sample_of(choice: Choice, prompt: Prompt, sampling: Sampling, vocabulary_si
         raise InvalidOutputError(f"a sample has {len(tokens)} tokens, more than maxTokens {sampling.max_tokens}")
     if unknown := _outside(tokens, vocabulary_size):
         raise InvalidOutputError(f"a sample has token {unknown[0]}, and the model knows {vocabulary_size}")
-    return Sample(tokens=tuple(tokens), text=choice.text, finish_reason=finish_reason)
+    logprob = _logprob_of(choice, len(tokens)) if sampling.logprobs else None
+    return Sample(tokens=tuple(tokens), text=choice.text, finish_reason=finish_reason, logprob=logprob)
+
+
+def _logprob_of(choice: Choice, num_tokens: int) -> float:
+    """Summed log-prob of a sample. Raises InvalidOutputError unless each of its tokens has one."""
+    values = [value for value in (choice.logprobs.token_logprobs if choice.logprobs else []) if value is not None]
+    if len(values) != num_tokens or not all(map(math.isfinite, values)):
+        raise InvalidOutputError(f"a sample of {num_tokens} tokens has {len(values)} log-probs, or some that are no numbers")
+    return math.fsum(values)
 
 
 def _outside(tokens: tuple[int, ...] | list[int], vocabulary_size: int) -> list[int]:

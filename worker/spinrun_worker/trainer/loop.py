@@ -4,7 +4,8 @@
     window k:  generate, evaluate | checkpoint -> prefer -> reference -> commit -> train
 
 While the rollouts generate, the trainer writes the checkpoint of the boundary. The reference is the policy itself where a window
-is compared with the version that it samples from, else an older version, read back from the ledger.
+is compared with the version that it samples from, else an older version, read back from the ledger. By choice the rollouts, which
+serve that very version, say its log-probs, as long as those of the window's first step agree with the trainer's own.
 
 The number of steps done says where a run is; nothing else is kept between windows but the model, the optimizer and the
 ledger. Whatever happens between two writes to the ledger can be repeated, and an attempt that starts anew repeats it.
@@ -160,28 +161,54 @@ class Loop:
         first = [*chain(*steps[0].values())]
         is_policy = reference.version == weights.version
         is_own_reference = is_policy and bool(first)
+        by_rollouts = is_own_reference and self.method.reference_logprobs == "rollouts"
         with self.board.during("reference"), nullcontext() if is_policy else self.storage.in_place_of_policy(reference):
-            later = [self._refer(shares) for shares in steps[1:]]
+            later = steps[1:] if by_rollouts else [self._refer(shares) for shares in steps[1:]]
             now = steps[0] if is_own_reference else self._refer(steps[0])
 
-        def commit(first: Shares) -> list[Shares]:
+        def commit(first: Shares, later: Sequence[Shares]) -> list[Shares]:
             referred = [first, *later]
             self.ranks.from_rank0(lambda: self._rank0().commit(window, unmix(referred), weights, reference))
             return referred
 
         if not is_own_reference:
-            referred = commit(now)
+            referred = commit(now, later)
             self._train([*chain(*now.values())], window, 0)
             return referred
         try:
-            result, seconds = self._step(first)
+            result, seconds = self._step([without_reference(pair) for pair in first])
         except Preempted:
             # The policy is still as it was: the samples are not lost.
-            commit(self._refer(now))
+            commit(self._refer(now), [self._refer(shares) for shares in later] if by_rollouts else later)
             raise
-        referred = commit(with_reference(now, result.logprobs))
+        if by_rollouts:
+            result, later = self._admit(first, result, later, weights)
+        referred = commit(with_reference(now, result.logprobs), later)
         self._count_step(window, first, result, seconds)
         return referred
+
+    def _admit(
+        self, first: Sequence[Pair], result: StepResult, later: Sequence[Shares], weights: Manifest
+    ) -> tuple[StepResult, Sequence[Shares]]:
+        """Let the rollouts' log-probs of the later steps' pairs stand, if they are near the trainer's own for the pairs of the
+        first step, before which the policy was the reference. The step's result with how near, and the later steps.
+
+        Otherwise the trainer computes them, with the reference in the policy's place: the policy has moved by now.
+        """
+        mismatch = logprob_mismatch(first, result.logprobs)
+        result = replace(result, figures={**result.figures, "logps/mismatch": mismatch})
+        if mismatch <= self.method.max_mismatch:
+            return result, later
+        if self.ranks.is_rank0:
+            logger.warning(
+                "rollouts and trainer differ by %.4f nats a token in version %d, more than spec.method.maxMismatch (%g): "
+                "the trainer computes this window's reference",
+                mismatch,
+                weights.version,
+                self.method.max_mismatch,
+            )
+        with self.board.during("reference"), self.storage.in_place_of_policy(weights):
+            return result, [self._refer(shares) for shares in later]
 
     def _refer(self, shares: Shares) -> Shares:
         """The pairs of a step with log-probs of the weights that the model holds now, computed as they will be trained on."""
@@ -255,6 +282,23 @@ def with_reference(shares: Shares, logprobs: Sequence[tuple[float, float]]) -> S
         for pair, (chosen, rejected) in zip(batch, logprobs, strict=True)
     )
     return {window: [*islice(referred, len(share))] for window, share in shares.items()}
+
+
+def without_reference(pair: Pair) -> Pair:
+    """The pair, to be compared with the policy as it is."""
+    return replace(pair, reference_chosen=None, reference_rejected=None)
+
+
+def logprob_mismatch(pairs: Sequence[Pair], logprobs: Sequence[tuple[float, float]]) -> float:
+    """Mean absolute difference, in nats per token, between the pairs' own log-probs, which are the rollouts', and others of the
+    same answers; infinite where a pair has none."""
+    difference, num_tokens = 0.0, 0
+    for pair, (chosen, rejected) in zip(pairs, logprobs, strict=True):
+        if pair.reference_chosen is None or pair.reference_rejected is None:
+            return math.inf
+        difference += abs(pair.reference_chosen - chosen) + abs(pair.reference_rejected - rejected)
+        num_tokens += len(pair.chosen) + len(pair.rejected)
+    return difference / num_tokens if math.isfinite(difference) else math.inf
 
 
 def self_check(first: StepResult) -> None:

@@ -135,7 +135,8 @@ class Rank0:
         turn: both at once, so that vLLM's batch stays full to the end. `hear` waits for them."""
         self._asked = Asked(time.monotonic())
         if sample:
-            sampling = self._sampling(n=self.run.spec.rollout.samples_per_prompt)
+            logprobs = self.run.spec.method.reference_logprobs == "rollouts"
+            sampling = self._sampling(n=self.run.spec.rollout.samples_per_prompt, logprobs=logprobs)
             self._asked.samples = self._start(self.stream.draw(*self.schedule.prompts(number)), weights, sampling, told=True)
         if self.evaluation is not None and self._evaluation_is_due(number) and not self._is_evaluated(weights):
             greedy = Sampling(n=1, temperature=0.0, max_tokens=self.run.spec.rollout.max_tokens)
@@ -145,7 +146,7 @@ class Rank0:
         """Wait for what was asked; write the evaluation down, score the samples and make pairs.
 
         Returns, by the window that they come from, its own first, the window's pairs and those that it replays, which still lack
-        their log-probs under the window's reference; None where no samples were asked for.
+        their log-probs under the window's reference, or have those of the rollouts; None where no samples were asked for.
         """
         asked, self._asked = self._asked, None
         assert asked is not None, "ask before you hear"
@@ -304,10 +305,12 @@ class Rank0:
             ScoredGroup(prompt, group.samples, rewards) for (prompt, group), rewards in zip(answers, result.rewards, strict=True)
         ]
 
-    def _sampling(self, *, n: int) -> Sampling:
+    def _sampling(self, *, n: int, logprobs: bool = False) -> Sampling:
         """As in training. n: answers to a prompt."""
         rollout = self.run.spec.rollout
-        return Sampling(n=n, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens)
+        return Sampling(
+            n=n, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens, logprobs=logprobs
+        )
 
     def _score(self, answers: Sequence[tuple[PromptRecord, SampleGroup]]) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
         """The window's own answers with their rewards, and the base answers that were scored among them."""
