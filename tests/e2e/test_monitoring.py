@@ -9,8 +9,18 @@ import pytest
 from e2e.conftest import NAMESPACE, SYSTEM
 from e2e.runs import LONG, Json, Runs, tiny_run
 from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, binary, running_prometheus
-from integration.monitoring.queries import ALERTS, choices, questions, read_dashboard, unanswered
-from integration.monitoring.test_run_dashboards import NO_FAILURE, NO_GPU, NO_MODEL, NO_SCORER, NO_TROUBLE
+from integration.monitoring.queries import (
+    ALERTS,
+    NO_FAILURE,
+    NO_GPU,
+    NO_MODEL,
+    NO_SCORER,
+    NO_TROUBLE,
+    choices,
+    questions,
+    read_dashboard,
+    unanswered,
+)
 from integration.monitoring.test_scrape_config import discovered, jobs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

@@ -23,6 +23,17 @@ PAGE = ROOT / "docs" / "dashboards.md"
 RANGE_SECONDS = 120.0
 RATE_SECONDS = 20
 
+# Metrics, by how their names begin, that a run may have no data of, and why.
+NO_GPU = {"spinrun_trainer_cuda_memory_peak_bytes": "there is no GPU"}
+NO_TROUBLE = {"spinrun_trainer_window_rollouts_": "nothing went wrong between trainer and rollouts"}
+NO_MODEL = {"spinrun_trainer_window_preference_": "a rule gives the rewards"}
+NO_SCORER = {"spinrun_scorer_": "a rule gives the rewards"}
+NO_FAILURE = {
+    "spinrun_rollout_prompt_failures_total": "no prompt failed",
+    "spinrun_rollout_refused_total": "no call was refused, or one for a moment",
+}
+NO_KUBELET = {"kubelet_volume_stats_": "of the kubelet, and there is none"}
+
 
 @dataclass(frozen=True)
 class Question:

@@ -7,7 +7,21 @@ import pytest
 
 from integration.monitoring.local_run import NAMESPACE, RUN, local_run
 from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, binary, running_prometheus
-from integration.monitoring.queries import ALERTS, alerts, check, choices, probes, read_dashboard, unanswered
+from integration.monitoring.queries import (
+    ALERTS,
+    NO_FAILURE,
+    NO_GPU,
+    NO_KUBELET,
+    NO_MODEL,
+    NO_SCORER,
+    NO_TROUBLE,
+    alerts,
+    check,
+    choices,
+    probes,
+    read_dashboard,
+    unanswered,
+)
 from models import tiny_llama
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
@@ -18,15 +32,6 @@ NUM_WINDOWS = 5
 SECONDS = 65
 
 OPERATOR = {"spinrun_operator_": "a local run has no operator"}
-NO_GPU = {"spinrun_trainer_cuda_memory_peak_bytes": "there is no GPU"}
-NO_TROUBLE = {"spinrun_trainer_window_rollouts_": "nothing went wrong between trainer and rollouts"}
-NO_MODEL = {"spinrun_trainer_window_preference_": "a rule gives the rewards"}
-NO_SCORER = {"spinrun_scorer_": "a rule gives the rewards"}
-NO_FAILURE = {
-    "spinrun_rollout_prompt_failures_total": "no prompt failed",
-    "spinrun_rollout_refused_total": "no call was refused, or one for a moment",
-}
-NO_KUBELET = {"kubelet_volume_stats_": "of the kubelet, and there is none"}
 
 
 @pytest.fixture(scope="module")

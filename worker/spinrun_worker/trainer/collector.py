@@ -257,7 +257,7 @@ class Collector:
                 await self._visit(agent, wanted)
             served = wanted is not None and agent.serves(wanted)
             # Often at first, because everybody waits for a version that a rollout may load in less than a second.
-            patience = max(self.limits.tick_seconds / 5, (self._clock() - asked_since) / 4)
+            patience = max(self.limits.tick_seconds / 5, (self._clock() - asked_since) / 10)
             await _wait_for_event(agent.wake, self.limits.poll_seconds * 5 if served else min(self.limits.poll_seconds, patience))
 
     async def _visit(self, agent: Agent, wanted: VersionWanted) -> None:
