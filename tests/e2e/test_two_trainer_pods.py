@@ -39,6 +39,8 @@ def test_two_pods_and_one_have_the_same_losses_on_the_same_pairs(runs: Runs, tmp
         runs.until("they have made steps", lambda: len(runs.steps("widths")) > 5)
         runs.kubectl("exec", runs.pod_names("trainer")[0], "--", "python", "-c", KILL_RANK)
         of_two_pods = runs.steps("widths")
+        # Else the operator may see the change first, and end the attempt for that.
+        runs.kubectl("wait", "job", "--selector=spinrun.dev/run=widths", "--for=condition=Failed", "--timeout=120s")
         runs.change("widths", trainer={"nodes": 1, "procsPerNode": 2})
 
     status = runs.until_phase("widths", "Complete")
