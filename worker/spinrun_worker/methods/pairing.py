@@ -38,6 +38,8 @@ class _Rated:
 
 
 NoPair = Literal["tie", "identical", "unrated"]
+Outcome = list[Pair] | NoPair
+"""A group's pairs, or why it has none."""
 
 
 def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are_win_rates: bool = False) -> Pairing:
@@ -49,27 +51,15 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
     """
     if method.loss == "sppoAdvantage":
         return couple_groups(groups, method)
-    pairs: list[Pair] = []
-    without: list[NoPair] = []
-    dropped = 0
-    for group in groups:
+
+    def outcome(group: ScoredGroup) -> Outcome:
         rated = _rated(group)
-        dropped += len(group.samples) - len(rated)
         if method.name == "sppo":
             by_win_rate = _with_self if are_win_rates else _by_win_rate
             rated = by_win_rate(rated, include_self=method.include_self)
-        outcome = _pair_group(group, rated, method, seed)
-        if isinstance(outcome, list):
-            pairs += outcome
-        else:
-            without.append(outcome)
-    return Pairing(
-        tuple(pairs),
-        ties=without.count("tie"),
-        identical=without.count("identical"),
-        unrated=without.count("unrated"),
-        dropped_samples=dropped,
-    )
+        return _pair_group(group, rated, method, seed)
+
+    return _counted(map(outcome, groups), groups)
 
 
 def couple_groups(groups: Sequence[ScoredGroup], method: Method) -> Pairing:
@@ -126,12 +116,19 @@ def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], m
     base: for each group one of the same prompt with that sample, or with none. Where the best is no better than the sample of
     version 0 by method.minMargin there is no pair, and the prompt counts as a tie.
     """
+    outcomes: Iterable[Outcome] = (
+        _against_base(group, _rated(group)[:1], _rated(of_base), method) for group, of_base in zip(groups, base, strict=True)
+    )
+    return _counted(outcomes, (*groups, *base))
+
+
+def _counted(outcomes: Iterable[Outcome], groups: Sequence[ScoredGroup]) -> Pairing:
+    """What became of groups, whose samples are all that could have been paired."""
     pairs: list[Pair] = []
     without: list[NoPair] = []
-    for group, of_base in zip(groups, base, strict=True):
-        outcome = _against_base(group, _rated(group)[:1], _rated(of_base), method)
-        if isinstance(outcome, Pair):
-            pairs.append(outcome)
+    for outcome in outcomes:
+        if isinstance(outcome, list):
+            pairs += outcome
         else:
             without.append(outcome)
     return Pairing(
@@ -139,17 +136,17 @@ def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], m
         ties=without.count("tie"),
         identical=without.count("identical"),
         unrated=without.count("unrated"),
-        dropped_samples=sum(len(group.samples) - len(_rated(group)) for group in (*groups, *base)),
+        dropped_samples=sum(len(group.samples) - len(_rated(group)) for group in groups),
     )
 
 
-def _against_base(group: ScoredGroup, best: Sequence[_Rated], base: Sequence[_Rated], method: Method) -> Pair | NoPair:
+def _against_base(group: ScoredGroup, best: Sequence[_Rated], base: Sequence[_Rated], method: Method) -> Outcome:
     if not best or not base:
         return "unrated"
     chosen, rejected = best[0], base[0]
     if not (chosen.reward > rejected.reward and chosen.reward - rejected.reward >= method.min_margin):
         return "tie"
-    return "identical" if chosen.tokens == rejected.tokens else _pair(group, chosen, rejected)
+    return "identical" if chosen.tokens == rejected.tokens else [_pair(group, chosen, rejected)]
 
 
 def pair_with_truths(groups: Sequence[ScoredGroup], encode: Callable[[str], tuple[int, ...]]) -> Pairing:
@@ -221,7 +218,7 @@ def _win_probability(one: _Rated, other: _Rated) -> float:
     return 0.5 + 0.5 * math.tanh((one.reward - other.reward) / 2)
 
 
-def _pair_group(group: ScoredGroup, ranked: Sequence[_Rated], method: Method, seed: int) -> list[Pair] | NoPair:
+def _pair_group(group: ScoredGroup, ranked: Sequence[_Rated], method: Method, seed: int) -> Outcome:
     if len(ranked) < 2:
         return "unrated"
     candidates = [
