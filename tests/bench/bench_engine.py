@@ -149,6 +149,18 @@ def measure(model: Path, folder: Path, repeats: int) -> Figures:
     return figures
 
 
+def switches(model: Path, ledger: Path, repeats: int) -> dict[str, float]:
+    """Seconds of a train step in the faster number type as it is, and without each of its optimisations."""
+    names = ("", *workload.SWITCHES)
+    found: dict[str, list[Figures]] = {name: [] for name in names}
+    dtype = max(DTYPES, key=lambda dtype: workload.matmul_peak(getattr(torch, dtype)))
+    for _ in range(repeats):
+        for name in names:
+            without = ("--without", name) if name else ()
+            found[name].append(contender("train_spinrun", "--model", model, "--ledger", ledger, "--dtype", dtype, *without))
+    return {name: step_seconds(results) for name, results in found.items()}
+
+
 def best_rollouts(figures: dict[str, list[Figures]]) -> str:
     """The number type of rollouts in which a prompt takes SpinRun less time from end to end. Useful pairs would be a matter of
     luck: how many of so few prompts get answers that differ."""
@@ -300,8 +312,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--switches", action="store_true", help="measure instead what each optimisation of the train step brings")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} and {RAW.name} in docs/")
     options = parser.parse_args()
+    if options.switches:
+        with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
+            run = Path(folder) / "run"
+            online(options.model.resolve(), run, dtype="float32")
+            for name, seconds in switches(options.model.resolve(), run / "ledger", options.repeats).items():
+                print(f"{f'without {name}' if name else 'a train step'}: {seconds:.2f} s")
+        return
     with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
         figures = measure(options.model.resolve(), Path(folder), options.repeats)
     table, where = rows(figures), machine()

@@ -37,6 +37,9 @@ FRUGAL_TOKENS_PER_MICRO_BATCH = 256
 CHECKPOINT_EVERY_STEPS = 500
 """As often as TRL's trainers write theirs unless told otherwise."""
 
+SWITCHES = ("shared-prompts", "batched-attention", "fused-optimizer")
+"""Optimisations of the train step that the bench can leave out. Tests prove that they change nothing but its time."""
+
 
 def questions(limit: int) -> list[dict[str, str]]:
     """Rows with `prompt` and `answer` of the built-in arithmetic; again from the start when there are not so many."""
