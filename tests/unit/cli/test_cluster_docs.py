@@ -78,7 +78,7 @@ def gauges_of_trainer() -> set[str]:
     lengths = keys_of_figures(rank0.length_figures)
     window = keys_of_figures(rank0.window_figures) | keys_of_figures(rank0.throughput_figures) | lengths | counts | timings
     step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
-    names = step | keys_of_figures(loop.Loop._count_step) | keys_of_figures(Recorder.record)
+    names = step | keys_of_figures(loop.Loop._count_step) | keys_of_figures(loop.Loop._admit) | keys_of_figures(Recorder.record)
     names |= {f"window/{name}" for name in window | keys_of_figures(rank0.Rank0._show)}
     names |= {f"evaluation/{name}" for name in keys_of_figures(rank0.Rank0._evaluate) | lengths}
     return {"spinrun_trainer_" + name.replace("/", "_") for name in names} | families(trainer_registry())
