@@ -227,7 +227,7 @@ class Method(ApiModel):
     first step needs none of. rollouts: vLLM, while it samples. The first step's pairs, which the trainer computes anyway, show
     how far the two are apart in every window; beyond `maxMismatch` the trainer computes the rest of that window too."""
 
-    max_mismatch: float = Field(default=0.01, gt=0, le=1000)
+    max_mismatch: float = Field(default=0.05, gt=0, le=1000)
     """For `referenceLogprobs: rollouts`: mean absolute difference of an answer's log-prob between rollouts and trainer, in nats
     per token, up to which theirs is taken."""
 
