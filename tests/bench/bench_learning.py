@@ -10,12 +10,9 @@ MARGIN.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +26,16 @@ from spinrun_cli.report.charts import LIGHT, SETTINGS
 from spinrun_worker.data import arithmetic
 from spinrun_worker.ledger import Layout, read_metrics
 
-ROOT = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from bench.harness import run_local, say, write_table  # noqa: E402
+
+ROOT = TESTS.parent
 DEMO = ROOT / "examples" / "demo.yaml"
 PAGE = ROOT / "docs" / "results.md"
 RAW = ROOT / "docs" / "results.json"
 PICTURE = ROOT / "docs" / "images" / "learning.png"
-TABLE_BEGIN, TABLE_END = "<!-- table -->", "<!-- /table -->"
 
 CONFIG = "addition-15"
 WINDOWS = 4
@@ -83,8 +84,6 @@ def document(method: str, seed: int, model: Path, folder: Path) -> Json:
     spec["trainer"]["checkpointEverySteps"] = 1_000_000  # nobody goes on with these
     for field, changes in METHODS[method].items():
         spec[field] = changes if field == "preference" else spec[field] | changes
-    if spec["method"].get("loss") in ("sppo", "sppoAdvantage"):
-        del spec["method"]["beta"]
     return whole
 
 
@@ -98,14 +97,7 @@ def train(method: str, seed: int, model: Path, folder: Path) -> None:
     if len(accuracies(folder)) == WINDOWS + 1:
         return
     say(f"{method}, seed {seed}")
-    file = folder.with_suffix(".yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(document(method, seed, model, folder.parent)))
-    command = [Path(sys.executable).with_name("spinrun"), "local", file, "--output", folder, "--again"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, env=environment)
-    if done.returncode != 0:
-        raise SystemExit(f"{method}, seed {seed}: exit code {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    run_local(document(method, seed, model, folder.parent), folder, "--again", seconds=RUN_SECONDS)
     # Gigabytes a run; the figures are what is wanted.
     shutil.rmtree(folder / "ledger" / "weights")
 
@@ -165,14 +157,7 @@ def write(results: Accuracies) -> None:
     """Put the results in docs/."""
     RAW.write_text(json.dumps(results, indent=1) + "\n")
     draw(results)
-    page = PAGE.read_text()
-    before, after = page.partition(TABLE_BEGIN)[0], page.partition(TABLE_END)[2]
-    PAGE.write_text(f"{before}{TABLE_BEGIN}\n{markdown(results)}\n{TABLE_END}{after}")
-
-
-def say(message: str) -> None:
-    """Progress."""
-    print(f"{time.strftime('%H:%M:%S')}  {message}", file=sys.stderr, flush=True)
+    write_table(PAGE, markdown(results))
 
 
 def main() -> int:

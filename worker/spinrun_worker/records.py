@@ -1,6 +1,6 @@
 """What flows through a window: prompts, scored samples, pairs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spinrun_api.wire import Sample
@@ -58,6 +58,10 @@ class Pair:
     were asked for theirs."""
     reference_rejected: float | None = None
     """Summed log-prob of the rejected completion under the reference, nats. None as for the chosen one."""
+
+    def without_reference(self) -> "Pair":
+        """The same, to be compared with another reference than before."""
+        return replace(self, reference_chosen=None, reference_rejected=None)
 
     @property
     def num_tokens(self) -> int:

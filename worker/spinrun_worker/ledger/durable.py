@@ -23,6 +23,7 @@ WRITE_BYTES = 4 << 20
 # Files that are synced at once: a file system that is asked together commits them together.
 _SYNCED_AT_ONCE = 16
 
+_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux alone has it
 _SYNC_FILE_RANGE_WRITE = 2
 
 _REMEDIES = {
@@ -81,9 +82,8 @@ def write(descriptor: int, data: memoryview, path: Path) -> None:
 
 def begin_writing_back(descriptor: int, start: int, size: int) -> None:
     """Have the kernel begin to bring bytes of an open file to the volume, so that its fsync finds less to do. Only a hint."""
-    sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux alone has it
-    if sync_file_range is not None:
-        sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 def truncate(descriptor: int, size: int, path: Path) -> None:

@@ -176,7 +176,7 @@ class Loop:
             self._train([*chain(*now.values())], window, 0)
             return referred
         try:
-            result, seconds = self._step([without_reference(pair) for pair in first])
+            result, seconds = self._step([pair.without_reference() for pair in first])
         except Preempted:
             # The policy is still as it was: the samples are not lost.
             commit(self._refer(now), [self._refer(shares) for shares in later] if by_rollouts else later)
@@ -282,11 +282,6 @@ def with_reference(shares: Shares, logprobs: Sequence[tuple[float, float]]) -> S
         for pair, (chosen, rejected) in zip(batch, logprobs, strict=True)
     )
     return {window: [*islice(referred, len(share))] for window, share in shares.items()}
-
-
-def without_reference(pair: Pair) -> Pair:
-    """The pair, to be compared with the policy as it is."""
-    return replace(pair, reference_chosen=None, reference_rejected=None)
 
 
 def logprob_mismatch(pairs: Sequence[Pair], logprobs: Sequence[tuple[float, float]]) -> float:

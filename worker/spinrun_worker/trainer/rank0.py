@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from spinrun_api.ledger import Manifest, Reference
 from spinrun_api.run import SpinRun
@@ -241,7 +241,7 @@ class Rank0:
         """Pairs of an earlier window, without its reference. Raises TornError when a byte of it has changed."""
         self.ledger.verify("window", window)
         pairs = read_pairs(self.ledger.layout.window(window) / PAIRS)
-        return [replace(pair, reference_chosen=None, reference_rejected=None) for pair in pairs]
+        return [pair.without_reference() for pair in pairs]
 
     @property
     def _is_by_rule(self) -> bool:
