@@ -222,6 +222,11 @@ class Method(ApiModel):
     """Train also on the pairs of this many windows before, compared with this window's reference. Each of them makes a window
     longer by as many steps as it has without; refUpdateFreq and rolloutUpdateFreq count steps without."""
 
+    overlap: int = Field(default=0, ge=0, le=1)
+    """Windows that the rollouts are ahead of the trainer. 0: they answer a window's prompts with the very weights that it begins
+    to train, and the trainer waits for them. 1: they answer the next window's while this one trains, so that nobody waits for
+    the longer part; a window then learns from answers of the version before (arXiv 2410.18252)."""
+
     reference_logprobs: Literal["trainer", "rollouts"] = "trainer"
     """Who computes the log-probs of a window's pairs under its reference. trainer: a forward pass over them, which a window's
     first step needs none of. rollouts: vLLM, while it samples. The first step's pairs, which the trainer computes anyway, show
@@ -335,10 +340,10 @@ class Method(ApiModel):
         cel="!has(self.referenceLogprobs) || self.referenceLogprobs != 'rollouts' || ((!has(self.name) || self.name != 'spin')"
         " && (!has(self.pairing) || self.pairing != 'bestVsBase') && (!has(self.replayWindows) || self.replayWindows == 0)"
         " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0) && !has(self.rolloutUpdateFreq)"
-        " && (!has(self.refUpdateFreq) || self.refUpdateFreq > 0))",
+        " && (!has(self.refUpdateFreq) || self.refUpdateFreq > 0) && (!has(self.overlap) || self.overlap == 0))",
         message="rollouts know the log-probs of their own answers alone, and only under the weights that gave them: with "
-        "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, lengthDesensitize, rolloutUpdateFreq "
-        "and refUpdateFreq: 0",
+        "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, lengthDesensitize, rolloutUpdateFreq, "
+        "refUpdateFreq: 0 and overlap",
     )
     def _rollouts_know_the_reference(self) -> bool:
         knows = (
@@ -348,6 +353,7 @@ class Method(ApiModel):
             and self.length_desensitize == 1.0
             and self.rollout_update_freq is None
             and self.ref_update_freq > 0
+            and self.overlap == 0
         )
         return self.reference_logprobs == "trainer" or knows
 

@@ -82,12 +82,13 @@ def parse(line: str) -> Machine:
     return Machine(document["accelerator"], document["dtype"], tuple(document["gpus"]))
 
 
-def share_cores(cores: int, replicas: int) -> int:
-    """Cores for each of the vLLM servers that work at the same time, at least one.
+def share_cores(cores: int, among: int, *, overlap: int = 0) -> int:
+    """Cores for each of the processes of one kind, at least one.
 
-    replicas: of rollouts, or of scorers. Others are not counted: rollouts generate, then scorers score, then the trainer trains.
+    among: rollouts, scorers, or ranks of the trainer. Other kinds are not counted, because rollouts generate, then scorers score,
+    then the trainer trains, but with overlap, where the rollouts work beside the trainer: either has half of the cores.
     """
-    return max(1, cores // replicas)
+    return max(1, cores // (1 + overlap) // among)
 
 
 @dataclass(frozen=True)

@@ -296,9 +296,13 @@ class Supervisor:
     def _place(self, machine: Machine, index: int, *, among: int) -> Place:
         """What a vLLM server gets of the machine. index: among all servers. among: those that work at the same time."""
         if machine.accelerator == "cpu":
-            return Place(threads=machines.share_cores(len(os.sched_getaffinity(0)), among))
+            return Place(threads=self._threads(among))
         plan = self._gpu_plan(machine)
         return Place(memory_share=plan.memory_share, environment={"CUDA_VISIBLE_DEVICES": ",".join(plan.servers[index])})
+
+    def _threads(self, among: int) -> int:
+        """Threads for each of the processes of one kind, on CPUs."""
+        return machines.share_cores(len(os.sched_getaffinity(0)), among, overlap=self.run_.spec.method.overlap)
 
     def _gpu_plan(self, machine: Machine) -> machines.GpuPlan:
         spec = self.run_.spec
@@ -371,6 +375,8 @@ class Supervisor:
             environment[processes.PREFERENCE_KEY] = self._preference_key
         if self.machine is not None and self.machine.accelerator == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpu_plan(self.machine).trainer)
+        elif self.run_.spec.method.overlap and "OMP_NUM_THREADS" not in self._environment:
+            environment["OMP_NUM_THREADS"] = str(self._threads(self.run_.spec.trainer.procs_per_node))
         return Process(process.command, process.environment | environment)
 
     # Watching and ending

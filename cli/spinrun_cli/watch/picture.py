@@ -30,7 +30,7 @@ class WindowFigures:
 
     window: int
     accuracy: float | None = None
-    """Held-out accuracy of the version that the window samples from."""
+    """Held-out accuracy of the version that the window begins with."""
     reward: float | None = None
     pairs: float | None = None
     ties: float | None = None

@@ -421,6 +421,7 @@ CASES = [
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
     Case("method.rolloutUpdateFreq", ABSENT, 8, schedule),
     Case("method.replayWindows", ABSENT, 1, schedule),
+    Case("method.overlap", ABSENT, 1, asked, FOUR_WINDOWS),
     Case("method.referenceLogprobs", ABSENT, "rollouts", asked, FOUR_WINDOWS),
     Case("method.maxMismatch", ABSENT, 1000, trained_pairs, FOUR_WINDOWS | {"method.referenceLogprobs": "rollouts"}),
     Case("method.betaByWindow", ABSENT, [0.1, 0.5], trained_pairs, FOUR_WINDOWS),

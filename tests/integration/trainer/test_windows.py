@@ -121,12 +121,12 @@ def test_another_version_in_the_place_of_the_reference_is_refused(attempts: Atte
     method = {"refUpdateFreq": 0, "rolloutUpdateFreq": 2}
     ledger = completed(attempts, tmp_path / "ledger", **spec(attempts, windows=1, method=method))
     weights, window = ledger.layout.weights(0), ledger.layout.window(0)
-    # As if other weights stood there since window 0 was sampled.
+    # As if other weights stood there since window 0 was trained.
     manifest = json.loads((window / "MANIFEST.json").read_text())
-    (window / "MANIFEST.json").write_text(json.dumps(manifest | {"parent": "0" * 32}))
+    (window / "MANIFEST.json").write_text(json.dumps(manifest | {"reference": {"version": 0, "digest": "0" * 32}}))
 
     assert attempts.run(ledger.root, attempt=2, **spec(attempts, windows=2, method=method)) == ExitCode.FAILED
-    assert f"{weights} holds other weights than those that window 0 was sampled from" in attempts.log(2).read_text()
+    assert f"{weights} holds other weights than those that window 0 began with" in attempts.log(2).read_text()
 
 
 # --- log-probs of the rollouts --------------------------------------------------------------------------------------

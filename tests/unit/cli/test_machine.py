@@ -9,9 +9,12 @@ from spinrun_cli.local.machine import GpuPlan, Machine, known_without_probe, par
 from spinrun_cli.overrides import read_run
 
 
-@pytest.mark.parametrize(("cores", "replicas", "want"), [(2, 1, 2), (2, 2, 1), (2, 3, 1), (5, 2, 2)])
-def test_vllm_servers_share_the_cores_that_there_are(cores: int, replicas: int, want: int) -> None:
-    assert share_cores(cores, replicas) == want
+@pytest.mark.parametrize(
+    ("cores", "among", "overlap", "want"),
+    [(2, 1, 0, 2), (2, 2, 0, 1), (2, 3, 0, 1), (5, 2, 0, 2), (2, 1, 1, 1), (8, 2, 1, 2), (1, 1, 1, 1)],
+)
+def test_processes_share_the_cores_that_there_are(cores: int, among: int, overlap: int, want: int) -> None:
+    assert share_cores(cores, among, overlap=overlap) == want
 
 
 @pytest.mark.parametrize(

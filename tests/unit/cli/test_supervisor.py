@@ -333,3 +333,27 @@ def test_only_the_trainer_gets_the_key_of_the_preference(stage: Stage, monkeypat
     assert "sk-1" not in supervisor._environment.values()
     assert supervisor._trainer_process(1).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
     assert "sk-1" not in supervisor._agent_process(supervisor.rollouts[0]).environment.values()
+
+
+@pytest.mark.parametrize(("overlap", "replicas", "threads"), [(0, 2, (2, None)), (1, 1, (2, "2")), (1, 2, (1, "2"))])
+def test_rollouts_that_are_ahead_and_the_trainer_have_half_of_the_cores_each(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, overlap: int, replicas: int, threads: tuple[int, str | None]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    overrides = [f"spec.method.overlap={overlap}", f"spec.rollout.replicas={replicas}"]
+    supervisor = Stage(tmp_path, read_run(run_file, overrides)).supervisor()
+    assert supervisor.machine is not None
+
+    of_rollout = supervisor._vllm_process(supervisor.rollouts[0], supervisor.machine).environment["OMP_NUM_THREADS"]
+    of_trainer = supervisor._trainer_process(1).environment.get("OMP_NUM_THREADS")
+
+    assert (int(of_rollout), of_trainer) == threads
+
+
+def test_a_number_of_threads_that_the_user_gives_the_trainer_stays(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    supervisor = Stage(tmp_path, read_run(run_file, ["spec.method.overlap=1"])).supervisor()
+    assert "OMP_NUM_THREADS" not in supervisor._trainer_process(1).environment

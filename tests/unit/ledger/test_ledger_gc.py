@@ -102,7 +102,7 @@ def test_collect_keeps_the_versions_of_kept_checkpoints(writer, put):
     for step, version in ((16, 1), (32, 2), (48, 3)):
         put(writer, "checkpoint", step, version=version)
 
-    gone = collect(writer, keep_checkpoints=2, acknowledged=[4], newest=4, needed=[], reference=lambda window: window)
+    gone = collect(writer, keep_checkpoints=2, acknowledged=[4], newest=4, needed=[], read_by=lambda window: [window])
 
     assert (gone.weights, gone.checkpoints) == ((0, 1), (16,))
     assert writer.numbers("weights") == [2, 3, 4]
@@ -110,7 +110,7 @@ def test_collect_keeps_the_versions_of_kept_checkpoints(writer, put):
     assert not writer.layout.weights(0).exists()
 
 
-def test_collect_keeps_the_references_of_the_newest_window_and_of_kept_checkpoints(writer, put):
+def test_collect_keeps_what_the_newest_window_and_those_of_kept_checkpoints_read(writer, put):
     for version in range(9):
         put(writer, "weights", version)
     for step, version in ((10, 5), (12, 6), (14, 7)):
@@ -118,7 +118,7 @@ def test_collect_keeps_the_references_of_the_newest_window_and_of_kept_checkpoin
 
     # Three windows share a reference; the newest window begins with one of its own.
     gone = collect(
-        writer, keep_checkpoints=1, acknowledged=[8], newest=8, needed=[1], reference=lambda window: window - (window + 1) % 3
+        writer, keep_checkpoints=1, acknowledged=[8], newest=8, needed=[1], read_by=lambda window: [window - (window + 1) % 3]
     )
 
     assert gone.checkpoints == (10, 12)
@@ -137,7 +137,7 @@ def test_collect_clears_what_interrupted_writes_and_deletions_left(root, uid, pu
     (writer.begin("checkpoint", 17) / "model").write_bytes(b"half")
     (writer.begin("checkpoint", 48) / "model").write_bytes(b"being written")
 
-    gone = collect(writer, keep_checkpoints=2, acknowledged=[3], newest=3, needed=[], reference=lambda window: window)
+    gone = collect(writer, keep_checkpoints=2, acknowledged=[3], newest=3, needed=[], read_by=lambda window: [window])
 
     assert (gone.weights, gone.checkpoints) == ((1, 2), (17,))
     assert writer.present("weights") == [3, 4]
@@ -149,8 +149,8 @@ def test_collecting_twice_changes_nothing(writer, put):
         put(writer, "weights", version)
     put(writer, "checkpoint", 16, version=2)
 
-    first = collect(writer, keep_checkpoints=1, acknowledged=[2], newest=2, needed=[], reference=lambda window: window)
-    second = collect(writer, keep_checkpoints=1, acknowledged=[2], newest=2, needed=[], reference=lambda window: window)
+    first = collect(writer, keep_checkpoints=1, acknowledged=[2], newest=2, needed=[], read_by=lambda window: [window])
+    second = collect(writer, keep_checkpoints=1, acknowledged=[2], newest=2, needed=[], read_by=lambda window: [window])
 
     assert first.weights == (0, 1)
     assert (second.weights, second.checkpoints) == ((), ())

@@ -6,13 +6,15 @@ import pytest
 
 from spinrun_api.ledger import Manifest, Reference
 from spinrun_worker.ledger import ForeignError, LedgerWriter, TornError, write_file
-from spinrun_worker.trainer.lineage import PAIRS, SAMPLES, check_window, reference_of, replayed_file
+from spinrun_worker.trainer.lineage import PAIRS, SAMPLES, check_window, reference_of, replayed_file, sampler_of
 from spinrun_worker.trainer.schedule import Schedule
 
 OWN = Schedule(10, 1, 1)
 """Each window is compared with the version that it samples from."""
 SHARED = Schedule(10, 1, 1, windows_per_reference=2)
 REPLAYED = Schedule(10, 1, 1, replay_windows=1)
+AHEAD = Schedule(10, 1, 1, overlap=1)
+"""Each window samples from the version before the one that it is compared with."""
 
 
 @pytest.fixture
@@ -27,12 +29,16 @@ def publish(ledger: LedgerWriter, version: int, content: bytes = b"weights") -> 
     return ledger.commit("weights", version, [write_file(directory / "model", [content])], step=version, version=version)
 
 
-def commit(ledger: LedgerWriter, weights: Manifest, reference: Reference | None, *further: str) -> Manifest:
-    """A window sampled from these weights."""
-    number = weights.version
+def commit(
+    ledger: LedgerWriter, weights: Manifest, reference: Reference | None, *further: str, number: int | None = None
+) -> Manifest:
+    """A window sampled from these weights. number: None for that of their version."""
+    number = weights.version if number is None else number
     directory = ledger.begin("window", number)
     files = [write_file(directory / name, [b""]) for name in (SAMPLES, PAIRS, *further)]
-    return ledger.commit("window", number, files, step=number, version=number, parent=weights.digest, reference=reference)
+    return ledger.commit(
+        "window", number, files, step=number, version=weights.version, parent=weights.digest, reference=reference
+    )
 
 
 def of(weights: Manifest) -> Reference:
@@ -66,6 +72,24 @@ def test_an_older_reference_without_its_window_is_refused(ledger: LedgerWriter) 
     publish(ledger, 0)
     with pytest.raises(TornError, match="windows/000000 has no MANIFEST"):
         reference_of(ledger, SHARED, publish(ledger, 1))
+
+
+def test_a_window_may_be_sampled_from_the_version_before(ledger: LedgerWriter) -> None:
+    first, second = publish(ledger, 0), publish(ledger, 1)
+    assert sampler_of(ledger, AHEAD, first) == first
+    assert sampler_of(ledger, AHEAD, second) == first
+    window = commit(ledger, first, of(second), number=1)
+    assert check_window(ledger, AHEAD, second) == window
+    with pytest.raises(TornError, match="sampled from other weights than version 1"):
+        check_window(ledger, OWN, second)
+
+
+def test_a_window_of_other_weights_under_the_version_before_is_refused(ledger: LedgerWriter) -> None:
+    first, second = publish(ledger, 0), publish(ledger, 1)
+    commit(ledger, first, of(second), number=1)
+    publish(ledger, 0, b"other weights")
+    with pytest.raises(TornError, match="sampled from other weights than version 0"):
+        check_window(ledger, AHEAD, second)
 
 
 def test_a_window_that_is_not_there_is_refused(ledger: LedgerWriter) -> None:

@@ -53,6 +53,12 @@ def test_a_window_is_compared_with_the_newest_reference(method: dict[str, int], 
     assert [schedule.reference(window) for window in range(6)] == want
 
 
+@pytest.mark.parametrize(("overlap", "want"), [(0, [0, 1, 2, 3]), (1, [0, 0, 1, 2])])
+def test_rollouts_that_are_ahead_answer_with_the_version_before(overlap: int, want: list[int]) -> None:
+    schedule = make_schedule(spec(Duration(windows=4), overlap=overlap), num_prompts=135)
+    assert [schedule.sampler(window) for window in range(4)] == want
+
+
 def test_a_window_lasts_until_the_rollouts_get_new_weights() -> None:
     schedule = make_schedule(spec(Duration(windows=6), refUpdateFreq=6, rolloutUpdateFreq=2), num_prompts=135)
     assert [schedule.steps(window) for window in range(6)] == [2] * 6

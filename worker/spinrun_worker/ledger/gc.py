@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import chain
 
 from spinrun_worker.ledger.ledger import LedgerWriter
 
@@ -54,16 +55,16 @@ def collect(
     acknowledged: Collection[int],
     newest: int,
     needed: Collection[int],
-    reference: Callable[[int], int],
+    read_by: Callable[[int], Collection[int]],
 ) -> Collectable:
     """Delete what `collectable` allows, and what interrupted writes and deletions have left; returns what is gone.
 
-    reference: the version that a window's pairs are compared with. Those of the newest window and of the kept checkpoints'
-    windows, and the versions that these sample from, are needed without being named here. Raises as LedgerWriter.delete does.
+    read_by: the versions that a window needs beside the one of its own number. Those of the newest window and of the kept
+    checkpoints' windows need not be named here. Raises as LedgerWriter.delete does.
     """
     checkpoints = writer.numbers("checkpoint")
     kept = checkpoints[-keep_checkpoints:]
-    # A version has the number of the window that samples from it.
+    # A version has the number of the window that begins with it.
     windows = {newest, *(writer.manifest("checkpoint", step).version for step in kept)}
     found = collectable(
         weights=writer.present("weights"),
@@ -71,7 +72,7 @@ def collect(
         keep_checkpoints=keep_checkpoints,
         acknowledged=acknowledged,
         newest=newest,
-        needed={*needed, *windows, *map(reference, windows)},
+        needed={*needed, *windows, *chain.from_iterable(map(read_by, windows))},
     )
     # Before the newest checkpoint nothing is being written any more, so that whatever does not count there is a remainder.
     remainders = [step for step in writer.present("checkpoint") if kept and step < kept[-1] and step not in checkpoints]

@@ -3,7 +3,13 @@
     boundary:  publish version k -> activate
     window k:  generate, evaluate | checkpoint -> prefer -> reference -> commit -> train
 
-While the rollouts generate, the trainer writes the checkpoint of the boundary. The reference is the policy itself where a window
+While the rollouts generate, the trainer writes the checkpoint of the boundary. With `overlap: 1` they answer the next window's
+prompts instead, until the next boundary, where the trainer waits for them:
+
+    boundary:  publish version k -> hear what version k-1 answered to window k -> activate version k
+    window k:  checkpoint -> prefer -> reference -> commit -> train | version k answers window k+1 and the held-out prompts
+
+The reference is the policy itself where a window
 is compared with the version that it samples from, else an older version, read back from the ledger. By choice the rollouts, which
 serve that very version, say its log-probs, as long as those of the window's first step agree with the trainer's own.
 
@@ -90,32 +96,38 @@ class Loop:
                 self.board.update(window=window, step=self.step)
                 weights = self._publish(window) if position == 0 else self._published(window)
                 if window == self.schedule.windows:
-                    self._answers(window, weights, sample=False)
-                    self._export(weights)
+                    self._finish(weights)
                     break
                 self._window(window, position, weights)
-        except Preempted:
-            self._save()
+        except BaseException as error:
+            if self.rank0 is not None:
+                self.rank0.hush()
+            if isinstance(error, Preempted):
+                self._save()
             raise
         self.board.update(activity="finished", eta_seconds=0.0)
 
     def _publish(self, window: int) -> Manifest:
-        """Publish the weights of this moment, and bring them to the rollouts."""
+        """Publish the weights of this moment."""
         with self.board.during("publish"):
             weights = self.storage.publish(version=window, step=self.step)
         self.board.wrote(weights)
-        self.ranks.from_rank0(lambda: self._rank0().activate(weights))
         return weights
 
-    def _export(self, weights: Manifest) -> None:
-        """Make of the last version what is wanted of it beside it."""
+    def _finish(self, weights: Manifest) -> None:
+        """Evaluate the last version, and make of it what is wanted beside it."""
+        if self.schedule.overlap:
+            self._catch_up(weights, is_committed=True)
+        self._ask(weights, sample=None)
+        self._tidy(weights)
+        self._hear()
         if self.export is not None:
             with self.board.during("publish"):
                 exported = self.export(weights)
             self.board.wrote(exported)
 
     def _published(self, window: int) -> Manifest:
-        """The version that the window under way was sampled from; published by an earlier attempt."""
+        """The version that the window under way began with; published by an earlier attempt."""
         return self.ranks.from_rank0(lambda: self.storage.ledger.verify("weights", window))
 
     def _window(self, window: int, position: int, weights: Manifest) -> None:
@@ -124,12 +136,12 @@ class Loop:
         self.learner.method = self.method.in_window(window)
         num_steps = self.schedule.steps(window)
         committed = self.ranks.from_rank0(lambda: self._rank0().recall(window, weights))
-        answers = self._answers(window, weights, sample=committed is None) if position == 0 or committed is None else None
+        self._converse(window, position, weights, is_committed=committed is not None)
         if committed is not None:
             steps = mix(committed, num_steps)
         else:
-            assert answers is not None
-            steps = self._first_step(window, weights, mix(answers, num_steps))
+            pairs = self.ranks.from_rank0(lambda: self._rank0().prefer(window))
+            steps = self._first_step(window, weights, mix(pairs, num_steps))
             position = max(position, 1)
         for index in range(position, num_steps):
             self._train([*chain(*steps[index].values())], window, index)
@@ -137,20 +149,54 @@ class Loop:
         windows_left = self.schedule.windows - window - 1
         self.board.update(eta_seconds=windows_left * (time.monotonic() - started))
 
-    def _answers(self, window: int, weights: Manifest, *, sample: bool) -> dict[int, list[Pair]] | None:
-        """The rollouts answer the held-out prompts and, with `sample`, those of the window; meanwhile the trainer writes its
-        checkpoint. Returns the window's pairs, without reference."""
-        self.ranks.from_rank0(lambda: self._rank0().ask(window, weights, sample=sample))
-        try:
-            if self.checkpoint_every_steps is None or self.step % self.checkpoint_every_steps == 0:
-                self._save()
-            self.storage.collect_garbage(newest=window, best=self.board.now.best)
-        except BaseException:
-            if self.rank0 is not None:
-                self.rank0.hush()
-            raise
+    def _converse(self, window: int, position: int, weights: Manifest, *, is_committed: bool) -> None:
+        """Have the answers to the window's prompts, unless the ledger holds it, and the rollouts busy while it trains, where they
+        are ahead; meanwhile tidy up."""
+        if self.schedule.overlap:
+            self._catch_up(weights, is_committed=is_committed)
+            self._ask(weights, sample=self._next(window, weights))
+            self._tidy(weights)
+        elif position == 0:
+            self._ask(weights, sample=None if is_committed else window)
+            self._tidy(weights)
+            self._hear()
+
+    def _catch_up(self, weights: Manifest, *, is_committed: bool) -> None:
+        """Hear what was asked a window ago. An attempt that begins here has asked nothing yet: it asks now for what is missing."""
+        self._hear()
+        window = weights.version
+        if is_committed:
+            sampler = self.ranks.from_rank0(lambda: self._rank0().unevaluated(self.schedule.sampler(window)))
+        elif self.ranks.from_rank0(lambda: self._rank0().has_heard):
+            sampler = None
+        else:
+            sampler = self.storage.sampler(weights)
+        if sampler is not None:
+            self._ask(sampler, sample=None if is_committed else window)
+            self._hear()
+
+    def _next(self, window: int, weights: Manifest) -> int | None:
+        """The window after this one, if its prompts are still to be answered."""
+        following = window + 1
+        if following == self.schedule.windows or self.ranks.from_rank0(lambda: self._rank0().holds(following, weights)):
+            return None
+        return following
+
+    def _ask(self, weights: Manifest, *, sample: int | None) -> None:
+        """Bring a version to the rollouts, and have it begin to answer the held-out prompts and those of a window."""
+        self.ranks.from_rank0(lambda: self._rank0().activate(weights))
+        self.ranks.from_rank0(lambda: self._rank0().ask(weights, sample=sample))
+
+    def _hear(self) -> None:
+        """Wait for the answers to what was asked, if anything was."""
+        self.ranks.from_rank0(lambda: self._rank0().hear())
+
+    def _tidy(self, weights: Manifest) -> None:
+        """At a boundary, while the rollouts answer: write the checkpoint, delete what nobody needs."""
+        if self.checkpoint_every_steps is None or self.step % self.checkpoint_every_steps == 0:
+            self._save()
+        self.storage.collect_garbage(newest=weights.version, best=self.board.now.best)
         give_back()  # beside it vLLM now generates, often on the same machine
-        return self.ranks.from_rank0(lambda: self._rank0().hear(window, weights))
 
     def _first_step(self, window: int, weights: Manifest, steps: Sequence[Shares]) -> list[Shares]:
         """Give the pairs of a window their reference log-probs, commit them, and train the first step; the steps as committed.
@@ -168,7 +214,7 @@ class Loop:
 
         def commit(first: Shares, later: Sequence[Shares]) -> list[Shares]:
             referred = [first, *later]
-            self.ranks.from_rank0(lambda: self._rank0().commit(window, unmix(referred), weights, reference))
+            self.ranks.from_rank0(lambda: self._rank0().commit(window, unmix(referred), reference))
             return referred
 
         if not is_own_reference:
@@ -297,7 +343,7 @@ def logprob_mismatch(pairs: Sequence[Pair], logprobs: Sequence[tuple[float, floa
 
 
 def self_check(first: StepResult) -> None:
-    """The first step of a window that is compared with the version it samples from starts at its own reference, where a loss has
+    """The first step of a window that is compared with the version it begins with starts at its own reference, where a loss has
     a value known beforehand: ln 2 for sigmoid.
 
     Raises RunError when it has another: the reference of the loss is then not the policy that was published.

@@ -32,31 +32,52 @@ MAX_EMPTY_WINDOWS = 3
 Answers = list[tuple[PromptRecord, SampleGroup]]
 
 
-@dataclass(frozen=True)
 class Question:
     """Prompts that the rollouts are answering."""
 
-    prompts: Sequence[PromptRecord]
-    groups: Future[list[SampleGroup]]
+    def __init__(self, prompts: Sequence[PromptRecord], groups: Future[list[SampleGroup]]) -> None:
+        self._prompts, self._groups = prompts, groups
+        self._started, self._ended = time.monotonic(), math.inf
+        groups.add_done_callback(lambda _: setattr(self, "_ended", time.monotonic()))
 
     def wait(self) -> Answers:
         """The prompts that were answered, in order, with their samples. Raises what the generation raises."""
-        by_id = {group.id: group for group in self.groups.result()}
-        return [(prompt, by_id[prompt.id]) for prompt in self.prompts if prompt.id in by_id]
+        by_id = {group.id: group for group in self._groups.result()}
+        return [(prompt, by_id[prompt.id]) for prompt in self._prompts if prompt.id in by_id]
+
+    @property
+    def seconds(self) -> float:
+        """How long it took to answer, or has taken until now."""
+        return min(self._ended, time.monotonic()) - self._started
+
+    def cancel(self) -> None:
+        """Ask no more."""
+        self._groups.cancel()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Asked:
-    """What is being answered at this moment."""
+    """What is being answered at this moment, and by whom."""
 
-    started: float
-    samples: Question | None = None
-    evaluation: Question | None = None
+    weights: Manifest
+    samples: Question | None
+    evaluation: Question | None
 
     def cancel(self) -> None:
         """Ask no more."""
         for question in filter(None, (self.samples, self.evaluation)):
-            question.groups.cancel()
+            question.cancel()
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A window's answers, with rewards, on their way to the ledger."""
+
+    weights: Manifest
+    """Those that gave the answers."""
+    groups: Sequence[ScoredGroup]
+    base: Sequence[ScoredGroup]
+    """Answers of version 0 to the same prompts, where they are paired with."""
 
 
 class Rank0:
@@ -90,9 +111,9 @@ class Rank0:
         self.recorder = recorder
         self.stop = stop
         self._asked: Asked | None = None
+        self._heard: tuple[Manifest, Answers, float] | None = None
+        self._sampled: Sampled | None = None
         self.base = BaseAnswers(ledger, schedule, self.stream) if run.spec.method.pairing == "bestVsBase" else None
-        self._groups: list[ScoredGroup] = []
-        self._base: list[ScoredGroup] = []
         self._figures: dict[str, float] = {}
 
     def remember(self) -> None:
@@ -114,7 +135,8 @@ class Rank0:
     def recall(self, number: int, weights: Manifest) -> dict[int, list[Pair]] | None:
         """The window's own pairs and those that it replays, by the window they come from, as `commit` wrote them.
 
-        None when the ledger does not hold the window whole, sampled from exactly these weights and compared with its reference.
+        weights: those that it begins with. None when the ledger does not hold the window whole, sampled from exactly the weights
+        that are to answer its prompts, and compared with its reference.
         """
         try:
             check_window(self.ledger, self.schedule, weights)
@@ -130,75 +152,98 @@ class Rank0:
         self._show(groups, self._pair(groups, base), replayed)
         return {number: own, **replayed}
 
-    def ask(self, number: int, weights: Manifest, *, sample: bool) -> None:
-        """Have the rollouts begin to answer the window's prompts, if it is to be sampled, and the held-out ones, if it is their
-        turn: both at once, so that vLLM's batch stays full to the end. `hear` waits for them."""
-        self._asked = Asked(time.monotonic())
-        if sample:
+    def holds(self, window: int, sampler: Manifest) -> bool:
+        """Whether the ledger has a window whole and sampled from these weights."""
+        try:
+            return self.ledger.verify("window", window).parent == sampler.digest
+        except TornError:
+            return False
+
+    def ask(self, weights: Manifest, *, sample: int | None) -> None:
+        """Have the rollouts, which serve these weights, begin to answer the prompts of the window `sample`, if any, and the
+        held-out ones, if it is their turn: both at once, so that vLLM's batch stays full to the end. `hear` waits for them."""
+        samples = evaluation = None
+        if sample is not None:
             logprobs = self.run.spec.method.reference_logprobs == "rollouts"
             sampling = self._sampling(n=self.run.spec.rollout.samples_per_prompt, logprobs=logprobs)
-            self._asked.samples = self._start(self.stream.draw(*self.schedule.prompts(number)), weights, sampling, told=True)
-        if self.evaluation is not None and self._evaluation_is_due(number) and not self._is_evaluated(weights):
+            samples = self._start(self.stream.draw(*self.schedule.prompts(sample)), weights, sampling, told=True)
+        if self.evaluation is not None and self._is_to_be_evaluated(weights):
             greedy = Sampling(n=1, temperature=0.0, max_tokens=self.run.spec.rollout.max_tokens)
-            self._asked.evaluation = self._start(self.evaluation.records, weights, greedy, told=not sample)
+            evaluation = self._start(self.evaluation.records, weights, greedy, told=sample is None)
+        self._asked = Asked(weights, samples, evaluation)
 
-    def hear(self, number: int, weights: Manifest) -> dict[int, list[Pair]] | None:
-        """Wait for what was asked; write the evaluation down, score the samples and make pairs.
+    @property
+    def has_heard(self) -> bool:
+        """Whether there are samples for `prefer`."""
+        return self._heard is not None
 
-        Returns, by the window that they come from, its own first, the window's pairs and those that it replays, which still lack
-        their log-probs under the window's reference, or have those of the rollouts; None where no samples were asked for.
-        """
-        asked, self._asked = self._asked, None
-        assert asked is not None, "ask before you hear"
+    def unevaluated(self, version: int) -> Manifest | None:
+        """The weights of a version, if the ledger holds them and not their answers to the held-out prompts, whose turn it was."""
         try:
-            answers, seconds = None, math.inf
-            if asked.samples is not None:
-                with self.board.during("generate"):
-                    answers = asked.samples.wait()
-                    seconds = time.monotonic() - asked.started
-            if self.evaluation is not None and self._evaluation_is_due(number):
-                with self.board.during("evaluate"):
-                    self._evaluate(asked.evaluation.wait() if asked.evaluation else None, weights)
-        except BaseException:
-            asked.cancel()
-            raise
-        if answers is None:
+            weights = self.ledger.verify("weights", version, hashes=False)
+        except TornError:
             return None
-        with self.board.during("prefer"):
-            self._groups, self._base = self._score(answers)
-            pairing = self._pair(self._groups, self._base)
-        replayed = {window: self._own_pairs(window) for window in self.schedule.replayed(number)}
-        self._show(self._groups, pairing, replayed)
-        self._figures |= throughput_figures(self._groups, seconds)
-        self.board.update_metrics(samples_per_second=self._figures["throughput/samples_per_second"])
-        return {number: list(pairing.pairs), **replayed}
+        return weights if self._is_to_be_evaluated(weights) else None
+
+    def hear(self) -> None:
+        """Wait for what was asked, if anything was: write the evaluation down, and keep the samples for `prefer`."""
+        asked = self._asked
+        if asked is None:
+            return
+        if asked.samples is not None:
+            with self.board.during("generate"):
+                self._heard = asked.weights, asked.samples.wait(), asked.samples.seconds
+        if self._evaluation_is_due(asked.weights.version):
+            with self.board.during("evaluate"):
+                self._evaluate(asked.evaluation.wait() if asked.evaluation else None, asked.weights)
+        self._asked = None
 
     def hush(self) -> None:
-        """Give up what was asked: the trainer has failed meanwhile."""
+        """Give up what was asked: the trainer does not go on."""
         if self._asked is not None:
             self._asked.cancel()
 
-    def commit(self, number: int, pairs: Mapping[int, Sequence[Pair]], weights: Manifest, reference: Manifest) -> None:
+    def prefer(self, number: int) -> dict[int, list[Pair]]:
+        """Score the samples just heard, which are the window's, and make pairs.
+
+        Returns, by the window that they come from, its own first, the window's pairs and those that it replays, which still lack
+        their log-probs under the window's reference, or have those of the rollouts.
+        """
+        assert self._heard is not None, "hear before you prefer"
+        weights, answers, seconds = self._heard
+        self._heard = None
+        with self.board.during("prefer"):
+            groups, base = self._score(answers)
+            pairing = self._pair(groups, base)
+        self._sampled = Sampled(weights, groups, base)
+        replayed = {window: self._own_pairs(window) for window in self.schedule.replayed(number)}
+        self._show(groups, pairing, replayed)
+        self._figures |= throughput_figures(groups, seconds)
+        self.board.update_metrics(samples_per_second=self._figures["throughput/samples_per_second"])
+        return {number: list(pairing.pairs), **replayed}
+
+    def commit(self, number: int, pairs: Mapping[int, Sequence[Pair]], reference: Manifest) -> None:
         """Write the window just sampled to the ledger: its pairs and those it replays now have log-probs of the reference."""
+        assert self._sampled is not None, "prefer before you commit"
+        sampled, self._sampled = self._sampled, None
         directory = self.ledger.begin("window", number)
-        files = [write_samples(directory / SAMPLES, self._groups), write_pairs(directory / PAIRS, pairs[number])]
+        files = [write_samples(directory / SAMPLES, sampled.groups), write_pairs(directory / PAIRS, pairs[number])]
         files += [write_pairs(directory / replayed_file(window), pairs[window]) for window in self.schedule.replayed(number)]
-        files += [write_samples(directory / BASE, self._base)] if self.base is not None else []
-        self._groups, self._base = [], []
+        files += [write_samples(directory / BASE, sampled.base)] if self.base is not None else []
         self.ledger.commit(
             "window",
             number,
             files,
             step=self.schedule.first_step(number),
-            version=weights.version,
-            parent=weights.digest,
+            version=sampled.weights.version,
+            parent=sampled.weights.digest,
             reference=Reference(version=reference.version, digest=reference.digest),
         )
         self._refuse_endless_ties(number)
 
     def report_step(self, window: int, step: int, figures: dict[str, float]) -> None:
         """Write down one optimizer step; step counts the steps done with it."""
-        self.recorder.record("step", figures, window=window, step=step, version=window)
+        self.recorder.record("step", figures, window=window, step=step, version=self.schedule.sampler(window))
         self.board.update_metrics(loss=figures["loss"], margin=figures["rewards/margins"])
 
     def finish_window(self, number: int, step: int) -> None:
@@ -206,7 +251,7 @@ class Rank0:
         counts = {f"rollouts/{name}_total": float(count) for name, count in self.rollouts.counts.items()}
         counts |= {f"preference/{name}_total": float(count) for name, count in self.scorer.counts.items()}
         figures = self._figures | counts | self.board.take_seconds()
-        self.recorder.record("window", figures, window=number, step=step, version=number)
+        self.recorder.record("window", figures, window=number, step=step, version=self.schedule.sampler(number))
         logger.info(
             "window %d of %d done: %d pairs, %d ties, reward %.3f",
             number + 1,
@@ -248,8 +293,11 @@ class Rank0:
         return self.run.spec.preference.scoring is not None
 
     def _evaluation_is_due(self, window: int) -> bool:
-        assert self.run.spec.data.evaluation is not None
-        return window % self.run.spec.data.evaluation.every_windows == 0 or window == self.schedule.windows
+        evaluation = self.run.spec.data.evaluation
+        return evaluation is not None and (window % evaluation.every_windows == 0 or window == self.schedule.windows)
+
+    def _is_to_be_evaluated(self, weights: Manifest) -> bool:
+        return self._evaluation_is_due(weights.version) and not self._is_evaluated(weights)
 
     def _evaluate(self, answers: Answers | None, weights: Manifest) -> None:
         """Note the accuracy of a version. answers: to the held-out prompts; None: they are in the ledger already."""
@@ -284,7 +332,7 @@ class Rank0:
             self._figures |= {"replayed_pairs": float(sum(map(len, replayed.values())))}
         self.board.update_metrics(reward=self._figures["reward/mean"])
 
-    def _start(self, prompts: Sequence[PromptRecord], weights: Manifest, sampling: Sampling, *, told: bool) -> "Question":
+    def _start(self, prompts: Sequence[PromptRecord], weights: Manifest, sampling: Sampling, *, told: bool) -> Question:
         """Begin to have prompts answered. told: whether the progress shown is theirs."""
         if told:
             self.board.update(prompts_done=0, prompts_total=len(prompts))

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 class Schedule:
     """The run's windows and steps, counted from 0.
 
-    Window k samples from version k and trains `steps_per_window` steps, and as many again for each window that it replays;
+    Window k begins with version k and trains `steps_per_window` steps, and as many again for each window that it replays;
     without replay the last window may have fewer.
     """
 
@@ -28,6 +28,8 @@ class Schedule:
     """Windows that share a reference; 0: all."""
     replay_windows: int = 0
     """Windows before it whose pairs a window trains on too."""
+    overlap: int = 0
+    """Windows that the rollouts are ahead of the trainer."""
 
     @property
     def windows(self) -> int:
@@ -54,6 +56,10 @@ class Schedule:
         own_steps = self.steps(window) // (1 + len(self.replayed(window)))
         return window * self.steps_per_window * self.prompts_per_step, own_steps * self.prompts_per_step
 
+    def sampler(self, window: int) -> int:
+        """The version that answers the window's prompts."""
+        return max(0, window - self.overlap)
+
     def reference(self, window: int) -> int:
         """The version that the window's pairs are compared with."""
         return window - window % self.windows_per_reference if self.windows_per_reference else 0
@@ -73,7 +79,7 @@ def make_schedule(spec: SpinRunSpec, *, num_prompts: int) -> Schedule:
     """The schedule of a run over a data set of num_prompts prompts (at least one)."""
     method, duration = spec.method, spec.duration
     per_step, per_window = spec.trainer.prompts_per_step, method.steps_per_window
-    endless = Schedule(sys.maxsize, per_window, per_step, method.windows_per_reference, method.replay_windows)
+    endless = Schedule(sys.maxsize, per_window, per_step, method.windows_per_reference, method.replay_windows, method.overlap)
     if duration.steps is not None:
         total = duration.steps
     elif duration.windows is not None:

@@ -13,7 +13,7 @@ from spinrun_api.status import Best
 from spinrun_worker.ledger import LedgerWriter, TornError, collect
 from spinrun_worker.trainer.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
 from spinrun_worker.trainer.distributed import Distributed
-from spinrun_worker.trainer.lineage import check_window, reference_of
+from spinrun_worker.trainer.lineage import check_window, reference_of, sampler_of
 from spinrun_worker.trainer.publish import publish
 from spinrun_worker.trainer.reference import in_place_of_policy
 from spinrun_worker.trainer.schedule import Schedule
@@ -77,7 +77,7 @@ class Storage:
         return save_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, TrainerState(step=step, version=version))
 
     def reference(self, weights: Manifest) -> Manifest:
-        """The version that the pairs of a window are compared with; weights: the version that it samples from.
+        """The version that the pairs of a window are compared with; weights: the version that it begins with.
 
         Raises TornError, on all ranks, when the ledger does not hold that version as earlier windows had it.
         """
@@ -90,11 +90,18 @@ class Storage:
             if found.digest != wanted.digest:
                 raise TornError(
                     f"{self.ledger.layout.weights(wanted.version)} holds other weights than those that window {wanted.version} "
-                    "was sampled from: it cannot be the reference of later windows"
+                    "began with: it cannot be the reference of later windows"
                 )
             return found
 
         return self.ranks.from_rank0(find)
+
+    def sampler(self, weights: Manifest) -> Manifest:
+        """The version that answers the prompts of a window; weights: the version that it begins with.
+
+        Raises TornError, on all ranks, when the ledger does not hold it.
+        """
+        return self.ranks.from_rank0(lambda: sampler_of(self.ledger, self.schedule, weights))
 
     @contextmanager
     def in_place_of_policy(self, weights: Manifest) -> Generator[None]:
@@ -108,7 +115,7 @@ class Storage:
     def resume(self) -> int:
         """Load the newest checkpoint from which the run can go on; returns the steps done, 0 without one."""
         while (checkpoint := latest_checkpoint(self.ledger, self.ranks)) is not None:
-            if self._window_is_whole(checkpoint.step):
+            if self._can_go_on(checkpoint.step):
                 state = load_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, checkpoint)
                 logger.info("going on from the checkpoint at step %d", state.step)
                 return state.step
@@ -116,7 +123,8 @@ class Storage:
         return 0
 
     def collect_garbage(self, *, newest: int, best: Best | None) -> None:
-        """Delete the checkpoints and versions that nobody needs any more; the best version stays, and so do references.
+        """Delete the checkpoints and versions that nobody needs any more; the best version stays, and so do references and what
+        the window under way was sampled from.
 
         Windows are never deleted: those that are replayed are there.
         """
@@ -128,27 +136,32 @@ class Storage:
                 acknowledged=self.acknowledged(),
                 newest=newest,
                 needed={best.version} if best else set[int](),
-                reference=self.schedule.reference,
+                read_by=lambda window: (self.schedule.reference(window), self.schedule.sampler(window)),
             )
             if gone.weights or gone.checkpoints:
                 logger.info("deleted versions %s and checkpoints %s", list(gone.weights), list(gone.checkpoints))
 
         self.ranks.from_rank0(collect_on_rank0)
 
-    def _window_is_whole(self, step: int) -> bool:
-        """Whether the window that a step lies in is in the ledger, with the weights it was sampled from; true at a boundary."""
+    def _can_go_on(self, step: int) -> bool:
+        """Whether the ledger holds what a run at this step needs: within a window the window, with the weights that it began
+        with; before one, the weights that answer its prompts, unless they are the model's own."""
         window, position = self.schedule.locate(step)
-        return position == 0 or self.ranks.from_rank0(lambda: self._is_whole(window))
 
-    def _is_whole(self, window: int) -> bool:
-        try:
-            check_window(self.ledger, self.schedule, self.ledger.verify("weights", window))
-            return True
-        except TornError as error:
-            logger.warning("window %d is not whole: %s", window, error)
-            return False
+        def look() -> bool:
+            try:
+                if position > 0:
+                    check_window(self.ledger, self.schedule, self.ledger.verify("weights", window))
+                elif window < self.schedule.windows and (sampler := self.schedule.sampler(window)) != window:
+                    self.ledger.verify("weights", sampler)
+                return True
+            except TornError as error:
+                logger.warning("window %d cannot be made: %s", window, error)
+                return False
+
+        return self.ranks.from_rank0(look)
 
     def _delete_checkpoint(self, step: int) -> None:
-        # Its window cannot be made again: the weights that it was sampled from and compared with are gone.
-        logger.warning("the checkpoint at step %d lies in a window that is lost; going further back", step)
+        # Its window cannot be made again: the weights that it was sampled from or compared with are gone.
+        logger.warning("the checkpoint at step %d belongs to a window that is lost; going further back", step)
         self.ranks.from_rank0(lambda: self.ledger.delete("checkpoint", step))
