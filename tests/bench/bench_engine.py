@@ -80,10 +80,11 @@ def contender(module: str, *arguments: object) -> Figures:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def online(model: Path, folder: Path, *, dtype: str) -> Figures:
+def online(model: Path, folder: Path, *, dtype: str, overlap: int = 0) -> Figures:
     """`spinrun local`, from its start to its end; its folder stays."""
-    say(f"spinrun local, {ONLINE_WINDOWS} windows, {workload.ANSWERS} answers to a prompt, {dtype}")
-    return follow(workload.online_run(str(model), windows=ONLINE_WINDOWS, dtype=dtype), folder)
+    ahead = f", rollouts {overlap} window ahead" if overlap else ""
+    say(f"spinrun local, {ONLINE_WINDOWS} windows, {workload.ANSWERS} answers to a prompt, {dtype}{ahead}")
+    return follow(workload.online_run(str(model), windows=ONLINE_WINDOWS, dtype=dtype, overlap=overlap), folder)
 
 
 def follow(document: Figures, folder: Path) -> Figures:
@@ -151,6 +152,18 @@ def switches(model: Path, ledger: Path, repeats: int) -> dict[str, float]:
             without = ("--without", name) if name else ()
             found[name].append(contender("train_spinrun", "--model", model, "--ledger", ledger, "--dtype", dtype, *without))
     return {name: step_seconds(results) for name, results in found.items()}
+
+
+def overlap(model: Path, folder: Path, repeats: int) -> dict[str, list[float]]:
+    """Prompts a second, from end to end, of each number type of the rollouts, in turn with the trainer and a window ahead of it."""
+    found: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for dtype in DTYPES:
+            for ahead in (0, 1):
+                result = online(model, folder, dtype=dtype, overlap=ahead)
+                found.setdefault(f"{dtype}, {'a window ahead' if ahead else 'in turn'}", []).append(result["prompts_per_second"])
+                shutil.rmtree(folder)
+    return found
 
 
 def best_rollouts(figures: dict[str, list[Figures]]) -> str:
@@ -300,6 +313,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--switches", action="store_true", help="measure instead what each optimisation of the train step brings")
+    parser.add_argument("--overlap", action="store_true", help="measure instead what rollouts bring that are a window ahead")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} and {RAW.name} in docs/")
     options = parser.parse_args()
     if options.switches:
@@ -308,6 +322,11 @@ def main() -> None:
             online(options.model.resolve(), run, dtype="float32")
             for name, seconds in switches(options.model.resolve(), run / "ledger", options.repeats).items():
                 print(f"{f'without {name}' if name else 'a train step'}: {seconds:.2f} s")
+        return
+    if options.overlap:
+        with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
+            for name, prompts in overlap(options.model.resolve(), Path(folder) / "run", options.repeats).items():
+                print(f"rollouts in {name}: {statistics.median(prompts):.2f} prompts/s, of {', '.join(f'{each:.2f}' for each in prompts)}")
         return
     with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
         figures = measure(options.model.resolve(), Path(folder), options.repeats)

@@ -58,10 +58,13 @@ def chat_prompts(tokenizer: Any, repeat: int) -> list[list[int]]:
     ]
 
 
-def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str = "float32") -> dict[str, Any]:
+def online_run(
+    model: str, *, windows: int, answers: int = ANSWERS, dtype: str = "float32", overlap: int = 0
+) -> dict[str, Any]:
     """The run that `spinrun local` is measured with: TRL's prompts, answers and tokens of a step.
 
     dtype: number type of the rollouts. The trainer's weights are float32, and what it multiplies in is the faster type.
+    overlap: windows that the rollouts are ahead.
     """
     return {
         "apiVersion": "spinrun.dev/v1alpha1",
@@ -71,7 +74,7 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str =
             "model": {"source": model, "dtype": dtype},
             "data": {"prompts": {"source": arithmetic.SOURCE, "config": CONFIG}, "maxPromptTokens": 112},
             "preference": {"rule": {"kind": "lastNumber"}},
-            "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW},
+            "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW, "overlap": overlap},
             "rollout": {
                 "samplesPerPrompt": answers,
                 "temperature": TEMPERATURE,

@@ -5,15 +5,11 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from spinrun_api.wire import End, ErrorBody, PromptFailed, SampleGroup, SamplesLine, SamplesRequest, VersionState, VersionWanted
-
-if TYPE_CHECKING:
-    from spinrun_worker.trainer.generation import Call
 
 MAX_LINE_BYTES = 256 * 2**20
 """A group of 1024 samples of 32k tokens each is about as long; whoever sends more is no agent."""
@@ -152,6 +148,24 @@ class Agent:
         if wanted is not None and self.serves(wanted):
             return f"serves version {wanted.version}"
         return f"{self.state.state}: {self.state.reason}" if self.state.reason else self.state.state
+
+
+@dataclass(eq=False)
+class Call:
+    """One POST of prompts to an agent."""
+
+    agent: Agent
+    missing: set[str]
+    """Ids of the prompts that it has still to answer."""
+    last_line: float
+    """When it said something last."""
+    streaming: bool = False
+    """Whether the agent has accepted it."""
+    hedged: bool = False
+    """Whether its prompts have been given to others too."""
+    cut: str = ""
+    """Why we ended it; empty: we did not."""
+    task: asyncio.Task[None] | None = None
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> AgentError:

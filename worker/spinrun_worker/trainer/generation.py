@@ -16,7 +16,7 @@ from typing import Protocol
 from spinrun_api.wire import Prompt, PromptFailed, SampleGroup, SamplesRequest, Sampling
 from spinrun_worker.errors import RunError
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.trainer.agents import Agent, AgentError
+from spinrun_worker.trainer.agents import Agent, AgentError, Call
 
 logger = logging.getLogger(__name__)
 
@@ -93,24 +93,6 @@ class Fleet(Protocol):
     def wait_for(self, message: str) -> None:
         """Tell what is waited for; empty: nothing."""
         ...
-
-
-@dataclass(eq=False)
-class Call:
-    """One POST of prompts to an agent."""
-
-    agent: Agent
-    missing: set[str]
-    """Ids of the prompts that it has still to answer."""
-    last_line: float
-    """When it said something last."""
-    streaming: bool = False
-    """Whether the agent has accepted it."""
-    hedged: bool = False
-    """Whether its prompts have been given to others too."""
-    cut: str = ""
-    """Why we ended it; empty: we did not."""
-    task: asyncio.Task[None] | None = None
 
 
 class Generation:
