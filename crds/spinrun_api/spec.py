@@ -342,8 +342,8 @@ class Method(ApiModel):
         " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0) && !has(self.rolloutUpdateFreq)"
         " && (!has(self.refUpdateFreq) || self.refUpdateFreq > 0) && (!has(self.overlap) || self.overlap == 0))",
         message="rollouts know the log-probs of their own answers alone, and only under the weights that gave them: with "
-        "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, lengthDesensitize, rolloutUpdateFreq, "
-        "refUpdateFreq: 0 and overlap",
+        "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, overlap, lengthDesensitize, "
+        "rolloutUpdateFreq and refUpdateFreq: 0",
     )
     def _rollouts_know_the_reference(self) -> bool:
         knows = (

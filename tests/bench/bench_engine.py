@@ -155,7 +155,7 @@ def switches(model: Path, ledger: Path, repeats: int) -> dict[str, float]:
 
 
 def overlap(model: Path, folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Prompts a second, from end to end, of each number type of the rollouts, in turn with the trainer and a window ahead of it."""
+    """Prompts a second, from end to end: rollouts in each number type, in turn with the trainer and a window ahead of it."""
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
         for dtype in DTYPES:
@@ -326,7 +326,8 @@ def main() -> None:
     if options.overlap:
         with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
             for name, prompts in overlap(options.model.resolve(), Path(folder) / "run", options.repeats).items():
-                print(f"rollouts in {name}: {statistics.median(prompts):.2f} prompts/s, of {', '.join(f'{each:.2f}' for each in prompts)}")
+                each = ", ".join(f"{number:.2f}" for number in prompts)
+                print(f"rollouts in {name}: {statistics.median(prompts):.2f} prompts/s ({each})")
         return
     with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
         figures = measure(options.model.resolve(), Path(folder), options.repeats)

@@ -58,9 +58,7 @@ def chat_prompts(tokenizer: Any, repeat: int) -> list[list[int]]:
     ]
 
 
-def online_run(
-    model: str, *, windows: int, answers: int = ANSWERS, dtype: str = "float32", overlap: int = 0
-) -> dict[str, Any]:
+def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str = "float32", overlap: int = 0) -> dict[str, Any]:
     """The run that `spinrun local` is measured with: TRL's prompts, answers and tokens of a step.
 
     dtype: number type of the rollouts. The trainer's weights are float32, and what it multiplies in is the faster type.

@@ -38,7 +38,7 @@ class WatchfulAgent(ScriptedAgent):
     async def post_samples(self, request: web.Request) -> web.StreamResponse:
         asked = SamplesRequest.model_validate_json(await request.read())
         path = self.answer_after.get(asked.version)
-        while path is not None and not path.exists():
+        while path is not None and not path.exists():  # noqa: ASYNC110, a file has no event
             await asyncio.sleep(0.02)
         return await super().post_samples(request)
 
@@ -145,9 +145,7 @@ def test_a_run_stopped_while_it_waits_for_the_rollouts_goes_on_as_if_it_had_not(
         pytest.param({"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "overlap": 1, "replayWindows": 1}, id="the first, and replay"),
     ],
 )
-def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(
-    attempts: Attempts, tmp_path: Path, method: Json
-) -> None:
+def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: Attempts, tmp_path: Path, method: Json) -> None:
     def of(windows: int) -> Json:
         return spec(attempts, windows=windows, method=method, keepCheckpoints=1, checkpointEverySteps=1)
 
@@ -170,9 +168,7 @@ def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(
         shutil.rmtree(trial)
 
 
-def test_weights_that_a_window_is_still_to_be_sampled_from_are_missed_and_made_again(
-    attempts: Attempts, tmp_path: Path
-) -> None:
+def test_weights_that_a_window_is_still_to_be_sampled_from_are_missed_and_made_again(attempts: Attempts, tmp_path: Path) -> None:
     """The run goes back to a checkpoint from which it can publish them."""
     options = spec(attempts, windows=4, method=OVERLAP, keepCheckpoints=2)
     undisturbed = completed(attempts, tmp_path / "undisturbed", **options)

@@ -9,9 +9,9 @@ prompts instead, until the next boundary, where the trainer waits for them:
     boundary:  publish version k -> hear what version k-1 answered to window k -> activate version k
     window k:  checkpoint -> prefer -> reference -> commit -> train | version k answers window k+1 and the held-out prompts
 
-The reference is the policy itself where a window
-is compared with the version that it samples from, else an older version, read back from the ledger. By choice the rollouts, which
-serve that very version, say its log-probs, as long as those of the window's first step agree with the trainer's own.
+The reference is the policy itself where a window is compared with the version that it begins with, else an older version, read
+back from the ledger. By choice the rollouts, where they serve that very version, say its log-probs, as long as those of the
+window's first step agree with the trainer's own.
 
 The number of steps done says where a run is; nothing else is kept between windows but the model, the optimizer and the
 ledger. Whatever happens between two writes to the ledger can be repeated, and an attempt that starts anew repeats it.
@@ -162,7 +162,7 @@ class Loop:
             self._hear()
 
     def _catch_up(self, weights: Manifest, *, is_committed: bool) -> None:
-        """Hear what was asked a window ago. An attempt that begins here has asked nothing yet: it asks now for what is missing."""
+        """Hear what was asked a window ago; an attempt that begins here asks now for what is missing."""
         self._hear()
         window = weights.version
         if is_committed:
