@@ -1,5 +1,6 @@
 """Staging: nothing reaches vLLM that the manifest does not vouch for, or that vLLM could not load."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -26,34 +27,57 @@ from spinrun_worker.rollout.staging import (
 SHAPES: Shapes = {"embed.weight": (VOCABULARY, 4), "norm.weight": (4,)}
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
+@pytest.fixture(params=["one file system", "two"])
+def scratch(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Beside the ledger, or as if it were elsewhere."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    if request.param == "two":
+        monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "scratch"
     path.mkdir()
     return path
 
 
 def staged(publisher: Publisher, manifest: Manifest, scratch: Path, **options: Any) -> Weights:
-    options = {"expected": None, "cancelled": lambda: False, "copied": lambda _: None} | options
+    options = {"expected": None, "cancelled": lambda: False, "read": lambda _: None} | options
     return stage(manifest, Ledger(publisher.writer.root, manifest.uid), scratch, **options)
 
 
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
+    path.unlink()  # it may have a second name
     path.write_bytes(data)
 
 
-def test_a_version_is_copied_whole(publisher: Publisher, scratch: Path) -> None:
+def test_a_version_is_taken_whole(publisher: Publisher, scratch: Path) -> None:
     manifest = publisher.publish(7)
     sizes: list[int] = []
-    weights = staged(publisher, manifest, scratch, copied=sizes.append)
+    weights = staged(publisher, manifest, scratch, read=sizes.append)
     assert (weights.version, weights.digest, weights.shapes, weights.vocabulary_size) == (7, manifest.digest, SHAPES, VOCABULARY)
     assert weights.path == scratch / f"v000007-{manifest.digest[:8]}"
     assert {path.name: path.read_bytes() for path in weights.path.iterdir()} == {
         entry.path: (publisher.path(7) / entry.path).read_bytes() for entry in manifest.files
     }
     assert sum(sizes) == sum(entry.size for entry in manifest.files)
+
+
+def test_a_version_outlives_its_end_in_the_ledger_and_what_stands_there_next(publisher: Publisher, scratch: Path) -> None:
+    weights = staged(publisher, publisher.publish(7), scratch)
+    content = {path.name: path.read_bytes() for path in weights.path.iterdir()}
+    remove(publisher.path(7))
+    publisher.publish(7, model_files(fill=2.0))
+    assert {path.name: path.read_bytes() for path in weights.path.iterdir()} == content
+
+
+def test_on_one_file_system_nothing_is_copied(publisher: Publisher, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    weights = staged(publisher, publisher.publish(7), scratch)
+    assert (weights.path / "config.json").samefile(publisher.path(7) / "config.json")
 
 
 def unpublish(directory: Path) -> None:
@@ -126,7 +150,7 @@ def test_another_runs_directory_is_refused(publisher: Publisher, scratch: Path) 
             scratch,
             expected=None,
             cancelled=lambda: False,
-            copied=lambda _: None,
+            read=lambda _: None,
         )
 
 
@@ -188,7 +212,7 @@ def test_an_intact_copy_is_used_again_without_the_ledger(publisher: Publisher, s
     first = staged(publisher, manifest, scratch)
     remove(publisher.path(7))
     sizes: list[int] = []
-    assert staged(publisher, manifest, scratch, copied=sizes.append) == first
+    assert staged(publisher, manifest, scratch, read=sizes.append) == first
     assert sizes == []
 
 

@@ -18,7 +18,7 @@ from spinrun_api.ledger import Manifest
 from spinrun_api.wire import Activation as ActivationState
 from spinrun_api.wire import VersionState
 from spinrun_worker.ledger.errors import LedgerError
-from spinrun_worker.ledger.files import read_record, write_record
+from spinrun_worker.ledger.files import read_record
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.ledger.manifest import content_digest
 from spinrun_worker.rollout.engine import LOADING, Engine, EngineError, EngineStatus
@@ -221,8 +221,8 @@ class Activation:
             return
         wanted = self._wanted
         try:
-            await asyncio.to_thread(write_record, self._scratch / WANTED_FILE, wanted)
-        except LedgerError as error:
+            await asyncio.to_thread(_write, self._scratch / WANTED_FILE, wanted)
+        except OSError as error:
             # Staging will fail for the same reason, and say so.
             logger.warning("A restarted agent will not know what is wanted: %s", error)
         self._remembered = wanted
@@ -270,8 +270,8 @@ class Activation:
 
         def work() -> Weights:
             remove_all_but(kept, self._scratch)
-            copied = self._metrics.staged_bytes.inc
-            return stage(manifest, self._ledger, self._scratch, expected=self._shapes, cancelled=cancelled.is_set, copied=copied)
+            read = self._metrics.staged_bytes.inc
+            return stage(manifest, self._ledger, self._scratch, expected=self._shapes, cancelled=cancelled.is_set, read=read)
 
         try:
             weights = await asyncio.to_thread(work)
@@ -347,6 +347,14 @@ class Activation:
             level = logging.WARNING if state.state == "failed" else logging.INFO
             logger.log(level, "%s", _sentence(state), extra={"state": state.to_document()})
             self._reported = state
+
+
+def _write(path: Path, manifest: Manifest) -> None:
+    """Put a manifest in a file's place, without waiting for the disk, where the weights are just being written: a machine that
+    crashes may forget it, and the trainer says it again."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(manifest.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
+    partial.replace(path)
 
 
 def _sentence(state: VersionState) -> str:

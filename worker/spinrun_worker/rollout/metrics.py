@@ -33,7 +33,7 @@ class RolloutMetrics:
             registry=registry,
             buckets=_SWITCH_BUCKETS,
         )
-        self.staged_bytes = Counter("spinrun_rollout_staged_bytes", "Bytes copied to scratch space.", registry=registry)
+        self.staged_bytes = Counter("spinrun_rollout_staged_bytes", "Bytes of versions read to be served.", registry=registry)
         self.staging_failures = Counter(
             "spinrun_rollout_staging_failures", "Versions whose files could not be staged; tried again.", registry=registry
         )

@@ -1,4 +1,4 @@
-"""From the ledger to scratch space: copy a version, and be sure that vLLM can load it before it is told to.
+"""From the ledger to scratch space: take a version there, and be sure that vLLM can load it before it is told to.
 
 A reload that fails kills vLLM, so that everything it could stumble over is looked at here. Blocking: runs in a thread.
 """
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -99,18 +100,18 @@ def stage(
     *,
     expected: Shapes | None,
     cancelled: Callable[[], bool],
-    copied: Callable[[int], None],
+    read: Callable[[int], None],
 ) -> Weights:
-    """Copy a version to scratch space and check it. What lies there from before is checked and used again.
+    """Take a version to scratch space and check it. What lies there from before is checked and used again.
 
-    expected: shapes of the weights that vLLM can load; None: not known yet. copied: told the bytes as they are copied.
+    expected: shapes of the weights that vLLM can load; None: not known yet. read: told the bytes as they are read.
     Raises StagingError, and StagingCancelled once `cancelled` says so.
     """
     target = staging_path(manifest, scratch)
     try:
         if not _holds(target, manifest):
             _require_published(manifest, ledger)
-            _copy_version(ledger.layout.weights(manifest.number), target, manifest.files, cancelled, copied)
+            _take_version(ledger.layout.weights(manifest.number), target, manifest.files, cancelled, read)
         return _examine(target, manifest, expected)
     except LedgerError as error:
         raise StagingError(str(error)) from error
@@ -148,46 +149,65 @@ def _require_published(manifest: Manifest, ledger: Ledger) -> None:
         )
 
 
-def _copy_version(
+def _take_version(
     source: Path,
     target: Path,
     files: Iterable[FileEntry],
     cancelled: Callable[[], bool],
-    copied: Callable[[int], None],
+    read: Callable[[int], None],
 ) -> None:
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for entry in files:
             (partial / entry.path).parent.mkdir(parents=True, exist_ok=True)
-            _copy_file(source / entry.path, partial / entry.path, entry, cancelled, copied)
+            _take_file(source / entry.path, partial / entry.path, entry, cancelled, read)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _copy_file(
-    source: Path, target: Path, entry: FileEntry, cancelled: Callable[[], bool], copied: Callable[[int], None]
+def _take_file(
+    source: Path, target: Path, entry: FileEntry, cancelled: Callable[[], bool], read: Callable[[int], None]
 ) -> None:
-    """Copy a file, hashing what was read. Raises TornError when that is not what the entry says."""
+    """Link a file, or copy it where ledger and scratch space are not one file system, hashing what is read.
+
+    A link is as good as a copy: the ledger's files are never written to once they are there, only replaced and unlinked.
+    Raises TornError when the content is not what the entry says.
+    """
+    is_linked = _link(source, target)
     hasher = xxhash.xxh3_128()
     size = 0
     # One buffer for all of it: the kernel would have to clear the pages of a new one for each piece.
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    # The file may have been replaced since it was looked at: a link is still refused, a pipe not waited for.
-    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb", buffering=0) as reader, target.open("xb") as writer:
+    # The file may have been replaced since it was looked at: a symbolic link is still refused, a pipe not waited for.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with ExitStack() as files:
+        reader = files.enter_context(os.fdopen(os.open(target if is_linked else source, flags), "rb", buffering=0))
+        writer = None if is_linked else files.enter_context(target.open("xb"))
         while count := reader.readinto(buffer):
             if cancelled():
                 raise StagingCancelled(entry.path)
             hasher.update(buffer[:count])
-            writer.write(buffer[:count])
+            if writer is not None:
+                writer.write(buffer[:count])
             size += count
-            copied(count)
+            read(count)
             if size > entry.size:
                 break
     if (size, hasher.hexdigest()) != (entry.size, entry.xxh3_128):
         raise TornError(f"{source} has another content than its manifest says (size or xxh3-128 differs)")
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name; False where the file systems do not let it have one there."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _examine(path: Path, manifest: Manifest, expected: Shapes | None) -> Weights:
