@@ -167,9 +167,7 @@ def _take_version(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _take_file(
-    source: Path, target: Path, entry: FileEntry, cancelled: Callable[[], bool], read: Callable[[int], None]
-) -> None:
+def _take_file(source: Path, target: Path, entry: FileEntry, cancelled: Callable[[], bool], read: Callable[[int], None]) -> None:
     """Link a file, or copy it where ledger and scratch space are not one file system, hashing what is read.
 
     A link is as good as a copy: the ledger's files are never written to once they are there, only replaced and unlinked.
