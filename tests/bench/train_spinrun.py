@@ -14,6 +14,7 @@ from spinrun_worker.records import Pair
 from spinrun_worker.trainer import attention
 from spinrun_worker.trainer.distributed import join_ranks
 from spinrun_worker.trainer.learner import Learner
+from spinrun_worker.trainer.memory import give_back
 from spinrun_worker.trainer.optimizer import make_optimizer
 from spinrun_worker.trainer.policy import load_policy, shard_policy
 from spinrun_worker.trainer.utilization import ModelFlops
@@ -54,6 +55,7 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["fused"] = False
         learner = Learner(policy, optimizer, method=method, trainer=settings, control=ranks.control)
+        give_back()  # as the trainer does before its first window
         recorded = workload.recorded_pairs(options.ledger, options.pairs)
         reference_seconds = workload.seconds(lambda: learner.reference_logprobs(recorded))
         pairs = [

@@ -62,8 +62,9 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str =
     """The run that `spinrun local` is measured with: TRL's prompts, answers and tokens of a step.
 
     dtype: number type of the rollouts. The trainer's weights are float32, and what it multiplies in is the faster type.
-    overlap: windows that the rollouts are ahead.
+    overlap: windows that the rollouts are ahead; in turn with the trainer they say the log-probs of its reference.
     """
+    ahead = {"overlap": overlap} if overlap else {"referenceLogprobs": "rollouts"}
     return {
         "apiVersion": "spinrun.dev/v1alpha1",
         "kind": "SpinRun",
@@ -72,7 +73,7 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str =
             "model": {"source": model, "dtype": dtype},
             "data": {"prompts": {"source": arithmetic.SOURCE, "config": CONFIG}, "maxPromptTokens": 112},
             "preference": {"rule": {"kind": "lastNumber"}},
-            "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW, "overlap": overlap},
+            "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW} | ahead,
             "rollout": {
                 "samplesPerPrompt": answers,
                 "temperature": TEMPERATURE,
