@@ -156,10 +156,11 @@ async def test_staging_does_not_wait_for_vllm(agent: AgentUnderTest, vllm: FakeV
 async def test_another_wish_stops_staging(
     agent: AgentUnderTest, vllm: FakeVllm, publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, stopped = publisher.publish(1), threading.Event()
+    slow, begun, stopped = publisher.publish(1), threading.Event(), threading.Event()
 
     def staged_slowly(manifest: Manifest, *arguments: Any, cancelled: Callable[[], bool], **options: Any) -> Weights:
         if manifest == slow:
+            begun.set()
             while not cancelled():
                 time.sleep(0.001)
             stopped.set()
@@ -167,7 +168,7 @@ async def test_another_wish_stops_staging(
 
     monkeypatch.setattr(activation, "stage", staged_slowly)
     await agent.want(slow)
-    await agent.until(lambda state: state["state"] == "staging")
+    assert await asyncio.to_thread(begun.wait, 10)
     wanted = publisher.publish(2)
     await agent.serve(wanted)
     assert stopped.is_set()
