@@ -69,13 +69,19 @@ class Ledger:
     """By folder (weights, windows, evaluations, checkpoints) and number."""
     metrics: list[MetricsLine]
 
-    def assert_whole(self) -> None:
-        """Each window was sampled once that counts, from the weights of its number, and every evaluation too."""
+    def assert_whole(self, *, ahead: int = 0) -> None:
+        """Each window was sampled once that counts, from the weights of its number, and every evaluation too.
+
+        ahead: windows that the rollouts were ahead of the trainer.
+        """
         weights = self.manifests["weights"]
         done = self.manifests["windows"]
         assert sorted(done) == list(range(len(done)))
         for manifest in [*done.values(), *self.manifests.get("evaluations", {}).values()]:
-            assert manifest.version == manifest.number, "a window samples from the version of its number"
+            behind = ahead if manifest.kind == "window" else 0
+            assert manifest.version == max(0, manifest.number - behind), (
+                f"{manifest.kind} {manifest.number} is of another version"
+            )
             if manifest.version in weights:
                 assert manifest.parent == weights[manifest.version].digest
         assert max(weights) == len(done), "the last window is published too"
