@@ -50,6 +50,8 @@ class Work:
     """Of a weight in a version."""
     optimizer_bytes: float = 12.0
     """Of a weight in a checkpoint: AdamW's two numbers and the weight, fp32."""
+    reference_pass: bool = True
+    """Whether the trainer computes the reference; else the rollouts say it."""
     shares_cores: bool = False
     """Whether trainer and rollout are on the same cores, so that a checkpoint takes its time from the generation."""
 
@@ -85,7 +87,8 @@ def window(work: Work, hardware: Hardware) -> Window:
     activate = hardware.fixed + version / reads + version / hardware.load
     generate = work.prompts * work.answers * work.answer_tokens / (hardware.generation_tokens * work.rollouts)
     checkpoint = work.parameters * work.optimizer_bytes / hardware.volume_write
-    reference, train = forward * (work.steps - 1) / work.steps, 3 * forward
+    reference = forward * (work.steps - 1) / work.steps if work.reference_pass else 0.0
+    train = 3 * forward
     both = generate + checkpoint if work.shares_cores else max(generate, checkpoint)
     return Window(publish, activate, generate, checkpoint, reference, train, total=publish + activate + both + reference + train)
 
