@@ -45,9 +45,7 @@ def test_a_volume_that_scales_with_its_readers_takes_the_limit_away():
 
 def test_the_arithmetic_is_near_the_windows_of_the_benchmark():
     measured = json.loads((DOCS / "benchmarks.json").read_text())["figures"]["online spinrun float32"][0]
-    seconds = {
-        name: median(each[f"timing/{name}_seconds"] for each in measured["phases"]) for name in ("train", "publish")
-    }
+    seconds = {name: median(each[f"timing/{name}_seconds"] for each in measured["phases"]) for name in ("train", "publish")}
     total = workload.PROMPTS_PER_STEP * workload.STEPS_PER_WINDOW / measured["prompts_per_second"]
     share = measured["pairs_per_second"] / measured["prompts_per_second"]
     # No checkpoint in these windows, and the reference by the rollouts.
