@@ -64,7 +64,7 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str =
     dtype: number type of the rollouts. The trainer's weights are float32, and what it multiplies in is the faster type.
     overlap: windows that the rollouts are ahead; in turn with the trainer they say the log-probs of its reference.
     """
-    ahead = {"overlap": overlap} if overlap else {"referenceLogprobs": "rollouts"}
+    reference_or_overlap = {"overlap": overlap} if overlap else {"referenceLogprobs": "rollouts"}
     return {
         "apiVersion": "spinrun.dev/v1alpha1",
         "kind": "SpinRun",
@@ -73,7 +73,7 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str =
             "model": {"source": model, "dtype": dtype},
             "data": {"prompts": {"source": arithmetic.SOURCE, "config": CONFIG}, "maxPromptTokens": 112},
             "preference": {"rule": {"kind": "lastNumber"}},
-            "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW} | ahead,
+            "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW} | reference_or_overlap,
             "rollout": {
                 "samplesPerPrompt": answers,
                 "temperature": TEMPERATURE,

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from integration.trainer.conftest import TOKEN
-from integration.trainer.test_trainer_killed import end_state
+from integration.trainer.test_trainer_killed import end_state, killed_and_resumed
 from integration.trainer.test_windows import LN2, completed, spec, steps
 from scripted_agent import ScriptedAgent, random_digits
 from spinrun_api.exit_codes import ExitCode
@@ -160,12 +160,8 @@ def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: A
     num_changes = len(listed.read_text().splitlines())
     assert num_changes > 20
     for change in range(1, num_changes + 1, 2):
-        trial = Path(shutil.copytree(prefix, tmp_path / "trial"))
-        assert attempts.run(trial, attempt=2, kill_at=change, **of(3)) == -9, attempts.log(2).read_text()
-        where = f"change {change} of {num_changes}: {attempts.log(2).read_text().splitlines()[-1]}"
-        assert attempts.run(trial, attempt=3, **of(3)) == 0, f"{where}\n{attempts.log(3).read_text()}"
-        assert end_state(trial) == want, where
-        shutil.rmtree(trial)
+        got, where = killed_and_resumed(attempts, prefix, change, **of(3))
+        assert got == want, where
 
 
 def test_weights_that_a_window_is_still_to_be_sampled_from_are_missed_and_made_again(attempts: Attempts, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,17 @@ def end_state(root: Path) -> dict[str, str]:
     }
 
 
+def killed_and_resumed(attempts: Attempts, prefix: Path, change: int, **spec: Any) -> tuple[dict[str, str], str]:
+    """End state of a run that goes on from a copy of a ledger, is killed before a change of it and resumed, and where."""
+    trial = Path(shutil.copytree(prefix, attempts.folder / "trial"))
+    assert attempts.run(trial, attempt=2, kill_at=change, **spec) == -9, attempts.log(2).read_text()
+    where = f"change {change}: {attempts.log(2).read_text().splitlines()[-1]}"
+    assert attempts.run(trial, attempt=3, **spec) == 0, f"{where}\n{attempts.log(3).read_text()}"
+    state = end_state(trial)
+    shutil.rmtree(trial)
+    return state, where
+
+
 @pytest.mark.timeout(1800)
 def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: Attempts, tmp_path: Path) -> None:
     undisturbed = tmp_path / "undisturbed"
@@ -53,12 +65,8 @@ def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(attempts: A
         with running_agent() as agent:
             mine = replace(attempts, folder=folder, agent=agent)
             for change in changes:
-                trial = Path(shutil.copytree(prefix, folder / "trial"))
-                assert mine.run(trial, attempt=2, kill_at=change) == -9, mine.log(2).read_text()
-                where = f"change {change} of {num_changes}: {mine.log(2).read_text().splitlines()[-1]}"
-                assert mine.run(trial, attempt=3) == 0, f"{where}\n{mine.log(3).read_text()}"
-                assert end_state(trial) == want, where
-                shutil.rmtree(trial)
+                got, where = killed_and_resumed(mine, prefix, change)
+                assert got == want, where
 
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         list(pool.map(killed_at, (range(first, num_changes + 1, AT_A_TIME) for first in range(1, AT_A_TIME + 1))))

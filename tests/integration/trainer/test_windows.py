@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from integration.trainer.test_trainer_killed import end_state
+from integration.trainer.test_trainer_killed import end_state, killed_and_resumed
 from scripted_agent import LOGPROB
 from spinrun_api.exit_codes import ExitCode
 from spinrun_api.ledger import MetricsLine, Reference
@@ -265,10 +265,5 @@ def test_a_run_killed_in_such_a_window_ends_in_the_same_state(attempts: Attempts
     assert num_changes > 20
     # Every third change; every single one of a plain window is test_trainer_killed's matter.
     for change in range(1, num_changes + 1, 3):
-        trial = Path(shutil.copytree(prefix, tmp_path / "trial"))
-        assert attempts.run(trial, attempt=2, kill_at=change, **of(3)) == -9, attempts.log(2).read_text()
-        where = f"change {change} of {num_changes}: {attempts.log(2).read_text().splitlines()[-1]}"
-        assert attempts.run(trial, attempt=3, **of(3)) == 0, f"{where}\n{attempts.log(3).read_text()}"
-        got = end_state(trial)
+        got, where = killed_and_resumed(attempts, prefix, change, **of(3))
         assert {name: got.get(name) for name in want} == want, where
-        shutil.rmtree(trial)

@@ -221,7 +221,7 @@ class Activation:
             return
         wanted = self._wanted
         try:
-            await asyncio.to_thread(_write, self._scratch / WANTED_FILE, wanted)
+            await asyncio.to_thread(_write_unsynced, self._scratch / WANTED_FILE, wanted)
         except OSError as error:
             # Staging will fail for the same reason, and say so.
             logger.warning("A restarted agent will not know what is wanted: %s", error)
@@ -349,7 +349,7 @@ class Activation:
             self._reported = state
 
 
-def _write(path: Path, manifest: Manifest) -> None:
+def _write_unsynced(path: Path, manifest: Manifest) -> None:
     """Put a manifest in a file's place, without waiting for the disk, where the weights are just being written: a machine that
     crashes may forget it, and the trainer says it again."""
     partial = path.with_name(f"{path.name}.partial")

@@ -17,7 +17,7 @@ class RolloutMetrics:
         ProcessCollector(registry=registry)
         self.staging_seconds = Histogram(
             "spinrun_rollout_staging_seconds",
-            "Time to copy a version to scratch space and check it.",
+            "Time to take a version to scratch space and check it.",
             registry=registry,
             buckets=_STAGING_BUCKETS,
         )

@@ -201,10 +201,8 @@ def _link(source: Path, target: Path) -> bool:
     """Give a file a second name; False where the file systems do not let it have one there."""
     try:
         os.link(source, target, follow_symlinks=False)
-    except FileNotFoundError:
-        raise
     except OSError:
-        return False
+        return False  # whatever is wrong with the file itself, copying it says
     return True
 
 
