@@ -8,11 +8,11 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from spinrun_api.ledger import MetricsLine
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.view import duration
 from spinrun_cli.report.data import RunData
 from spinrun_cli.text import aligned
+from spinrun_protocol.ledger import MetricsLine
 
 Json = dict[str, Any]
 Runs = Sequence[tuple[str, RunData]]

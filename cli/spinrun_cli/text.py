@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from spinrun_api.logs import plain
+from spinrun_protocol.logs import plain
 
 
 def printable(text: str) -> str:

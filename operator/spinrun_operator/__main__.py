@@ -7,13 +7,13 @@ import sys
 
 from kubernetes.aio.config import ConfigException
 
-from spinrun_api.logs import log_to_stderr
 from spinrun_operator.api import Api, connect
 from spinrun_operator.controller import Controller
 from spinrun_operator.handlers import watch_runs
 from spinrun_operator.http import serve
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.settings import InvalidSettingError, Settings
+from spinrun_protocol.logs import log_to_stderr
 
 logger = logging.getLogger("spinrun_operator")
 

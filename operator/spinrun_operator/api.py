@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client, config
 
-from spinrun_operator.kinds import EVENT, SPIN_RUN, Kind, kind_of
+from spinrun_kube.kinds import EVENT, SPIN_RUN, Kind, kind_of
+from spinrun_kube.names import FIELD_MANAGER
 from spinrun_operator.metrics import Metrics
-from spinrun_operator.names import FIELD_MANAGER
 from spinrun_operator.settings import Settings
 
 Json = dict[str, Any]

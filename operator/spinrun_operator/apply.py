@@ -7,10 +7,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from spinrun_api.run import SpinRun
-from spinrun_operator import names, reasons
+from spinrun_kube import names
+from spinrun_kube.kinds import SECRET, kind_of
+from spinrun_operator import reasons
 from spinrun_operator.api import Api, ApiError
 from spinrun_operator.children.ledger_claim import is_usable
-from spinrun_operator.kinds import SECRET, kind_of
 from spinrun_operator.observed import Refusal, child_id
 
 Json = dict[str, Any]

@@ -12,12 +12,13 @@ from typing import Any
 from spinrun_api.documents import InvalidDocumentError, parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
-from spinrun_operator import status, times
+from spinrun_kube import times
+from spinrun_kube.kinds import CHILDREN, POD, POD_MONITOR, SPIN_RUN, kind_of
+from spinrun_operator import status
 from spinrun_operator.api import TRANSIENT, Api, ApiError
 from spinrun_operator.apply import Applier
 from spinrun_operator.events import EventRecorder
 from spinrun_operator.informer import Informer, version_of
-from spinrun_operator.kinds import CHILDREN, POD, POD_MONITOR, SPIN_RUN, kind_of
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.observe import Observer, progress_target
 from spinrun_operator.observed import Observed, Refusal, child_id

@@ -7,11 +7,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 
-from spinrun_api.logs import facts_of
 from spinrun_api.run import API_VERSION, KIND, SpinRun
-from spinrun_operator import names, times
+from spinrun_kube import names, times
 from spinrun_operator.api import TRANSIENT, Api
 from spinrun_operator.reconcile import Event
+from spinrun_protocol.logs import facts_of
 
 COMPONENT = "spinrun-operator"
 REMEMBERED = 2048

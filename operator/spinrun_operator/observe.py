@@ -12,10 +12,11 @@ from typing import Any
 
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
-from spinrun_operator import names, times, trouble
+from spinrun_kube import names, times
+from spinrun_kube.kinds import EVENT, POD
+from spinrun_operator import trouble
 from spinrun_operator.api import Api
 from spinrun_operator.informer import Informer
-from spinrun_operator.kinds import EVENT, POD
 from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_ended, is_deleted, is_over
 from spinrun_operator.progress import Target
 from spinrun_operator.queue import Key

@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from spinrun_api.run import SpinRun
-from spinrun_api.wire import Progress
-from spinrun_operator import names
+from spinrun_kube import names
+from spinrun_protocol.wire import Progress
 
 Json = dict[str, Any]
 ChildId = tuple[str, str]

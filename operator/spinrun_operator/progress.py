@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 from pydantic import ValidationError
 
-from spinrun_api.processes import TRAINER_PORT
-from spinrun_api.wire import Progress
 from spinrun_operator.observed import TrainerProgress
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
+from spinrun_protocol.commands import TRAINER_PORT
+from spinrun_protocol.wire import Progress
 
 TIMEOUT_SECONDS = 5.0
 SIZE_LIMIT = 1 << 20

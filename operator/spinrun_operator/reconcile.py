@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from spinrun_api.run import SpinRun
 from spinrun_api.status import RolloutStatus, ScorerStatus, SpinRunStatus
-from spinrun_operator import names, reasons, times, trouble
+from spinrun_kube import names, times
+from spinrun_operator import reasons, trouble
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
 from spinrun_operator.children.network_policy import rollout_network_policy, scorer_network_policy, trainer_network_policy
 from spinrun_operator.children.pod_monitor import pod_monitor

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from spinrun_api.processes import Accelerator
+from spinrun_protocol.commands import Accelerator
 
 PREFIX = "SPINRUN_"
 _MAY_BE_ZERO = ("run_as_user", "coalesce_seconds", "unscheduled_seconds")

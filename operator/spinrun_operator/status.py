@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 
 from spinrun_api.documents import InvalidDocumentError
 from spinrun_api.status import Condition, Metrics, RolloutStatus, ScorerStatus, SpinRunStatus
-from spinrun_operator import reasons, times
+from spinrun_kube import times
+from spinrun_operator import reasons
 from spinrun_operator.observed import TrainerProgress
 
 READY = "Ready"

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from spinrun_api.run import SpinRun
-from spinrun_operator import names, reasons, times
+from spinrun_kube import names, times
+from spinrun_operator import reasons
 from spinrun_operator.observed import Observed, Refusal, is_deleted, is_over
 
 Json = dict[str, Any]

@@ -22,13 +22,13 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from bench import bench_engine, workload  # noqa: E402
-from models import random_pairs, tiny_tokenizer  # noqa: E402
 from spinrun_api.spec import Method, Model, Trainer  # noqa: E402
-from spinrun_worker.trainer.distributed import join_ranks  # noqa: E402
-from spinrun_worker.trainer.learner import Learner  # noqa: E402
-from spinrun_worker.trainer.memory import peak_bytes, peak_cuda_bytes  # noqa: E402
-from spinrun_worker.trainer.optimizer import make_optimizer  # noqa: E402
-from spinrun_worker.trainer.policy import load_policy, shard_policy  # noqa: E402
+from spinrun_worker.trainer.model.learner import Learner  # noqa: E402
+from spinrun_worker.trainer.model.memory import peak_bytes, peak_cuda_bytes  # noqa: E402
+from spinrun_worker.trainer.model.optimizer import make_optimizer  # noqa: E402
+from spinrun_worker.trainer.model.policy import load_policy, shard_policy  # noqa: E402
+from spinrun_worker.trainer.ranks.distributed import join_ranks  # noqa: E402
+from support.models import random_pairs, tiny_tokenizer  # noqa: E402
 
 SHAPES = {
     "tiny": {

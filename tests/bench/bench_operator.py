@@ -30,11 +30,11 @@ sys.path.insert(0, str(TESTS))
 from integration.control_plane import TOOLS, ControlPlane, new_control_plane  # noqa: E402
 from integration.operator.cluster import FAST, Cluster, spin_run  # noqa: E402
 from integration.operator.process import Process, operator_process  # noqa: E402
-from ports import free_port  # noqa: E402
-from spinrun_operator import kinds  # noqa: E402
+from spinrun_kube import kinds  # noqa: E402
+from spinrun_kube.names import RUN_LABEL  # noqa: E402
 from spinrun_operator.api import Api  # noqa: E402
 from spinrun_operator.metrics import Metrics  # noqa: E402
-from spinrun_operator.names import RUN_LABEL  # noqa: E402
+from support.ports import free_port  # noqa: E402
 
 NAMESPACE = "bench"
 LIMIT_SECONDS = 600

@@ -9,14 +9,14 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from bench import workload
-from engines import AgentProcess, VllmServer
-from rollouts import TOKEN, UID
 from spinrun_api.documents import parse_run
-from spinrun_api.ledger import Manifest
-from spinrun_api.wire import Sampling, VersionWanted
+from spinrun_protocol.ledger import Manifest
+from spinrun_protocol.wire import Sampling, VersionWanted
 from spinrun_worker.ledger import LedgerWriter, hash_file
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.trainer.collector import RolloutClient
+from spinrun_worker.trainer.sampling.client import RolloutClient
+from support.engines import AgentProcess, VllmServer
+from support.rollouts import TOKEN, UID
 
 
 def publish_source(model: Path, ledger: Path) -> Manifest:

@@ -5,8 +5,8 @@ import os
 from functools import partial
 
 from bench import workload
-from spinrun_api import processes
 from spinrun_api.documents import parse_run
+from spinrun_protocol import commands
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     run = parse_run(workload.online_run(options.model, windows=1))
-    process = processes.vllm(run, accelerator="cpu", dtype="float32")
+    process = commands.vllm(run, accelerator="cpu", dtype="float32")
     os.environ |= process.environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
     from transformers import AutoTokenizer
@@ -32,8 +32,8 @@ def main() -> None:
         block_size=32,
         max_num_seqs=workload.GENERATION_SEQUENCES,
         kv_cache_memory_bytes=workload.KV_CACHE_BYTES,
-        distributed_executor_backend=processes.ONE_PROCESS_EXECUTOR,
-        worker_cls=processes.CPU_WORKER,
+        distributed_executor_backend=commands.ONE_PROCESS_EXECUTOR,
+        worker_cls=commands.CPU_WORKER,
         generation_config="vllm",
         disable_log_stats=True,
     )

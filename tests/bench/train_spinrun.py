@@ -11,13 +11,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from bench import workload
 from spinrun_api.spec import Method, Model, Trainer
 from spinrun_worker.records import Pair
-from spinrun_worker.trainer import attention
-from spinrun_worker.trainer.distributed import join_ranks
-from spinrun_worker.trainer.learner import Learner
-from spinrun_worker.trainer.memory import give_back
-from spinrun_worker.trainer.optimizer import make_optimizer
-from spinrun_worker.trainer.policy import load_policy, shard_policy
-from spinrun_worker.trainer.utilization import ModelFlops
+from spinrun_worker.trainer.model import attention
+from spinrun_worker.trainer.model.flops import ModelFlops
+from spinrun_worker.trainer.model.learner import Learner
+from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.optimizer import make_optimizer
+from spinrun_worker.trainer.model.policy import load_policy, shard_policy
+from spinrun_worker.trainer.ranks.distributed import join_ranks
 
 
 def apart(pairs: Sequence[Pair]) -> list[Pair]:

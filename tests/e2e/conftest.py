@@ -14,7 +14,7 @@ import pytest
 
 from e2e.runs import Runs
 from integration.control_plane import TOOLS, ControlPlane, find_kubectl, started
-from models import tiny_llama
+from support.models import tiny_llama
 from unit.chart.helm import CHART, helm
 
 ROOT = TOOLS.parent

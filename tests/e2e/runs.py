@@ -14,11 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from documents import letters_run
 from integration.control_plane import ControlPlane, KubectlError
-from spinrun_api.ledger import Manifest, MetricsLine
-from spinrun_api.processes import TRAINER_PORT
+from spinrun_protocol.commands import TRAINER_PORT
+from spinrun_protocol.ledger import Manifest, MetricsLine
 from spinrun_worker.ledger import read_metrics
+from support.documents import letters_run
 
 T = TypeVar("T")
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ import pytest
 
 from e2e.conftest import ROOT
 from e2e.runs import ACCESS_MODE, ANSWERING, Runs, tiny_run, with_models
-from spinrun_api.processes import AGENT_PORT, TRAINER_PORT
+from spinrun_protocol.commands import AGENT_PORT, TRAINER_PORT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

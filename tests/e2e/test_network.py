@@ -6,7 +6,7 @@ import pytest
 
 from e2e.runs import Runs, tiny_run
 from integration.control_plane import KubectlError
-from spinrun_api.processes import AGENT_PORT, VLLM_PORT
+from spinrun_protocol.commands import AGENT_PORT, VLLM_PORT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

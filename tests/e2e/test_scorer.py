@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from e2e.runs import LONG, SHELL, Runs, tiny_run
-from models import tiny_classifier
 from spinrun_worker.ledger import read_samples
+from support.models import tiny_classifier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

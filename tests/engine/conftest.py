@@ -6,9 +6,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from engines import AgentProcess, VllmServer, running_vllm, tiny_run
-from models import tiny_llama
-from rollouts import AgentClient, Publisher
+from support.engines import AgentProcess, VllmServer, running_vllm, tiny_run
+from support.models import tiny_llama
+from support.rollouts import AgentClient, Publisher
 
 
 @pytest.fixture(scope="session")

@@ -13,18 +13,18 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from documents import letters_run
 from engine.test_engine_rollout import LOAD_SECONDS, compared_tokens, greedy, prompts, restart, strengthen_layers
-from engines import VllmServer, running_vllm, tiny_run
-from models import tiny_llama
-from rollouts import AgentClient, Publisher
-from spinrun_api.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
-from spinrun_api.processes import SERVED_MODEL
 from spinrun_api.spec import Lora, Model
+from spinrun_protocol.commands import SERVED_MODEL
+from spinrun_protocol.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
 from spinrun_worker.ledger import Ledger, read_metrics, verify_tree
 from spinrun_worker.rollout.staging import weights_label
-from spinrun_worker.trainer.policy import load_policy
-from unit.trainer_core.test_lora import move, write
+from spinrun_worker.trainer.model.policy import load_policy
+from support.documents import letters_run
+from support.engines import VllmServer, running_vllm, tiny_run
+from support.models import tiny_llama
+from support.rollouts import AgentClient, Publisher
+from unit.trainer.model.test_lora import move, write
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

@@ -10,11 +10,11 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM
 
-from engines import VllmServer
-from models import tiny_llama, tiny_tokenizer
-from rollouts import AgentClient, Publisher
-from spinrun_api.ledger import Manifest
-from spinrun_worker.trainer.policy import plain_logprob
+from spinrun_protocol.ledger import Manifest
+from spinrun_worker.trainer.model.policy import plain_logprob
+from support.engines import VllmServer
+from support.models import tiny_llama, tiny_tokenizer
+from support.rollouts import AgentClient, Publisher
 
 pytestmark = pytest.mark.engine
 

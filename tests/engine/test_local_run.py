@@ -13,9 +13,9 @@ import psutil
 import pytest
 import yaml
 
-from documents import letters_run
-from spinrun_api.processes import CPU_SERVER
+from spinrun_protocol.commands import CPU_SERVER
 from spinrun_worker.ledger import read_metrics, verify_tree
+from support.documents import letters_run
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

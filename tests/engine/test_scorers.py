@@ -9,17 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from engines import ServerProcess, VllmServer, running_vllm, tiny_run
-from models import tiny_classifier, tiny_llama
-from ports import free_port
-from rollouts import TOKEN
-from spinrun_api import processes
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Judge, Preference
-from spinrun_api.wire import Sample
+from spinrun_protocol import commands
+from spinrun_protocol.environment import SCORERS, TOKEN_FILE
+from spinrun_protocol.wire import Sample
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import build_scorer
+from support.engines import ServerProcess, VllmServer, running_vllm, tiny_run
+from support.models import tiny_classifier, tiny_llama
+from support.ports import free_port
+from support.rollouts import TOKEN
 
 pytestmark = pytest.mark.engine
 
@@ -123,16 +124,16 @@ def scorers(classifier_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder, ports = tmp_path_factory.mktemp("scorer"), (free_port(), free_port())
     (folder / "token").write_text(TOKEN)
     run = run_with_scorers({"ranker": {"source": str(classifier_model)}})
-    process = processes.scorer(run, accelerator="cpu", dtype="float32", port=ports[0])
-    environment = {"HF_HUB_OFFLINE": "1", processes.TOKEN_FILE: str(folder / "token")}
+    process = commands.scorer(run, accelerator="cpu", dtype="float32", port=ports[0])
+    environment = {"HF_HUB_OFFLINE": "1", TOKEN_FILE: str(folder / "token")}
     vllm = ServerProcess(process, port=ports[0], health="/health", log=folder / "vllm.log", environment=environment)
-    process = processes.scorer_agent(port=ports[1], vllm_port=ports[0], host="127.0.0.1")
+    process = commands.scorer_agent(port=ports[1], vllm_port=ports[0], host="127.0.0.1")
     agent = ServerProcess(process, port=ports[1], health="/readyz", log=folder / "agent.log", environment=environment)
     vllm.start()
     agent.start()
     try:
         agent.wait_until_up()
-        yield Scorers(vllm, agent, environment | {processes.SCORERS: agent.url})
+        yield Scorers(vllm, agent, environment | {SCORERS: agent.url})
     finally:
         agent.stop()
         vllm.stop()
@@ -230,7 +231,7 @@ def test_a_language_model_is_no_ranker_to_vllm_even_if_it_is_told_otherwise(tmp_
     writer = tiny_llama(tmp_path / "writer")
     run = run_with_scorers({"ranker": {"source": str(writer)}})
     port = free_port()
-    process = processes.scorer(run, accelerator="cpu", dtype="float32", port=port)
+    process = commands.scorer(run, accelerator="cpu", dtype="float32", port=port)
     server = ServerProcess(process, port=port, health="/health", log=tmp_path / "log", environment={"HF_HUB_OFFLINE": "1"})
     server.start()
     try:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from models import tiny_classifier, tiny_llama
 from spinrun_worker.ledger import read_metrics, verify_tree
+from support.models import tiny_classifier, tiny_llama
 
 pytestmark = pytest.mark.timeout(900)
 

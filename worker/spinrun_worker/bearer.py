@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from spinrun_api.processes import TOKEN_FILE
-from spinrun_api.wire import TOKEN_HEADER
+from spinrun_protocol.environment import TOKEN_FILE
+from spinrun_protocol.wire import TOKEN_HEADER
 from spinrun_worker.errors import ConfigurationError
 
 

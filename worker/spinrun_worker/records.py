@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spinrun_api.wire import Sample
+from spinrun_protocol.wire import Sample
 
 
 @dataclass(frozen=True, slots=True)

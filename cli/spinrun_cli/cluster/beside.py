@@ -8,7 +8,7 @@ import typer
 from spinrun_cli.cluster.client import Access, Cluster, run
 from spinrun_cli.cluster.ledger_pod import Arguments, output_of, run_beside_ledger
 from spinrun_cli.report.bundle import unbundle
-from spinrun_operator.kinds import SPIN_RUN
+from spinrun_kube.kinds import SPIN_RUN
 
 
 def show_samples(name: str, arguments: Arguments, access: Access, *, image: str | None) -> None:

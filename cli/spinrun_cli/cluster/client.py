@@ -15,8 +15,8 @@ from kubernetes.aio import client, config
 
 from spinrun_api.run import KIND
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_kube.kinds import POD, Kind
 from spinrun_operator.api import TRANSIENT, Api, ApiError
-from spinrun_operator.kinds import POD, Kind
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.settings import Settings
 

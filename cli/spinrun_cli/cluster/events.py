@@ -13,8 +13,8 @@ from spinrun_api.run import KIND
 from spinrun_cli.cluster.client import Access, Cluster, run
 from spinrun_cli.cluster.view import age, columns
 from spinrun_cli.text import printable
-from spinrun_operator import times
-from spinrun_operator.kinds import EVENT, SPIN_RUN
+from spinrun_kube import times
+from spinrun_kube.kinds import EVENT, SPIN_RUN
 
 Json = dict[str, Any]
 

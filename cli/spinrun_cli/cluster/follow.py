@@ -12,7 +12,7 @@ from rich.markup import escape
 from spinrun_api.status import Condition, SpinRunStatus
 from spinrun_cli.cluster.client import Cluster, NotFoundError, UnreachableError
 from spinrun_cli.errors import CommandError
-from spinrun_operator.kinds import SPIN_RUN
+from spinrun_kube.kinds import SPIN_RUN
 
 Json = dict[str, Any]
 

@@ -13,8 +13,8 @@ import yaml
 from spinrun_cli.cluster.client import Access, Cluster, ForbiddenError, run
 from spinrun_cli.cluster.follow import POLL_SECONDS
 from spinrun_cli.cluster.view import columns, details, parsed, pod_labels, resource_name, table_rows
-from spinrun_operator import times
-from spinrun_operator.kinds import EVENT, POD, SPIN_RUN, Kind
+from spinrun_kube import times
+from spinrun_kube.kinds import EVENT, POD, SPIN_RUN, Kind
 
 Json = dict[str, Any]
 

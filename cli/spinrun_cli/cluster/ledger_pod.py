@@ -11,15 +11,15 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
-from spinrun_api.processes import Process
 from spinrun_api.run import SpinRun
 from spinrun_cli.cluster.client import Cluster, ConflictError, NotFoundError
 from spinrun_cli.cluster.view import parsed
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_operator import names
+from spinrun_kube import names
+from spinrun_kube.kinds import CHILDREN, POD, Kind
 from spinrun_operator.children import pods
-from spinrun_operator.kinds import CHILDREN, POD, Kind
 from spinrun_operator.settings import Settings
+from spinrun_protocol.commands import Process
 
 Json = dict[str, Any]
 Arguments = Callable[[str], list[str]]

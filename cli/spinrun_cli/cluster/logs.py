@@ -14,8 +14,8 @@ from spinrun_cli.cluster.view import parsed, pod_labels
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.questions import LogsQuestion
 from spinrun_cli.text import LineSplitter, LineWriter
-from spinrun_operator import names, times
-from spinrun_operator.kinds import POD, SPIN_RUN
+from spinrun_kube import names, times
+from spinrun_kube.kinds import POD, SPIN_RUN
 
 Json = dict[str, Any]
 

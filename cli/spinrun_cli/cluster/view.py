@@ -9,7 +9,7 @@ from spinrun_api.run import GROUP, PLURAL, SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_cli.errors import CommandError
 from spinrun_cli.local.view import duration
-from spinrun_operator import names, times
+from spinrun_kube import names, times
 
 Json = dict[str, Any]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spinrun_api.base import ApiModel
-from spinrun_api.processes import PREFERENCE_KEY
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Prompts, Scorer, SpinRunSpec
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_protocol.environment import PREFERENCE_KEY
 
 DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 

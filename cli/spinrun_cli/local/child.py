@@ -12,8 +12,8 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from spinrun_api.processes import PYTHON, Process
 from spinrun_cli.local import guard
+from spinrun_protocol.commands import PYTHON, Process
 
 LONGEST_LINE = 500
 """Characters of a log line that are shown."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import typer
 
-from spinrun_api.exit_codes import ExitCode
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import CommandError
 from spinrun_cli.local import guard
@@ -29,6 +28,7 @@ from spinrun_cli.local.view import duration
 from spinrun_cli.overrides import read_run
 from spinrun_cli.report.data import RunData, load_run_data
 from spinrun_cli.report.write import write_report
+from spinrun_protocol.exit_codes import ExitCode
 from spinrun_worker.ledger import LedgerError
 
 

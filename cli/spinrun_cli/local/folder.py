@@ -27,8 +27,9 @@ from pydantic import ValidationError
 
 from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_api.run import SpinRun
-from spinrun_api.wire import LastWords, Progress
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_protocol.termination import LastWords
+from spinrun_protocol.wire import Progress
 
 NAMESPACE = "local"
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from spinrun_api.processes import PYTHON, Accelerator, Process
 from spinrun_api.run import SpinRun
+from spinrun_protocol.commands import PYTHON, Accelerator, Process
 
 PROBE = Process([PYTHON, "-m", "spinrun_cli.local.machine"])
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -66,7 +66,7 @@ def measure() -> Machine:
     """Look at GPUs, and without any measure which number type this processor is faster with."""
     import torch
 
-    from spinrun_worker.trainer.precision import choose_compute_dtype
+    from spinrun_worker.trainer.model.precision import choose_compute_dtype
 
     if torch.cuda.is_available() and not _vllm_is_for_cpus():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

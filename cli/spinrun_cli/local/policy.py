@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from enum import Enum
 
-from spinrun_api.exit_codes import ExitCode
 from spinrun_api.spec import FailureRule
+from spinrun_protocol.exit_codes import ExitCode
 
 
 class Action(Enum):

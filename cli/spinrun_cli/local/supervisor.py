@@ -20,11 +20,7 @@ from typing import TypeVar
 import httpx
 from pydantic import ValidationError
 
-from spinrun_api import processes
-from spinrun_api.exit_codes import ExitCode
-from spinrun_api.processes import Process
 from spinrun_api.run import SpinRun
-from spinrun_api.wire import LastWords, Progress
 from spinrun_cli.local import machine as machines
 from spinrun_cli.local.child import Child, free_port
 from spinrun_cli.local.folder import RunFolder
@@ -32,6 +28,12 @@ from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.policy import Action, after, backoff_seconds
 from spinrun_cli.local.reporter import Reporter
 from spinrun_cli.local.view import View
+from spinrun_protocol import commands
+from spinrun_protocol.commands import Process
+from spinrun_protocol.environment import PREFERENCE_KEY, ROLLOUTS, SCORERS, TERMINATION_LOG, TOKEN_FILE
+from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.termination import LastWords
+from spinrun_protocol.wire import Progress
 from spinrun_worker.ledger import LedgerError, read_metrics
 
 T = TypeVar("T")
@@ -137,8 +139,8 @@ class Supervisor:
         self.trainer = Child("trainer", folder.logs / "trainer.log")
         self.trainer_port = 0
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._environment[processes.TOKEN_FILE] = str(folder.token_file)
-        self._preference_key = self._environment.pop(processes.PREFERENCE_KEY, None)
+        self._environment[TOKEN_FILE] = str(folder.token_file)
+        self._preference_key = self._environment.pop(PREFERENCE_KEY, None)
         self._client = httpx.AsyncClient(timeout=5.0, trust_env=False)
         self._signals = 0
         self._stop = asyncio.Event()
@@ -269,7 +271,7 @@ class Supervisor:
         spec = self.run_.spec
         dtype = machine.dtype if spec.model.dtype == "auto" else spec.model.dtype
         place = self._place(machine, rollout.index, among=len(self.rollouts))
-        process = processes.vllm(
+        process = commands.vllm(
             self.run_,
             accelerator=machine.accelerator,
             dtype=dtype,
@@ -283,7 +285,7 @@ class Supervisor:
         scorers = self.run_.spec.scorers
         assert scorers is not None, "there is one"
         place = self._place(machine, len(self.rollouts) + scorer.index, among=len(self.scorers))
-        process = processes.scorer(
+        process = commands.scorer(
             self.run_,
             accelerator=machine.accelerator,
             dtype=machine.dtype if scorers.dtype == "auto" else scorers.dtype,
@@ -312,7 +314,7 @@ class Supervisor:
 
     def _agent_process(self, rollout: Rollout) -> Process:
         rollout.scratch.mkdir(parents=True, exist_ok=True)
-        return processes.agent(
+        return commands.agent(
             run_file=str(self.folder.run_file),
             ledger=str(self.folder.ledger),
             scratch=str(rollout.scratch),
@@ -357,7 +359,7 @@ class Supervisor:
         return code, self.folder.last_words()
 
     def _trainer_process(self, attempt: int) -> Process:
-        process = processes.trainer(
+        process = commands.trainer(
             self.run_,
             run_file=str(self.folder.run_file),
             ledger=str(self.folder.ledger),
@@ -366,13 +368,13 @@ class Supervisor:
             host=LOOPBACK,
         )
         environment = {
-            processes.ROLLOUTS: ",".join(rollout.url for rollout in self.rollouts),
-            processes.TERMINATION_LOG: str(self.folder.last_words_file),
+            ROLLOUTS: ",".join(rollout.url for rollout in self.rollouts),
+            TERMINATION_LOG: str(self.folder.last_words_file),
         }
         if self.scorers:
-            environment[processes.SCORERS] = ",".join(scorer.url for scorer in self.scorers)
+            environment[SCORERS] = ",".join(scorer.url for scorer in self.scorers)
         if self._preference_key is not None:
-            environment[processes.PREFERENCE_KEY] = self._preference_key
+            environment[PREFERENCE_KEY] = self._preference_key
         if self.machine is not None and self.machine.accelerator == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpu_plan(self.machine).trainer)
         elif self.run_.spec.method.overlap and "OMP_NUM_THREADS" not in self._environment:

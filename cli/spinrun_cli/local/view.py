@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from spinrun_api.wire import Progress
+from spinrun_protocol.wire import Progress
 
 BUSY = ("generate", "evaluate")
 """Activities whose progress is counted in prompts."""

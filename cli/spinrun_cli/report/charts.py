@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from spinrun_api.ledger import MetricsLine
 from spinrun_cli.report.data import RunData
+from spinrun_protocol.ledger import MetricsLine
 
 PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "prefer")
 """Phases of a window, in the order in which they are stacked: the longest first."""

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from spinrun_api.documents import InvalidDocumentError, read_documents
-from spinrun_api.ledger import MetricsLine, RunRecord
 from spinrun_api.status import Best
-from spinrun_api.wire import LastWords
 from spinrun_cli.errors import InvalidInputError
+from spinrun_protocol.ledger import MetricsLine, RunRecord
+from spinrun_protocol.termination import LastWords
 from spinrun_worker.ledger import Layout, TornError, read_metrics, read_samples
 from spinrun_worker.records import ScoredGroup
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from spinrun_api.documents import InvalidDocumentError, read_documents
-from spinrun_api.ledger import MetricsLine
-from spinrun_api.logs import plain
 from spinrun_api.status import Metrics
-from spinrun_api.wire import LastWords, Progress
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.watch.picture import Outcome, Picture, WindowFigures
 from spinrun_cli.watch.show import Show
+from spinrun_protocol.ledger import MetricsLine
+from spinrun_protocol.logs import plain
+from spinrun_protocol.termination import LastWords
+from spinrun_protocol.wire import Progress
 from spinrun_worker.ledger import LedgerError, read_metrics
 
 Json = dict[str, Any]

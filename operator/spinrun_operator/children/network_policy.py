@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from spinrun_api import processes
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.settings import Settings
+from spinrun_protocol import commands
 
 Json = dict[str, Any]
 
@@ -24,12 +24,12 @@ def trainer_network_policy(run: SpinRun, settings: Settings) -> Json:
     """The trainer tells its progress to the operator, and its metrics to those who collect them; its nodes talk freely."""
     readers = _namespaces((settings.namespace, *settings.monitoring_namespaces))
     nodes = {"from": [{"podSelector": {"matchLabels": names.selector(run, names.TRAINER)}}]}
-    return _policy(run, names.trainer_name(run), names.TRAINER, [_rule(readers, processes.TRAINER_PORT), nodes])
+    return _policy(run, names.trainer_name(run), names.TRAINER, [_rule(readers, commands.TRAINER_PORT), nodes])
 
 
 def _agents_rule(run: SpinRun, settings: Settings) -> Json:
     sources = [{"podSelector": {"matchLabels": names.selector(run, names.TRAINER)}}, *_namespaces(settings.monitoring_namespaces)]
-    return _rule(sources, processes.AGENT_PORT)
+    return _rule(sources, commands.AGENT_PORT)
 
 
 def _namespaces(wanted: tuple[str, ...]) -> list[Json]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 
 Json = dict[str, Any]
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from spinrun_api.logs import LOG_FORMAT
-from spinrun_api.processes import TOKEN_FILE, Process
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.merge import merge
 from spinrun_operator.settings import Settings
+from spinrun_protocol.commands import Process
+from spinrun_protocol.environment import TOKEN_FILE
+from spinrun_protocol.logs import LOG_FORMAT
 
 Json = dict[str, Any]
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from spinrun_api import processes
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.children import pods, vllm_pods
 from spinrun_operator.settings import Settings
+from spinrun_protocol import commands
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ def rollout_statefulset(run: SpinRun, settings: Settings, *, replicas: int) -> J
 def _vllm(run: SpinRun, settings: Settings) -> Json:
     dtype = vllm_pods.arithmetic(run.spec.model.dtype, settings)
     return vllm_pods.vllm_container(
-        processes.vllm(run, accelerator=settings.accelerator, dtype=dtype),
+        commands.vllm(run, accelerator=settings.accelerator, dtype=dtype),
         settings,
         image=run.spec.rollout.image,
         gpus=run.spec.rollout.tensor_parallel_size,
@@ -36,6 +36,6 @@ def _vllm(run: SpinRun, settings: Settings) -> Json:
 
 
 def _agent(run: SpinRun, settings: Settings) -> Json:
-    process = processes.agent(run_file=pods.RUN_FILE, ledger=pods.ledger_folder(run), scratch=pods.SCRATCH_PATH)
+    process = commands.agent(run_file=pods.RUN_FILE, ledger=pods.ledger_folder(run), scratch=pods.SCRATCH_PATH)
     mounts = [pods.read_only(pods.LEDGER_MOUNT), pods.RUN_MOUNT, pods.SCRATCH_MOUNT]
     return vllm_pods.agent_container(process, settings, mounts=mounts)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 
 Json = dict[str, Any]
 

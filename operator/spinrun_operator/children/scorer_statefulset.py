@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from spinrun_api import processes
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.children import pods, vllm_pods
 from spinrun_operator.settings import Settings
+from spinrun_protocol import commands
 
 Json = dict[str, Any]
 
@@ -19,7 +19,7 @@ def scorer_statefulset(run: SpinRun, settings: Settings, *, replicas: int) -> Js
     as_rollouts = settings.accelerator == "cpu" and scorers.dtype == "auto"
     dtype = vllm_pods.arithmetic(run.spec.model.dtype if as_rollouts else scorers.dtype, settings)
     vllm = vllm_pods.vllm_container(
-        processes.scorer(run, accelerator=settings.accelerator, dtype=dtype),
+        commands.scorer(run, accelerator=settings.accelerator, dtype=dtype),
         settings,
         image=scorers.image,
         gpus=scorers.tensor_parallel_size,
@@ -33,7 +33,7 @@ def scorer_statefulset(run: SpinRun, settings: Settings, *, replicas: int) -> Js
         settings,
         replicas=replicas,
         user=scorers.template,
-        containers=[vllm, vllm_pods.agent_container(processes.scorer_agent(), settings, mounts=[])],
+        containers=[vllm, vllm_pods.agent_container(commands.scorer_agent(), settings, mounts=[])],
     )
 
 

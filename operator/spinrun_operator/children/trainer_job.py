@@ -4,12 +4,13 @@ import hashlib
 import json
 from typing import Any
 
-from spinrun_api import processes
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import SecretKey
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.children import pods
 from spinrun_operator.settings import Settings
+from spinrun_protocol import commands
+from spinrun_protocol.environment import MLFLOW_TOKEN, PREFERENCE_KEY, ROLLOUTS, SCORERS, TERMINATION_LOG, WANDB_KEY
 
 Json = dict[str, Any]
 
@@ -64,7 +65,7 @@ def trainer_revision(run: SpinRun) -> str:
 
 
 def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
-    process = processes.trainer(
+    process = commands.trainer(
         run,
         run_file=pods.RUN_FILE,
         ledger=pods.ledger_folder(run),
@@ -72,17 +73,17 @@ def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
         node_rank="$(JOB_COMPLETION_INDEX)",
         rendezvous=_rendezvous(run, attempt) if run.spec.trainer.nodes > 1 else None,
     )
-    rollouts = f"dns+http://{names.rollout_name(run)}.{names.namespace(run)}.svc:{processes.AGENT_PORT}"
-    environment = {processes.ROLLOUTS: rollouts, processes.TERMINATION_LOG: "/dev/termination-log"}
+    rollouts = f"dns+http://{names.rollout_name(run)}.{names.namespace(run)}.svc:{commands.AGENT_PORT}"
+    environment = {ROLLOUTS: rollouts, TERMINATION_LOG: "/dev/termination-log"}
     if run.spec.scorers is not None:
-        environment[processes.SCORERS] = f"http://{names.scorer_name(run)}.{names.namespace(run)}.svc:{processes.AGENT_PORT}"
+        environment[SCORERS] = f"http://{names.scorer_name(run)}.{names.namespace(run)}.svc:{commands.AGENT_PORT}"
     container = pods.container(
         "trainer",
         run.spec.trainer.image or settings.worker_image,
-        processes.Process(process.command, process.environment | environment),
+        commands.Process(process.command, process.environment | environment),
         settings,
         mounts=[pods.LEDGER_MOUNT, pods.RUN_MOUNT, pods.TOKEN_MOUNT, pods.SCRATCH_MOUNT, pods.SHARED_MEMORY_MOUNT],
-        ports=[{"name": "trainer", "containerPort": processes.TRAINER_PORT}],
+        ports=[{"name": "trainer", "containerPort": commands.TRAINER_PORT}],
         resources=pods.gpus(run.spec.trainer.procs_per_node, settings),
         terminationMessagePolicy="File",
     )
@@ -92,9 +93,9 @@ def _trainer(run: SpinRun, settings: Settings, attempt: int) -> Json:
 def _keys(run: SpinRun) -> list[Json]:
     """The variables with keys of servers that the trainer talks to, which the kubelet reads from the user's Secrets."""
     endpoint, telemetry = run.spec.preference.endpoint, run.spec.telemetry
-    keys = [_key(processes.PREFERENCE_KEY, endpoint.secret_ref)] if endpoint and endpoint.secret_ref else []
+    keys = [_key(PREFERENCE_KEY, endpoint.secret_ref)] if endpoint and endpoint.secret_ref else []
     # A tracker's Secret that went missing must not keep the next attempt from starting.
-    for variable, tracker in ((processes.WANDB_KEY, telemetry.wandb), (processes.MLFLOW_TOKEN, telemetry.mlflow)):
+    for variable, tracker in ((WANDB_KEY, telemetry.wandb), (MLFLOW_TOKEN, telemetry.mlflow)):
         if tracker and tracker.secret_ref:
             keys.append(_key(variable, tracker.secret_ref, optional=True))
     return keys
@@ -107,4 +108,4 @@ def _key(variable: str, secret: SecretKey, **rest: bool) -> Json:
 def _rendezvous(run: SpinRun, attempt: int) -> str:
     """Where the other nodes meet the first: its name in the trainer's headless Service."""
     host = f"{names.job_name(run, attempt)}-0.{names.trainer_name(run)}.{names.namespace(run)}.svc"
-    return f"{host}:{processes.RENDEZVOUS_PORT}"
+    return f"{host}:{commands.RENDEZVOUS_PORT}"

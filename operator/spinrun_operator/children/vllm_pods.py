@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from spinrun_api import processes
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.children import pods
 from spinrun_operator.settings import Settings
+from spinrun_protocol import commands
 
 Json = dict[str, Any]
 
@@ -42,7 +42,7 @@ def statefulset(
     )
 
 
-def vllm_container(process: processes.Process, settings: Settings, *, image: str | None, gpus: int, mounts: list[Json]) -> Json:
+def vllm_container(process: commands.Process, settings: Settings, *, image: str | None, gpus: int, mounts: list[Json]) -> Json:
     """vLLM's container. image: the run's choice, if it makes one."""
     default_image = settings.vllm_image if settings.accelerator == "cuda" else settings.worker_image
     health = _healthy()
@@ -67,7 +67,7 @@ def arithmetic(dtype: str, settings: Settings) -> str:
     return "auto" if settings.accelerator == "cuda" else "float32"
 
 
-def agent_container(process: processes.Process, settings: Settings, *, mounts: list[Json]) -> Json:
+def agent_container(process: commands.Process, settings: Settings, *, mounts: list[Json]) -> Json:
     """The container of the agent, the only process of the pod that the network can reach."""
     return pods.container(
         "agent",
@@ -75,7 +75,7 @@ def agent_container(process: processes.Process, settings: Settings, *, mounts: l
         process,
         settings,
         mounts=[*mounts, pods.TOKEN_MOUNT],
-        ports=[{"name": "agent", "containerPort": processes.AGENT_PORT}],
+        ports=[{"name": "agent", "containerPort": commands.AGENT_PORT}],
         resources={"requests": {"cpu": "100m", "memory": "256Mi"}},
         startupProbe=_http("/healthz", period=2, failures=150),
         livenessProbe=_http("/healthz", period=10, failures=6),
@@ -86,7 +86,7 @@ def agent_container(process: processes.Process, settings: Settings, *, mounts: l
 
 def _healthy() -> Json:
     """vLLM listens on the loopback interface, where the kubelet's own HTTP probes cannot reach it."""
-    question = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{processes.VLLM_PORT}/health', timeout=5)"
+    question = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{commands.VLLM_PORT}/health', timeout=5)"
     return {"exec": {"command": ["python3", "-c", question]}, "periodSeconds": PROBE_SECONDS, "timeoutSeconds": PROBE_SECONDS}
 
 

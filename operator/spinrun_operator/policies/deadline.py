@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from spinrun_api.spec import Lifecycle
 from spinrun_api.status import SpinRunStatus
-from spinrun_operator import times
+from spinrun_kube import times
 
 
 def deadline(lifecycle: Lifecycle, status: SpinRunStatus) -> datetime | None:

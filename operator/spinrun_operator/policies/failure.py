@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from spinrun_api.exit_codes import ExitCode
 from spinrun_api.spec import Lifecycle
-from spinrun_api.wire import LastWords
-from spinrun_operator import reasons, times
+from spinrun_kube import times
+from spinrun_operator import reasons
 from spinrun_operator.observed import has_condition, is_deleted
 from spinrun_operator.settings import Settings
+from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.termination import LastWords
 
 Json = dict[str, Any]
 

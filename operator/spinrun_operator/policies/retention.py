@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.observed import has_condition, is_deleted
 
 Json = dict[str, Any]

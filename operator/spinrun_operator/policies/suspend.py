@@ -4,7 +4,7 @@ from datetime import datetime
 
 from spinrun_api.spec import SpinRunSpec
 from spinrun_api.status import Condition
-from spinrun_operator import times
+from spinrun_kube import times
 
 
 def wanted_servers(spec: SpinRunSpec, replicas: int, *, over: bool, trainer_alive: bool) -> int:

@@ -13,7 +13,7 @@ from integration.control_plane import KubectlError
 from integration.fake_kubelet import FakeKubelet
 from integration.operator.cluster import Cluster, spin_run
 from integration.operator.process import Process
-from ports import free_port
+from support.ports import free_port
 from unit.chart.helm import CHART, HelmError
 
 pytestmark = pytest.mark.cluster

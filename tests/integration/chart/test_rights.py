@@ -11,7 +11,7 @@ from integration.chart.release import Release, may
 from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import Exit, Waiting
 from integration.operator.cluster import Cluster, spin_run
-from ports import free_port
+from support.ports import free_port
 
 pytestmark = pytest.mark.cluster
 

@@ -20,7 +20,7 @@ from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import Exit, Waiting
 from integration.operator.cluster import Cluster, spin_run
 from integration.operator.process import Process
-from spinrun_api.wire import LastWords
+from spinrun_protocol.termination import LastWords
 
 pytestmark = pytest.mark.cluster
 

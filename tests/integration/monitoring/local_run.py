@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import yaml
 
-from documents import letters_run
 from integration.monitoring.prometheus import Target
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_worker.ledger import read_metrics
+from support.documents import letters_run
 
 NAMESPACE, RUN = "local", "tiny"
 START_SECONDS, STOP_SECONDS = 600, 120

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from ports import free_port
+from support.ports import free_port
 
 Json = dict[str, Any]
 

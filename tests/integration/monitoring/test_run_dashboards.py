@@ -22,7 +22,7 @@ from integration.monitoring.queries import (
     read_dashboard,
     unanswered,
 )
-from models import tiny_llama
+from support.models import tiny_llama
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

@@ -10,11 +10,11 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client
 
+from spinrun_kube.kinds import CHILDREN, EVENT, POD, SPIN_RUN, kind_of
+from spinrun_kube.names import RUN_LABEL
 from spinrun_operator.api import MERGE_PATCH, Api, ApiError, connect
 from spinrun_operator.controller import Controller
-from spinrun_operator.kinds import CHILDREN, EVENT, POD, SPIN_RUN, kind_of
 from spinrun_operator.metrics import Metrics
-from spinrun_operator.names import RUN_LABEL
 from spinrun_operator.settings import Settings
 
 Json = dict[str, Any]

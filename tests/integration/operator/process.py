@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from ports import free_port
+from support.ports import free_port
 
 START_SECONDS = 60
 

@@ -7,7 +7,7 @@ import pytest
 from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import OOM_KILLED, Evicted, Exit, Script
 from integration.operator.cluster import Cluster, RunningOperator, spin_run
-from spinrun_api.wire import LastWords
+from spinrun_protocol.termination import LastWords
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
 

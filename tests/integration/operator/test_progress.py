@@ -9,9 +9,9 @@ from aiohttp import web
 from integration.control_plane import ControlPlane
 from integration.fake_kubelet import FakeKubelet
 from integration.operator.cluster import Cluster, RunningOperator, spin_run
-from spinrun_api.processes import TRAINER_PORT
 from spinrun_api.status import Best, Metrics, RolloutStatus
-from spinrun_api.wire import Progress
+from spinrun_protocol.commands import TRAINER_PORT
+from spinrun_protocol.wire import Progress
 
 pytestmark = pytest.mark.cluster
 

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from models import tiny_llama
-from ports import free_port
-from trainer_process import UID, Attempts
+from support.models import tiny_llama
+from support.ports import free_port
+from support.trainer_process import UID, Attempts
 
 TOKEN = "secret"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from spinrun_api.ledger import Kind
+from spinrun_protocol.ledger import Kind
 from spinrun_worker.ledger import Ledger, read_pairs, read_samples
-from trainer_process import UID, Attempts
+from support.trainer_process import UID, Attempts
 
 KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "base")
 # The first of a prompt's scripted answers, the only one that version 0 is asked for beforehand, is a 1, and the second a 2.

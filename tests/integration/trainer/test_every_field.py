@@ -19,18 +19,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from fake_endpoint import Asked, Says, serving, some_reply
-from models import random_pairs
-from spinrun_api import processes
 from spinrun_api.base import ApiModel
 from spinrun_api.crd import models_in
 from spinrun_api.documents import parse_run
-from spinrun_api.ledger import MetricsLine, RunRecord
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
-from spinrun_api.wire import Sample
-from spinrun_operator import times
+from spinrun_kube import times
 from spinrun_operator.children.ledger_claim import ledger_claim
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.scorer_statefulset import scorer_statefulset
@@ -41,22 +36,27 @@ from spinrun_operator.policies.suspend import wanted_servers
 from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
 from spinrun_operator.settings import Settings
+from spinrun_protocol import commands
+from spinrun_protocol.ledger import MetricsLine, RunRecord
+from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_scorer
-from spinrun_worker.trainer.assembly import load_material, published_dtype, settled_compute_dtype
-from spinrun_worker.trainer.learner import Learner
-from spinrun_worker.trainer.lora import config_file
-from spinrun_worker.trainer.optimizer import learning_rate, make_optimizer
-from spinrun_worker.trainer.packing import plan_step
-from spinrun_worker.trainer.policy import Policy, load_policy, shard_policy
+from spinrun_worker.trainer.build import load_material, published_dtype, settled_compute_dtype
+from spinrun_worker.trainer.model.learner import Learner
+from spinrun_worker.trainer.model.lora import config_file
+from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
+from spinrun_worker.trainer.model.packing import plan_step
+from spinrun_worker.trainer.model.policy import Policy, load_policy, shard_policy
+from spinrun_worker.trainer.reporting.trackers import following
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
-from spinrun_worker.trainer.trackers import following
-from trainer_process import UID, Attempts
+from support.fake_endpoint import Asked, Says, serving, some_reply
+from support.models import random_pairs
+from support.trainer_process import UID, Attempts
 from unit.operator.world import SETTINGS, START
-from unit.trackers.reading import wandb_files
-from unit.trainer_core.test_learner import OneRank
+from unit.trainer.model.test_learner import OneRank
+from unit.trainer.reporting.trackers.reading import wandb_files
 
 Json = dict[str, Any]
 Effect = Callable[[SpinRun, Attempts], object]
@@ -94,11 +94,11 @@ def adapters(run: SpinRun, _: Attempts) -> object:
 
 
 def vllm_command(run: SpinRun, _: Attempts) -> object:
-    return processes.vllm(run, accelerator="cuda", dtype="auto")
+    return commands.vllm(run, accelerator="cuda", dtype="auto")
 
 
 def trainer_command(run: SpinRun, _: Attempts) -> object:
-    return processes.trainer(run, run_file="run.yaml", ledger="ledger", attempt=1).command
+    return commands.trainer(run, run_file="run.yaml", ledger="ledger", attempt=1).command
 
 
 def rollout_pods(run: SpinRun, _: Attempts) -> object:
@@ -107,7 +107,7 @@ def rollout_pods(run: SpinRun, _: Attempts) -> object:
 
 
 def scorer_command(run: SpinRun, _: Attempts) -> object:
-    return processes.scorer(run, accelerator="cuda", dtype="auto")
+    return commands.scorer(run, accelerator="cuda", dtype="auto")
 
 
 def scorer_pods(run: SpinRun, _: Attempts) -> object:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, serving
-from spinrun_api.processes import PREFERENCE_KEY
 from spinrun_cli.report.write import write_report
+from spinrun_protocol.environment import PREFERENCE_KEY
 from spinrun_worker.ledger import read_pairs, read_samples
-from trainer_process import Attempts
+from support.fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, serving
+from support.trainer_process import Attempts
 
 KEY = "sk-very-secret-0123456789"
 USAGE = {"prompt_tokens": 10, "completion_tokens": 1}

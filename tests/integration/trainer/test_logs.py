@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from trainer_process import Attempts
+from support.trainer_process import Attempts
 
 
 def test_every_line_says_where_the_run_is(attempts: Attempts, tmp_path: Path) -> None:

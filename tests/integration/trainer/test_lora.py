@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from integration.trainer.test_trainer_killed import end_state
 from integration.trainer.test_windows import LN2, completed, recorded, spec, steps
-from models import tiny_llama
-from spinrun_api.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from spinrun_protocol.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from spinrun_worker.ledger import Ledger, read_pairs, verify_tree
 from spinrun_worker.records import Pair
-from spinrun_worker.trainer.policy import Policy, plain_logprob
-from trainer_process import UID, Attempts
+from spinrun_worker.trainer.model.policy import Policy, plain_logprob
+from support.models import tiny_llama
+from support.trainer_process import UID, Attempts
 
 Json = dict[str, Any]
 

@@ -16,11 +16,11 @@ from aiohttp import web
 from integration.trainer.conftest import TOKEN
 from integration.trainer.test_trainer_killed import end_state, killed_and_resumed
 from integration.trainer.test_windows import LN2, completed, spec, steps
-from scripted_agent import ScriptedAgent, random_digits
-from spinrun_api.exit_codes import ExitCode
-from spinrun_api.wire import SamplesRequest
+from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.wire import SamplesRequest
 from spinrun_worker.ledger import Ledger, read_metrics
-from trainer_process import UID, Attempts
+from support.scripted_agent import ScriptedAgent, random_digits
+from support.trainer_process import UID, Attempts
 
 Json = dict[str, Any]
 

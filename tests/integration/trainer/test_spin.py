@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from models import tiny_tokenizer
 from spinrun_api.documents import InvalidDocumentError, parse_run
 from spinrun_worker.ledger import read_pairs
-from trainer_process import Attempts
+from support.models import tiny_tokenizer
+from support.trainer_process import Attempts
 
 SPIN: dict[str, Any] = {
     "method": {"name": "spin", "refUpdateFreq": 2},

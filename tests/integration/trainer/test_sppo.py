@@ -9,7 +9,7 @@ import pytest
 from integration.trainer.test_windows import logprobs
 from spinrun_worker.ledger import read_pairs, read_samples
 from spinrun_worker.records import Pair
-from trainer_process import Attempts
+from support.trainer_process import Attempts
 
 
 def test_sppo_trains_towards_win_rates(attempts: Attempts, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spinrun_api.processes import ROLLOUTS, TERMINATION_LOG, TOKEN_FILE
+from spinrun_protocol.environment import ROLLOUTS, TERMINATION_LOG, TOKEN_FILE
 from spinrun_worker.ledger import Ledger
-from trainer_process import UID, Attempts
+from support.trainer_process import UID, Attempts
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import json
 import time
 from pathlib import Path
 
-from otlp import Span, receiving
 from spinrun_worker.ledger import read_metrics
-from trainer_process import UID, Attempts
+from support.otlp import Span, receiving
+from support.trainer_process import UID, Attempts
 
 WINDOW = ["publish", "activate", "checkpoint", "generate", "evaluate", "prefer", "reference", "train"]
 

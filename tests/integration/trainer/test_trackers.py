@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from spinrun_worker.ledger import read_metrics
-from spinrun_worker.trainer.trackers.tracker import figures
-from trainer_process import UID, Attempts
-from unit.trackers.reading import tensorboard_scalars, wandb_files
+from spinrun_worker.trainer.reporting.trackers.tracker import figures
+from support.trainer_process import UID, Attempts
+from unit.trainer.reporting.trackers.reading import tensorboard_scalars, wandb_files
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ALL: dict[str, Any] = {

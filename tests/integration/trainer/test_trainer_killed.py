@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from integration.trainer.conftest import running_agent
-from spinrun_api.ledger import Kind
+from spinrun_protocol.ledger import Kind
 from spinrun_worker.ledger import Ledger
-from trainer_process import UID, Attempts
+from support.trainer_process import UID, Attempts
 
 AT_A_TIME = 2
 """Trials that run side by side; each has an agent of its own, because an agent serves one version at a time."""

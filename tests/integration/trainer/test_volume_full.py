@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from integration.trainer.test_trainer_killed import end_state
-from spinrun_api.exit_codes import ExitCode
+from spinrun_protocol.exit_codes import ExitCode
 from spinrun_worker.ledger import Ledger
-from trainer_process import UID, Attempts
+from support.trainer_process import UID, Attempts
 
 Resize = Callable[[str], None]
 

@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from integration.trainer.test_trainer_killed import end_state, killed_and_resumed
-from scripted_agent import LOGPROB
-from spinrun_api.exit_codes import ExitCode
-from spinrun_api.ledger import MetricsLine, Reference
+from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.ledger import MetricsLine, Reference
 from spinrun_worker.ledger import Ledger, read_metrics, read_pairs
 from spinrun_worker.records import Pair
-from spinrun_worker.trainer.policy import Policy, plain_logprob
+from spinrun_worker.trainer.model.policy import Policy, plain_logprob
 from spinrun_worker.trainer.schedule import divide
-from trainer_process import UID, Attempts
+from support.scripted_agent import LOGPROB
+from support.trainer_process import UID, Attempts
 
 Json = dict[str, Any]
 

@@ -13,7 +13,7 @@ import promql_parser
 import pytest
 from prometheus_client import CollectorRegistry
 
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.metrics import Metrics
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.scorer.app import ScorerMetrics

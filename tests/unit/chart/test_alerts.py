@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spinrun_api.documents import parse_run
-from spinrun_operator import names
+from spinrun_kube import names
 from unit.api.invalid_runs import MINIMAL
 from unit.chart.helm import CHART, ROOT, Json, documents, one, template
 from unit.chart.promql import KUBELET, KUBELET_LABELS, known_labels, known_metrics, labels_of, promtool, queries_of

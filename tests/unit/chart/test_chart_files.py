@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from spinrun_api.processes import TRAINER_PORT
+from spinrun_protocol.commands import TRAINER_PORT
 from unit.chart.helm import CHART, ROOT, Json
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from spinrun_api.ledger import MetricsLine, RunRecord
-from spinrun_api.wire import LastWords, Sample
 from spinrun_cli.cluster import client, follow
+from spinrun_protocol.ledger import MetricsLine, RunRecord
+from spinrun_protocol.termination import LastWords
+from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import Layout, write_samples
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from unit.cli.fake_api_server import FakeApiServer, fake_api_server

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spinrun_api import processes
-from spinrun_api.processes import Process
 from spinrun_api.run import SpinRun
+from spinrun_protocol import commands
+from spinrun_protocol.commands import Process
 
 PROGRAM = Path(__file__).with_name("fake_children.py")
 
@@ -26,7 +26,7 @@ def install(folder: Path, set_attribute: Callable[[Any, str, Any], None]) -> Non
     """Replace the command lines of the processes."""
 
     def fake(role: str, port: int, number: int) -> Process:
-        return Process([processes.PYTHON, "-S", str(PROGRAM), role, str(port), str(folder), str(number)])
+        return Process([commands.PYTHON, "-S", str(PROGRAM), role, str(port), str(folder), str(number)])
 
     def vllm(run: SpinRun, *, port: int, **_: Any) -> Process:
         (folder / "uid").write_text(run.metadata.uid or "")
@@ -42,7 +42,7 @@ def install(folder: Path, set_attribute: Callable[[Any, str, Any], None]) -> Non
         return fake("trainer", port, attempt)
 
     for name, replacement in (("vllm", vllm), ("agent", agent), ("scorer", scorer), ("trainer", trainer)):
-        set_attribute(processes, name, replacement)
+        set_attribute(commands, name, replacement)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from kubernetes.aio.config import incluster_config
 
-from ports import free_port
 from spinrun_cli.cluster import client, lifecycle, plugin
 from spinrun_cli.cluster.client import TIMEOUT_SECONDS
+from support.ports import free_port
 from unit.api.invalid_runs import MINIMAL
 from unit.cli.fake_api_server import RUNS, Answer, FakeApiServer, failure, over, spin_run, write_kubeconfig
 from unit.cli.shell import Shell

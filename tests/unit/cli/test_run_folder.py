@@ -8,10 +8,10 @@ import pytest
 
 from spinrun_api.documents import read_run as read_document
 from spinrun_api.run import SpinRun
-from spinrun_api.wire import LastWords
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.folder import RunFolder, Start
 from spinrun_cli.overrides import read_run
+from spinrun_protocol.termination import LastWords
 
 
 @pytest.fixture

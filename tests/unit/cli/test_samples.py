@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spinrun_api.wire import Sample
+from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import LedgerWriter, write_pairs, write_samples
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 from unit.cli.shell import Shell

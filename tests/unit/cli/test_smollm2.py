@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import tiny_llama
 from spinrun_cli import smollm2
 from spinrun_cli.errors import CommandError, InvalidInputError
+from support.models import tiny_llama
 
 GGUF_NAMES = {theirs: ours for ours, theirs in smollm2.MODULES.items()}
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from spinrun_api.processes import Process
 from spinrun_api.run import SpinRun
 from spinrun_cli.local import supervisor as supervisors
 from spinrun_cli.local.child import Child
@@ -18,6 +17,7 @@ from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.supervisor import Outcome, Supervisor
 from spinrun_cli.local.view import View
 from spinrun_cli.overrides import read_run
+from spinrun_protocol.commands import Process
 from unit.cli import fakes
 
 

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from spinrun_api.status import Metrics, RolloutStatus
-from spinrun_api.wire import Activity, Progress
 from spinrun_cli.local.reporter import LineReporter
 from spinrun_cli.local.view import View, clock, doing, duration, figures, line, panel
+from spinrun_protocol.wire import Activity, Progress
 
 
 def view(activity: Activity, *, accuracy: float | None = None, message: str = "", version: int = 2) -> View:

@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from spinrun_api.status import Metrics
-from spinrun_api.wire import Activity, LastWords, Progress
 from spinrun_cli.local import logs as local_logs
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.text import LineWriter
 from spinrun_cli.watch import folder as watch_folder
 from spinrun_cli.watch.picture import Outcome, Picture, WindowFigures, line, panel, sparkline
 from spinrun_cli.watch.show import lines
+from spinrun_protocol.termination import LastWords
+from spinrun_protocol.wire import Activity, Progress
 from unit.cli.shell import Shell
 
 
@@ -152,10 +153,10 @@ def test_line_says_what_stands_in_the_way() -> None:
     ("row", "want"),
     [
         (
-            "2026-11-21 13:55:54,117 INFO rank 0 window 2 step 8 spinrun_worker.trainer.rank0: version 2: all",
+            "2026-11-21 13:55:54,117 INFO rank 0 window 2 step 8 spinrun_worker.trainer.coordinator: version 2: all",
             "13:55:54 version 2: all",
         ),
-        ("2026-11-21 13:55:54,117 WARNING rank 0 spinrun_worker.trainer.stop: stopping", "13:55:54 WARNING stopping"),
+        ("2026-11-21 13:55:54,117 WARNING rank 0 spinrun_worker.trainer.ranks.stop: stopping", "13:55:54 WARNING stopping"),
         ("Traceback (most recent call last):", "Traceback (most recent call last):"),
         ('{"result": "Complete"}', '{"result": "Complete"}'),
     ],

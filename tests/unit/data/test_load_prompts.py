@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from models import tiny_tokenizer
 from spinrun_api.spec import Evaluation, Prompts
 from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.errors import ConfigurationError
+from support.models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

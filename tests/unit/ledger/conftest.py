@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spinrun_api.ledger import Kind, Manifest, MetricsLine
+from spinrun_protocol.ledger import Kind, Manifest, MetricsLine
 from spinrun_worker.ledger import LedgerWriter, durable, write_file
 
 UID = "0a1b2c3d-0000-4000-8000-000000000001"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spinrun_api.ledger import Owner
+from spinrun_protocol.ledger import Owner
 from spinrun_worker.ledger import Ledger, LedgerError, LedgerWriter, TornError, durable, read_metrics
 
 OLD = {"config.json": b"old", "model.safetensors": b"0" * 100, "inner/only-old": b"x"}

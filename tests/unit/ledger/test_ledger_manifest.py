@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from spinrun_api.ledger import FileEntry, Manifest
+from spinrun_protocol.ledger import FileEntry, Manifest
 from spinrun_worker.ledger import TornError, content_digest, read_manifest
 from spinrun_worker.ledger.files import MAX_DOCUMENT_BYTES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spinrun_api.ledger import Reference
+from spinrun_protocol.ledger import Reference
 from spinrun_worker.ledger import LedgerWriter, find_ledgers, verify_tree, write_file
 
 OTHER_UID = "ffffffff-0000-4000-8000-000000000002"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinrun_api.wire import Sample
+from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import TornError, hash_file, read_pairs, read_samples, write_pairs, write_samples
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spinrun_api.ledger import FileEntry, RunRecord
+from spinrun_protocol.ledger import FileEntry, RunRecord
 from spinrun_worker.ledger import (
     ForeignError,
     Ledger,

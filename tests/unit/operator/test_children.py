@@ -8,7 +8,7 @@ import pytest
 
 from spinrun_api.documents import read_run
 from spinrun_api.run import SpinRun
-from spinrun_operator import names
+from spinrun_kube import names
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
 from spinrun_operator.children.network_policy import rollout_network_policy, scorer_network_policy, trainer_network_policy
 from spinrun_operator.children.pod_monitor import pod_monitor

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from spinrun_api.spec import FailureRule, Lifecycle
-from spinrun_api.wire import LastWords
 from spinrun_operator.policies.failure import Cause, Ending, ending, judge, last_words
+from spinrun_protocol.termination import LastWords
 from unit.operator.world import SETTINGS, START, pod_of
 
 Json = dict[str, Any]

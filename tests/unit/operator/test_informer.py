@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from spinrun_kube.kinds import CHILDREN, POD, SECRET
 from spinrun_operator.api import ApiError
 from spinrun_operator.informer import Informer, slim
-from spinrun_operator.kinds import CHILDREN, POD, SECRET
 from unit.operator.world import SETTINGS
 
 Json = dict[str, Any]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from spinrun_api.run import SpinRun
+from spinrun_kube.kinds import CHILDREN, POD, Kind
 from spinrun_operator.children.trainer_job import trainer_job
-from spinrun_operator.kinds import CHILDREN, POD, Kind
 from spinrun_operator.observe import Observer
 from spinrun_operator.observed import Observed
 from unit.operator.world import SETTINGS, START, World, run_of

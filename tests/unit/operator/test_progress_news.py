@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from spinrun_api.status import Best, Metrics
-from spinrun_api.wire import Progress
 from spinrun_operator.progress import Target, is_news
+from spinrun_protocol.wire import Progress
 
 BASE = {"uid": "u", "attempt": 1, "activity": "train", "window": 1, "windows": 4, "step": 20, "total_steps": 64}
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from spinrun_api.status import Best, Metrics, RolloutStatus, ScorerStatus
-from spinrun_api.wire import LastWords, Progress
-from spinrun_operator import names, times
+from spinrun_kube import names, times
 from spinrun_operator.observed import Refusal, TrainerProgress
 from spinrun_operator.reconcile import is_managed
+from spinrun_protocol.termination import LastWords
+from spinrun_protocol.wire import Progress
 from unit.operator.world import START, UID, World, run_of, running_world
 
 Json = dict[str, Any]

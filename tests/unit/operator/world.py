@@ -8,7 +8,7 @@ from typing import Any
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.status import Condition
-from spinrun_operator import names, times
+from spinrun_kube import names, times
 from spinrun_operator.observed import Observed, TrainerProgress, child_id
 from spinrun_operator.reconcile import Event, Plan, reconcile
 from spinrun_operator.settings import Settings

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, prefers, serving
-from spinrun_api.processes import PREFERENCE_KEY
 from spinrun_api.spec import JUDGE_TEMPLATE, Judge, Preference
-from spinrun_api.wire import Sample
+from spinrun_protocol.environment import PREFERENCE_KEY
+from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import Scorer, ScoreResult, build_scorer
@@ -23,6 +22,7 @@ from spinrun_worker.rewards.comparison import Comparison
 from spinrun_worker.rewards.dialect import filled
 from spinrun_worker.rewards.endpoint import EndpointClient, Patience, Server
 from spinrun_worker.rewards.judge import ChatDialect
+from support.fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, prefers, serving
 
 KEY = "sk-very-secret-0123456789"
 SECRET = {"name": "judge", "key": "api-key"}

@@ -8,15 +8,15 @@ import httpx
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from fake_endpoint import Asked, FakeEndpoint, Says, serving, some_reply
-from spinrun_api.processes import SCORERS, TOKEN_FILE
 from spinrun_api.spec import Preference, Ranker
-from spinrun_api.wire import Sample
+from spinrun_protocol.environment import SCORERS, TOKEN_FILE
+from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import Scorer, build_scorer
 from spinrun_worker.rewards import source as sources
 from spinrun_worker.rewards.source import check_source, fault_of
+from support.fake_endpoint import Asked, FakeEndpoint, Says, serving, some_reply
 
 CLASSIFIER = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from fake_endpoint import Asked, FakeEndpoint, Play, Says, classes, scores, serving, some_reply
-from spinrun_api.processes import PREFERENCE_KEY
 from spinrun_api.spec import Preference
-from spinrun_api.wire import Sample
+from spinrun_protocol.environment import PREFERENCE_KEY
+from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import Scorer, build_scorer
+from support.fake_endpoint import Asked, FakeEndpoint, Play, Says, classes, scores, serving, some_reply
 
 SECRET = {"name": "scores", "key": "api-key"}
 TEMPLATE = "{prompt} -> {answer}"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spinrun_api.processes import PREFERENCE_KEY
 from spinrun_api.spec import Judge, Preference, Scorer
 from spinrun_operator import reasons
+from spinrun_protocol.environment import PREFERENCE_KEY
 from spinrun_worker.rewards.comparison import ComparingScorer, Comparison
 from spinrun_worker.rewards.endpoint import (
     CONFIGURATION_STATUS,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spinrun_api.spec import Rule
-from spinrun_api.wire import Sample
+from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import RuleScorer, build_rule

@@ -9,16 +9,16 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from fake_vllm import FakeVllm
-from rollouts import TOKEN, UID, AgentUnderTest, Publisher
 from spinrun_worker.bearer import Bearer
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.rollout.activation import Activation
 from spinrun_worker.rollout.app import Agent, Limits
-from spinrun_worker.rollout.engine import Engine
 from spinrun_worker.rollout.gate import Gate
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
+from spinrun_worker.vllm.engine import Engine
+from support.fake_vllm import FakeVllm
+from support.rollouts import TOKEN, UID, AgentUnderTest, Publisher
 
 StartAgent = Callable[..., Awaitable[AgentUnderTest]]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from fake_vllm import FakeVllm
-from rollouts import AgentUnderTest, Publisher, model_files, tensors
-from spinrun_api.ledger import Manifest
+from spinrun_protocol.ledger import Manifest
 from spinrun_worker.rollout import activation
-from spinrun_worker.rollout.engine import LOADING
 from spinrun_worker.rollout.staging import Weights, stage, weights_label
+from spinrun_worker.vllm.engine import LOADING
+from support.fake_vllm import FakeVllm
+from support.rollouts import AgentUnderTest, Publisher, model_files, tensors
 
 SWITCH = [
     "/pause",

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fake_vllm import FakeVllm
-from rollouts import AgentUnderTest, Publisher, adapter_files, model_files
-from spinrun_api.ledger import ADAPTER_WEIGHTS, Manifest
+from spinrun_protocol.ledger import ADAPTER_WEIGHTS, Manifest
 from spinrun_worker.rollout import activation
 from spinrun_worker.rollout.staging import weights_label
+from support.fake_vllm import FakeVllm
+from support.rollouts import AgentUnderTest, Publisher, adapter_files, model_files
 
 LOAD = "/v1/load_lora_adapter"
 SWITCH = ["/pause", LOAD, "/reset_prefix_cache", "/update_weight_version", "/resume"]

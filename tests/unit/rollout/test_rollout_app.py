@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fake_vllm import Body, FakeVllm, completion_of
-from rollouts import AUTHORIZED, AgentUnderTest, Publisher
+from support.fake_vllm import Body, FakeVllm, completion_of
+from support.rollouts import AUTHORIZED, AgentUnderTest, Publisher
 
 PROMPTS = {"a": [5, 6], "b": [7]}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from spinrun_worker.rollout.activation import Action, backoff_seconds, next_action
-from spinrun_worker.rollout.engine import LOADING, EngineStatus
+from spinrun_worker.vllm.engine import LOADING, EngineStatus
 
 
 def engine(label: str, *, paused: bool = False) -> EngineStatus:

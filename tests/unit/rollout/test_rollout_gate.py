@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rollouts import Publisher
-from spinrun_api.ledger import Manifest
+from spinrun_protocol.ledger import Manifest
 from spinrun_worker.rollout.gate import Gate, Served, VersionChangedError
 from spinrun_worker.rollout.staging import Weights
+from support.rollouts import Publisher
 
 
 def served(manifest: Manifest) -> Served:

@@ -10,10 +10,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from engines import AgentProcess, tiny_run
-from fake_vllm import FakeVllm
-from rollouts import AgentClient, Publisher
-from spinrun_api.processes import TOKEN_FILE
+from spinrun_protocol.environment import TOKEN_FILE
+from support.engines import AgentProcess, tiny_run
+from support.fake_vllm import FakeVllm
+from support.rollouts import AgentClient, Publisher
 
 
 @pytest.fixture

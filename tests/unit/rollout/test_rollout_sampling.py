@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from rollouts import Publisher
-from spinrun_api.wire import Prompt, Sample, Sampling
-from spinrun_worker.rollout.engine import Completion
+from spinrun_protocol.wire import Prompt, Sample, Sampling
 from spinrun_worker.rollout.gate import Served
 from spinrun_worker.rollout.sampling import InvalidOutputError, PromptError, Slots, check_prompt, samples_of
 from spinrun_worker.rollout.staging import Weights
+from spinrun_worker.vllm.engine import Completion
+from support.rollouts import Publisher
 
 PROMPT = Prompt(id="p", tokens=(5, 6))
 SAMPLING = Sampling(n=2, max_tokens=3)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from rollouts import VOCABULARY, Files, Publisher, model_files, tensors
-from spinrun_api.ledger import Manifest
+from spinrun_protocol.ledger import Manifest
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.rollout.staging import (
     Shapes,
@@ -23,6 +22,7 @@ from spinrun_worker.rollout.staging import (
     stage,
     staging_path,
 )
+from support.rollouts import VOCABULARY, Files, Publisher, model_files, tensors
 
 SHAPES: Shapes = {"embed.weight": (VOCABULARY, 4), "norm.weight": (4,)}
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engines import ServerProcess
-from ports import free_port
-from spinrun_api import processes
-from spinrun_api.processes import TOKEN_FILE
+from spinrun_protocol import commands
+from spinrun_protocol.environment import TOKEN_FILE
+from support.engines import ServerProcess
+from support.ports import free_port
 
 
 def test_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
     port = free_port()
-    process = processes.scorer_agent(port=port, vllm_port=free_port(), host="127.0.0.1")
+    process = commands.scorer_agent(port=port, vllm_port=free_port(), host="127.0.0.1")
     server = ServerProcess(
         process, port=port, health="/healthz", log=tmp_path / "log", environment={TOKEN_FILE: str(tmp_path / "token")}
     )

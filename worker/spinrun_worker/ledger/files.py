@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from typing_extensions import Buffer
 
 from spinrun_api.base import Record
-from spinrun_api.ledger import FileEntry
+from spinrun_protocol.ledger import FileEntry
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import LedgerUnavailableError, TornError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from spinrun_api.ledger import Kind
+from spinrun_protocol.ledger import Kind
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

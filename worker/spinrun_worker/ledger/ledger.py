@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from spinrun_api.ledger import MANIFEST, FileEntry, Kind, Manifest, MetricsLine, Owner, Reference, RunRecord
+from spinrun_protocol.ledger import MANIFEST, FileEntry, Kind, Manifest, MetricsLine, Owner, Reference, RunRecord
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import ForeignError, LedgerUnavailableError, SupersededError, TornError
 from spinrun_worker.ledger.files import empty_directory, flush_tree, is_directory, read_record, write_record

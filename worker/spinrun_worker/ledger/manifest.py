@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xxhash
 
-from spinrun_api.ledger import MANIFEST, FileEntry, Kind, Manifest
+from spinrun_protocol.ledger import MANIFEST, FileEntry, Kind, Manifest
 from spinrun_worker.ledger.errors import TornError
 from spinrun_worker.ledger.files import hash_file, list_files, read_record
 

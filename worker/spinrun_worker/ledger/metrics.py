@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from spinrun_api.ledger import MetricsLine
+from spinrun_protocol.ledger import MetricsLine
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import LedgerUnavailableError, TornError
 from spinrun_worker.ledger.files import open_regular

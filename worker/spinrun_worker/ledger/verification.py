@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from spinrun_api.base import Record
-from spinrun_api.ledger import MANIFEST, Kind, Manifest, Owner, RunRecord
+from spinrun_protocol.ledger import MANIFEST, Kind, Manifest, Owner, RunRecord
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import ForeignError, LedgerError, LedgerUnavailableError, TornError
 from spinrun_worker.ledger.files import is_directory, list_files, read_record

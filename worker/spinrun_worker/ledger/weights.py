@@ -19,7 +19,7 @@ import xxhash
 from torch import Tensor
 from typing_extensions import Buffer
 
-from spinrun_api.ledger import MANIFEST, FileEntry
+from spinrun_protocol.ledger import MANIFEST, FileEntry
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import TornError
 from spinrun_worker.ledger.files import open_regular, write_file

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spinrun_api.ledger import FileEntry
-from spinrun_api.wire import Sample
+from spinrun_protocol.ledger import FileEntry
+from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import TornError
 from spinrun_worker.ledger.files import open_regular, write_file

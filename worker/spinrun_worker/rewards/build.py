@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from spinrun_api.processes import PREFERENCE_KEY, SCORERS
 from spinrun_api.spec import Judge, Preference, Ranker, RewardModel, ScoringModel
+from spinrun_protocol.environment import PREFERENCE_KEY, SCORERS
 from spinrun_worker.bearer import read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.rewards.comparison import ComparingScorer, Comparison

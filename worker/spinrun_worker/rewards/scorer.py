@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from spinrun_api.spec import Rule
-from spinrun_api.wire import Sample
+from spinrun_protocol.wire import Sample
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards.process import ProcessJudge
 from spinrun_worker.rewards.rules import TEXT_RULES, regex_rule
+from spinrun_worker.rewards.sandbox import ProcessJudge
 from spinrun_worker.rewards.verdict import Failure, Groups, Item, ScoreResult, UnusableAnswerError, Verdict
 
 MAX_MATH_PROCESSES = 8

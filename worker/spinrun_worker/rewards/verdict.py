@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from spinrun_api.wire import Sample
+from spinrun_protocol.wire import Sample
 from spinrun_worker.records import PromptRecord
 
 Groups = Sequence[tuple[PromptRecord, Sequence[Sample]]]

@@ -11,19 +11,19 @@ import aiohttp
 from aiohttp import web
 
 from spinrun_api.documents import InvalidDocumentError, read_run
-from spinrun_api.exit_codes import ExitCode
-from spinrun_api.logs import facts_of, log_to_stderr
-from spinrun_api.processes import AGENT_PORT, VLLM_PORT
 from spinrun_api.run import SpinRun
+from spinrun_protocol.commands import AGENT_PORT, VLLM_PORT
+from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.logs import facts_of, log_to_stderr
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.rollout.activation import Activation
 from spinrun_worker.rollout.app import Agent, Limits
-from spinrun_worker.rollout.engine import Engine
 from spinrun_worker.rollout.gate import Gate
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
+from spinrun_worker.vllm.engine import Engine
 
 logger = logging.getLogger("spinrun_worker.rollout")
 

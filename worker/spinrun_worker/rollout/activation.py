@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
 
-from spinrun_api.ledger import Manifest
-from spinrun_api.wire import Activation as ActivationState
-from spinrun_api.wire import VersionState
+from spinrun_protocol.ledger import Manifest
+from spinrun_protocol.wire import Activation as ActivationState
+from spinrun_protocol.wire import VersionState
 from spinrun_worker.ledger.errors import LedgerError
 from spinrun_worker.ledger.files import read_record
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.ledger.manifest import content_digest
-from spinrun_worker.rollout.engine import LOADING, Engine, EngineError, EngineStatus
 from spinrun_worker.rollout.gate import Gate, Served
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.staging import (
@@ -34,6 +33,7 @@ from spinrun_worker.rollout.staging import (
     staging_path,
     weights_label,
 )
+from spinrun_worker.vllm.engine import LOADING, Engine, EngineError, EngineStatus
 
 logger = logging.getLogger(__name__)
 

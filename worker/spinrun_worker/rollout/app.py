@@ -14,13 +14,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from spinrun_api.base import Record
-from spinrun_api.wire import End, ErrorBody, SamplesRequest, VersionWanted
+from spinrun_protocol.wire import End, ErrorBody, SamplesRequest, VersionWanted
 from spinrun_worker.bearer import Bearer
 from spinrun_worker.rollout.activation import Activation
-from spinrun_worker.rollout.engine import Engine
 from spinrun_worker.rollout.gate import Gate, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
+from spinrun_worker.vllm.engine import Engine
 
 logger = logging.getLogger(__name__)
 

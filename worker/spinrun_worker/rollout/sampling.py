@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from spinrun_api.wire import Prompt, PromptFailed, Sample, SampleGroup, SamplesRequest, Sampling
-from spinrun_worker.rollout.engine import Choice, Completion, Engine, EngineError, RequestRefusedError
+from spinrun_protocol.wire import Prompt, PromptFailed, Sample, SampleGroup, SamplesRequest, Sampling
 from spinrun_worker.rollout.gate import Gate, Served, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics
+from spinrun_worker.vllm.engine import Choice, Completion, Engine, EngineError, RequestRefusedError
 
 logger = logging.getLogger(__name__)
 

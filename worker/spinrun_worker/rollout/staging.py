@@ -16,8 +16,8 @@ from typing import Any, cast
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from spinrun_api.ledger import ADAPTER_CONFIG, FileEntry, Manifest
-from spinrun_api.processes import SERVED_MODEL
+from spinrun_protocol.commands import SERVED_MODEL
+from spinrun_protocol.ledger import ADAPTER_CONFIG, FileEntry, Manifest
 from spinrun_worker.ledger.errors import LedgerError, TornError
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.ledger.manifest import check_content

@@ -9,9 +9,9 @@ import sys
 import aiohttp
 from aiohttp import web
 
-from spinrun_api.exit_codes import ExitCode
-from spinrun_api.logs import log_to_stderr
-from spinrun_api.processes import AGENT_PORT, VLLM_PORT
+from spinrun_protocol.commands import AGENT_PORT, VLLM_PORT
+from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.logs import log_to_stderr
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.scorer.app import ScorerAgent, ScorerMetrics

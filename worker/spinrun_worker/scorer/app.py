@@ -8,9 +8,9 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, ProcessCollector, generate_latest
 
-from spinrun_api.wire import ErrorBody
+from spinrun_protocol.wire import ErrorBody
 from spinrun_worker.bearer import Bearer
-from spinrun_worker.rollout.engine import Engine, EngineError
+from spinrun_worker.vllm.engine import Engine, EngineError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -10,15 +10,16 @@ from typing import NoReturn, TypedDict
 from transformers.utils.logging import disable_progress_bar
 
 from spinrun_api.documents import read_run
-from spinrun_api.exit_codes import ExitCode
-from spinrun_api.logs import facts_of, log_to_stderr
-from spinrun_api.wire import LastWords, Progress
-from spinrun_worker.trainer.assembly import Options, run_uid, train
-from spinrun_worker.trainer.distributed import join_ranks
-from spinrun_worker.trainer.last_words import describe_failure, say
-from spinrun_worker.trainer.progress import ProgressBoard
-from spinrun_worker.trainer.stop import StopSignal
-from spinrun_worker.trainer.trackers import is_left_behind
+from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.logs import facts_of, log_to_stderr
+from spinrun_protocol.termination import LastWords
+from spinrun_protocol.wire import Progress
+from spinrun_worker.trainer.build import Options, run_uid, train
+from spinrun_worker.trainer.ranks.distributed import join_ranks
+from spinrun_worker.trainer.ranks.stop import StopSignal
+from spinrun_worker.trainer.ranks.termination import describe_failure, say
+from spinrun_worker.trainer.reporting.board import ProgressBoard
+from spinrun_worker.trainer.reporting.trackers import is_left_behind
 
 logger = logging.getLogger("spinrun_worker.trainer")
 
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parse_options(arguments: list[str]) -> Options:
-    """The options of spinrun_api.processes.trainer that reach the ranks. Raises InvalidDocumentError for a bad run file."""
+    """The options of spinrun_protocol.commands.trainer that reach the ranks. Raises InvalidDocumentError for a bad run file."""
     parser = argparse.ArgumentParser(prog="python -m spinrun_worker.trainer")
     parser.add_argument("--run", type=Path, required=True, help="the resolved SpinRun")
     parser.add_argument("--ledger", type=Path, required=True, help="the run's own folder")

@@ -11,6 +11,6 @@ import sys
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
-    from spinrun_worker.trainer.launcher import main
+    from spinrun_worker.trainer.ranks.launcher import main
 
     sys.exit(main())

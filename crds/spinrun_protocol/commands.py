@@ -1,0 +1,231 @@
+"""How the processes of a run are started: one place for the operator's pods and for `spinrun local`.
+
+Pure functions from a run to a command line and an environment; they start nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from spinrun_api.run import SpinRun
+
+Accelerator = Literal["cpu", "cuda"]
+
+PYTHON = "python3"
+"""The interpreter of a container: vLLM's own image knows it by no other name."""
+
+VLLM_PORT = 8000
+AGENT_PORT = 8100
+TRAINER_PORT = 8200
+RENDEZVOUS_PORT = 29400
+
+# Name under which vLLM serves the policy, whatever its source.
+SERVED_MODEL = "policy"
+
+# vLLM's own CPU worker keeps the old output layer when it reloads a model with tied embeddings.
+CPU_WORKER = "spinrun_worker.vllm.cpu_worker.CpuWorker"
+
+# On CPUs vLLM computes in a third process only so that it can set the OpenMP environment of a process that it starts. Ours is
+# set from outside, so that the engine can compute itself: one Python with torch and vLLM less, 0.7 GB and seconds of start.
+# By its path instead of "uni", which vLLM would take for "mp".
+ONE_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+VLLM_SERVER = "vllm.entrypoints.openai.api_server"
+# The same with an engine that shares the server's memory, where that engine computes itself.
+CPU_SERVER = "spinrun_worker.vllm.cpu"
+
+CPU_CACHE_BYTES = 1 << 30
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks of adapters that vLLM can be started for (0.32, vllm/config/lora.py)."""
+
+Arguments = dict[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A command line with the environment it adds."""
+
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def vllm(
+    run: SpinRun,
+    *,
+    accelerator: Accelerator,
+    dtype: str,
+    port: int = VLLM_PORT,
+    threads: int | None = None,
+    memory_share: float | None = None,
+) -> Process:
+    """vLLM's OpenAI server, on the loopback interface only: its development endpoints load weights.
+
+    dtype: vLLM's arithmetic, resolved (never auto on a CPU). threads: of OpenMP, on CPUs; None: as many as there are cores.
+    memory_share: of a GPU's memory; None: vLLM's own choice.
+    """
+    rollout, model = run.spec.rollout, run.spec.model
+    arguments: Arguments = {
+        "model": model.source,
+        "served-model-name": SERVED_MODEL,
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": dtype,
+        "max-model-len": run.spec.data.max_prompt_tokens + rollout.max_tokens,
+        "tensor-parallel-size": rollout.tensor_parallel_size,
+        "enable-prefix-caching": True,
+        # What the model's authors recommend for sampling would change the distribution that the loss takes samples to be from.
+        # Their end tokens still count.
+        "generation-config": "vllm",
+        "disable-uvicorn-access-log": True,
+    }
+    if model.revision:
+        arguments["revision"] = model.revision
+    if model.tokenizer:
+        arguments["tokenizer"] = model.tokenizer
+    if model.trust_remote_code:
+        arguments["trust-remote-code"] = True
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    if run.spec.trainer.lora is not None:
+        # The model is the base; each version's adapter is loaded while it runs, one at a time.
+        largest = next(rank for rank in LORA_RANKS if rank >= run.spec.trainer.lora.rank)
+        arguments |= {"enable-lora": True, "max-lora-rank": largest, "max-loras": 1}
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if accelerator == "cpu":
+        arguments |= {"max-num-seqs": 256, "worker-cls": CPU_WORKER}
+    return _server(
+        arguments, rollout.engine_args, environment, accelerator=accelerator, threads=threads, memory_share=memory_share
+    )
+
+
+def scorer(
+    run: SpinRun,
+    *,
+    accelerator: Accelerator,
+    dtype: str,
+    port: int = VLLM_PORT,
+    threads: int | None = None,
+    memory_share: float | None = None,
+) -> Process:
+    """vLLM's server of the preference's own model, on the loopback interface only: it asks nobody for a token.
+
+    dtype, threads, memory_share: as for `vllm`.
+    """
+    model, scorers = run.spec.preference.own_model, run.spec.scorers
+    assert model is not None, "only a run with a model of its own has scorers"
+    assert scorers is not None, "the same"
+    arguments: Arguments = {
+        "model": model.served_name,
+        "runner": "pooling",
+        # Of a model that is no classifier vLLM would make one of embeddings, and score texts by how alike they are.
+        "pooler-config": '{"task": "classify"}',
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": dtype,
+        # What fits into the memory, if that is less than the model can read.
+        "max-model-len": "auto",
+        "tensor-parallel-size": scorers.tensor_parallel_size,
+        "disable-uvicorn-access-log": True,
+    }
+    if model.revision:
+        arguments["revision"] = model.revision
+    return _server(arguments, scorers.engine_args, {}, accelerator=accelerator, threads=threads, memory_share=memory_share)
+
+
+def _server(
+    arguments: Arguments,
+    engine_args: Mapping[str, str | int],
+    environment: dict[str, str],
+    *,
+    accelerator: Accelerator,
+    threads: int | None,
+    memory_share: float | None,
+) -> Process:
+    """A vLLM server with what every one of ours is given. engine_args: the user's, which win."""
+    environment = environment | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if accelerator == "cpu":
+        # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
+        # prompt's samples would pay for the prompt again. 32 is the smallest that starts.
+        arguments = arguments | {"block-size": 32, "enforce-eager": True, "kv-cache-memory-bytes": CPU_CACHE_BYTES}
+        environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        if arguments["tensor-parallel-size"] == 1:
+            arguments["distributed-executor-backend"] = ONE_PROCESS_EXECUTOR
+            environment |= {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
+    if memory_share is not None:
+        arguments = arguments | {"gpu-memory-utilization": memory_share}
+    arguments = {**arguments, **engine_args}
+    module = CPU_SERVER if arguments.get("distributed-executor-backend") == ONE_PROCESS_EXECUTOR else VLLM_SERVER
+    return Process([PYTHON, "-m", module, *_flags(arguments)], environment)
+
+
+def _flags(arguments: Arguments) -> list[str]:
+    """--name value for each; true is a bare flag, false leaves it out. Text may say so too."""
+    flags: list[str] = []
+    for name, value in arguments.items():
+        if value is True or value == "true":
+            flags.append(f"--{name}")
+        elif value is not False and value != "false":
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+def agent(
+    *, run_file: str, ledger: str, scratch: str, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = ""
+) -> Process:
+    """The agent beside a vLLM. host: address to listen on; empty: all.
+
+    run_file: the resolved SpinRun. ledger: the run's own folder, read-only is enough. scratch: fast local space for two versions.
+    """
+    command = [PYTHON, "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
+    command += ["--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
+    return Process(command + (["--host", host] if host else []))
+
+
+def scorer_agent(*, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = "") -> Process:
+    """The agent beside a scorer's vLLM, which lets in who has the run's token. host: address to listen on; empty: all."""
+    command = [PYTHON, "-m", "spinrun_worker.scorer", "--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
+    return Process(command + (["--host", host] if host else []))
+
+
+def trainer(
+    run: SpinRun,
+    *,
+    run_file: str,
+    ledger: str,
+    attempt: int,
+    node_rank: str = "0",
+    rendezvous: str | None = None,
+    port: int = TRAINER_PORT,
+    host: str = "",
+) -> Process:
+    """The launcher of the trainer's ranks on one node.
+
+    ledger: the run's own folder. rendezvous: HOST:PORT of node 0; None: one node, any free port. node_rank may be a shell-free
+    reference such as $(JOB_COMPLETION_INDEX), which Kubernetes expands.
+    """
+    trainer = run.spec.trainer
+    command = [
+        PYTHON,
+        "-m",
+        "spinrun_worker.trainer.launch",
+        "--run",
+        run_file,
+        "--ledger",
+        ledger,
+        "--attempt",
+        str(attempt),
+    ]
+    command += [
+        "--nodes",
+        str(trainer.nodes),
+        "--procs-per-node",
+        str(trainer.procs_per_node),
+        "--node-rank",
+        node_rank,
+    ]
+    command += ["--port", str(port)]
+    if host:
+        command += ["--host", host]
+    if rendezvous:
+        command += ["--rendezvous", rendezvous]
+    return Process(command)

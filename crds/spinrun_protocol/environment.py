@@ -1,0 +1,15 @@
+"""Environment variables of a run's processes. Secrets never travel as arguments."""
+
+TOKEN_FILE = "SPINRUN_TOKEN_FILE"
+"""File that holds the run's bearer token."""
+ROLLOUTS = "SPINRUN_ROLLOUTS"
+"""Comma-separated agent URLs; dns+http://HOST:PORT stands for every address that HOST resolves to."""
+TERMINATION_LOG = "SPINRUN_TERMINATION_LOG"
+"""File for the trainer's last words."""
+SCORERS = "SPINRUN_SCORERS"
+"""Comma-separated URLs of the servers of the preference's model, where the run serves it itself."""
+PREFERENCE_KEY = "SPINRUN_PREFERENCE_KEY"
+"""Key of the preference's endpoint, where its secretRef asks for one. Only the trainer has it."""
+# Of the trackers, by the names that their own libraries read.
+WANDB_KEY = "WANDB_API_KEY"
+MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"

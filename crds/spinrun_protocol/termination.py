@@ -1,0 +1,36 @@
+"""What a trainer says as it ends: the pod's termination message."""
+
+from typing import Literal
+
+from spinrun_api.base import Record
+
+
+class LastWords(Record):
+    """What a trainer says as it ends: the termination message."""
+
+    result: Literal["Complete", "Preempted", "Failed"]
+    """How it ended."""
+
+    reason: str
+    """One word in PascalCase: Completed, Preempted, InvalidConfiguration, LedgerUnavailable, Superseded, NoPairs, …"""
+
+    message: str
+    """What happened and what to do, for people."""
+
+    exit_code: int
+    """Exit code that goes with it."""
+
+    window: int | None = None
+    """Window it was in."""
+
+    step: int | None = None
+    """Optimizer steps done."""
+
+    version: int | None = None
+    """Newest published version."""
+
+    accuracy: float | None = None
+    """Last accuracy."""
+
+    initial_accuracy: float | None = None
+    """Accuracy of version 0."""

@@ -1,0 +1,1 @@
+"""What operator and command line share of Kubernetes: kinds, names, times, and the client of the API server."""

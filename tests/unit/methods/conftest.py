@@ -1,0 +1,3 @@
+from unit.trainer.model.conftest import llama, one_thread
+
+__all__ = ["llama", "one_thread"]

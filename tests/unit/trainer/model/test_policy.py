@@ -1,0 +1,297 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.bloom import BloomConfig
+from transformers.models.cohere import CohereConfig
+from transformers.models.gemma2 import Gemma2Config
+from transformers.models.gemma3 import Gemma3TextConfig
+from transformers.models.gpt2 import GPT2Config
+from transformers.models.gpt_oss import GptOssConfig
+from transformers.models.granite import GraniteConfig
+from transformers.models.lfm2 import Lfm2Config
+from transformers.models.llama import LlamaConfig
+from transformers.models.mamba import MambaConfig
+from transformers.models.mistral import MistralConfig
+from transformers.models.mixtral import MixtralConfig
+from transformers.models.qwen2 import Qwen2Config
+from transformers.models.qwen3 import Qwen3Config
+
+from spinrun_api.spec import Model
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.records import Pair
+from spinrun_worker.trainer.model import policy as policy_module
+from spinrun_worker.trainer.model.attention import UnsupportedModelError
+from spinrun_worker.trainer.model.packing import pack
+from spinrun_worker.trainer.model.policy import ModelError, Policy, load_policy
+from support.models import random_pairs, tiny_llama
+
+VOCABULARY = 96
+# Weights large enough that what a family does to scores and logits shows.
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "qwen2 with sliding layers": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    "qwen3": lambda: Qwen3Config(**SIZES),
+    "mistral with a window": lambda: MistralConfig(**SIZES, sliding_window=6),
+    "gemma2": lambda: Gemma2Config(
+        **SIZES, sliding_window=6, query_pre_attn_scalar=8, attn_logit_softcapping=1.5, final_logit_softcapping=2.0
+    ),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, sliding_window=6, query_pre_attn_scalar=8, sliding_window_pattern=2),
+    "granite": lambda: GraniteConfig(**SIZES, logits_scaling=3.0, attention_multiplier=0.2, residual_multiplier=0.5),
+    "cohere": lambda: CohereConfig(**SIZES, logit_scale=0.25),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+}
+
+
+def saved(config: PretrainedConfig, folder: Path) -> Model:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return Model(source=str(folder))
+
+
+def packed_logprobs(policy: Policy, pairs: list[Pair]) -> Tensor:
+    return policy(pack(pairs, range(len(pairs))))
+
+
+def plain_logprobs(model: PreTrainedModel, pairs: list[Pair]) -> Tensor:
+    """[2P] by transformers alone: each sequence by itself, all logits."""
+
+    def logprob(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
+        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1)[torch.arange(len(completion)), list(completion)].sum()
+
+    return torch.stack([logprob(pair.prompt, completion) for pair in pairs for completion in (pair.chosen, pair.rejected)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_log_probs_and_gradients_equal_the_models_own(family: str, tmp_path: Path):
+    model = saved(FAMILIES[family](), tmp_path)
+    pairs = random_pairs(4, vocabulary_size=VOCABULARY)
+    policy = load_policy(model, master_dtype=torch.float64)
+    plain = AutoModelForCausalLM.from_pretrained(model.source, dtype=torch.float64, attn_implementation="eager").eval()
+
+    got, want = packed_logprobs(policy, pairs), plain_logprobs(plain, pairs)
+    got.square().sum().backward()
+    want.square().sum().backward()
+
+    # transformers rounds rotary angles and normalisations to fp32 even here.
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in policy.model.named_parameters():
+        scale = gradients[name].abs().max().item()
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+def test_fp32_log_probs_equal_the_models_own_to_five_digits(llama: Path):
+    pairs = random_pairs(6)
+    policy = load_policy(Model(source=str(llama)))
+    plain = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+
+    torch.testing.assert_close(packed_logprobs(policy, pairs), plain_logprobs(plain, pairs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pair_has_the_same_log_probs_in_any_company(llama: Path):
+    policy = load_policy(Model(source=str(llama)), master_dtype=torch.float64)
+    pairs = random_pairs(5)
+
+    together = packed_logprobs(policy, pairs).view(-1, 2)
+    alone = torch.stack([packed_logprobs(policy, [pair]) for pair in pairs])
+
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_state_names_are_those_of_the_model_on_disk(tmp_path: Path):
+    for tied in (True, False):
+        folder = tiny_llama(tmp_path / str(tied), tie_word_embeddings=tied)
+        state = load_policy(Model(source=str(folder))).state()
+
+        on_disk = load_file(folder / "model.safetensors")
+        assert set(state) == set(on_disk)
+        assert ("lm_head.weight" in state) is not tied
+        assert all(torch.equal(state[name], tensor) for name, tensor in on_disk.items())
+
+
+def test_weights_do_not_depend_on_the_file_they_were_loaded_from(tmp_path: Path):
+    folder = tiny_llama(tmp_path)
+    policy = load_policy(Model(source=str(folder)))
+
+    (folder / "model.safetensors").write_bytes(b"")
+
+    assert all(tensor.isfinite().all() for tensor in policy.state().values())
+
+
+def test_bfloat16_weights_are_loaded_as_fp32_masters(tmp_path: Path):
+    folder = tiny_llama(tmp_path, dtype=torch.bfloat16)
+
+    assert {tensor.dtype for tensor in load_policy(Model(source=str(folder))).state().values()} == {torch.float32}
+
+
+def test_dropout_is_off(tmp_path: Path):
+    policy = load_policy(saved(LlamaConfig(**SIZES, attention_dropout=0.5), tmp_path))
+    pairs = random_pairs(2, vocabulary_size=VOCABULARY)
+
+    assert torch.equal(packed_logprobs(policy, pairs), packed_logprobs(policy, pairs))
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        pytest.param(
+            lambda: Lfm2Config(**{**SIZES, "layer_types": ["conv", "full_attention", "conv"]}),
+            "config.layer_types of lfm2 has conv",
+            id="convolutions",
+        ),
+        pytest.param(
+            lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8, pad_token_id=0),
+            "config.layer_types of mamba has linear_attention",
+            id="state space",
+        ),
+        pytest.param(
+            lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+            "BloomForCausalLM does not hand its attention to transformers' AttentionInterface",
+            id="attention of its own",
+        ),
+        pytest.param(
+            lambda: GptOssConfig(**{**SIZES, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 8}),
+            "GptOssForCausalLM cannot run on packed pairs: GptOssAttention uses attention sinks",
+            id="attention sinks",
+        ),
+        pytest.param(
+            lambda: MixtralConfig(**SIZES, num_local_experts=2),
+            "MixtralForCausalLM stores its weights in another form",
+            id="mixture of experts",
+        ),
+    ],
+)
+def test_models_that_packed_pairs_would_train_wrongly_are_refused(config, match: str, tmp_path: Path):
+    with pytest.raises(UnsupportedModelError, match=match):
+        load_policy(saved(config(), tmp_path))
+
+
+def test_an_unknown_change_of_logits_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(policy_module, "logit_transform", lambda _: lambda logits: logits)
+
+    with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM gives other log-probs on packed pairs than by itself"):
+        load_policy(saved(FAMILIES["granite"](), tmp_path))
+
+
+def test_windows_that_do_not_reach_the_attention_are_noticed(tmp_path: Path):
+    folder = tiny_llama(tmp_path)
+    # Llama's attention knows no window, whatever its configuration says.
+    edit_config(folder, layer_types=["full_attention", "sliding_attention"], sliding_window=4)
+
+    with pytest.raises(UnsupportedModelError, match=r"config\.sliding_window"):
+        load_policy(Model(source=str(folder)))
+
+
+def test_positions_that_depend_on_the_longest_sequence_are_refused_where_they_begin_to(tmp_path: Path):
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    policy = load_policy(saved(LlamaConfig(**{**SIZES, "max_position_embeddings": 16, "rope_parameters": rope}), tmp_path))
+    fits = Pair("fits", (3,) * 10, (4,) * 6, (5,) * 6, 1.0, 0.0)
+    too_long = Pair("too long", (3,) * 10, (4,) * 2, (5,) * 7, 1.0, 0.0)
+
+    assert packed_logprobs(policy, [fits]).isfinite().all()
+    with pytest.raises(UnsupportedModelError, match="a sequence of 17 tokens is beyond 16"):
+        packed_logprobs(policy, [fits, too_long])
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def remove_a_weight(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.pop(NORM))
+
+
+def add_a_weight(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.update(x=torch.ones(1)))
+
+
+def reshape_a_weight(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.update({NORM: torch.ones(7)}))
+
+
+def quantize(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        pytest.param(remove_a_weight, "1 missing keys: " + NORM, id="missing"),
+        pytest.param(add_a_weight, "1 unexpected keys: x", id="unexpected"),
+        pytest.param(reshape_a_weight, "1 mismatched keys: .*" + NORM, id="shape"),
+        pytest.param(lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "cannot be loaded", id="torn"),
+        pytest.param(lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded", id="no weights"),
+        pytest.param(lambda folder: edit_config(folder, model_type="t5"), "cannot be loaded", id="not a causal model"),
+        pytest.param(lambda folder: edit_config(folder, model_type="nonsense"), "cannot be loaded", id="unknown"),
+        pytest.param(quantize, "model.source", id="quantized"),
+    ],
+)
+def test_a_model_that_does_not_load_whole_is_not_trained(damage: Callable[[Path], object], match: str, tmp_path: Path):
+    folder = tiny_llama(tmp_path)
+    damage(folder)
+
+    with pytest.raises(ModelError, match=match):
+        load_policy(Model(source=str(folder)))
+
+
+def test_a_model_that_is_not_there_is_an_error_of_the_configuration(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"model.source '.*nowhere' at revision 'v2' cannot be loaded"):
+        load_policy(Model(source=str(tmp_path / "nowhere"), revision="v2"))
+
+
+def test_code_of_the_model_runs_only_when_it_is_trusted(tmp_path: Path):
+    folder = tiny_llama(tmp_path)
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    edit_config(folder, model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"})
+
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        load_policy(Model(source=str(folder)))
+    assert type(load_policy(Model(source=str(folder), trust_remote_code=True)).model).__name__ == "OwnModel"

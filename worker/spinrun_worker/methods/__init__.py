@@ -1,0 +1,1 @@
+"""How answers become a training signal: pairs and losses, as published."""

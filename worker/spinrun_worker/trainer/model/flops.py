@@ -1,0 +1,36 @@
+"""Model FLOPs utilization: what a step computes for the model's sake, against what the hardware could have computed meanwhile."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from spinrun_worker.records import Pair
+from spinrun_worker.trainer.model.policy import Policy
+
+
+class ModelFlops:
+    """Floating-point operations of a policy's training, by the usual count of 6 for each weight and token.
+
+    2 forward and 4 backward, of which one that is not trained needs 2; attention's own, and what is computed a second time to
+    save memory, count for nothing. Source: arXiv 2204.02311, appendix B.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        head = policy.model.get_output_embeddings()
+        tables = [module.weight for module in (policy.model.get_input_embeddings(), head) if isinstance(module, nn.Module)]
+        looked_up = {id(table) for table in tables}
+        body = [weight for weight in policy.parameters() if id(weight) not in looked_up]
+        self._body = sum(weight.numel() * _operations(weight.requires_grad) for weight in body)
+        is_trained = any(table.requires_grad for table in tables)
+        self._head = policy.config.vocab_size * policy.config.hidden_size * _operations(is_trained)
+
+    def of_step(self, pairs: Sequence[Pair]) -> float:
+        """Of one optimizer step on pairs whose prompts are computed once, and whose output matrix sees completions only."""
+        tokens = sum(pair.num_tokens for pair in pairs)
+        completions = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+        return float(self._body * tokens + self._head * completions)
+
+
+def _operations(is_trained: bool) -> int:
+    """For each weight and token."""
+    return 6 if is_trained else 4

@@ -1,0 +1,268 @@
+"""The learner: reference log-probs and optimizer steps over pairs, the same on one rank or many."""
+
+# ruff: noqa: N815 - shape suffixes
+# P = pairs of a step, B = pairs of a micro-batch, S = completions (2B)
+# N = values of a pair: log-probs of chosen and rejected and, for cringe, the contrast of rejected
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from spinrun_api.spec import Method, Trainer
+from spinrun_worker.errors import RunError
+from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses
+from spinrun_worker.records import Pair
+from spinrun_worker.trainer.model.flops import ModelFlops
+from spinrun_worker.trainer.model.packing import MicroBatch, pack, plan_step
+from spinrun_worker.trainer.model.policy import Policy
+from spinrun_worker.trainer.model.precision import matmul_gflops
+
+PEAK_SECONDS = 0.3
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient that is not a number. The step was not taken; the message names the prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an optimizer step did, the same on every rank."""
+
+    figures: dict[str, float]
+    """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before
+    clipping), lr, tokens (each prompt once), pairs. An answer without tokens is in no mean over answers."""
+    loss_at_reference: float
+    """What the loss would be if the policy were the reference."""
+    logprobs: list[tuple[float, float]]
+    """(chosen, rejected) summed log-probs of each pair before the step, in nats."""
+
+
+class Learner:
+    """Trains a policy on pairs. All ranks call every method together, with the same pairs."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: Optimizer,
+        *,
+        method: Method,
+        trainer: Trainer,
+        control: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        policy: after `shard_policy`. control: gloo group for votes and figures; None: the default group if there is one, which
+        must then be gloo's.
+        """
+        self.policy = policy
+        self.optimizer = optimizer
+        self.method = method
+        self.trainer = trainer
+        self._control = control
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self._device = next(policy.parameters()).device
+        self._flops = ModelFlops(policy)
+        self._peak_flops = 0.0
+
+    @torch.no_grad()
+    def reference_logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
+        """(chosen, rejected) summed log-probs of each pair under the policy as it is now, in nats, on every rank.
+
+        The sums are those of `step`: weighted, with lengthDesensitize below 1.
+        pairs: those of one step. They are packed as `step` packs them, so that its forward pass gives the same bits.
+        """
+        parts = [self._forward(micro) for micro in self._micro_batches(pairs, top_k=0)]
+        self.policy.release()
+        return [(chosen, rejected) for chosen, rejected in self._everyones(parts, len(pairs)).tolist()]
+
+    def step(
+        self, pairs: Sequence[Pair], *, learning_rate: float, should_stop: Callable[[], bool] | None = None
+    ) -> StepResult | None:
+        """One optimizer step on the pairs of all ranks; None when any rank's should_stop says so between two micro-batches.
+
+        The loss is the sum over pairs divided by their number: packing and number of ranks change only its rounding. Pairs
+        without reference are compared with the policy as it is now, of which the step's own forward pass gives the log-probs.
+        Raises ValueError for no pairs, or some with reference and some without; NonFiniteError, on all ranks, instead of a step
+        that would break the weights.
+        """
+        _require_references(pairs)
+        divisor = num_pairs(_num_tokens(pairs), self.method)
+        parts: list[_Part] = []
+        cringe = self.method.cringe_settings
+        for micro in self._micro_batches(pairs, top_k=cringe.top_k if cringe else 0):
+            if self._any(should_stop is not None and should_stop()):
+                self.optimizer.zero_grad()
+                return None
+            part = self._forward(micro)
+            (self._sum_of_losses(part, pairs) / divisor).backward()
+            parts.append(_Part(part.indices, part.values_BN.detach()))
+        values_PN = self._everyones(parts, len(pairs))
+        policy_P2, contrast_P = values_PN[:, :2], values_PN[:, 2:]
+        known = _known(pairs, policy_P2)
+        losses_P = self._losses(values_PN, known)
+        loss = losses_P.sum().item() / divisor
+        grad_norm = self._clip_gradients()
+        self._check_finite(pairs, policy_P2, losses_P, grad_norm)
+        losses_at_reference_P = self._losses(torch.cat([known.reference_P2, contrast_P], dim=1), known)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return StepResult(
+            {
+                "loss": loss,
+                **_preference_figures(policy_P2, known, self.method.beta),
+                "grad_norm": grad_norm,
+                "lr": learning_rate,
+                "tokens": float(sum(pair.num_tokens for pair in pairs)),
+                "pairs": float(len(pairs)),
+            },
+            loss_at_reference=losses_at_reference_P.sum().item() / divisor,
+            logprobs=[(chosen, rejected) for chosen, rejected in policy_P2.tolist()],
+        )
+
+    def _micro_batches(self, pairs: Sequence[Pair], *, top_k: int) -> list[MicroBatch]:
+        """This rank's share of a step."""
+        plan = plan_step(
+            [pair.num_tokens for pair in pairs],
+            world_size=self._world_size,
+            tokens_per_micro_batch=self.trainer.tokens_per_micro_batch,
+        )
+        tail_weight = self.method.length_desensitize
+        return [pack(pairs, indices, top_k=top_k, tail_weight=tail_weight) for indices in plan[self._rank]]
+
+    def _forward(self, micro: MicroBatch) -> "_Part":
+        values_S = cast(Tensor, self.policy(micro.to(self._device)))
+        if micro.noise_CK is None:
+            return _Part(micro.pair_indices, values_S.view(-1, 2))
+        logprobs_S, contrasts_S = values_S.unbind(1)
+        return _Part(micro.pair_indices, torch.cat([logprobs_S.view(-1, 2), contrasts_S[1::2, None]], dim=1))
+
+    def _sum_of_losses(self, part: "_Part", pairs: Sequence[Pair]) -> Tensor:
+        """Scalar: the losses of a micro-batch's pairs."""
+        if not part.indices:
+            # A row that counts for nothing. Its backward pass must run, because the other ranks wait for its collectives.
+            return part.values_BN.sum() * 0.0
+        known = _known([pairs[index] for index in part.indices], part.values_BN[:, :2].detach())
+        return self._losses(part.values_BN, known).sum()
+
+    def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
+        """[P, N] values of all pairs of the step in order, fp64, on every rank and on the CPU."""
+        values_PN = torch.zeros(num_pairs, parts[0].values_BN.shape[1], dtype=torch.float64)
+        for part in parts:
+            if part.indices:
+                values_PN[list(part.indices)] = part.values_BN.double().cpu()
+        if self._world_size > 1:
+            # A pair is on one rank and zero on the others, so that its sum is itself, bit for bit.
+            dist.all_reduce(values_PN, group=self._control)
+        return values_PN
+
+    def _losses(self, values_BN: Tensor, known: "_Known") -> Tensor:
+        """[B] loss of each pair."""
+        contrast_B = values_BN[:, 2] if self.method.cringe_settings else None
+        return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
+
+    def _clip_gradients(self) -> float:
+        """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        norm = get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if norm > self.trainer.max_grad_norm:
+            clip_grads_with_norm_(parameters, self.trainer.max_grad_norm, norm)
+        return norm.item()
+
+    def _check_finite(self, pairs: Sequence[Pair], policy_P2: Tensor, losses_P: Tensor, grad_norm: float) -> None:
+        """Every rank has the same numbers, so that all raise or none."""
+        finite_P = policy_P2.isfinite().all(dim=1) & losses_P.isfinite()
+        if finite_P.all() and math.isfinite(grad_norm):
+            return
+        self.optimizer.zero_grad()
+        suspects = [pair for pair, finite in zip(pairs, finite_P.tolist(), strict=True) if not finite] or pairs
+        names = ", ".join(pair.prompt_id for pair in suspects[:8]) + (" …" if len(suspects) > 8 else "")
+        raise NonFiniteError(
+            f"the step has loss {losses_P.mean().item()} and gradient norm {grad_norm}, and was not taken. Its pairs are of "
+            f"prompts {names}: lower trainer.learningRate or method.beta"
+        )
+
+    def utilization(self, pairs: Sequence[Pair], seconds: float) -> float:
+        """Model FLOPs of a step on these pairs over what the ranks could have computed in its time, each as fast as this one.
+
+        The latter is measured once, after a step: on a machine that is shared with rollouts, they wait then.
+        """
+        if not self._peak_flops:
+            dtype = self.policy.arithmetic_dtype
+            self._peak_flops = matmul_gflops(dtype, device=self._device, seconds=PEAK_SECONDS) * 1e9
+        return self._flops.of_step(pairs) / (seconds * self._world_size * self._peak_flops)
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank."""
+        votes = torch.tensor(int(flag))
+        if self._world_size > 1:
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(votes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a micro-batch gave: [B, N] values of its pairs. Without indices the one row is no pair's."""
+
+    indices: tuple[int, ...]
+    values_BN: Tensor
+
+
+class _Known(NamedTuple):
+    """What is known of pairs before a step, of chosen and rejected, in the order of PairLogprobs."""
+
+    reference_P2: Tensor
+    num_tokens_P2: Tensor
+    rewards_P2: Tensor
+
+
+def _preference_figures(policy_P2: Tensor, known: _Known, beta: float) -> dict[str, float]:
+    """Means over the step's answers that are there, and over its pairs, where a missing answer counts as one that never moved."""
+    rewards_P2 = beta * (policy_P2 - known.reference_P2)
+    margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+    num_answers_2 = (known.num_tokens_P2 > 0).sum(dim=0).clamp(min=1)
+    of_answers = {
+        f"{name}/{side}": (values_P2[:, column].sum() / num_answers_2[column]).item()
+        for name, values_P2 in (("logps", policy_P2), ("ref_logps", known.reference_P2), ("rewards", rewards_P2))
+        for column, side in enumerate(("chosen", "rejected"))
+    }
+    of_pairs = {"rewards/margins": margins_P.mean().item(), "rewards/accuracies": (margins_P > 0).double().mean().item()}
+    return of_answers | of_pairs
+
+
+def _known(pairs: Sequence[Pair], policy_P2: Tensor) -> _Known:
+    """[P, 2] each. policy_P2: log-probs under the policy before the step, which are the reference of pairs that have no other."""
+    reference = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
+    rewards = [(pair.chosen_reward, pair.rejected_reward) for pair in pairs]
+    return _Known(
+        policy_P2 if reference[0][0] is None else torch.tensor(reference, dtype=torch.float64).to(policy_P2),
+        _num_tokens(pairs).to(policy_P2),
+        torch.tensor(rewards, dtype=torch.float64).to(policy_P2),
+    )
+
+
+def _num_tokens(pairs: Sequence[Pair]) -> Tensor:
+    """[P, 2] tokens of the completions, fp64."""
+    return torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64)
+
+
+def _require_references(pairs: Sequence[Pair]) -> None:
+    """Raises ValueError for no pairs, or some with reference and some without."""
+    if not pairs:
+        raise ValueError("a step needs at least one pair: skip it")
+    without = [pair.prompt_id for pair in pairs if pair.reference_chosen is None or pair.reference_rejected is None]
+    if 0 < len(without) < len(pairs):
+        raise ValueError(
+            f"pair of prompt {without[0]!r} has no reference log-probs, and others have: run the reference pass first"
+        )

@@ -1,0 +1,146 @@
+"""The request to stop: SIGTERM or SIGINT to any rank is seen by rank 0 and, through the Learner's votes, by all.
+
+A rank may sit in a collective for an hour while rank 0 waits for rollouts, and Python runs no signal handler there. So a thread
+reads the signals from Python's wake-up descriptor, which is written even then, and passes the request on through the store.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from spinrun_protocol.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    # Importing torch takes seconds, in which a signal should find its handler.
+    from torch.distributed.distributed_c10d import Store
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+POLL_SECONDS = 0.5
+"""How often rank 0 looks whether another rank was asked to stop."""
+
+_KEY = "stop"
+
+
+class StopSignal:
+    """Whether this process, or on rank 0 any rank, was asked to stop. The second signal ends the process at once.
+
+    Made in the main thread before anything slow; `share` follows once the ranks know each other. One at a time in a process.
+    """
+
+    installed: ClassVar["StopSignal | None"] = None
+    """The one whose handlers are in place."""
+
+    def __init__(self) -> None:
+        self._requested = threading.Event()
+        self._closing = threading.Event()
+        self._signals = 0
+        self._store: Store | None = None
+        self._listens = False
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, _handled_by_the_thread) or signal.SIG_DFL for number in SIGNALS}
+        StopSignal.installed = self
+        self._thread = threading.Thread(target=self._watch, name="stop-signal", daemon=True)
+        self._thread.start()
+
+    def share(self, store: "Store", *, rank: int) -> None:
+        """Tell the other ranks of a request, and let rank 0 listen for theirs. store: as in Distributed."""
+        self._listens = rank == 0
+        # A connection of its own: calls on one wait for each other, and the main thread's may wait long.
+        self._store = cast(Any, store).clone()
+
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self._requested.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until a request. Whether to stop."""
+        return self._requested.wait(seconds)
+
+    def close(self) -> None:
+        """Give the signals back to whoever handled them before."""
+        self.give_back()
+        self._closing.set()
+        self._thread.join()
+        self._reader.close()
+        self._writer.close()
+
+    def give_back(self) -> None:
+        """The signals only; what else there is belongs to the process that made it."""
+        StopSignal.installed = None
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _watch(self) -> None:
+        told = False
+        while not self._closing.is_set():
+            if select.select([self._reader], [], [], POLL_SECONDS)[0]:
+                self._receive()
+            if self._store is not None and not told:
+                told = self._exchange(self._store)
+
+    def _receive(self) -> None:
+        """Take the numbers of the signals that have come."""
+        for number in self._reader.recv(64):
+            if number not in SIGNALS:
+                continue
+            self._signals += 1
+            name = signal.Signals(number).name
+            if self._signals > 1:
+                logger.warning("a second signal, %s: stopping without a checkpoint", name)
+                logging.shutdown()
+                os._exit(ExitCode.PREEMPTED)
+            logger.warning("%s: stopping after a checkpoint; a second signal stops at once", name)
+            self._requested.set()
+
+    def _exchange(self, store: "Store") -> bool:
+        """Tell of a request or hear of one. Whether there is nothing left to tell or hear."""
+        try:
+            if self._requested.is_set():
+                store.set(_KEY, "")
+                return True
+            if self._listens and store.check([_KEY]):
+                logger.warning("another rank was asked to stop: stopping after a checkpoint")
+                self._requested.set()
+                return True
+        except RuntimeError as error:
+            # Rank 0 holds the store: without it there is no run to stop, and the launcher ends this rank.
+            logger.debug("the store is gone: %s", error)
+            return True
+        return False
+
+
+def _handled_by_the_thread(number: int, frame: FrameType | None) -> None:
+    """Instead of the default, which ends the process."""
+
+
+# A forked child shares the descriptor: a signal meant for the child would stop this process. So signals are blocked over the
+# fork, and wait until the child has the handlers back that were there before.
+
+
+def _before_fork() -> None:
+    if StopSignal.installed is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _after_fork_in_parent() -> None:
+    if StopSignal.installed is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _after_fork_in_child() -> None:
+    if StopSignal.installed is not None:
+        StopSignal.installed.give_back()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,1 @@
+"""The log-probs that the pairs of a window are compared with."""

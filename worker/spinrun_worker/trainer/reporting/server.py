@@ -1,0 +1,134 @@
+"""What rank 0 tells those who watch: `/progress`, `/metrics`, `/healthz`."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from spinrun_protocol.wire import Activity
+from spinrun_worker.errors import RunError
+from spinrun_worker.trainer.model.memory import peak_bytes, peak_cuda_bytes
+from spinrun_worker.trainer.reporting.board import ProgressBoard
+
+logger = logging.getLogger(__name__)
+
+
+class Gauges:
+    """Prometheus gauges made from figures by name: `rewards/margins` becomes spinrun_trainer_rewards_margins."""
+
+    def __init__(self, *, namespace: str, run: str, method: str) -> None:
+        self.registry = CollectorRegistry()
+        self.labels = {"namespace": namespace, "run": run, "method": method}
+        """Labels of every metric."""
+        self._gauges: dict[str, Gauge] = {}
+
+    def follow(self, board: ProgressBoard) -> None:
+        """Show the state of the board, too, as it is when somebody asks."""
+        self.registry.register(BoardCollector(board, self.labels))
+
+    def set(self, values: dict[str, float]) -> None:
+        """Set gauges; a new name makes a new gauge."""
+        for name, value in values.items():
+            metric = "spinrun_trainer_" + name.replace("/", "_")
+            if metric not in self._gauges:
+                self._gauges[metric] = Gauge(
+                    metric, f"Newest value of {name}.", labelnames=list(self.labels), registry=self.registry
+                )
+            self._gauges[metric].labels(**self.labels).set(value)
+
+
+class BoardCollector(Collector):
+    """What rank 0 is doing and how far it is, made into metrics whenever they are read."""
+
+    def __init__(self, board: ProgressBoard, labels: Mapping[str, str]) -> None:
+        self._board = board
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment."""
+        board, now = self._board, self._board.now
+        activities = {name: float(name == now.activity) for name in get_args(Activity)}
+        yield self._gauge("activity", "1 for what the trainer does now, 0 for the rest.", "activity", activities)
+        yield self._counter("activity_seconds", "Seconds of this attempt by activity.", "activity", board.seconds())
+        yield self._counter("written_bytes", "Bytes of this attempt on the ledger by kind.", "kind", board.written_bytes)
+        yield self._figure("windows", "Windows in all.", now.windows or None)
+        yield self._figure("steps", "Optimizer steps in all.", now.total_steps or None)
+        yield self._figure("end_timestamp_seconds", "When the run will end at its present pace.", board.end)
+        yield self._figure("initial_accuracy", "Accuracy of version 0.", board.accuracies.get(0))
+        yield self._figure("memory_peak_bytes", "Most main memory that rank 0 has held.", peak_bytes())
+        yield self._figure("cuda_memory_peak_bytes", "Most memory of its GPU that rank 0 has held.", peak_cuda_bytes())
+
+    def _figure(self, name: str, meaning: str, value: float | None) -> Metric:
+        """A gauge without a label of its own; no sample for None."""
+        family = GaugeMetricFamily(f"spinrun_trainer_{name}", meaning, labels=list(self._labels))
+        if value is not None:
+            family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _gauge(self, name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
+        family = GaugeMetricFamily(f"spinrun_trainer_{name}", meaning, labels=[*self._labels, label])
+        return self._filled(family, values)
+
+    def _counter(self, name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
+        family = CounterMetricFamily(f"spinrun_trainer_{name}", meaning, labels=[*self._labels, label])
+        return self._filled(family, values)
+
+    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
+        for key, value in values.items():
+            family.add_metric([*self._labels.values(), key], value)
+        return family
+
+
+class ProgressServer:
+    """HTTP server of rank 0, in threads of its own; it holds nothing but references."""
+
+    def __init__(self, *, host: str, port: int, board: ProgressBoard, gauges: Gauges) -> None:
+        gauges.follow(board)
+        routes: dict[str, Callable[[], tuple[str, bytes]]] = {
+            "/progress": lambda: ("application/json", board.snapshot().model_dump_json(by_alias=True).encode()),
+            "/metrics": lambda: (CONTENT_TYPE_LATEST, generate_latest(gauges.registry)),
+            "/healthz": lambda: ("text/plain", b"ok\n"),
+        }
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 10  # seconds that an idle client may hold a thread
+
+            def do_GET(self) -> None:
+                route = routes.get(self.path.partition("?")[0])
+                if route is None:
+                    self.send_error(404)
+                    return
+                content_type, body = route()
+                self.send_response(200)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                logger.debug("progress server: " + format, *args)
+
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise RunError(f"rank 0 cannot listen on {host or '*'}:{port}: {error}; free the port or choose another") from error
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="progress-server", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """Port that it listens on."""
+        return self._server.server_address[1]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

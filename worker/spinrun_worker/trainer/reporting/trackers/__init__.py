@@ -1,0 +1,12 @@
+"""Experiment trackers: where else the figures of a run go, for those who watch many runs in one place.
+
+    Recorder -> Follower -> queue -> thread -> Tracker     a follower and its thread for each tracker of spec.telemetry
+
+A tracker never blocks, slows or fails a run: whatever it does, it does in its own thread, and what it could not take is
+counted, said once, and on the ledger all the same.
+"""
+
+from spinrun_worker.trainer.reporting.trackers.follower import Follower, TrackerCollector, is_left_behind
+from spinrun_worker.trainer.reporting.trackers.open import following
+
+__all__ = ["Follower", "TrackerCollector", "following", "is_left_behind"]

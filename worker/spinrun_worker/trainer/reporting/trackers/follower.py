@@ -1,0 +1,121 @@
+"""Brings lines to a tracker from a thread of its own, so that the trainer never waits for it."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from spinrun_protocol.ledger import MetricsLine
+from spinrun_worker.trainer.reporting.trackers.tracker import Ending, Tracker
+
+logger = logging.getLogger(__name__)
+
+MAX_LINES = 1000
+"""Lines that wait for a tracker that is slow or away; more are dropped. Hours of steps, and a megabyte or two."""
+
+CLOSE_SECONDS: Mapping[Ending, float] = {"complete": 30.0, "preempted": 5.0, "failed": 3.0}
+"""Longest time to send what is left. A pod that is taken away has other things to do, and peers of a failed rank wait for it."""
+
+THREAD = "tracker-"
+"""How the names of their threads begin."""
+
+
+class Follower:
+    """One tracker: what waits for it, and what became of the rest. One thread offers lines, and then ends it."""
+
+    def __init__(self, name: str, open_tracker: Callable[[MetricsLine], Tracker], *, max_lines: int = MAX_LINES) -> None:
+        """open_tracker: makes the tracker for the first line that it shall show. It is tried again with each next line."""
+        self.name = name
+        self.lines: dict[str, int] = {"written": 0, "failed": 0, "dropped": 0}
+        """Lines by what became of them."""
+        self._open_tracker = open_tracker
+        self._max_lines = max_lines
+        self._tracker: Tracker | None = None
+        self._queue: queue.SimpleQueue[MetricsLine | Ending] = queue.SimpleQueue()
+        # A daemon: a tracker that hangs must not keep the process.
+        self._thread = threading.Thread(target=self._work, name=THREAD + name, daemon=True)
+        self._thread.start()
+
+    def offer(self, line: MetricsLine) -> None:
+        """Give the tracker a line, or drop it when too many wait. Returns at once."""
+        if self._queue.qsize() < self._max_lines:
+            self._queue.put(line)
+        else:
+            self._lost("dropped", "it takes too long")
+
+    def end(self, ending: Ending) -> None:
+        """Let the tracker take what waits, and close. Returns at once."""
+        self._queue.put(ending)
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end, for a limited time. Whether it has come."""
+        self._thread.join(max(seconds, 0.0))
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while isinstance(item := self._queue.get(), MetricsLine):
+            try:
+                self._write(item)
+                self.lines["written"] += 1
+            except Exception as error:  # noqa: BLE001  a library of others, which may raise anything
+                self._lost("failed", error)
+        if self._tracker is not None:
+            try:
+                self._tracker.close(item)
+            except Exception as error:  # noqa: BLE001
+                self._lost("failed", error)
+
+    def _write(self, line: MetricsLine) -> None:
+        if self._tracker is None:
+            self._tracker = self._open_tracker(line)
+            logger.info("%s shows this run: %s", self.name, self._tracker.place)
+        self._tracker.write(line)
+
+    def _lost(self, how: str, why: object) -> None:
+        """Count a line that the tracker lacks; say the first."""
+        self.lines[how] += 1
+        if self.lines["failed"] + self.lines["dropped"] == 1:
+            logger.warning("%s does not get all figures: %s. The run goes on, and metrics.jsonl has them", self.name, why)
+
+
+def close_all(followers: Sequence[Follower], ending: Ending, *, seconds: float | None = None) -> None:
+    """End trackers, all within the same limited time, and say what they lack. seconds: None: as CLOSE_SECONDS says."""
+    limit = CLOSE_SECONDS[ending] if seconds is None else seconds
+    deadline = time.monotonic() + limit
+    for follower in followers:
+        follower.end(ending)
+    for follower in followers:
+        if not follower.join(deadline - time.monotonic()):
+            logger.warning("%s has not ended within %g s and is left behind; metrics.jsonl has all figures", follower.name, limit)
+        elif lost := follower.lines["failed"] + follower.lines["dropped"]:
+            total = sum(follower.lines.values())
+            logger.warning("%s lacks %d of %d lines; metrics.jsonl has all of them", follower.name, lost, total)
+
+
+def is_left_behind() -> bool:
+    """Whether a tracker still hangs, whose library may then want the process to wait for it at its exit."""
+    return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
+
+
+class TrackerCollector(Collector):
+    """What became of the lines of all trackers, as a metric."""
+
+    def __init__(self, followers: Sequence[Follower], labels: Mapping[str, str]) -> None:
+        self._followers = followers
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts of this moment."""
+        family = CounterMetricFamily(
+            "spinrun_trainer_tracker_lines",
+            "Lines of figures for a tracker, by what became of them.",
+            labels=[*self._labels, "tracker", "result"],
+        )
+        for follower in self._followers:
+            for result, count in follower.lines.items():
+                family.add_metric([*self._labels.values(), follower.name, result], count)
+        yield family

@@ -1,0 +1,1 @@
+"""The ledger as the trainer sees it: versions, checkpoints, lineage."""

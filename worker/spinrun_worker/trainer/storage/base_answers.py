@@ -1,0 +1,97 @@
+"""Answers of version 0, against which the pairing bestVsBase sets the best of later versions.
+
+Rollouts serve one version at a time. So what the whole run needs is sampled before window 0, while they serve version 0: one
+answer to each row of the data that any window will draw, divided in the ledger by the window that draws it first, so that an
+attempt that is cut there goes on where it was.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from spinrun_protocol.ledger import Manifest
+from spinrun_protocol.wire import Sample, SampleGroup
+from spinrun_worker.data import PromptStream
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.ledger import LedgerWriter, TornError, read_samples, write_samples
+from spinrun_worker.records import PromptRecord, ScoredGroup
+from spinrun_worker.trainer.schedule import Schedule
+from spinrun_worker.trainer.storage.lineage import SAMPLES
+
+logger = logging.getLogger(__name__)
+
+Ask = Callable[[Sequence[PromptRecord]], Sequence[tuple[PromptRecord, SampleGroup]]]
+"""One answer to each prompt; those that no model can answer are left out."""
+
+
+class BaseAnswers:
+    """One answer of version 0 to every row that the run draws."""
+
+    def __init__(self, ledger: LedgerWriter, schedule: Schedule, stream: PromptStream) -> None:
+        self._ledger = ledger
+        self._schedule = schedule
+        self._stream = stream
+        self._first_window = _first_windows(schedule, stream)
+
+    def collect(self, weights: Manifest, ask: Ask) -> None:
+        """Sample and write what is not in the ledger yet. weights: version 0, which the rollouts serve."""
+        assert weights.version == 0, "the answers are version 0's"
+        for window in sorted({*self._first_window.values()}):
+            if self._is_there(window, weights):
+                continue
+            answers = ask(self._new_prompts(window))
+            logger.info("%d answers of version 0, for the prompts of window %d", len(answers), window)
+            # They are scored beside those that they meet.
+            groups = [ScoredGroup(prompt, group.samples, (None,) * len(group.samples)) for prompt, group in answers]
+            files = [write_samples(self._ledger.begin("base", window) / SAMPLES, groups)]
+            self._ledger.commit("base", window, files, step=0, version=0, parent=weights.digest)
+
+    def of(self, prompts: Iterable[PromptRecord]) -> dict[str, Sample]:
+        """The answers to prompts of a window, by the prompts' ids; none to a prompt that could not be answered.
+
+        Raises TornError when the ledger does not hold them as they were written, ConfigurationError when they were never sampled.
+        """
+        # A window that reaches into another epoch may hold a row twice.
+        rows = {prompt.id: _row(prompt.id) for prompt in prompts}
+        wanted = {*rows.values()}
+        by_row: dict[str, Sample] = {}
+        for window in sorted({self._first_window[row] for row in wanted}):
+            answers = ((_row(group.prompt.id), group.samples[0]) for group in self._read(window))
+            by_row |= {row: answer for row, answer in answers if row in wanted}
+        return {prompt_id: by_row[row] for prompt_id, row in rows.items() if row in by_row}
+
+    def _new_prompts(self, window: int) -> list[PromptRecord]:
+        """The prompts that the window draws first, each row once."""
+        drawn = {_row(prompt.id): prompt for prompt in self._stream.draw(*self._schedule.prompts(window))}
+        return [prompt for row, prompt in drawn.items() if self._first_window[row] == window]
+
+    def _read(self, window: int) -> list[ScoredGroup]:
+        if window not in self._ledger.present("base"):
+            raise ConfigurationError(
+                f"method.pairing bestVsBase: version 0 was not asked for answers to the prompts of window {window}, which the "
+                "run did not have when it began: set duration back to what it was"
+            )
+        self._ledger.verify("base", window)
+        return read_samples(self._ledger.layout.path("base", window) / SAMPLES)
+
+    def _is_there(self, window: int, weights: Manifest) -> bool:
+        """Whether the ledger holds the answers whole, and of exactly these weights."""
+        try:
+            return self._ledger.verify("base", window).parent == weights.digest
+        except TornError:
+            return False
+
+
+def _first_windows(schedule: Schedule, stream: PromptStream) -> dict[str, int]:
+    """The window that draws a row first, by row."""
+    first: dict[str, int] = {}
+    for window in range(schedule.windows):
+        for prompt in stream.draw(*schedule.prompts(window)):
+            first.setdefault(_row(prompt.id), window)
+        if len(first) == len(stream):
+            break
+    return first
+
+
+def _row(prompt_id: str) -> str:
+    """The row of the data that a prompt of the stream is, in whichever epoch."""
+    return prompt_id.rpartition("#")[0]

@@ -1,0 +1,70 @@
+"""Which weights a window comes from and is compared with, and whether what the ledger holds of it agrees."""
+
+from collections.abc import Sequence
+
+from spinrun_protocol.ledger import Manifest, Reference
+from spinrun_worker.ledger import Ledger, TornError
+from spinrun_worker.trainer.schedule import Schedule
+
+SAMPLES = "samples.parquet"
+PAIRS = "pairs.parquet"
+BASE = "base.parquet"
+"""File of the answers of version 0 to the window's prompts, with the rewards that they got beside the window's own."""
+
+
+def replayed_file(window: int) -> str:
+    """File of the pairs that are replayed from an earlier window, with log-probs of the reference of the one that replays."""
+    return f"replayed-{window:06d}.parquet"
+
+
+def window_files(schedule: Schedule, window: int) -> Sequence[str]:
+    """Every file of a window, but the base answers of a run that has them."""
+    return [SAMPLES, PAIRS, *map(replayed_file, schedule.replayed(window))]
+
+
+def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Reference:
+    """The weights that the pairs of a window are compared with; weights: those that it begins with.
+
+    Older ones are by their digest those that the window of their own number is compared with: other weights may stand there by
+    now. Raises TornError when the ledger does not hold that window.
+    """
+    version = schedule.reference(weights.version)
+    if version == weights.version:
+        return Reference(version=version, digest=weights.digest)
+    return _compared_with(ledger.manifest("window", version))
+
+
+def sampler_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manifest:
+    """The weights that answer a window's prompts; weights: those that it begins with.
+
+    Raises TornError when others answer them that the ledger does not hold.
+    """
+    version = schedule.sampler(weights.version)
+    return weights if version == weights.version else ledger.verify("weights", version, hashes=False)
+
+
+def check_window(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manifest:
+    """The manifest of the window that begins with these weights.
+
+    Raises TornError when it is not whole, or was sampled from other weights than stand in the ledger as those of its sampler,
+    compared with others, or replays other windows.
+    """
+    number = weights.version
+    directory = ledger.layout.window(number)
+    manifest = ledger.verify("window", number)
+    sampler = sampler_of(ledger, schedule, weights)
+    if manifest.parent != sampler.digest:
+        raise TornError(f"{directory} was sampled from other weights than version {sampler.version}")
+    if _compared_with(manifest) != (wanted := reference_of(ledger, schedule, weights)):
+        raise TornError(f"{directory} is compared with other weights than version {wanted.version}")
+    if {entry.path for entry in manifest.files} - {BASE} != {*window_files(schedule, number)}:
+        raise TornError(f"{directory} replays other windows than spec.method.replayWindows says")
+    return manifest
+
+
+def _compared_with(window: Manifest) -> Reference:
+    if window.reference is not None:
+        return window.reference
+    if window.parent is None:
+        raise TornError(f"the manifest of window {window.number} does not say which weights it was sampled from")
+    return Reference(version=window.version, digest=window.parent)
