@@ -20,7 +20,7 @@ from monitoring.panels import (
 UID = "spinrun-run"
 RUN = 'namespace="$namespace", run="$run"'
 ROLLOUTS = 'namespace="$namespace", spinrun_dev_run="$run"'
-ACTIVITIES = ("publish", "activate", "evaluate", "generate", "prefer", "reference", "train", "checkpoint")
+ACTIVITIES = ("publish", "activate", "evaluate", "generate", "score", "reference", "train", "checkpoint")
 WRITERS = {"weights": "publish", "checkpoint": "checkpoint"}
 """What is written to the ledger, and the activity that writes it."""
 MODELS = (("", "policy"), ("ref_", "reference"))

@@ -136,7 +136,7 @@ class SpinRunStatus(StatusModel):
     """Newest published version."""
 
     activity: str | None = None
-    """What the trainer does now: publish, activate, generate, prefer, reference, train, checkpoint or evaluate."""
+    """What the trainer does now: publish, activate, generate, score, reference, train, checkpoint or evaluate."""
 
     rollouts: RolloutStatus | None = None
     """The rollouts as one group."""

@@ -181,7 +181,7 @@ class ErrorBody(Record):
 
 
 Activity = Literal[
-    "starting", "publish", "activate", "evaluate", "generate", "prefer", "reference", "train", "checkpoint", "finished"
+    "starting", "publish", "activate", "evaluate", "generate", "score", "reference", "train", "checkpoint", "finished"
 ]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spinrun_protocol.wire import Sample
+from spinrun_protocol.wire import Sample, SampleGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,10 @@ class PromptRecord:
 
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
     """The row that the prompt came from."""
+
+
+Answers = list[tuple[PromptRecord, SampleGroup]]
+"""Prompts that were answered, in order, each with its samples."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from spinrun_protocol.wire import Progress
 
 BUSY = ("generate", "evaluate")
 """Activities whose progress is counted in prompts."""
-WAITING = ("activate", "prefer", *BUSY)
+WAITING = ("activate", "score", *BUSY)
 """Activities in which the trainer may wait for rollouts, or for the model that prefers."""
 LONGEST_REASON = 80
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from spinrun_cli.report.data import RunData
 from spinrun_protocol.ledger import MetricsLine
 
-PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "prefer")
+PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "score")
 """Phases of a window, in the order in which they are stacked: the longest first."""
 MOST_MARKED_POINTS = 60
 LEGEND_COLUMNS = 4

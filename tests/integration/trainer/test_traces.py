@@ -8,7 +8,7 @@ from spinrun_worker.ledger import read_metrics
 from support.otlp import Span, receiving
 from support.trainer_process import UID, Attempts
 
-WINDOW = ["publish", "activate", "checkpoint", "generate", "evaluate", "prefer", "reference", "train"]
+WINDOW = ["publish", "activate", "checkpoint", "generate", "evaluate", "score", "reference", "train"]
 
 
 def test_a_window_is_a_trace_with_a_span_for_each_activity(attempts: Attempts, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def window_values(window: int) -> dict[str, float]:
         "timing/publish_seconds": 1.2,
         "timing/activate_seconds": 1.6,
         "timing/checkpoint_seconds": 2.1,
-        "timing/prefer_seconds": 0.1,
+        "timing/score_seconds": 0.1,
     }
 
 

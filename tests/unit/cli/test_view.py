@@ -32,12 +32,12 @@ def test_a_line_says_where_the_run_is_and_how_good() -> None:
     [
         (view("generate"), "window 3/5 generate 12/64 prompts"),
         (view("activate", message="no rollout serves version 2"), "window 3/5 activate (no rollout serves version 2)"),
-        (view("prefer", message="the judge does not answer"), "window 3/5 prefer (the judge does not answer)"),
+        (view("score", message="the judge does not answer"), "window 3/5 prefer (the judge does not answer)"),
         (view("finished"), "finished"),
         (View("a", "f", children={"vllm-0": "starting", "agent-0": "ready"}), "starting (vllm-0 starting)"),
         (View("a", "f"), "starting"),
     ],
-    ids=["generate", "activate", "prefer", "finished", "starting", "nothing yet"],
+    ids=["generate", "activate", "score", "finished", "starting", "nothing yet"],
 )
 def test_what_a_run_does_is_said_in_words(shown: View, want: str) -> None:
     assert doing(shown) == want

@@ -22,7 +22,7 @@ from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 from spinrun_worker.trainer.model.logprobs import sum_by_completion
 from spinrun_worker.trainer.model.packing import pack
 from spinrun_worker.trainer.model.policy import load_policy
-from spinrun_worker.trainer.training import self_check
+from spinrun_worker.trainer.reference.self_check import self_check
 from support.models import random_pairs
 from unit.trainer.model.test_learner import fp64_policy, gradient, learner, referred
 

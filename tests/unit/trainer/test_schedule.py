@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinrun_api.spec import Duration, SpinRunSpec
-from spinrun_worker.trainer.schedule import Schedule, divide, make_schedule, mix
+from spinrun_worker.trainer.schedule import Schedule, divide, make_schedule, split_into_steps
 
 
 def spec(duration: Duration, *, prompts_per_step: int = 16, **method: int) -> SpinRunSpec:
@@ -110,7 +110,7 @@ def test_divide_keeps_order_and_is_even(items: list[int], parts: int) -> None:
 
 
 def test_each_step_has_its_share_of_every_window() -> None:
-    steps = mix({2: "abcdef", 1: "123"}, 3)
+    steps = split_into_steps({2: "abcdef", 1: "123"}, 3)
     assert [{window: "".join(share) for window, share in step.items()} for step in steps] == [
         {2: "ab", 1: "1"},
         {2: "cd", 1: "2"},

@@ -1,57 +1,69 @@
-"""Puts the parts of one rank together — data, model, optimizer, ledger, rollouts — and runs the loop."""
+"""Puts an attempt together: `build_model` on every rank, `build_rank0` on rank 0, and the training that joins them."""
 
-import logging
+import gc
 import os
-import platform
 import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 import torch
 from peft import LoraConfig
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from torch.optim import Optimizer
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Model, SpinRunSpec, Trainer
-from spinrun_protocol.environment import ROLLOUTS, TOKEN_FILE
+from spinrun_api.spec import Model, Trainer
+from spinrun_protocol.environment import ROLLOUTS
 from spinrun_protocol.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, RunRecord
-from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
+from spinrun_worker.bearer import read_token
+from spinrun_worker.data import PromptStream, encode_answer
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
 from spinrun_worker.rewards import build_scorer
-from spinrun_worker.trainer.coordinator import Rank0
+from spinrun_worker.trainer.coordinator import Coordinator
+from spinrun_worker.trainer.evaluation import Evaluations
+from spinrun_worker.trainer.inputs import TrainingData, load_training_data
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import FILE_DTYPE, config_file, digest_of_base
 from spinrun_worker.trainer.model.memory import give_back
 from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.model.policy import Policy, load_policy, shard_policy
 from spinrun_worker.trainer.model.precision import choose_compute_dtype, use_deterministic_algorithms
-from spinrun_worker.trainer.ranks.distributed import Distributed, available_cores
+from spinrun_worker.trainer.pairs import PairMaker
+from spinrun_worker.trainer.rank0 import Rank0Parts
+from spinrun_worker.trainer.ranks.distributed import Distributed
 from spinrun_worker.trainer.ranks.stop import StopSignal
+from spinrun_worker.trainer.reference.own import OwnReference
+from spinrun_worker.trainer.reference.passes import ReferencePasses
+from spinrun_worker.trainer.reference.rollouts import RolloutsReference
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.recorder import Recorder
+from spinrun_worker.trainer.reporting.run_record import make_record
 from spinrun_worker.trainer.reporting.server import Gauges, ProgressServer
 from spinrun_worker.trainer.reporting.tracing import traced
 from spinrun_worker.trainer.reporting.trackers import TrackerCollector, following
+from spinrun_worker.trainer.sampling.ahead import Ahead
 from spinrun_worker.trainer.sampling.client import RolloutClient
+from spinrun_worker.trainer.sampling.exchange import Exchange
+from spinrun_worker.trainer.sampling.in_turn import InTurn
+from spinrun_worker.trainer.sampling.requests import Requests
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
+from spinrun_worker.trainer.steps import Steps
+from spinrun_worker.trainer.storage.base_answers import BaseAnswers
+from spinrun_worker.trainer.storage.checkpoints import Checkpoints
 from spinrun_worker.trainer.storage.export import export_merged
 from spinrun_worker.trainer.storage.publish import collect_assets
-from spinrun_worker.trainer.storage.store import Storage
-from spinrun_worker.trainer.training import Loop
-
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-LIBRARIES = ("spinrun", "torch", "transformers", "peft", "safetensors", "tokenizers", "datasets", "numpy")
+from spinrun_worker.trainer.storage.store import Publication, RunStore
+from spinrun_worker.trainer.storage.windows import Windows
+from spinrun_worker.trainer.training import Training
+from spinrun_worker.trainer.window import WindowTrainer
 
 
 @dataclass(frozen=True)
@@ -75,18 +87,27 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What rank 0 reads before anything else can be known: the data, and the model's tokenizer."""
+class BuiltModel:
+    """What every rank trains with."""
 
-    tokenizer: PreTrainedTokenizerBase
-    training: PromptSet
-    evaluation: PromptSet | None
+    policy: Policy
+    optimizer: Optimizer
+    learner: Learner
+    publication: Publication
+    whole: Publication
+    """Of the whole model, which a run that trains adapters can export; else as `publication`, but for the tensors."""
+    record: RunRecord
 
 
 def train(options: Options, ranks: Distributed, stop: StopSignal, board: ProgressBoard) -> None:
     """Run an attempt to its end. All ranks call it.
 
-    Raises ConfigurationError, RunError, LedgerError or Preempted, the same on all ranks.
+    Raises:
+        ConfigurationError: The user must act.
+        RunError: Another attempt may get further.
+        LedgerError: The ledger cannot be used.
+        Preempted: The run was asked to stop.
+        Each is the same on all ranks.
     """
     spec = options.run.spec
     ledger = LedgerWriter(options.ledger, run_uid(options.run), options.attempt)
@@ -97,91 +118,18 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             server = ProgressServer(host=options.host, port=options.port, board=board, gauges=gauges)
             cleanup.callback(server.close)
             cleanup.enter_context(traced(board, options.run, options.attempt))
-        material = on_rank0_only(ranks, lambda: load_material(spec))
-        schedule = ranks.from_rank0(lambda: make_schedule(spec, num_prompts=len(_of(material).training.records)))
+        data = ranks.on_rank0(partial(load_training_data, spec))
+        schedule = ranks.from_rank0(lambda: make_schedule(spec, num_prompts=len(data.training.records)))
         board.update(windows=schedule.windows, total_steps=schedule.total_steps)
 
-        compute_dtype, measurement = ranks.from_rank0(lambda: settled_compute_dtype(spec.trainer, ledger, ranks.device))
-        use_deterministic_algorithms(ranks.device)
-        seed_generators(spec.data.prompts.shuffle_seed, ranks.rank)
-        lora = spec.trainer.lora
-        policy = ranks.agree(lambda: load_policy(spec.model, lora=lora, seed=spec.data.prompts.shuffle_seed))
-        base_digest = ranks.from_rank0(lambda: settled_base(policy, ledger))
-        whole_dtype = published_dtype(spec.model)
-        publish_dtype = whole_dtype if lora is None else FILE_DTYPE
-        whole_assets = (
-            on_rank0_only(
-                ranks,
-                lambda: collect_assets(lambda folder: save_assets(policy, _of(material).tokenizer, folder), dtype=whole_dtype),
-            )
-            or {}
-        )
-        mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-        shard_policy(
-            policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=spec.trainer.activation_checkpointing
-        )
-        optimizer = make_optimizer(policy.parameters(), spec.trainer)
-        learner = Learner(policy, optimizer, method=spec.method, trainer=spec.trainer, control=ranks.control)
-
-        rollouts = on_rank0_only(ranks, lambda: cleanup.enter_context(connect_rollouts(options, board)))
-        storage = Storage(
-            ledger,
-            ranks,
-            schedule,
-            model=policy,
-            optimizer=optimizer,
-            tensors=policy.state,
-            dtype=publish_dtype,
-            assets=whole_assets if policy.adapters is None else adapter_assets(policy.adapters, whole_assets),
-            file=None if lora is None else ADAPTER_WEIGHTS,
-            keep_checkpoints=spec.trainer.keep_checkpoints,
-            acknowledged=lambda: _of(rollouts).served_versions(),
-        )
-        record = make_record(
-            options,
-            ranks,
-            compute_dtype=compute_dtype,
-            publish_dtype=publish_dtype,
-            base_digest=base_digest,
-            measurement=measurement,
-        )
-        recorder = on_rank0_only(ranks, lambda: cleanup.enter_context(make_recorder(record, ledger, gauges)))
-        rank0 = on_rank0_only(
-            ranks,
-            lambda: make_rank0(options, schedule, _of(material), _of(rollouts), ledger, board, _of(recorder), stop, cleanup),
-        )
-        ranks.from_rank0(lambda: ledger.write_run_record(record))
-
-        def export(weights: Manifest) -> Manifest:
-            return export_merged(ledger, ranks, weights, model=spec.model, dtype=whole_dtype, assets=whole_assets)
-
-        loop = Loop(
-            schedule,
-            ranks=ranks,
-            learner=learner,
-            storage=storage,
-            rank0=rank0,
-            board=board,
-            should_stop=stop.requested,
-            method=spec.method,
-            rate=lambda step: learning_rate(step, spec.trainer, schedule),
-            checkpoint_every_steps=spec.trainer.checkpoint_every_steps,
-            export=export if lora is not None and lora.export_merged else None,
-        )
-        step = storage.resume()
-        give_back()
-        loop.run(step)
+        model = build_model(options, ranks, ledger, data)
+        recorder = ranks.on_rank0(partial(make_recorder, model.record, ledger, gauges, cleanup))
+        parts = ranks.on_rank0(partial(build_rank0, options, schedule, data, ledger, board, recorder, stop.requested, cleanup))
+        ranks.from_rank0(partial(ledger.write_run_record, model.record))
+        training = build_training(options, schedule, model, parts, ledger, ranks, board, stop.requested)
+        gc.freeze()  # what is there now stays: the collections at every boundary need not look at all of torch again
+        training.run()
         ranks.from_rank0(ledger.close)
-
-
-def on_rank0_only(ranks: Distributed, make: Callable[[], T]) -> T | None:
-    """Make something on rank 0 that cannot travel; every rank learns of a failure."""
-    return ranks.agree(lambda: make() if ranks.is_rank0 else None)
-
-
-def _of(value: T | None) -> T:
-    assert value is not None, "only rank 0 has it"
-    return value
 
 
 def run_uid(run: SpinRun) -> str:
@@ -191,53 +139,137 @@ def run_uid(run: SpinRun) -> str:
     return run.metadata.uid
 
 
-def load_material(spec: SpinRunSpec) -> Material:
-    """Read tokenizer and data. Raises ConfigurationError naming the field, RunError when a source cannot be reached now."""
-    tokenizer = load_tokenizer(spec.model)
-    prompt_sets = [
-        load_prompts(
-            source,
-            tokenizer=tokenizer,
-            chat_template=spec.model.chat_template,
-            max_prompt_tokens=spec.data.max_prompt_tokens,
-            needs_answer=needs_answer,
-        )
-        for source, needs_answer in (
-            (spec.data.prompts, spec.preference.needs_answer),
-            (spec.data.evaluation, spec.preference.needs_answer_in_evaluation),
-        )
-        if source is not None
-    ]
-    training, evaluation = prompt_sets[0], prompt_sets[1] if len(prompt_sets) > 1 else None
-    if evaluation is not None:
-        check_disjoint(training, evaluation)
-    return Material(tokenizer, training, evaluation)
+def build_model(options: Options, ranks: Distributed, ledger: LedgerWriter, data: TrainingData) -> BuiltModel:
+    """The policy with its optimizer, on every rank, and what its versions are made of. All ranks call it.
+
+    Args:
+        options: Of the command line.
+        ranks: Which share the model.
+        ledger: Says what earlier attempts chose.
+        data: On rank 0 alone.
+    """
+    spec, seed = options.run.spec, options.run.spec.data.prompts.shuffle_seed
+    compute_dtype, measurement = ranks.from_rank0(lambda: resolve_compute_dtype(spec.trainer, ledger, ranks.device))
+    use_deterministic_algorithms(ranks.device)
+    seed_generators(seed, ranks.rank)
+    policy = ranks.agree(partial(load_policy, spec.model, lora=spec.trainer.lora, seed=seed))
+    base_digest = ranks.from_rank0(partial(resolve_base, policy, ledger))
+    dtype = published_dtype(spec.model)
+    # Before the model is sharded: its configuration is then still a whole model's.
+    assets = ranks.on_rank0(lambda: collect_assets(partial(save_assets, policy, data.tokenizer), dtype=dtype)) or {}
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    shard_policy(policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=spec.trainer.activation_checkpointing)
+    optimizer = make_optimizer(policy.parameters(), spec.trainer)
+    whole = publication = Publication(policy.state, dtype, assets, file=None)
+    if policy.adapters is not None:
+        publication = Publication(policy.state, FILE_DTYPE, adapter_assets(policy.adapters, assets), file=ADAPTER_WEIGHTS)
+    record = make_record(
+        options.run,
+        ranks,
+        attempt=options.attempt,
+        compute_dtype=compute_dtype,
+        published_dtype=publication.dtype,
+        base_digest=base_digest,
+        measurement=measurement,
+    )
+    learner = Learner(policy, optimizer, method=spec.method, trainer=spec.trainer, control=ranks.control)
+    return BuiltModel(policy, optimizer, learner, publication, whole, record)
 
 
-def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with the spec's chat template where it names one."""
-    source = model.tokenizer or model.source
-    try:
-        tokenizer = cast(
-            PreTrainedTokenizerBase,
-            AutoTokenizer.from_pretrained(
-                source,
-                revision="main" if model.tokenizer or not model.revision else model.revision,
-                trust_remote_code=model.trust_remote_code,
-            ),
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        field = "model.tokenizer" if model.tokenizer else "model.source"
-        raise ConfigurationError(f"{field} {source!r} has no tokenizer that can be loaded: {error}") from error
-    if model.chat_template is not None:
-        tokenizer.chat_template = model.chat_template
-    return tokenizer
+def build_rank0(
+    options: Options,
+    schedule: Schedule,
+    data: TrainingData,
+    ledger: LedgerWriter,
+    board: ProgressBoard,
+    recorder: Recorder,
+    stop: Callable[[], bool],
+    cleanup: ExitStack,
+) -> Rank0Parts:
+    """What rank 0 alone has. cleanup: closes it."""
+    run, spec = options.run, options.run.spec
+    rollouts = cleanup.enter_context(connect_rollouts(run, board))
+    scorer = build_scorer(
+        spec.preference,
+        on_trouble=lambda trouble: board.update(trouble=trouble, message=trouble),
+        stop=stop,
+        engine_args=spec.scorers.engine_args if spec.scorers else {},
+    )
+    cleanup.callback(scorer.close)
+    stream = PromptStream(data.training.records, spec.data.prompts.shuffle_seed)
+    base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
+    encode = partial(encode_answer, data.tokenizer, max_tokens=spec.rollout.max_tokens)
+    pairs = PairMaker(run, scorer, encode, base)
+    held_out = data.evaluation.records if data.evaluation else ()
+    evaluations = Evaluations(run, schedule, held_out, ledger=ledger, pairs=pairs, board=board, recorder=recorder)
+    evaluations.load()
+    return Rank0Parts(
+        rollouts=rollouts,
+        requests=Requests(run, schedule, stream, rollouts=rollouts, board=board, stop=stop),
+        evaluations=evaluations,
+        windows=Windows(ledger, schedule, has_base=base is not None),
+        pairs=pairs,
+        recorder=recorder,
+    )
 
 
-def settled_compute_dtype(
+def build_training(
+    options: Options,
+    schedule: Schedule,
+    model: BuiltModel,
+    parts: Rank0Parts,
+    ledger: LedgerWriter,
+    ranks: Distributed,
+    board: ProgressBoard,
+    stop: Callable[[], bool],
+) -> Training:
+    """The training, resumed from the newest checkpoint. All ranks call it. parts: on rank 0 alone."""
+    spec = options.run.spec
+    store = RunStore(
+        ledger,
+        ranks,
+        schedule,
+        model=model.policy,
+        optimizer=model.optimizer,
+        publication=model.publication,
+        keep_checkpoints=spec.trainer.keep_checkpoints,
+    )
+    coordinator, exchange = Coordinator(ranks, parts, schedule, board), Exchange(ranks, parts, board)
+    passes = ReferencePasses(model.learner, store, board)
+    by_rollouts = spec.method.reference_logprobs == "rollouts"
+    rollouts_reference = RolloutsReference(passes, max_mismatch=spec.method.max_mismatch, is_rank0=ranks.is_rank0)
+    done = store.resume()
+    give_back()
+    windows = WindowTrainer(
+        schedule,
+        coordinator=coordinator,
+        order=Ahead(exchange, store, schedule) if schedule.overlap else InTurn(exchange),
+        own_reference=rollouts_reference if by_rollouts else OwnReference(passes),
+        passes=passes,
+        steps=Steps(
+            model.learner,
+            spec.method,
+            coordinator,
+            board,
+            done=done,
+            rate=lambda step: learning_rate(step, spec.trainer, schedule),
+            should_stop=stop,
+        ),
+        store=store,
+        checkpoints=Checkpoints(store, schedule, board, every_steps=spec.trainer.checkpoint_every_steps, saved=done),
+    )
+
+    def export(weights: Manifest) -> Manifest:
+        return export_merged(ledger, ranks, weights, model=spec.model, dtype=model.whole.dtype, assets=model.whole.assets)
+
+    is_exported = spec.trainer.lora is not None and spec.trainer.lora.export_merged
+    return Training(windows, exchange, store, board, export if is_exported else None)
+
+
+def resolve_compute_dtype(
     trainer: Trainer, ledger: LedgerWriter, device: torch.device
 ) -> tuple[torch.dtype, dict[str, float | str]]:
-    """The number type that the spec names, else the one that an earlier attempt chose, because an exact resume computes in the
+    """The dtype that the spec names, else the one that an earlier attempt chose, because an exact resume computes in the
     same, else the faster one here; and what was measured."""
     if trainer.compute_dtype != "auto":
         return cast(torch.dtype, getattr(torch, trainer.compute_dtype)), {}
@@ -246,10 +278,10 @@ def settled_compute_dtype(
     return (chosen if earlier is None else cast(torch.dtype, getattr(torch, earlier.compute_dtype))), measurement
 
 
-def settled_base(policy: Policy, ledger: LedgerWriter) -> str | None:
+def resolve_base(policy: Policy, ledger: LedgerWriter) -> str | None:
     """Identity of the weights beside which adapters are trained; None where there are no adapters.
 
-    Every attempt and every rollout reads them from the source anew. Raises ConfigurationError when they are no longer those
+    Every attempt and every rollout reads them from the source again. Raises ConfigurationError when they are no longer those
     that the run began with.
     """
     if policy.adapters is None:
@@ -265,7 +297,7 @@ def settled_base(policy: Policy, ledger: LedgerWriter) -> str | None:
 
 
 def seed_generators(seed: int, rank: int) -> None:
-    """Start all random number generators from the run's seed, another for each rank; a checkpoint sets them anew."""
+    """Start all random number generators from the run's seed, another for each rank; a checkpoint sets them again."""
     number = (seed * 1_000_003 + rank) % 2**32
     random.seed(number)
     np.random.seed(number)
@@ -273,7 +305,7 @@ def seed_generators(seed: int, rank: int) -> None:
 
 
 def published_dtype(model: Model) -> torch.dtype:
-    """The number type of published weights: the spec's, else the one that the source says it is stored in."""
+    """The dtype of published weights: the spec's, else the one that the source says it is stored in."""
     if model.dtype != "auto":
         return cast(torch.dtype, getattr(torch, model.dtype))
     revision, trust = model.revision or "main", model.trust_remote_code
@@ -295,100 +327,21 @@ def adapter_assets(adapters: LoraConfig, whole_assets: Mapping[str, bytes]) -> d
 
 
 @contextmanager
-def connect_rollouts(options: Options, board: ProgressBoard) -> Generator[RolloutClient]:
+def connect_rollouts(run: SpinRun, board: ProgressBoard) -> Generator[RolloutClient]:
     """The client of all rollouts. Raises ConfigurationError when the environment does not say where they are."""
-    token_file, addresses = os.environ.get(TOKEN_FILE), os.environ.get(ROLLOUTS)
-    if not token_file or not addresses:
-        raise ConfigurationError(f"{TOKEN_FILE} and {ROLLOUTS} must be set: the file of the run's token, and the agents' URLs")
-    client = RolloutClient(
-        addresses, Path(token_file).read_text("utf-8").strip(), on_wait=lambda message: board.update(message=message)
-    )
-    board.follow(lambda: client.rollouts().model_copy(update={"desired": options.run.spec.rollout.replicas}))
+    addresses = os.environ.get(ROLLOUTS)
+    if not addresses:
+        raise ConfigurationError(f"{ROLLOUTS} must be set: the agents' URLs, separated by commas")
+    client = RolloutClient(addresses, read_token(), on_wait=lambda message: board.update(message=message))
+    board.follow(lambda: client.rollouts().model_copy(update={"desired": run.spec.rollout.replicas}))
     try:
         yield client
     finally:
         client.close()
 
 
-@contextmanager
-def make_recorder(record: RunRecord, ledger: LedgerWriter, gauges: Gauges) -> Generator[Recorder]:
-    """The recorder with the run's trackers, which have a limited time to end."""
-    with following(record, ledger.layout.root) as followers:
-        gauges.registry.register(TrackerCollector(followers, gauges.labels))
-        yield Recorder(ledger, gauges, followers)
-
-
-def make_rank0(
-    options: Options,
-    schedule: Schedule,
-    material: Material,
-    rollouts: RolloutClient,
-    ledger: LedgerWriter,
-    board: ProgressBoard,
-    recorder: Recorder,
-    stop: StopSignal,
-    cleanup: ExitStack,
-) -> Rank0:
-    """Rank 0's own side."""
-    scorer = build_scorer(
-        options.run.spec.preference,
-        on_trouble=lambda trouble: board.update(trouble=trouble, message=trouble),
-        stop=stop.requested,
-        engine_args=options.run.spec.scorers.engine_args if options.run.spec.scorers else {},
-    )
-    cleanup.callback(scorer.close)
-    rank0 = Rank0(
-        options.run,
-        schedule,
-        prompts=material.training,
-        evaluation=material.evaluation,
-        rollouts=rollouts,
-        scorer=scorer,
-        encode_answer=lambda answer: encode_answer(material.tokenizer, answer, max_tokens=options.run.spec.rollout.max_tokens),
-        ledger=ledger,
-        board=board,
-        recorder=recorder,
-        stop=stop.requested,
-    )
-    rank0.remember()
-    return rank0
-
-
-def make_record(
-    options: Options,
-    ranks: Distributed,
-    *,
-    compute_dtype: torch.dtype,
-    publish_dtype: torch.dtype,
-    base_digest: str | None,
-    measurement: dict[str, float | str],
-) -> RunRecord:
-    """What run.json says."""
-    return RunRecord(
-        run=options.run.to_document(),
-        versions={"python": platform.python_version(), **{name: _installed(name) for name in LIBRARIES}},
-        machine={
-            "processor": platform.processor() or platform.machine(),
-            "cores": available_cores(),
-            "device": ranks.device.type,
-            "threads": torch.get_num_threads(),
-            **measurement,
-        },
-        compute_dtype=_dtype_name(compute_dtype),
-        published_dtype=_dtype_name(publish_dtype),
-        base_digest=base_digest,
-        source_revision=os.environ.get("SPINRUN_SOURCE_REVISION"),
-        attempt=options.attempt,
-        world_size=ranks.world_size,
-    )
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+def make_recorder(record: RunRecord, ledger: LedgerWriter, gauges: Gauges, cleanup: ExitStack) -> Recorder:
+    """The recorder with the run's trackers, which have a limited time to end. cleanup: ends them."""
+    followers = cleanup.enter_context(following(record, ledger.layout.root))
+    gauges.registry.register(TrackerCollector(followers, gauges.labels))
+    return Recorder(ledger, gauges, followers)

@@ -69,7 +69,7 @@ class Schedule:
         return range(max(0, window - self.replay_windows), window)
 
     def _start(self, window: int) -> int:
-        """Steps before a window, as if the run went on for ever."""
+        """Steps before a window, as if the run never ended."""
         growing = min(window, self.replay_windows)  # windows that replay all there are before them
         replays = growing * (growing - 1) // 2 + (window - growing) * self.replay_windows
         return (window + replays) * self.steps_per_window
@@ -100,12 +100,12 @@ def divide(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
     return [items[start:end] for start, end in pairwise(bounds)]
 
 
-def mix(of_windows: Mapping[int, Sequence[Item]], parts: int) -> list[dict[int, Sequence[Item]]]:
-    """Items by window, in `parts` parts by window: each has its share of the items of every window."""
-    divided = {window: divide(items, parts) for window, items in of_windows.items()}
-    return [{window: shares[part] for window, shares in divided.items()} for part in range(parts)]
+def split_into_steps(pairs: Mapping[int, Sequence[Item]], steps: int) -> list[dict[int, Sequence[Item]]]:
+    """Pairs of a window, by the window that they come from, as its steps: each has its share of the pairs of every window."""
+    divided = {window: divide(items, steps) for window, items in pairs.items()}
+    return [{window: shares[step] for window, shares in divided.items()} for step in range(steps)]
 
 
-def unmix(parts: Sequence[Mapping[int, Sequence[Item]]]) -> dict[int, list[Item]]:
-    """Items by window again, in their order before `mix`."""
-    return {window: [item for part in parts for item in part[window]] for window in parts[0]}
+def by_window(steps: Sequence[Mapping[int, Sequence[Item]]]) -> dict[int, list[Item]]:
+    """Pairs by the window that they come from again, in their order before `split_into_steps`."""
+    return {window: [item for step in steps for item in step[window]] for window in steps[0]}

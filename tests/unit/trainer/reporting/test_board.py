@@ -54,9 +54,9 @@ def test_an_activity_stays_shown_until_the_next_begins(board: ProgressBoard) -> 
     with board.during("generate"):
         pass
     assert shown(board, "activity")["generate"] == 1
-    with board.during("prefer"):
+    with board.during("score"):
         pass
-    assert shown(board, "activity") | {"prefer": 0} == dict.fromkeys(shown(board, "activity"), 0)
+    assert shown(board, "activity") | {"score": 0} == dict.fromkeys(shown(board, "activity"), 0)
 
 
 def test_every_second_belongs_to_one_activity_also_while_it_goes_on(board: ProgressBoard) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from spinrun_worker.trainer.ranks.launcher import STORE_FD
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 START_TIMEOUT = timedelta(hours=1)
 """How long the first rank waits for the last: pods of one attempt may wait for different nodes and images."""
@@ -81,6 +83,8 @@ class Distributed:
 
         The action must not contain collectives: when it fails on one rank, the others would wait in them.
         """
+        if self.world_size == 1:
+            return action()
         result, error = _attempt(action)
         self.raise_together(error)
         return cast(T, result)
@@ -92,10 +96,57 @@ class Distributed:
 
     def from_rank0(self, action: Callable[[], T]) -> T:
         """Run an action on rank 0 only; every rank returns its result, which must pickle, or raises its error."""
+        if self.world_size == 1:
+            return action()
         result, error = _attempt(action) if self.is_rank0 else (None, None)
         result, failure = self.broadcast((result, _Failure.of(error, 0) if error else None))
         _raise_first([failure], self.rank, error)
         return cast(T, result)
+
+    def on_rank0(self, make: Callable[[], T]) -> T:
+        """Make something that only rank 0 has, such as a connection; every rank learns of a failure.
+
+        Returns:
+            What was made. On the other ranks it is None, whatever its type says: only collective methods may touch it, and they
+            run on rank 0.
+        """
+        return cast(T, self.agree(lambda: make() if self.is_rank0 else None))
+
+
+class _OnEveryRank(Protocol):
+    @property
+    def ranks(self) -> Distributed: ...
+
+
+Holder = TypeVar("Holder", bound=_OnEveryRank)
+
+
+def collective(method: Callable[Concatenate[Holder, P], T]) -> Callable[Concatenate[Holder, P], T]:
+    """Make a method collective: all ranks call it, rank 0 alone runs it, and every rank returns its result or raises its error.
+
+    The result must pickle. A collective method must not call another one: the other ranks are not in it.
+    """
+
+    @wraps(method)
+    def call(self: Holder, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.ranks.from_rank0(partial(method, self, *args, **kwargs))
+
+    return call
+
+
+class Kept(Generic[T]):
+    """A value that stays on rank 0: what reaches the other ranks with the result of a collective is an empty wrapper."""
+
+    def __init__(self, *value: T) -> None:
+        self._value = value
+
+    @property
+    def value(self) -> T:
+        """The value, on rank 0."""
+        return self._value[0]
+
+    def __reduce__(self) -> tuple[type["Kept[T]"], tuple[()]]:
+        return type(self), ()
 
 
 def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:

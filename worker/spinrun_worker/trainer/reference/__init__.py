@@ -1,1 +1,4 @@
-"""The log-probs that the pairs of a window are compared with."""
+"""The log-probs that the pairs of a window are compared with.
+
+Of an older version (`older`, read back from the ledger), of the policy itself (`own`), or as the rollouts say them (`rollouts`).
+"""

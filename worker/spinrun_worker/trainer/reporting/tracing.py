@@ -1,6 +1,6 @@
 """OpenTelemetry traces of rank 0: a trace for each window, a span for each of its activities.
 
-    window > publish, activate, checkpoint, generate, evaluate, prefer, reference, train …
+    window > publish, activate, checkpoint, generate, evaluate, score, reference, train …
 
 They go by OTLP over HTTP to where OTEL_EXPORTER_OTLP_ENDPOINT says; without it there are none. Headers, timeouts, sampling and
 the like stand in OpenTelemetry's own variables. Spans that nobody takes are dropped, and never hold up a run.

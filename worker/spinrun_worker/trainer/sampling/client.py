@@ -109,12 +109,12 @@ class Collector:
         deadline = self._clock() + self.limits.activation_seconds
         try:
             while len(serving := self.ready()) < minimum:
-                self.wait_for(self.explanation())
+                self.report_waiting(self.explanation())
                 if self._clock() > deadline:
                     raise RunError(f"after {self.limits.activation_seconds:.0f} s {self.explanation()}")
                 await self.tick(stop)
         finally:
-            self.wait_for("")
+            self.report_waiting("")
         return {agent.url for agent in serving}
 
     async def generate(
@@ -200,7 +200,7 @@ class Collector:
         """Something has happened."""
         self._happened.set()
 
-    def wait_for(self, message: str) -> None:
+    def report_waiting(self, message: str) -> None:
         """Tell what is waited for, when that has changed."""
         if message != self.status_message:
             self.status_message = message
@@ -299,6 +299,7 @@ class RolloutClient:
         Raises ConfigurationError when rollouts names no agents.
         """
         self._collector = Collector(Endpoints(rollouts), token, on_wait=on_wait, limits=limits)
+        self._under_way: set[Future[list[SampleGroup]]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="collector", daemon=True)
         self._thread.start()
@@ -342,12 +343,19 @@ class RolloutClient:
         on_progress: Callable[[int], None] = _ignore,
         stop: Callable[[], bool] = _never,
     ) -> Future[list[SampleGroup]]:
-        """Begin Collector.generate; several may be under way. on_progress and stop: called from the other thread. Cancelling the
-        future ends the work."""
+        """Begin Collector.generate; several may be under way. on_progress and stop: called from the other thread."""
         work = self._collector.generate(
             prompts, version=version, digest=digest, sampling=sampling, on_progress=on_progress, stop=stop
         )
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    def cancel(self) -> None:
+        """End all generations that are under way."""
+        for future in tuple(self._under_way):
+            future.cancel()
 
     def close(self) -> None:
         """Leave the agents alone and end the thread. May be called twice."""

@@ -90,7 +90,7 @@ class Fleet(Protocol):
         """Something has happened."""
         ...
 
-    def wait_for(self, message: str) -> None:
+    def report_waiting(self, message: str) -> None:
         """Tell what is waited for; empty: nothing."""
         ...
 
@@ -147,7 +147,7 @@ class Generation:
                 self._reap()
             await self._let_calls_end()
         finally:
-            self._fleet.wait_for("")
+            self._fleet.report_waiting("")
             await self._end_all()
         on_progress(self._num_done)
         self._report_dropped()
@@ -383,7 +383,7 @@ class Generation:
         if any(call.streaming for call in self._calls):
             self._last_stream = now
         explanation = "" if self._calls or self._fleet.ready() else self._fleet.explanation()
-        self._fleet.wait_for(explanation)
+        self._fleet.report_waiting(explanation)
         if now - self._last_stream > self._limits.wait_seconds:
             raise RunError(
                 f"no agent answered for {self._limits.wait_seconds:.0f} s, with {self._num_done} of {len(self._prompts)} prompts "

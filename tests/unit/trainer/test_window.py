@@ -1,0 +1,377 @@
+"""The heart of the trainer: the order of a window, overlap, references, replay, and what follows a stop or a crash anywhere.
+
+Rollouts answer by script, in this process; ledger, pairs, learner and windows are the real ones."""
+
+import gc
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spinrun_protocol.ledger import Reference
+from spinrun_worker.errors import NoPairsError, Preempted
+from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs
+from spinrun_worker.trainer.model import learner
+from spinrun_worker.trainer.ranks.distributed import Distributed
+from support.scripted_agent import random_digits
+from support.scripted_training import Killed, ScriptedRun, UnansweredError
+
+Json = dict[str, Any]
+
+AHEAD: Json = {"refUpdateFreq": 2, "overlap": 1}
+OLDER: Json = {"refUpdateFreq": 0, "rolloutUpdateFreq": 2}
+REPLAY: Json = {"refUpdateFreq": 2, "replayWindows": 1}
+ROLLOUTS: Json = {"refUpdateFreq": 2, "referenceLogprobs": "rollouts", "maxMismatch": 1000.0}
+METHODS = {
+    "in turn": {"refUpdateFreq": 2},
+    "ahead": AHEAD,
+    "older reference": OLDER,
+    "replay": REPLAY,
+    "rollouts' log-probs": ROLLOUTS,
+    "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
+}
+LN2 = 0.6931471805599453
+
+MakeRun = Callable[..., ScriptedRun]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, alone: Distributed, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
+    """Runs of two windows of two steps, each in a ledger of its own."""
+    torch.set_num_threads(1)
+    # What takes the time of a run this small: it is killed within this process, which loses nothing that was written.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(learner, "PEAK_SECONDS", 0.01)
+    gc.freeze()
+    numbers = itertools.count()
+
+    def make(method: Json | None = None, *, windows: int = 2, name: str = "", **spec: Any) -> ScriptedRun:
+        spec |= {"method": method or METHODS["in turn"], "duration": {"windows": windows}}
+        return ScriptedRun(alone, tmp_path / (name or f"run-{next(numbers)}"), spec)
+
+    return make
+
+
+def values(run: ScriptedRun, event: str, name: str) -> list[float]:
+    return [line.values[name] for line in read_metrics(run.ledger.layout.metrics) if line.event == event]
+
+
+def without_activities(run: ScriptedRun) -> list[str]:
+    return [event for event in run.events if " " in event]
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_is_answered_scored_referred_committed_and_trained_in_this_order(make_run: MakeRun) -> None:
+    assert make_run(windows=1).attempt().events == [
+        "publish",
+        "commit weights v000000",
+        "activate",
+        "activate 0",
+        "ask 0 4x2",
+        "ask 0 held-out",
+        "generate",
+        "evaluate",
+        "commit evaluations 000000",
+        "score",
+        "reference",
+        "train",
+        "commit windows 000000",
+        "train",
+        "publish",
+        "commit weights v000001",
+        "activate",
+        "activate 1",
+        "ask 1 held-out",
+        "checkpoint",
+        "commit checkpoints step-000002",
+        "evaluate",
+        "commit evaluations 000001",
+    ]
+
+
+def test_the_rollouts_answer_the_next_window_while_this_one_trains(make_run: MakeRun) -> None:
+    """Version 1 answers window 2's prompts only once window 1 is trained on; a trainer that waited would fail."""
+    run = make_run(AHEAD, windows=3)
+
+    def released(event: str) -> None:
+        if event == "commit weights v000002" and run.rollouts:
+            run.rollouts.release()
+
+    run.on_event = released
+    run.attempt(hold_back=[1])
+    asked = [event for event in run.events if event.startswith("ask")]
+    own, ahead = ["ask 0 4x2", "ask 0 held-out"], ["ask 0 4x2", "ask 1 4x2", "ask 1 held-out"]
+    assert asked == [*own, *ahead, "ask 2 held-out", "ask 3 held-out"]
+
+
+def test_in_turn_the_trainer_waits_for_the_answers(make_run: MakeRun) -> None:
+    with pytest.raises(UnansweredError):
+        make_run().attempt(hold_back=[0])
+
+
+def test_ahead_a_window_is_answered_by_the_version_before_and_compared_with_its_own(make_run: MakeRun) -> None:
+    run = make_run(AHEAD, windows=4).attempt()
+    windows = [run.ledger.verify("window", number) for number in range(4)]
+    assert [window.version for window in windows] == [0, 0, 1, 2]
+    assert [window.reference.version for window in windows if window.reference] == [0, 1, 2, 3]
+
+
+def test_the_checkpoint_is_written_while_the_rollouts_answer(make_run: MakeRun) -> None:
+    events = make_run().attempt().events
+    asked, saved = events.index("ask 1 4x2"), events.index("commit checkpoints step-000002")
+    assert asked < saved < events.index("generate", asked)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(None, [2, 4]), (1, [1, 2, 3, 4]), (3, [3])])
+def test_checkpoints_are_written_at_boundaries_or_every_so_many_steps(
+    make_run: MakeRun, every: int | None, steps: list[int]
+) -> None:
+    trainer = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
+    run = make_run(trainer=trainer | ({"checkpointEverySteps": every} if every else {}))
+    run.attempt()
+    assert [event for event in run.events if "checkpoints" in event] == [f"commit checkpoints step-{step:06d}" for step in steps]
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [METHODS["in turn"], AHEAD], ids=["in turn", "ahead"])
+@pytest.mark.parametrize(("every", "versions"), [(1, [0, 1, 2, 3]), (2, [0, 2, 3]), (5, [0, 3])])
+def test_versions_whose_turn_it_is_are_evaluated_and_the_last_one(
+    make_run: MakeRun, method: Json, every: int, versions: list[int]
+) -> None:
+    data = {"prompts": {"source": "arithmetic"}, "evaluation": {"source": "arithmetic", "everyWindows": every}}
+    run = make_run(method, windows=3, data=data).attempt()
+    assert run.ledger.numbers("evaluation") == versions
+    assert [run.ledger.verify("evaluation", number).version for number in versions] == versions
+
+
+def test_without_held_out_prompts_nothing_is_evaluated(make_run: MakeRun) -> None:
+    run = make_run(data={"prompts": {"source": "arithmetic"}}).attempt()
+    assert "evaluate" not in run.events
+    assert run.ledger.numbers("evaluation") == []
+
+
+def test_an_evaluation_that_the_ledger_holds_is_told_again_and_not_asked_for(make_run: MakeRun) -> None:
+    run = make_run(windows=1).attempt()
+    shutil.rmtree(run.root / "windows")
+    shutil.rmtree(run.root / "checkpoints")
+    run.attempt()
+    assert [event for event in run.events if event.startswith("ask")] == ["ask 0 4x2"]
+    assert run.board is not None
+    assert set(run.board.accuracies) == {0, 1}
+
+
+# --- references and replay ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "references"),
+    [
+        ({"refUpdateFreq": 0, "rolloutUpdateFreq": 1}, [0, 0, 0, 0]),
+        ({"refUpdateFreq": 2, "rolloutUpdateFreq": 1}, [0, 0, 2, 2]),
+        ({"refUpdateFreq": 1, "rolloutUpdateFreq": 1}, [0, 1, 2, 3]),
+    ],
+    ids=["for ever the first", "two windows share one", "each its own"],
+)
+def test_pairs_are_compared_with_the_version_that_is_the_reference(
+    make_run: MakeRun, method: Json, references: list[int]
+) -> None:
+    run = make_run(method, windows=4).attempt()
+    windows = [run.ledger.verify("window", number) for number in range(4)]
+    for number, version in enumerate(references):
+        assert windows[number].reference == Reference(version=version, digest=windows[version].parent or "")
+    is_own = [number == reference for number, reference in enumerate(references)]
+    assert [loss == pytest.approx(LN2, abs=1e-6) for loss in values(run, "step", "loss")] == is_own
+
+
+def test_the_first_step_gives_its_own_reference_and_no_pass_computes_it(make_run: MakeRun) -> None:
+    run = make_run({"refUpdateFreq": 1}, windows=1).attempt()
+    (pair, *_) = read_pairs(run.ledger.layout.window(0) / "pairs.parquet")
+    assert pair.reference_chosen is not None
+    assert values(run, "step", "loss") == pytest.approx([LN2], abs=1e-6)
+    assert run.events.index("train") < run.events.index("commit windows 000000")
+
+
+def test_with_an_older_reference_a_window_is_committed_before_its_first_step(make_run: MakeRun) -> None:
+    events = make_run(OLDER).attempt().events
+    assert events.index("commit windows 000001") < events.index("train", events.index("activate 1"))
+
+
+@pytest.mark.parametrize(("max_mismatch", "passes"), [(1000.0, 2), (0.001, 4)], ids=["near enough", "too far"])
+def test_log_probs_of_the_rollouts_are_taken_where_they_are_near_the_trainers(
+    make_run: MakeRun, max_mismatch: float, passes: int
+) -> None:
+    run = make_run(ROLLOUTS | {"maxMismatch": max_mismatch}).attempt()
+    mismatches = [line.values.get("logps/mismatch") for line in read_metrics(run.ledger.layout.metrics) if line.event == "step"]
+    assert [mismatch is not None for mismatch in mismatches] == [True, False, True, False], "once a window"
+    # One pass a window is for nothing: it is entered without a step. The second is the trainer's own.
+    assert run.events.count("reference") == passes - 2
+
+
+def test_a_window_trains_on_the_pairs_of_earlier_ones_under_its_own_reference(make_run: MakeRun) -> None:
+    run = make_run(REPLAY, windows=3).attempt()
+    assert values(run, "step", "pairs") == [2.0] * 10
+    own = read_pairs(run.ledger.layout.window(0) / "pairs.parquet")
+    replayed = read_pairs(run.ledger.layout.window(1) / "replayed-000000.parquet")
+    assert [(pair.prompt, pair.chosen) for pair in replayed] == [(pair.prompt, pair.chosen) for pair in own]
+    assert [pair.reference_chosen for pair in replayed] != [pair.reference_chosen for pair in own]
+    losses = values(run, "step", "loss")
+    assert [losses[index] for index in (0, 2, 6)] == pytest.approx([LN2] * 3, abs=1e-6)
+
+
+def test_a_changed_byte_in_a_window_that_is_replayed_is_refused_by_its_name(make_run: MakeRun) -> None:
+    run = make_run(REPLAY, windows=1).attempt()
+    file = run.ledger.layout.window(0) / "pairs.parquet"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    run.spec["duration"] = {"windows": 2}
+    with pytest.raises(TornError, match=r"windows/000000/pairs\.parquet"):
+        run.attempt()
+
+
+def test_another_version_in_the_place_of_the_reference_is_refused(make_run: MakeRun) -> None:
+    run = make_run(OLDER, windows=1).attempt()
+    manifest = run.ledger.layout.window(0) / "MANIFEST.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"reference": {"version": 0, "digest": "0" * 32}}))
+    run.spec["duration"] = {"windows": 2}
+    with pytest.raises(TornError, match="holds other weights than those that window 0 began with"):
+        run.attempt()
+
+
+def test_base_answers_are_sampled_before_window_0_and_paired_with(make_run: MakeRun) -> None:
+    method = {"refUpdateFreq": 2, "pairing": "bestVsBase"}
+    run = make_run(method, rollout={"samplesPerPrompt": 2, "maxTokens": 8}).attempt()
+    assert without_activities(run)[:3] == ["commit weights v000000", "activate 0", "ask 0 4x1"]
+    assert run.ledger.numbers("base") == [0, 1]
+
+
+# --- windows without pairs ------------------------------------------------------------------------------------------
+
+
+def never_right(digest: str, prompt: tuple[int, ...], index: int) -> Any:
+    return random_digits(digest, prompt, index).model_copy(update={"text": "2"})
+
+
+def test_a_window_without_pairs_counts_its_steps_and_changes_no_weight(make_run: MakeRun) -> None:
+    run = make_run(windows=2)
+    run.answer = never_right
+    run.attempt()
+    assert values(run, "window", "pairs") == [0.0, 0.0]
+    assert "train" not in run.events
+    assert len({run.ledger.verify("weights", version).files for version in run.ledger.numbers("weights")}) == 1
+
+
+def test_three_windows_without_pairs_end_the_run_by_name(make_run: MakeRun) -> None:
+    run = make_run(windows=5)
+    run.answer = never_right
+    with pytest.raises(NoPairsError, match="windows 0 to 2 gave no pair"):
+        run.attempt()
+    assert run.events[-1] == "cancel"
+
+
+# --- stopped and killed ---------------------------------------------------------------------------------------------
+
+
+def interrupted(run: ScriptedRun, *errors: type[BaseException], **options: Any) -> bool:
+    """Whether an attempt ends with one of these errors; else it has come to its end."""
+    try:
+        run.attempt(**options)
+    except errors:
+        return True
+    return False
+
+
+# With log-probs of the rollouts a window that is stopped in its first step has the trainer's: the same run, not the same bytes.
+@pytest.mark.parametrize("name", ["in turn", "ahead", "ahead, older reference, replay"])
+def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun, name: str) -> None:
+    method = METHODS[name]
+    want = make_run(method).attempt().end_state()
+    stopped = 0
+    for stop_at in itertools.count(1):
+        run = make_run(method)
+        if not interrupted(run, Preempted, stop_at=stop_at):
+            break
+        assert run.attempt().end_state() == want, f"stopped at look {stop_at}"
+        stopped += 1
+    assert stopped > 5, "there are as many points to stop at as steps and requests"
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, method: Json) -> None:
+    want = make_run(method).attempt().end_state()
+    killed = 0
+    for number in itertools.count(1):
+        run, commits = make_run(method), itertools.count(1)
+
+        def dies(event: str, commits: "itertools.count[int]" = commits, number: int = number) -> None:
+            if event.startswith("commit") and next(commits) == number:
+                raise Killed(event)
+
+        run.on_event = dies
+        if not interrupted(run, Killed):
+            break
+        run.on_event = lambda _: None
+        assert run.attempt().end_state() == want, f"killed before commit {number}"
+        killed += 1
+    assert killed >= 8, "three versions, two windows, three evaluations"
+
+
+def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(make_run: MakeRun) -> None:
+    want, shorter = make_run().attempt().end_state(), make_run(windows=1, name="prefix").attempt()
+    killed = 0
+    for change in itertools.count(1):
+        run = make_run()
+        shutil.copytree(shorter.root, run.root)
+        run.attempts = 1
+        if not interrupted(run, Killed, LedgerError, kill_at=change):  # torch makes any end of a checkpoint an error of its own
+            assert run.end_state() == want, "a longer run continues exactly where a shorter one ended"
+            break
+        assert run.attempt().end_state() == want, f"killed before change {change}"
+        killed += 1
+    assert killed > 20
+
+
+def test_after_a_stop_nobody_is_asked_any_more(make_run: MakeRun) -> None:
+    run = make_run(AHEAD)
+    with pytest.raises(Preempted):
+        run.attempt(stop_at=6)
+    assert "cancel" in run.events
+    assert not [event for event in run.events[run.events.index("cancel") :] if event.startswith("ask")]
+
+
+def test_a_window_that_has_begun_is_not_sampled_again_when_it_is_damaged(make_run: MakeRun) -> None:
+    """A checkpoint within a window whose file has changed: the run goes back to the checkpoint before it."""
+    trainer = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
+    want = make_run(trainer=trainer | {"checkpointEverySteps": 1, "keepCheckpoints": 9}).attempt().end_state()
+    run = make_run(trainer=trainer | {"checkpointEverySteps": 1, "keepCheckpoints": 9})
+
+    def dies(event: str) -> None:
+        if event == "commit checkpoints step-000003":
+            run.on_event = lambda _: None
+            raise KeyboardInterrupt
+
+    run.on_event = dies
+    with pytest.raises(KeyboardInterrupt):
+        run.attempt()
+    file = run.ledger.layout.window(1) / "pairs.parquet"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert run.attempt().end_state() == want
+    assert "ask 1 4x2" in run.events
+
+
+def test_weights_that_a_window_is_still_to_be_sampled_from_are_made_again(make_run: MakeRun) -> None:
+    trainer = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
+    settings = {"trainer": trainer | {"keepCheckpoints": 2}}
+    want = make_run(AHEAD, windows=4, **settings).attempt().end_state()
+    run = make_run(AHEAD, windows=3, **settings).attempt()
+    (run.ledger.layout.weights(2) / "MANIFEST.json").unlink()
+    run.spec["duration"] = {"windows": 4}
+    assert run.attempt().end_state() == want

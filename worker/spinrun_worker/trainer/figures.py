@@ -1,0 +1,62 @@
+"""The figures of a window's answers, by the names that docs/operations.md explains. Pure."""
+
+from collections.abc import Sequence
+
+from spinrun_worker.methods.pairing import Pairing
+from spinrun_worker.records import ScoredGroup
+
+
+def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True) -> float:
+    """Mean reward over all samples, 0 without any.
+
+    Args:
+        groups: The samples with their rewards.
+        by_rule: Whether a rule gave the rewards: a sample without one then counts as 0, as an answer that a rule cannot judge is
+            not right. Models have other reasons, and rewards of any size: there it does not count.
+    """
+    rewards = [reward or 0.0 for group in groups for reward in group.rewards if by_rule or reward is not None]
+    return sum(rewards) / len(rewards) if rewards else 0.0
+
+
+def length_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Length of the answers in tokens, and the share that was cut."""
+    samples = [sample for group in groups for sample in group.samples]
+    if not samples:
+        return {}
+    lengths = [len(sample.tokens) for sample in samples]
+    return {
+        "response_length/mean": sum(lengths) / len(lengths),
+        "response_length/max": float(max(lengths)),
+        "response_length/truncated": sum(sample.finish_reason == "length" for sample in samples) / len(samples),
+    }
+
+
+def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, float]:
+    """Samples and completion tokens per second of generation."""
+    samples = [sample for group in groups for sample in group.samples]
+    return {
+        "throughput/samples_per_second": len(samples) / seconds,
+        "throughput/tokens_per_second": sum(len(sample.tokens) for sample in samples) / seconds,
+    }
+
+
+def window_figures(groups: Sequence[ScoredGroup], pairing: Pairing, *, replayed: int, by_rule: bool = True) -> dict[str, float]:
+    """What a window's samples and pairs look like.
+
+    Args:
+        groups: The window's own samples with their rewards.
+        pairing: Its own pairs, and what made none.
+        replayed: Pairs of earlier windows that it trains on too.
+        by_rule: As for `mean_reward`.
+    """
+    figures = {
+        "reward/mean": mean_reward(groups, by_rule=by_rule),
+        "samples": float(sum(len(group.samples) for group in groups)),
+        "pairs": float(len(pairing.pairs)),
+        "ties": float(pairing.ties),
+        "identical": float(pairing.identical),
+        "unrated": float(pairing.unrated),
+        "dropped_samples": float(pairing.dropped_samples),
+        **length_figures(groups),
+    }
+    return figures | {"replayed_pairs": float(replayed)} if replayed else figures

@@ -1,0 +1,104 @@
+"""From answers to pairs: rewards by the run's preference, then pairs by its method. Rank 0 alone makes them."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from spinrun_api.run import SpinRun
+from spinrun_protocol.wire import Sample, SampleGroup
+from spinrun_worker.errors import NoPairsError
+from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
+from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
+from spinrun_worker.rewards import Scorer, ScoreResult
+from spinrun_worker.trainer.storage.base_answers import BaseAnswers
+
+logger = logging.getLogger(__name__)
+
+MAX_EMPTY_WINDOWS = 3
+"""Windows in a row without any pair after which the run ends: more of the same will not teach it anything."""
+
+
+class PairMaker:
+    """Scores answers and makes pairs of them."""
+
+    def __init__(
+        self, run: SpinRun, scorer: Scorer, encode_answer: Callable[[str], tuple[int, ...]], base: BaseAnswers | None
+    ) -> None:
+        """Prepare to score.
+
+        Args:
+            run: Says which preference and which method.
+            scorer: The preference.
+            encode_answer: Token ids of a true answer, for methods that train on them.
+            base: Answers of version 0, for the pairing that sets answers against them.
+        """
+        self._spec = run.spec
+        self.scorer = scorer
+        self._encode_answer = encode_answer
+        self.base = base
+
+    @property
+    def is_by_rule(self) -> bool:
+        """Whether a rule gives the rewards."""
+        return self._spec.preference.scoring is not None
+
+    def score(self, answers: Answers) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+        """A window's own answers with their rewards, and the base answers that were scored among them."""
+        if self.base is None:
+            return self._scored(answers, self.scorer.score(_samples(answers))), []
+        of_base = self.base.of(prompt for prompt, _ in answers)
+        together = [(prompt, _with_sample(group, of_base.get(prompt.id))) for prompt, group in answers]
+        scored = self._scored(together, self.scorer.score(_samples(together)))
+        divided = [_divided(each, len(group.samples)) for each, (_, group) in zip(scored, answers, strict=True)]
+        return [own for own, _ in divided], [base for _, base in divided]
+
+    def grade(self, answers: Answers) -> list[ScoredGroup]:
+        """Held-out answers with their rewards, each for itself."""
+        return self._scored(answers, self.scorer.grade(_samples(answers)))
+
+    def pair(self, groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup]) -> Pairing:
+        """Pairs of scored answers, as the method says."""
+        spec = self._spec
+        if spec.method.name == "spin":
+            return pair_with_truths(groups, self._encode_answer)
+        if self.base is not None:
+            return pair_with_base(groups, base, spec.method)
+        return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=spec.preference.compares)
+
+    def refuse_endless_ties(self, number: int, num_pairs: Callable[[int], int]) -> None:
+        """Raise NoPairsError when a window and the ones before it gave no pair. num_pairs: of a window."""
+        recent = range(number - MAX_EMPTY_WINDOWS + 1, number + 1)
+        if recent[0] < 0 or any(num_pairs(window) for window in recent):
+            return
+        if self._spec.method.name == "spin":
+            raise NoPairsError(
+                f"windows {recent[0]} to {recent[-1]} gave no pair: the model gives the true answer to every prompt, and has "
+                f"nothing left to learn from spec.data.prompts. Look at the samples (windows/{number:06d}/samples.parquet)"
+            )
+        raise NoPairsError(
+            f"windows {recent[0]} to {recent[-1]} gave no pair: every prompt's answers have rewards that are equal, or closer "
+            f"than spec.method.minMargin ({self._spec.method.min_margin:g}). "
+            f"Look at the samples (windows/{number:06d}/samples.parquet): do answers match "
+            f"spec.preference.{self._spec.preference.name}? Are prompts too easy or too hard, is spec.rollout.maxTokens "
+            f"({self._spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"
+        )
+
+    def _scored(self, answers: Answers, result: ScoreResult) -> list[ScoredGroup]:
+        for message in result.messages:
+            logger.warning("%s", message)
+        return [
+            ScoredGroup(prompt, group.samples, rewards) for (prompt, group), rewards in zip(answers, result.rewards, strict=True)
+        ]
+
+
+def _samples(answers: Answers) -> list[tuple[PromptRecord, Sequence[Sample]]]:
+    return [(prompt, group.samples) for prompt, group in answers]
+
+
+def _with_sample(group: SampleGroup, sample: Sample | None) -> SampleGroup:
+    return group if sample is None else group.model_copy(update={"samples": (*group.samples, sample)})
+
+
+def _divided(group: ScoredGroup, count: int) -> tuple[ScoredGroup, ScoredGroup]:
+    """The first `count` samples with their rewards, and the others."""
+    first = ScoredGroup(group.prompt, group.samples[:count], group.rewards[:count])
+    return first, ScoredGroup(group.prompt, group.samples[count:], group.rewards[count:])

@@ -1,0 +1,33 @@
+"""Rollouts and trainer in turn: each window is answered by the weights that it begins with, while the trainer waits.
+
+boundary:  publish version k -> activate -> request
+window k:  generate, evaluate | checkpoint -> collect -> score -> reference -> commit -> train
+"""
+
+from collections.abc import Callable
+
+from spinrun_protocol.ledger import Manifest
+from spinrun_worker.trainer.ranks.distributed import Kept
+from spinrun_worker.trainer.sampling.exchange import Exchange
+from spinrun_worker.trainer.sampling.requests import Collected
+
+
+class InTurn:
+    """Has a window's prompts answered at its beginning. All ranks call every method together."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def answers(self, weights: Manifest, *, held: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected] | None:
+        """The answers to a window's prompts; see `window.SampleOrder`."""
+        if held and begun:
+            return None  # an earlier attempt has done all that belongs to the boundary
+        requested = self._exchange.request(weights, None if held else weights.version)
+        meanwhile()
+        return self._exchange.collect(requested)
+
+    def finish(self, weights: Manifest, *, meanwhile: Callable[[], None]) -> None:
+        """Have the last version evaluated."""
+        requested = self._exchange.request(weights, None)
+        meanwhile()
+        self._exchange.collect(requested)

@@ -1,0 +1,148 @@
+"""One window, front to back: its answers, its pairs, its reference, its steps.
+
+    weights -> answers -> pairs -> reference log-probs -> the ledger -> optimizer steps
+
+Whatever happens between two writes to the ledger can be repeated, and an attempt that resumes here repeats it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from spinrun_protocol.ledger import Manifest
+from spinrun_worker.errors import Preempted
+from spinrun_worker.trainer.coordinator import Coordinator, NewWindow
+from spinrun_worker.trainer.model.learner import StepResult
+from spinrun_worker.trainer.ranks.distributed import Kept
+from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, pairs_of
+from spinrun_worker.trainer.reference.self_check import self_check
+from spinrun_worker.trainer.sampling.requests import Collected
+from spinrun_worker.trainer.schedule import Schedule, by_window, split_into_steps
+from spinrun_worker.trainer.steps import Steps
+from spinrun_worker.trainer.storage.checkpoints import Checkpoints
+from spinrun_worker.trainer.storage.store import RunStore
+
+
+class SampleOrder(Protocol):
+    """When a window's prompts are answered: `in_turn` with the trainer, or a window `ahead` of it."""
+
+    def answers(self, weights: Manifest, *, held: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected] | None:
+        """The answers to the prompts of the window that begins with these weights; the rollouts serve them from here on.
+
+        Args:
+            weights: The window's.
+            held: Whether the ledger holds the window: nobody is asked for answers, and the result is None.
+            begun: Whether an attempt has trained steps of it.
+            meanwhile: What the trainer does while the rollouts are busy.
+        """
+        ...
+
+    def finish(self, weights: Manifest, *, meanwhile: Callable[[], None]) -> None:
+        """Have the last version evaluated."""
+        ...
+
+
+class FirstStepReference(Protocol):
+    """A reference that is the policy as it is at the window's beginning: `own`, or as the `rollouts` say it."""
+
+    def before_first_step(self, steps: Sequence[StepPairs]) -> list[StepPairs]:
+        """The steps with what must be known while the policy has not moved yet."""
+        ...
+
+    def after_first_step(
+        self, steps: Sequence[StepPairs], first: StepResult, weights: Manifest
+    ) -> tuple[list[StepPairs], StepResult]:
+        """All steps with their reference, and the first one's result. weights: the policy before it."""
+        ...
+
+    def without_first_step(self, steps: Sequence[StepPairs]) -> list[StepPairs]:
+        """All steps with their reference where the first one could not be taken."""
+        ...
+
+
+class WindowTrainer:
+    """Trains windows. All ranks call every method together."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        coordinator: Coordinator,
+        order: SampleOrder,
+        own_reference: FirstStepReference,
+        passes: ReferencePasses,
+        steps: Steps,
+        store: RunStore,
+        checkpoints: Checkpoints,
+    ) -> None:
+        """Put the parts together."""
+        self.schedule = schedule
+        self.coordinator = coordinator
+        self.order = order
+        self.own_reference = own_reference
+        self.passes = passes
+        self.steps = steps
+        self.store = store
+        self.checkpoints = checkpoints
+
+    def train(self, weights: Manifest, done: int, *, meanwhile: Callable[[], None]) -> float:
+        """Train the steps of a window that are left.
+
+        Args:
+            weights: Those that the window begins with; it has their number.
+            done: Steps of it that are done.
+            meanwhile: What to do while the rollouts answer.
+
+        Returns:
+            How long it took, in seconds.
+        """
+        started, number = time.monotonic(), weights.version
+        self.steps.enter(number)
+        window = self.coordinator.load(weights, begun=done > 0)
+        answers = self.order.answers(weights, held=window is not None, begun=done > 0, meanwhile=meanwhile)
+        if window is None:
+            assert answers is not None, "a window that the ledger does not hold is answered"
+            window = self.coordinator.score(number, answers)
+            steps, done = self.commit(window, weights)
+        else:
+            steps = split_into_steps(window.pairs, self.schedule.steps(number))
+        for index in range(done, len(steps)):
+            if index > 0:
+                self.checkpoints.save_if_due(self.steps.done)
+            pairs = pairs_of(steps[index])
+            result = self.steps.take(pairs) if pairs else None
+            if result is not None and index == 0 and self.schedule.reference(number) == number:
+                self_check(result)
+            self.steps.count(number, result)
+        self.coordinator.finish(window, self.steps.done)
+        return time.monotonic() - started
+
+    def commit(self, window: NewWindow, weights: Manifest) -> tuple[Sequence[StepPairs], int]:
+        """Give the pairs of a window their reference log-probs, and commit them.
+
+        Where the policy is the reference, the first step's own forward pass gives it; then the window is committed after that.
+
+        Returns:
+            The steps as committed, and how many of them are taken.
+        """
+        steps = split_into_steps(window.pairs, self.schedule.steps(window.number))
+        reference = self.store.reference(weights)
+        first = pairs_of(steps[0])
+        commit = partial(self.coordinator.commit, window, reference=reference)
+        if reference.version != weights.version or not first:
+            by_policy = reference.version == weights.version
+            referred = self.passes.by_policy(steps) if by_policy else self.passes.by_version(steps, reference)
+            commit(by_window(referred))
+            return referred, 0
+        referred = self.own_reference.before_first_step(steps)
+        try:
+            result = self.steps.take([pair.without_reference() for pair in first])
+        except Preempted:
+            # The policy is still as it was: the samples are not lost.
+            commit(by_window(self.own_reference.without_first_step(referred)))
+            raise
+        referred, result = self.own_reference.after_first_step(referred, result, weights)
+        commit(by_window(referred))
+        self.steps.count(window.number, result)
+        return referred, 1
