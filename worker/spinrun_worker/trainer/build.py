@@ -29,7 +29,7 @@ from spinrun_worker.rewards import build_scorer
 from spinrun_worker.trainer.coordinator import Rank0
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import FILE_DTYPE, config_file, digest_of_base
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.model.policy import Policy, load_policy, shard_policy
 from spinrun_worker.trainer.model.precision import choose_compute_dtype, use_deterministic_algorithms
@@ -169,7 +169,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             export=export if lora is not None and lora.export_merged else None,
         )
         step = storage.resume()
-        give_back()
+        trim_memory()
         loop.run(step)
         ranks.from_rank0(ledger.close)
 

@@ -31,7 +31,7 @@ from spinrun_worker.errors import Preempted, RunError
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.coordinator import Rank0
 from spinrun_worker.trainer.model.learner import Learner, StepResult
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.schedule import Schedule, mix, unmix
@@ -196,7 +196,7 @@ class Loop:
         if self.checkpoint_every_steps is None or self.step % self.checkpoint_every_steps == 0:
             self._save()
         self.storage.collect_garbage(newest=weights.version, best=self.board.now.best)
-        give_back()  # beside it vLLM now generates, often on the same machine
+        trim_memory()  # beside it vLLM now generates, often on the same machine
 
     def _first_step(self, window: int, weights: Manifest, steps: Sequence[Shares]) -> list[Shares]:
         """Give the pairs of a window their reference log-probs, commit them, and train the first step; the steps as committed.

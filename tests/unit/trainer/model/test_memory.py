@@ -3,7 +3,7 @@ import platform
 import psutil
 import pytest
 
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what was freed")
@@ -15,7 +15,7 @@ def test_freed_memory_goes_back_to_the_kernel():
     blocks.clear()
     before = process.memory_info().rss
 
-    give_back()
+    trim_memory()
 
     assert before - process.memory_info().rss > 80_000_000
     assert len(last) == 8_000

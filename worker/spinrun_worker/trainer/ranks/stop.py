@@ -67,14 +67,14 @@ class StopSignal:
 
     def close(self) -> None:
         """Give the signals back to whoever handled them before."""
-        self.give_back()
+        self.restore_handlers()
         self._closing.set()
         self._thread.join()
         self._reader.close()
         self._writer.close()
 
-    def give_back(self) -> None:
-        """The signals only; what else there is belongs to the process that made it."""
+    def restore_handlers(self) -> None:
+        """Put the previous signal handlers back, and nothing else: the rest belongs to the process that made this object."""
         StopSignal.installed = None
         signal.set_wakeup_fd(self._previous_fd)
         for number, handler in self._previous.items():
@@ -139,7 +139,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     if StopSignal.installed is not None:
-        StopSignal.installed.give_back()
+        StopSignal.installed.restore_handlers()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 

@@ -7,7 +7,7 @@ import torch
 from spinrun_api.spec import Model
 from spinrun_protocol.ledger import Manifest
 from spinrun_worker.ledger import LedgerWriter, TornError
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 from spinrun_worker.trainer.model.policy import load_merged
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from spinrun_worker.trainer.storage.publish import publish
@@ -48,7 +48,7 @@ def export_merged(
         )
     finally:
         del whole
-        give_back()
+        trim_memory()
 
 
 def _present(ledger: LedgerWriter, weights: Manifest) -> Manifest | None:
