@@ -2,11 +2,11 @@
 
 
 class RunError(Exception):
-    """The run cannot go on now; another attempt may. The message says what, where and what to do."""
+    """The run cannot continue now; another attempt may. The message says what, where and what to do."""
 
 
 class ConfigurationError(ValueError):
-    """Bad input by the user: the run ends and is not tried again. The message names the field and the remedy."""
+    """Invalid input by the user: the run ends and is not retried. The message names the field and the remedy."""
 
 
 class NoPairsError(ConfigurationError):
@@ -14,4 +14,4 @@ class NoPairsError(ConfigurationError):
 
 
 class Preempted(Exception):  # noqa: N818 - not a failure
-    """The run was asked to stop; it goes on from its checkpoint in another attempt."""
+    """The run was asked to stop; another attempt resumes from its checkpoint."""

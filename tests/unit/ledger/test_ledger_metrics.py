@@ -105,7 +105,7 @@ def test_damaged_line_in_the_middle_is_named(writer, step_line):
     content = writer.layout.metrics.read_bytes()
     writer.layout.metrics.write_bytes(content + b"?\n" + content)
 
-    with pytest.raises(TornError, match=r"metrics\.jsonl, line 2, is no line of metrics"):
+    with pytest.raises(TornError, match=r"metrics\.jsonl, line 2, is not a valid line of metrics"):
         read_metrics(writer.layout.metrics)
 
 

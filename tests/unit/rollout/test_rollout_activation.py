@@ -40,7 +40,7 @@ def assert_serves(vllm: FakeVllm, manifest: Manifest, scratch: Path) -> None:
 
 async def test_an_agent_waits_until_it_is_asked(agent: AgentUnderTest, vllm: FakeVllm) -> None:
     state = await agent.until(lambda _: True)
-    assert state == {"state": "waiting", "reason": "no version has been asked for"}
+    assert state == {"state": "waiting", "reason": "no version has been requested"}
     assert vllm.calls == []
 
 
@@ -110,7 +110,7 @@ async def test_a_refused_version_leaves_the_old_one_serving_until_it_is_mended(
     shard.write_bytes(content[:-1] + b"\xff")
     await agent.want(new)
     state = await agent.until(lambda state: state["state"] == "failed")
-    assert "model.safetensors has another content" in state["reason"]
+    assert "model.safetensors has different content" in state["reason"]
     assert state["serving"] == 0
     assert (await agent.samples(old, {"a": [1]}))[1][0]["event"] == "group"
     async with agent.client.get("/readyz") as response:
@@ -358,7 +358,7 @@ async def test_a_memory_that_makes_no_sense_is_forgotten(start_agent: Any, tmp_p
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "wanted.json").write_bytes(content)
     agent: AgentUnderTest = await start_agent()
-    assert (await agent.until(lambda _: True))["reason"] == "no version has been asked for"
+    assert (await agent.until(lambda _: True))["reason"] == "no version has been requested"
 
 
 async def test_an_agent_that_died_in_a_switch_leaves_nothing_wrong(

@@ -84,7 +84,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_refused(choices: list[dict[
     ("tokens", "max_tokens", "message"),
     [
         pytest.param((1,) * 61, 3, None, id="fits exactly"),
-        pytest.param((1,) * 62, 3, "62 tokens, which with maxTokens 3 are 65: vLLM takes 64", id="too long"),
+        pytest.param((1,) * 62, 3, "62 tokens, which with maxTokens 3 make 65: vLLM accepts 64", id="too long"),
         pytest.param((0, 99), 3, None, id="whole vocabulary"),
         pytest.param((0, 100), 3, "token 100", id="beyond the vocabulary"),
         pytest.param((-1,), 3, "token -1", id="negative"),

@@ -25,7 +25,7 @@ from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_p
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
-from spinrun_worker.rewards import build_scorer
+from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.coordinator import Rank0
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import FILE_DTYPE, config_file, digest_of_base
@@ -330,7 +330,7 @@ def make_rank0(
     cleanup: ExitStack,
 ) -> Rank0:
     """Rank 0's own side."""
-    scorer = build_scorer(
+    scorer = build_reward_function(
         options.run.spec.preference,
         on_trouble=lambda trouble: board.update(trouble=trouble, message=trouble),
         stop=stop.requested,

@@ -15,7 +15,7 @@ from spinrun_worker.errors import NoPairsError
 from spinrun_worker.ledger import LedgerWriter, TornError, read_pairs, read_samples, write_pairs, write_samples
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
-from spinrun_worker.rewards import Scorer, ScoreResult
+from spinrun_worker.rewards import RewardFunction, ScoreResult
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.recorder import Recorder
 from spinrun_worker.trainer.sampling.client import RolloutClient
@@ -91,7 +91,7 @@ class Rank0:
         prompts: PromptSet,
         evaluation: PromptSet | None,
         rollouts: RolloutClient,
-        scorer: Scorer,
+        scorer: RewardFunction,
         encode_answer: Callable[[str], tuple[int, ...]],
         ledger: LedgerWriter,
         board: ProgressBoard,

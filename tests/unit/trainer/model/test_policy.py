@@ -202,7 +202,7 @@ def test_models_that_packed_pairs_would_train_wrongly_are_refused(config, match:
 def test_an_unknown_change_of_logits_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(policy_module, "logit_transform", lambda _: lambda logits: logits)
 
-    with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM gives other log-probs on packed pairs than by itself"):
+    with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM gives different log-probs on packed pairs than on plain"):
         load_policy(saved(FAMILIES["granite"](), tmp_path))
 
 

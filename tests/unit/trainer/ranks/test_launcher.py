@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from spinrun_protocol.environment import TERMINATION_LOG
-from spinrun_worker.trainer.ranks.launcher import Ending, decisive, parse_rendezvous
+from spinrun_worker.trainer.ranks.launcher import RankExit, decisive, parse_rendezvous
 
 LIMIT_SECONDS = 100
 
@@ -102,24 +102,24 @@ def test_rank_that_names_a_cause_decides(launch: Callable[..., Launch], codes: t
 
 
 @pytest.mark.parametrize(
-    ("endings", "want"),
+    ("exits", "want"),
     [
-        ([Ending(1, -9), Ending(0, 1)], 137),
-        ([Ending(0, 1), Ending(1, -9)], 137),
-        ([Ending(0, 1), Ending(1, -9, killed_by_us=True)], 1),
-        ([Ending(0, -6), Ending(1, 1)], 1),
-        ([Ending(0, -11), Ending(1, 1)], 139),
-        ([Ending(0, 3), Ending(1, -9, killed_by_us=True)], 3),
-        ([Ending(0, 3), Ending(1, 1)], 1),
-        ([Ending(0, -15, asked_to_stop=True), Ending(1, -2, asked_to_stop=True)], 3),
-        ([Ending(0, -15), Ending(1, 0)], 143),
-        ([Ending(0, 77), Ending(1, 1)], 77),
-        ([Ending(0, 0), Ending(1, 0)], 0),
+        ([RankExit(1, -9), RankExit(0, 1)], 137),
+        ([RankExit(0, 1), RankExit(1, -9)], 137),
+        ([RankExit(0, 1), RankExit(1, -9, killed_by_us=True)], 1),
+        ([RankExit(0, -6), RankExit(1, 1)], 1),
+        ([RankExit(0, -11), RankExit(1, 1)], 139),
+        ([RankExit(0, 3), RankExit(1, -9, killed_by_us=True)], 3),
+        ([RankExit(0, 3), RankExit(1, 1)], 1),
+        ([RankExit(0, -15, asked_to_stop=True), RankExit(1, -2, asked_to_stop=True)], 3),
+        ([RankExit(0, -15), RankExit(1, 0)], 143),
+        ([RankExit(0, 77), RankExit(1, 1)], 77),
+        ([RankExit(0, 0), RankExit(1, 0)], 0),
     ],
     ids=str,
 )
-def test_ending_nearest_to_the_cause_decides(endings: Sequence[Ending], want: int) -> None:
-    assert decisive(endings).exit_code == want
+def test_ending_nearest_to_the_cause_decides(exits: Sequence[RankExit], want: int) -> None:
+    assert decisive(exits).exit_code == want
 
 
 def test_ranks_find_torchruns_environment_and_their_own_arguments(launch: Callable[..., Launch]) -> None:

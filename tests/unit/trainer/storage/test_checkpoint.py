@@ -261,7 +261,7 @@ def test_model_of_another_shape_is_refused(alone: Distributed, tmp_path: Path) -
     training = Training(alone, str(tmp_path))
     training.step(1)
     training.save(1)
-    with pytest.raises(LedgerError, match=r"step-000001 does not fit this model and optimizer.*(?i:size)"):
+    with pytest.raises(LedgerError, match=r"step-000001 does not match this model and optimizer.*(?i:size)"):
         Training(alone, str(tmp_path), width=12).load()
 
 

@@ -49,7 +49,7 @@ LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
-class Ending:
+class RankExit:
     """How a rank ended."""
 
     rank: int
@@ -88,12 +88,12 @@ class Ending:
         return 3 if -self.code in (signal.SIGABRT, signal.SIGTERM) else 1
 
 
-def decisive(endings: Sequence[Ending]) -> Ending:
-    """The ending that says how the node ended: by precedence, then the earliest. endings: in the order in which they came."""
-    return min(endings, key=lambda ending: ending.precedence)
+def decisive(exits: Sequence[RankExit]) -> RankExit:
+    """The rank_exit that says how the node ended: by precedence, then the earliest. exits: in the order in which they came."""
+    return min(exits, key=lambda rank_exit: rank_exit.precedence)
 
 
-class Ranks:
+class RankProcesses:
     """The ranks of this node, from their start to their end. SIGCHLD and the stop signals must be blocked."""
 
     def __init__(
@@ -122,9 +122,9 @@ class Ranks:
             os._exit(ExitCode.FAILED)  # it died before prctl
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
-    def wait(self, *, grace_seconds: float, peer_seconds: float) -> list[Ending]:
+    def wait(self, *, grace_seconds: float, peer_seconds: float) -> list[RankExit]:
         """Wait until all have ended; how they did, in order. Passes stop signals on and ends those that take too long."""
-        endings: list[Ending] = []
+        exits: list[RankExit] = []
         deadline = math.inf
         while self._running:
             seconds = deadline - time.monotonic()
@@ -132,17 +132,17 @@ class Ranks:
             if received is not None and received.si_signo in STOP_SIGNALS:
                 self._pass_on(received.si_signo)
                 deadline = min(deadline, time.monotonic() + grace_seconds)
-            for ending in self._reap():
-                logger.log(logging.ERROR if ending.exit_code else logging.INFO, "%s", ending)
-                endings.append(ending)
-                if ending.exit_code:
+            for rank_exit in self._reap():
+                logger.log(logging.ERROR if rank_exit.exit_code else logging.INFO, "%s", rank_exit)
+                exits.append(rank_exit)
+                if rank_exit.exit_code:
                     # A preempted rank ends in good order; its peers may still be writing.
-                    patience = grace_seconds if ending.exit_code == ExitCode.PREEMPTED else peer_seconds
-                    deadline = min(deadline, time.monotonic() + patience)
+                    wait = grace_seconds if rank_exit.exit_code == ExitCode.PREEMPTED else peer_seconds
+                    deadline = min(deadline, time.monotonic() + wait)
             if time.monotonic() >= deadline:
                 self._kill()
                 deadline = math.inf
-        return endings
+        return exits
 
     def _pass_on(self, number: int) -> None:
         logger.warning("%s: passed on to %d ranks", signal.Signals(number).name, len(self._running))
@@ -157,7 +157,7 @@ class Ranks:
         for process in self._running.values():
             os.killpg(process.pid, signal.SIGKILL)
 
-    def _reap(self) -> Iterator[Ending]:
+    def _reap(self) -> Iterator[RankExit]:
         for rank, process in list(self._running.items()):
             # Its children go first, while its number, which is its group's, cannot belong to anybody else.
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -165,7 +165,7 @@ class Ranks:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             del self._running[rank]
-            yield Ending(rank, process.wait(), killed_by_us=self._killed, asked_to_stop=self._asked_to_stop)
+            yield RankExit(rank, process.wait(), killed_by_us=self._killed, asked_to_stop=self._asked_to_stop)
 
 
 def open_store(port: int | None) -> socket.socket:
@@ -209,19 +209,19 @@ def rank_environments(
     return environments
 
 
-def words(ending: Ending) -> LastWords:
+def words(rank_exit: RankExit) -> LastWords:
     """What there is to say when the ranks themselves said nothing, or could not."""
-    code, rank = ending.exit_code, f"rank {ending.rank}"
+    code, rank = rank_exit.exit_code, f"rank {rank_exit.rank}"
     if code == ExitCode.PREEMPTED:
         message = f"{rank} was asked to stop before it could write a checkpoint; the next attempt goes on from the last one"
         return LastWords(result="Preempted", reason="Preempted", message=message, exit_code=code)
-    if ending.killed_by_us:
+    if rank_exit.killed_by_us:
         message = f"{rank} did not end in time and was killed; allow more with --grace-seconds and the pod's grace period"
         return LastWords(result="Failed", reason="GraceExceeded", message=message, exit_code=code)
-    if ending.code >= 0:
-        message = f"{rank} ended with exit code {ending.code} and said no more: look into its log"
+    if rank_exit.code >= 0:
+        message = f"{rank} ended with exit code {rank_exit.code} and said no more: look into its log"
         return LastWords(result="Failed", reason="RankFailed", message=message, exit_code=code)
-    name = signal.Signals(-ending.code).name
+    name = signal.Signals(-rank_exit.code).name
     hint = "; most likely memory ran out: raise its limit or lower trainer.tokensPerMicroBatch" if name == "SIGKILL" else ""
     return LastWords(result="Failed", reason="RankKilled", message=f"{rank} was killed by {name}{hint}", exit_code=code)
 
@@ -262,7 +262,7 @@ def run_facts(rank_arguments: Sequence[str]) -> dict[str, object]:
         return {}
 
 
-def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> Ending:
+def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> RankExit:
     """Start this node's ranks and wait for them. Raises OSError when they cannot be started."""
     address, store = options.address, None
     if options.node_rank == 0 and options.nodes * options.procs_per_node > 1:
@@ -276,7 +276,7 @@ def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> Ending
         address=address or ("127.0.0.1", RENDEZVOUS_PORT),
         store=store,
     )
-    ranks = Ranks([sys.executable, "-m", options.module, *rank_arguments], environments, store)
+    ranks = RankProcesses([sys.executable, "-m", options.module, *rank_arguments], environments, store)
     if store is not None:
         store.close()
     return decisive(ranks.wait(grace_seconds=options.grace_seconds, peer_seconds=options.peer_seconds))
@@ -291,11 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     termination.hush()
     try:
-        ending = launch(options, rank_arguments)
+        rank_exit = launch(options, rank_arguments)
     except OSError as error:
         termination.say(termination.describe_failure(error))
         return ExitCode.FAILED
-    if ending.exit_code != ExitCode.COMPLETE:
+    if rank_exit.exit_code != ExitCode.COMPLETE:
         # A rank that was killed from outside said nothing; what the others said is only that they lost it.
-        termination.say(words(ending), replace=ending.code < 0 and not ending.killed_by_us)
-    return ending.exit_code
+        termination.say(words(rank_exit), replace=rank_exit.code < 0 and not rank_exit.killed_by_us)
+    return rank_exit.exit_code

@@ -1,4 +1,4 @@
-"""How this attempt's model reaches the ledger and comes back."""
+"""How this attempt's model gets to the ledger and back."""
 
 import logging
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Storage:
-    """The ledger as the loop sees it. All ranks call every method together."""
+    """The ledger from the point of view of the run of windows. All ranks call every method together."""
 
     def __init__(
         self,
@@ -41,9 +41,18 @@ class Storage:
     ) -> None:
         """Put the parts together.
 
-        tensors: the policy's parameters by their Hugging Face names. dtype: number type of published weights. assets: the other
-        files of a version. file: the one that a version's tensors are in; None: as many as it takes. acknowledged: on rank 0, the
-        version that each live agent serves.
+        Args:
+            ledger: The ledger.
+            ranks: The ranks.
+            schedule: The run's windows.
+            model: The model.
+            optimizer: The optimizer.
+            tensors: Returns the policy's parameters by their Hugging Face names.
+            dtype: Dtype of published weights.
+            assets: The other files of a version.
+            file: Name of the one file that holds a version's tensors; None means as many as it takes.
+            keep_checkpoints: How many of the newest checkpoints stay.
+            acknowledged: On rank 0, returns the version that each live agent serves.
         """
         self.ledger = ledger
         self.ranks = ranks
@@ -58,7 +67,7 @@ class Storage:
         self.acknowledged = acknowledged
 
     def publish(self, *, version: int, step: int) -> Manifest:
-        """Write the weights of this moment as a version; returns its manifest."""
+        """Write the current weights as a version, and return its manifest."""
         return publish(
             self.ledger,
             self.ranks,
@@ -71,15 +80,22 @@ class Storage:
         )
 
     def save(self, *, step: int, version: int) -> Manifest | None:
-        """Write a checkpoint, unless no step has had a pair yet: the model is then still the source. Returns its manifest."""
+        """Write a checkpoint, and return its manifest.
+
+        None is written, and None returned, while no step has had a pair: the model is then still the source.
+        """
         if not self.optimizer.state:
             return None
         return save_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, TrainerState(step=step, version=version))
 
     def reference(self, weights: Manifest) -> Manifest:
-        """The version that the pairs of a window are compared with; weights: the version that it begins with.
+        """The version that the pairs of a window are compared with.
 
-        Raises TornError, on all ranks, when the ledger does not hold that version as earlier windows had it.
+        Args:
+            weights: The version that the window begins with.
+
+        Raises:
+            TornError: On all ranks, when the ledger does not hold that version as earlier windows used it.
         """
 
         def find() -> Manifest:
@@ -97,36 +113,45 @@ class Storage:
         return self.ranks.from_rank0(find)
 
     def sampler(self, weights: Manifest) -> Manifest:
-        """The version that answers the prompts of a window; weights: the version that it begins with.
+        """The version that answers the prompts of a window.
 
-        Raises TornError, on all ranks, when the ledger does not hold it.
+        Args:
+            weights: The version that the window begins with.
+
+        Raises:
+            TornError: On all ranks, when the ledger does not hold it.
         """
         return self.ranks.from_rank0(lambda: sampler_of(self.ledger, self.schedule, weights))
 
     @contextmanager
     def in_place_of_policy(self, weights: Manifest) -> Generator[None]:
-        """A published version in the model for the length of the block, then the policy again, bit for bit.
+        """Put a published version into the model for the duration of the block, then the policy back, bit for bit.
 
-        Raises TornError, on all ranks, when a file is not what the manifest says.
+        Raises:
+            TornError: On all ranks, when a file is not what the manifest says.
         """
         with in_place_of_policy(self.ledger, self.ranks, self.tensors(), weights):
             yield
 
     def resume(self) -> int:
-        """Load the newest checkpoint from which the run can go on; returns the steps done, 0 without one."""
+        """Load the newest checkpoint from which the run can resume; returns the steps done, 0 without one."""
         while (checkpoint := latest_checkpoint(self.ledger, self.ranks)) is not None:
-            if self._can_go_on(checkpoint.step):
+            if self._can_resume(checkpoint.step):
                 state = load_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, checkpoint)
-                logger.info("going on from the checkpoint at step %d", state.step)
+                logger.info("resuming from the checkpoint at step %d", state.step)
                 return state.step
             self._delete_checkpoint(checkpoint.step)
         return 0
 
     def collect_garbage(self, *, newest: int, best: Best | None) -> None:
-        """Delete the checkpoints and versions that nobody needs any more; the best version stays, and so do references and what
-        the window under way was sampled from.
+        """Delete checkpoints and versions that are no longer needed.
 
-        Windows are never deleted: those that are replayed are there.
+        The best version stays, and so do references and what the current window was sampled from. Windows are never deleted:
+        replay reads them.
+
+        Args:
+            newest: The version that agents are told to serve.
+            best: The best version so far.
         """
 
         def collect_on_rank0() -> None:
@@ -143,9 +168,12 @@ class Storage:
 
         self.ranks.from_rank0(collect_on_rank0)
 
-    def _can_go_on(self, step: int) -> bool:
-        """Whether the ledger holds what a run at this step needs: within a window the window, with the weights that it began
-        with; before one, the weights that answer its prompts, unless they are the model's own."""
+    def _can_resume(self, step: int) -> bool:
+        """Whether the ledger holds what a run at this step needs.
+
+        Within a window, that is the window and the weights that it began with; before one, the weights that answer its prompts,
+        unless they are the model's own.
+        """
         window, position = self.schedule.locate(step)
 
         def look() -> bool:
@@ -156,12 +184,12 @@ class Storage:
                     self.ledger.verify("weights", sampler)
                 return True
             except TornError as error:
-                logger.warning("window %d cannot be made: %s", window, error)
+                logger.warning("window %d cannot be resumed: %s", window, error)
                 return False
 
         return self.ranks.from_rank0(look)
 
     def _delete_checkpoint(self, step: int) -> None:
-        # Its window cannot be made again: the weights that it was sampled from or compared with are gone.
+        # Its window cannot be repeated: the weights that it was sampled from or compared with are gone.
         logger.warning("the checkpoint at step %d belongs to a window that is lost; going further back", step)
         self.ranks.from_rank0(lambda: self.ledger.delete("checkpoint", step))

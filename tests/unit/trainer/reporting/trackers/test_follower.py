@@ -11,7 +11,7 @@ import pytest
 
 from spinrun_protocol.ledger import MetricsLine
 from spinrun_worker.trainer.reporting.trackers.follower import Follower, TrackerCollector, close_all
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult
 
 LABELS = {"namespace": "team", "run": "demo", "method": "onlineDPO"}
 
@@ -27,14 +27,14 @@ class FakeTracker:
 
     def __init__(self, before: Callable[[MetricsLine], None] = lambda _: None) -> None:
         self.steps: list[int] = []
-        self.ending: Ending | None = None
+        self.ending: AttemptResult | None = None
         self._before = before
 
     def write(self, line: MetricsLine) -> None:
         self._before(line)
         self.steps.append(line.step)
 
-    def close(self, ending: Ending) -> None:
+    def close(self, ending: AttemptResult) -> None:
         self.ending = ending
 
 

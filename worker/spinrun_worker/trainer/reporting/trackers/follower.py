@@ -10,14 +10,14 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from spinrun_protocol.ledger import MetricsLine
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending, Tracker
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult, Tracker
 
 logger = logging.getLogger(__name__)
 
 MAX_LINES = 1000
 """Lines that wait for a tracker that is slow or away; more are dropped. Hours of steps, and a megabyte or two."""
 
-CLOSE_SECONDS: Mapping[Ending, float] = {"complete": 30.0, "preempted": 5.0, "failed": 3.0}
+CLOSE_SECONDS: Mapping[AttemptResult, float] = {"complete": 30.0, "preempted": 5.0, "failed": 3.0}
 """Longest time to send what is left. A pod that is taken away has other things to do, and peers of a failed rank wait for it."""
 
 THREAD = "tracker-"
@@ -35,7 +35,7 @@ class Follower:
         self._open_tracker = open_tracker
         self._max_lines = max_lines
         self._tracker: Tracker | None = None
-        self._queue: queue.SimpleQueue[MetricsLine | Ending] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[MetricsLine | AttemptResult] = queue.SimpleQueue()
         # A daemon: a tracker that hangs must not keep the process.
         self._thread = threading.Thread(target=self._work, name=THREAD + name, daemon=True)
         self._thread.start()
@@ -47,9 +47,9 @@ class Follower:
         else:
             self._lost("dropped", "it takes too long")
 
-    def end(self, ending: Ending) -> None:
+    def end(self, result: AttemptResult) -> None:
         """Let the tracker take what waits, and close. Returns at once."""
-        self._queue.put(ending)
+        self._queue.put(result)
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, for a limited time. Whether it has come."""
@@ -82,12 +82,12 @@ class Follower:
             logger.warning("%s does not get all figures: %s. The run goes on, and metrics.jsonl has them", self.name, why)
 
 
-def close_all(followers: Sequence[Follower], ending: Ending, *, seconds: float | None = None) -> None:
+def close_all(followers: Sequence[Follower], result: AttemptResult, *, seconds: float | None = None) -> None:
     """End trackers, all within the same limited time, and say what they lack. seconds: None: as CLOSE_SECONDS says."""
-    limit = CLOSE_SECONDS[ending] if seconds is None else seconds
+    limit = CLOSE_SECONDS[result] if seconds is None else seconds
     deadline = time.monotonic() + limit
     for follower in followers:
-        follower.end(ending)
+        follower.end(result)
     for follower in followers:
         if not follower.join(deadline - time.monotonic()):
             logger.warning("%s has not ended within %g s and is left behind; metrics.jsonl has all figures", follower.name, limit)

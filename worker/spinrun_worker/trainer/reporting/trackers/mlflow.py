@@ -8,12 +8,12 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending, figures, flattened, run_of, settings
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult, figures, flattened, run_of, settings
 
 UID_TAG = "spinrun.uid"
 """Tag by which a later attempt finds the run; MLflow gives out ids of its own."""
 
-STATUS: dict[Ending, str] = {"complete": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
+STATUS: dict[AttemptResult, str] = {"complete": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
 MAX_PARAM_LENGTH = 500
 """Longest value of a parameter that every version of a server takes."""
 MAX_PARAMS = 100
@@ -59,6 +59,6 @@ class MlflowTracker:
         metrics = [Metric(name, value, milliseconds, line.step) for name, value in figures(line).items()]
         self._client.log_batch(self._id, metrics=metrics, tags=[RunTag("spinrun.attempt", str(line.attempt))])
 
-    def close(self, ending: Ending) -> None:
+    def close(self, result: AttemptResult) -> None:
         """Say how the attempt ended; the next one opens the run again."""
-        self._client.set_terminated(self._id, status=STATUS[ending])
+        self._client.set_terminated(self._id, status=STATUS[result])

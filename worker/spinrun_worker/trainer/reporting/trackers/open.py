@@ -8,7 +8,7 @@ from pathlib import Path
 from spinrun_protocol.ledger import MetricsLine, RunRecord
 from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.trainer.reporting.trackers.follower import Follower, close_all
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending, Tracker, run_of
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult, Tracker, run_of
 
 Opener = Callable[[RunRecord, Path, MetricsLine], Tracker]
 """Makes a tracker from a run's record, the ledger's folder and the first line that it shall show."""
@@ -23,15 +23,15 @@ def following(record: RunRecord, ledger: Path) -> Generator[Sequence[Follower]]:
     telemetry = run_of(record).spec.telemetry
     wanted = [name for name in OPENERS if getattr(telemetry, name) is not None]
     followers = [Follower(name, _opener(name, record, ledger)) for name in wanted]
-    ending: Ending = "failed"
+    result: AttemptResult = "failed"
     try:
         yield followers
-        ending = "complete"
+        result = "complete"
     except Preempted:
-        ending = "preempted"
+        result = "preempted"
         raise
     finally:
-        close_all(followers, ending)
+        close_all(followers, result)
 
 
 def _opener(name: str, record: RunRecord, ledger: Path) -> Callable[[MetricsLine], Tracker]:

@@ -6,7 +6,7 @@ import yaml
 from tensorboardX import SummaryWriter
 
 from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending, figures, folder_of, run_of, settings
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult, figures, folder_of, run_of, settings
 
 
 class TensorboardTracker:
@@ -33,6 +33,6 @@ class TensorboardTracker:
             self._writer.add_scalar(name, value, line.step, walltime=line.time)
         self._writer.flush()
 
-    def close(self, _: Ending) -> None:
+    def close(self, _: AttemptResult) -> None:
         """Close the file; how the attempt ended has no place in it."""
         self._writer.close()

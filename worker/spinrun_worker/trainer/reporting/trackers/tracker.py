@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from spinrun_api.run import SpinRun
 from spinrun_protocol.ledger import MetricsLine, RunRecord
 
-Ending = Literal["complete", "preempted", "failed"]
+AttemptResult = Literal["complete", "preempted", "failed"]
 """How an attempt ends; after the last two another one may go on with the same run."""
 
 
@@ -23,7 +23,7 @@ class Tracker(Protocol):
         """Show the figures of a step, a window or an evaluation."""
         ...
 
-    def close(self, ending: Ending, /) -> None:
+    def close(self, result: AttemptResult, /) -> None:
         """Send what is left."""
         ...
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import wandb
 
 from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending, figures, run_of, settings
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult, figures, run_of, settings
 
 
 class WandbTracker:
@@ -37,8 +37,8 @@ class WandbTracker:
         """One row, with the steps done as its axis."""
         self._run.log({**figures(line), "step": line.step, "window": line.window, "attempt": line.attempt})
 
-    def close(self, ending: Ending) -> None:
+    def close(self, result: AttemptResult) -> None:
         """Send what is left. A run that did not end goes on with the next attempt."""
-        if ending == "preempted":
+        if result == "preempted":
             self._run.mark_preempting()
-        self._run.finish(exit_code=0 if ending == "complete" else 1)
+        self._run.finish(exit_code=0 if result == "complete" else 1)
