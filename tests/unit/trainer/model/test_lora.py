@@ -121,7 +121,7 @@ def test_targets_are_the_ends_of_names(llama: Path):
 
 @pytest.mark.parametrize("target", ["proj", "layers", "lm_head", "self_attn"])
 def test_a_target_that_is_no_linear_layer_of_the_decoder_is_refused(llama: Path, target: str):
-    with pytest.raises(ConfigurationError, match=f"trainer.lora.targets: .* ends in {target}; there are mlp.down_proj, "):
+    with pytest.raises(ConfigurationError, match=f"trainer.lora.targets: .* ends in {target}; the names are mlp.down_proj, "):
         adapted(llama, Lora(targets=["q_proj", target]))
 
 

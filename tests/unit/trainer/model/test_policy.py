@@ -189,7 +189,7 @@ def test_dropout_is_off(tmp_path: Path):
         ),
         pytest.param(
             lambda: MixtralConfig(**SIZES, num_local_experts=2),
-            "MixtralForCausalLM stores its weights in another form",
+            "MixtralForCausalLM stores its weights in a different form",
             id="mixture of experts",
         ),
     ],
@@ -222,7 +222,7 @@ def test_positions_that_depend_on_the_longest_sequence_are_refused_where_they_be
     too_long = Pair("too long", (3,) * 10, (4,) * 2, (5,) * 7, 1.0, 0.0)
 
     assert packed_logprobs(policy, [fits]).isfinite().all()
-    with pytest.raises(UnsupportedModelError, match="a sequence of 17 tokens is beyond 16"):
+    with pytest.raises(UnsupportedModelError, match="a sequence of 17 tokens is longer than 16"):
         packed_logprobs(policy, [fits, too_long])
 
 

@@ -254,7 +254,7 @@ def test_checkpoint_of_a_superseded_past_is_skipped(alone: Distributed, tmp_path
         state = training.load()
     assert state is not None
     assert state.step == 5
-    assert "step-000009 was superseded" in caplog.text
+    assert "step-000009 is superseded" in caplog.text
 
 
 def test_model_of_another_shape_is_refused(alone: Distributed, tmp_path: Path) -> None:

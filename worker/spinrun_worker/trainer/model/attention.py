@@ -85,7 +85,8 @@ class PairsLayout:
     def batch_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """[P, 1, L, L] to be added to the scores of the padded batch: 0 where a query sees a key, else -inf.
 
-        Made once per window and dtype. Padding sees what precedes it, so that no row of scores is without a key; no token sees padding.
+        Made once per window and dtype. Padding sees what precedes it, so that no row of scores is without a key; no token sees
+        padding.
         """
         key = (dtype, window)
         if key not in self._batch_masks:

@@ -220,8 +220,8 @@ def _check_names(policy: Policy) -> None:
     if saved != names:
         example = min(names - saved)
         raise UnsupportedModelError(
-            f"{type(policy.model).__name__} stores its weights in a different form than it computes with ({example}), as mixtures "
-            "of experts do: use a dense model"
+            f"{type(policy.model).__name__} stores its weights in a different form than it computes with ({example}), as "
+            "mixtures of experts do: use a dense model"
         )
 
 

@@ -79,8 +79,8 @@ def test_a_tracker_that_hangs_costs_no_time_and_is_left_behind(caplog: pytest.Lo
         # One is in its hands, ten wait.
         assert follower.lines["dropped"] >= 89
         assert warnings(caplog) == [
-            "notebook does not get all figures: it takes too long. The run goes on, and metrics.jsonl has them",
-            "notebook has not ended within 0.2 s and is left behind; metrics.jsonl has all figures",
+            "notebook does not get all figures: it is too slow. The run continues, and metrics.jsonl has them",
+            "notebook has not finished within 0.2 s and is abandoned; metrics.jsonl has all figures",
         ]
     finally:
         released.set()
@@ -110,7 +110,7 @@ def test_a_failure_is_said_once_and_each_line_counted(caplog: pytest.LogCaptureF
     assert follower.lines == {"written": 0, "failed": 5, "dropped": 0}
     assert tracker.ending == "complete"
     assert warnings(caplog) == [
-        "notebook does not get all figures: no route to host. The run goes on, and metrics.jsonl has them",
+        "notebook does not get all figures: no route to host. The run continues, and metrics.jsonl has them",
         "notebook lacks 5 of 5 lines; metrics.jsonl has all of them",
     ]
 

@@ -1,4 +1,4 @@
-"""From spec.telemetry to followers of its trackers, for as long as an attempt goes on."""
+"""From spec.telemetry to followers of its trackers, for the duration of an attempt."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from spinrun_worker.trainer.reporting.trackers.follower import Follower, close_a
 from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult, Tracker, run_of
 
 Opener = Callable[[RunRecord, Path, MetricsLine], Tracker]
-"""Makes a tracker from a run's record, the ledger's folder and the first line that it shall show."""
+"""Opens a tracker from a run's record, the ledger's folder and the first line to show."""
 
 OPENERS: Mapping[str, str] = {"wandb": "WandbTracker", "tensorboard": "TensorboardTracker", "mlflow": "MlflowTracker"}
 """The trackers by their names in spec.telemetry: the class, in the module of the same name here."""
@@ -19,7 +19,7 @@ OPENERS: Mapping[str, str] = {"wandb": "WandbTracker", "tensorboard": "Tensorboa
 
 @contextmanager
 def following(record: RunRecord, ledger: Path) -> Generator[Sequence[Follower]]:
-    """Followers of the trackers that the run names; closed when the block ends, as it ends. Raises nothing of its own."""
+    """Followers of the trackers that the run names, closed at the end of the block. Raises nothing of its own."""
     telemetry = run_of(record).spec.telemetry
     wanted = [name for name in OPENERS if getattr(telemetry, name) is not None]
     followers = [Follower(name, _opener(name, record, ledger)) for name in wanted]
@@ -36,11 +36,11 @@ def following(record: RunRecord, ledger: Path) -> Generator[Sequence[Follower]]:
 
 def _opener(name: str, record: RunRecord, ledger: Path) -> Callable[[MetricsLine], Tracker]:
     def open_tracker(line: MetricsLine) -> Tracker:
-        # Here, in the follower's thread: such a library takes seconds to import, and may not be there.
+        # Here, in the follower's thread: such a library takes seconds to import, and may not be installed.
         try:
             module = import_module(f"spinrun_worker.trainer.reporting.trackers.{name}")
         except ImportError as error:
-            raise ConfigurationError(f"{error}: install it by pip install 'spinrun[{name}]'") from error
+            raise ConfigurationError(f"{error}: install it with pip install 'spinrun[{name}]'") from error
         opener: Opener = getattr(module, OPENERS[name])
         return opener(record, ledger, line)
 
