@@ -66,7 +66,7 @@ def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
         5,
     )
     assert "up to half a minute, and not before the time that `Retry-After` names, up to ten minutes" in PAGE
-    assert "nobody has been answered for half a minute" in PAGE
+    assert "no request has been answered for half a minute" in PAGE
     assert "in five tries" in PAGE
     assert f"{MAX_USELESS} requests without a single answer" in PAGE
     assert f"more than {MAX_REPLY_BYTES >> 20} MiB" in PAGE
