@@ -74,7 +74,7 @@ def open_to_append(path: Path) -> int:
 
 
 def write(descriptor: int, data: memoryview, path: Path) -> None:
-    """Write all bytes of a view, in one write() where the system accepts them all at once."""
+    """Write all bytes of a view, in a single system call where the system accepts them all."""
     while data.nbytes:
         with _change("write", path):
             data = data[os.write(descriptor, data) :]

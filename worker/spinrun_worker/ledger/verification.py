@@ -189,8 +189,10 @@ def _mark_superseded(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _compare_parent(ledger: Ledger, finding: Finding) -> Finding:
-    """A window, an evaluation or a merged model must come from the weights that the ledger holds under its version, while it
-    holds them; and a window must be compared with those under the version of its reference."""
+    """Check that a directory comes from the weights that the ledger holds under its version, while it holds them.
+
+    That goes for windows, evaluations and merged models. A window must also be compared with those under its reference's version.
+    """
     manifest = finding.manifest
     if finding.state != "committed" or manifest is None:
         return finding

@@ -213,7 +213,14 @@ class Activator:
         remove_all_but([staging_path(manifest, self._scratch)] if manifest else [], self._scratch)
 
     async def _pass(self) -> None:
-        await self._persist_wanted()
+        if self._wanted is not None and self._wanted is not self._persisted:
+            wanted = self._wanted
+            try:
+                await asyncio.to_thread(_write_unsynced, self._scratch / WANTED_FILE, wanted)
+            except OSError as error:
+                # Staging will fail for the same reason, and say so.
+                logger.warning("After a restart this agent will not know which version is wanted: %s", error)
+            self._persisted = wanted
         self._status = await self._check_engine()
         self._set_gate()
         if self._wanted is None:
@@ -235,17 +242,6 @@ class Activator:
             with suppress(EngineError):
                 await self._engine.resume()
                 self.wake()
-
-    async def _persist_wanted(self) -> None:
-        if self._wanted is None or self._wanted is self._persisted:
-            return
-        wanted = self._wanted
-        try:
-            await asyncio.to_thread(_write_unsynced, self._scratch / WANTED_FILE, wanted)
-        except OSError as error:
-            # Staging will fail for the same reason, and say so.
-            logger.warning("After a restart this agent will not know which version is wanted: %s", error)
-        self._persisted = wanted
 
     async def _check_engine(self) -> EngineStatus | None:
         """What vLLM reports; None when it does not answer."""
@@ -363,8 +359,10 @@ async def _load(engine: Engine, weights: Weights) -> None:
 
 
 def _write_unsynced(path: Path, manifest: Manifest) -> None:
-    """Put a manifest in a file's place, without waiting for the disk, which is busy writing weights: after a crash of the machine
-    it may be lost, and the trainer requests the version again."""
+    """Put a manifest in a file's place, without waiting for the disk, which is busy writing weights.
+
+    After a crash of the machine it may be lost, and the trainer then requests the version again.
+    """
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(manifest.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
     partial.replace(path)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from spinrun_api.base import Record
 from spinrun_protocol.wire import End, ErrorBody, SamplesRequest, VersionWanted
 from spinrun_worker.bearer import Bearer
+from spinrun_worker.errors import first_problem
 from spinrun_worker.rollout.activation import Activator
 from spinrun_worker.rollout.gate import Gate, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics
@@ -204,9 +205,7 @@ async def _body(request: web.Request, model: type[AnyRecord]) -> AnyRecord:
         # Megabytes of token ids: the event loop must not wait for them.
         return await asyncio.to_thread(model.model_validate_json, data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _invalid(f"{where}: {first['msg']}" if where else first["msg"]) from error
+        raise _invalid(first_problem(error)) from error
 
 
 def _invalid(error: str) -> RefusedError:

@@ -71,8 +71,10 @@ class Weights:
 
     @property
     def model_name(self) -> str:
-        """The model that requests to vLLM name. An adapter has a name of its own in each version, so neither the base nor another
-        version can answer in its place."""
+        """The model that requests to vLLM name.
+
+        An adapter has a name of its own in each version, so neither the base nor another version can answer in its place.
+        """
         return self.label if self.is_adapter else SERVED_MODEL
 
     def require_intact(self) -> None:

@@ -188,8 +188,11 @@ def _attend_together(
 
 
 def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None) -> Tensor:
-    """[P, H, L, D] attention as two batched products. With their backward pass they take half the time of a CPU's fused kernel
-    where sequences are short, and up to SHORT tokens the weights that they store are few."""
+    """[P, H, L, D] attention as two batched products.
+
+    With their backward pass they take half the time of a CPU's fused kernel where sequences are short, and up to SHORT tokens the
+    weights that they store are few.
+    """
     # Heads that share a key-value head are rows of one product.
     of_groups = (-1, query.shape[1] // key.shape[1])
     of_heads = (of_groups[1], query.shape[2])

@@ -25,6 +25,8 @@ from spinrun_worker.trainer.ranks.balance import divide_evenly
 class MicroBatch:
     """Pairs in one row, as the policy processes them."""
 
+    # Many fields: a forward pass takes them together, and `to` moves them together.
+
     token_ids_T: Tensor
     """[T] the pairs, one after another."""
     position_ids_T: Tensor

@@ -107,8 +107,10 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An exception on its way to the other ranks: its class, message and attributes, but not the call of its constructor, whose
-    parameters are unknown."""
+    """An exception on its way to the other ranks.
+
+    It consists of class, message and attributes, but not of the call of the constructor, whose parameters are unknown.
+    """
 
     rank: int
     kind: type[Exception]

@@ -66,8 +66,10 @@ class RankExit:
 
     @property
     def exit_code(self) -> int:
-        """The code as a shell reports it: 128 plus the signal's number. A rank that the stop signal itself ended, before it could
-        handle it, was preempted."""
+        """The code as a shell reports it: 128 plus the signal's number.
+
+        A rank that the stop signal itself ended, before it could handle it, was preempted.
+        """
         if self.asked_to_stop and -self.code in STOP_SIGNALS:
             return ExitCode.PREEMPTED
         return self.code if self.code >= 0 else 128 - self.code
