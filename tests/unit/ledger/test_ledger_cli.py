@@ -141,7 +141,7 @@ def test_volume_that_cannot_be_read_is_named(full, tmp_path, monkeypatch):
     from spinrun_worker.ledger import LedgerUnavailableError
 
     def refuse(*_: object, **__: object) -> None:
-        raise LedgerUnavailableError("Cannot list /volume: Stale file handle. Mount the network volume again")
+        raise LedgerUnavailableError("Cannot list /volume: Stale file handle. Remount the network volume")
 
     monkeypatch.setattr("spinrun_worker.ledger.verify_tree", refuse)
     result = spinrun_ledger("verify", full.root)
