@@ -255,7 +255,7 @@ def test_volume_that_fails_is_not_taken_for_a_torn_directory(writer, put, monkey
         return real_open(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", broken_open)
-    # A restart that took this for torn would go on from an earlier checkpoint, and overwrite the good one.
+    # A restart that took this for torn would resume from an earlier checkpoint, and overwrite the good one.
     with pytest.raises(LedgerUnavailableError, match=r"step-000016/MANIFEST\.json: Input/output error"):
         writer.numbers("checkpoint")
 

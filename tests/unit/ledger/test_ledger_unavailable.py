@@ -41,7 +41,7 @@ def test_full_volume_stops_the_write_and_leaves_the_ledger_as_it_was(small_volum
     assert snapshot(small_volume) == before
     assert writer.numbers("weights") == [0]
 
-    # Space is back: the run goes on.
+    # Space is back: the run resumes.
     put(writer, "weights", 1)
     assert writer.numbers("weights") == [0, 1]
 

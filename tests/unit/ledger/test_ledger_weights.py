@@ -139,7 +139,7 @@ def test_never_more_than_one_tensor_is_alive(tmp_path):
         (torch.zeros(3, 2, dtype=torch.bfloat16), r"got torch.bfloat16 \(3, 2\)"),
         (torch.zeros(6, dtype=torch.bfloat16), r"got torch.bfloat16 \(6,\)"),
     ],
-    ids=["number type", "shape", "flat"],
+    ids=["dtype", "shape", "flat"],
 )
 def test_tensor_that_differs_from_its_spec_is_refused(tmp_path, tensor, message):
     with pytest.raises(ValueError, match=message):
@@ -164,7 +164,7 @@ def test_number_of_tensors_must_be_that_of_the_specs(tmp_path, count, message):
             "put tensors of wider dtypes first",
         ),
     ],
-    ids=["same name", "reserved name", "number type", "alignment"],
+    ids=["same name", "reserved name", "dtype", "alignment"],
 )
 def test_specs_that_cannot_be_stored_are_refused_before_anything_is_written(tmp_path, specs, message):
     with pytest.raises(ValueError, match=message):

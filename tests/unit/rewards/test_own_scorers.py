@@ -68,7 +68,7 @@ def test_a_ranker_that_is_a_language_model_is_refused_by_name(tmp_path: Path) ->
     assert "name a sequence classifier with one class" in str(raised.value)
 
 
-def test_a_model_that_vllm_is_told_to_convert_is_not_judged_by_what_it_was(tmp_path: Path) -> None:
+def test_a_model_that_vllm_is_told_to_convert_is_not_refused_for_what_it_was(tmp_path: Path) -> None:
     folder = model_in(tmp_path / "reranker", {"architectures": ["Qwen3ForCausalLM"]})
     check_source("preference.ranker", Ranker(source=str(folder)), {"hf-overrides": '{"architectures": ["X"]}'})
 
@@ -143,7 +143,7 @@ def prompts(count: int) -> list[tuple[PromptRecord, tuple[Sample, ...]]]:
 def test_scorers_are_asked_by_the_models_source_and_with_the_runs_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, path: str
 ) -> None:
-    # A proxy of the network is no way to the run's own pods.
+    # A network proxy does not lead to the run's own pods.
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with serving(some_reply) as endpoint:
         result = scorer_of(tmp_path, endpoint, kind=kind).score(prompts(1))

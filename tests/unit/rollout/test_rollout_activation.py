@@ -100,7 +100,7 @@ async def test_two_versions_at_most_are_kept(agent: AgentUnderTest, publisher: P
     assert names == {"v000002", "v000003", "wanted.json"}
 
 
-async def test_a_refused_version_leaves_the_old_one_serving_until_it_is_mended(
+async def test_a_refused_version_leaves_the_old_one_serving_until_it_is_repaired(
     agent: AgentUnderTest, vllm: FakeVllm, publisher: Publisher, tmp_path: Path
 ) -> None:
     old, new = publisher.publish(0), publisher.publish(1)
@@ -317,14 +317,14 @@ async def test_versions_never_mix_while_they_change_under_load(
             await agent.serve(manifest)
             expected = len(groups) + 4
             async with asyncio.timeout(5):
-                while len(groups) < expected:  # noqa: ASYNC110 - the askers go on
+                while len(groups) < expected:  # noqa: ASYNC110 - the requests continue
                     await asyncio.sleep(0.001)
         done.set()
     assert {group["version"] for group in groups} == {0, 1, 2, 3}
     assert all(sample["tokens"] == [group["version"]] for group in groups for sample in group["samples"])
 
 
-async def test_a_restarted_agent_goes_on_by_itself(
+async def test_a_restarted_agent_resumes_automatically(
     start_agent: Any, vllm: FakeVllm, publisher: Publisher, tmp_path: Path
 ) -> None:
     first: AgentUnderTest = await start_agent()

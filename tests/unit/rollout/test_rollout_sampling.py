@@ -51,7 +51,7 @@ def test_the_log_prob_of_a_sample_is_the_sum_of_its_tokens_where_it_is_asked_for
 @pytest.mark.parametrize(
     "logprobs",
     [None, {"token_logprobs": [-0.25]}, {"token_logprobs": [-0.25, None]}, {"token_logprobs": [-0.25, float("-inf")]}],
-    ids=["none", "one too few", "one that is missing", "one that is no number"],
+    ids=["none", "one too few", "one that is missing", "one that is not finite"],
 )
 def test_a_sample_without_the_log_probs_that_were_asked_for_is_refused(logprobs: dict[str, Any] | None) -> None:
     with pytest.raises(InvalidOutputError, match="log-probs"):

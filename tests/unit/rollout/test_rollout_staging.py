@@ -224,7 +224,7 @@ def test_a_damaged_copy_is_replaced(publisher: Publisher, scratch: Path) -> None
     assert (weights.path / "model.safetensors").read_bytes() == (publisher.path(7) / "model.safetensors").read_bytes()
 
 
-def test_a_copy_cut_short_is_begun_anew(publisher: Publisher, scratch: Path) -> None:
+def test_a_copy_cut_short_is_started_again(publisher: Publisher, scratch: Path) -> None:
     manifest = publisher.publish(7)
     partial = staging_path(manifest, scratch).with_suffix(".partial")
     partial.mkdir()

@@ -85,7 +85,7 @@ def packed_logprobs(policy: Policy, pairs: list[Pair]) -> Tensor:
 
 
 def plain_logprobs(model: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    """[2P] by transformers alone: each sequence by itself, all logits."""
+    """[2P] by transformers alone: each sequence on its own, all logits."""
 
     def logprob(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
         logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]

@@ -264,14 +264,14 @@ def test_words_of_a_rank_that_knows_its_cause_stay(launch: Callable[..., Launch]
     program = """
         from spinrun_worker.errors import ConfigurationError
         from spinrun_worker.trainer.ranks.termination import describe_failure, say
-        words = describe_failure(ConfigurationError("spec.model.source is no model"))
+        words = describe_failure(ConfigurationError("spec.model.source is not a model"))
         say(words)
         sys.exit(words.exit_code)
     """
     launched = launch(program)
     (launched.folder / "termination-log").write_text("an earlier attempt's words")
     assert launched.wait() == 2
-    assert launched.words()["message"] == "spec.model.source is no model"
+    assert launched.words()["message"] == "spec.model.source is not a model"
 
 
 def test_killed_launcher_leaves_no_rank(launch: Callable[..., Launch]) -> None:
@@ -323,7 +323,7 @@ def test_rank_that_fails_alone_decides_although_the_other_loses_it(launch: Calla
     launched = launch(program, "--peer-seconds", "60")
     started = time.monotonic()
     assert launched.wait() == 4
-    assert time.monotonic() - started < 60, "the other rank notices by itself"
+    assert time.monotonic() - started < 60, "the other rank notices on its own"
 
 
 def test_port_that_is_taken_is_named(launch: Callable[..., Launch]) -> None:

@@ -82,7 +82,7 @@ def test_a_row_that_a_window_draws_twice_is_answered_under_both_ids(tmp_path: Pa
     assert base.of(prompts) == {prompt.id: answer(prompt) for prompt in prompts}
 
 
-def test_an_attempt_that_is_cut_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_attempt_that_is_interrupted_resumes_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         answers_of(writer(tmp_path), windows=9).collect(weights(), FakeRollouts(dies_at=1))
     rollouts, ledger = FakeRollouts(), writer(tmp_path, attempt=2)

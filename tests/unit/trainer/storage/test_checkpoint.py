@@ -1,4 +1,4 @@
-"""Training that goes on from a checkpoint against training that was never interrupted."""
+"""Training that resumes from a checkpoint, compared with training that was never interrupted."""
 
 import logging
 import random
@@ -150,7 +150,7 @@ def load_train(ranks: Distributed, folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_ranks_goes_on_the_same_way(run_ranks: Any, tmp_path: Path, before: int, after: int) -> None:
+def test_another_number_of_ranks_continues_the_same_way(run_ranks: Any, tmp_path: Path, before: int, after: int) -> None:
     want = run_ranks(before, train_save_train, str(tmp_path))[0]
     got = run_ranks(after, load_train, str(tmp_path))[0]
     assert got.keys() == want.keys()
