@@ -1,10 +1,11 @@
-"""Writes what the chart has from elsewhere: the CRD, dashboards and alerts, and from values.yaml the table in README.md and the
-schema's descriptions.
+"""Writes the chart's generated files.
+
+They are the CRD, dashboards and alerts, and from values.yaml the table in README.md and the schema's descriptions.
 
 After a change of the CRD, of charts/monitoring or of values.yaml:
 
     python charts/generate.py           # writes
-    python charts/generate.py --check   # names what is out of date, and ends with 1 if anything is
+    python charts/generate.py --check   # names what is out of date, and exits with 1 if anything is
 """
 
 import json
@@ -35,7 +36,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the chart that has a comment above it."""
+    """A value of the chart with a comment above it."""
 
     path: tuple[str, ...]
     default: Any
@@ -43,7 +44,7 @@ class Value:
 
 
 def documented_values(text: str) -> list[Value]:
-    """The values of a values.yaml in its order. Those without a comment are parts of a default, such as `resources.limits`."""
+    """The values of a values.yaml, in order. Those without a comment are parts of a default, such as `resources.limits`."""
     defaults = yaml.safe_load(text)
     values: list[Value] = []
     comment: list[str] = []
@@ -62,7 +63,7 @@ def documented_values(text: str) -> list[Value]:
 
 
 def table(values: list[Value]) -> str:
-    """The values as a Markdown table. A block has no default of its own: its values follow it."""
+    """The values as a Markdown table. A block has no default of its own; its values follow it."""
     blocks = {value.path[:-1] for value in values}
     rows = [
         f"| `{'.'.join(value.path)}` | {'' if value.path in blocks else f'`{json.dumps(value.default)}`'} | {value.description} |"
@@ -72,12 +73,16 @@ def table(values: list[Value]) -> str:
 
 
 def readme(text: str, values: list[Value]) -> str:
-    """The README with the table of the values in its place."""
+    """The README with the table of values filled in."""
     return TABLE.sub(lambda _: table(values), text)
 
 
 def schema(text: str, values: list[Value]) -> str:
-    """The schema with the descriptions of the values. Raises KeyError for a value that it lacks."""
+    """The schema with the descriptions of the values.
+
+    Raises:
+        KeyError: The schema lacks a value.
+    """
     document = json.loads(text)
     for value in values:
         place: Json = reduce(lambda block, name: block["properties"][name], value.path, document)
@@ -101,7 +106,7 @@ def generated() -> dict[Path, str]:
 
 
 def main(*, check: bool) -> int:
-    """Writes the files, or checks them; returns the exit status."""
+    """Write the files, or check them; returns the exit status."""
     stale = {file: text for file, text in generated().items() if not file.exists() or file.read_text() != text}
     for file, text in stale.items():
         if check:

@@ -1,1 +1,1 @@
-"""Dashboards and alerts: the Python that charts/generate.py makes the chart's files of."""
+"""Dashboards and alerts: the Python from which charts/generate.py makes the chart's files."""

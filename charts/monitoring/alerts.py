@@ -1,6 +1,6 @@
-"""The alerts, as a file of rules that Prometheus itself reads too.
+"""The alerts, as a file of rules that Prometheus can also read directly.
 
-Labels of a run are `namespace` and `run`; metrics of rollouts have the run's name from their PodMonitor, as `spinrun_dev_run`.
+A run's labels are `namespace` and `run`; metrics of rollouts get the run's name from their PodMonitor, as `spinrun_dev_run`.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert. lasts: how long expr must hold before somebody is told."""
+    """One alert."""
 
     name: str
     expr: str
     lasts: str
+    """How long expr must hold before the alert fires."""
     severity: Literal["info", "warning", "critical"]
     summary: str
-    """One line with what is wrong and where; the page in docs/runbooks says the rest."""
+    """One line that says what is wrong and where; the page in docs/runbooks says the rest."""
 
     def rule(self) -> Json:
         """As Prometheus reads it."""
@@ -37,7 +38,7 @@ class Alert:
 
 
 def rollouts(expr: str) -> str:
-    """A query of rollouts, with the run's name in the label that trainers have it in."""
+    """A query about rollouts, with the run's name in the label that trainers use."""
     return f'label_replace({expr}, "run", "$1", "spinrun_dev_run", "(.+)")'
 
 
@@ -48,7 +49,7 @@ def _newest(metric: str) -> str:
 LEARNING = [
     Alert(
         "SpinRunNoProgress",
-        # Neither steps nor tokens: while the trainer waits for samples there are no steps, while it trains no tokens.
+        # Neither steps nor tokens: there are no steps while the trainer waits for samples, and no tokens while it trains.
         f"""
         sum by (namespace, run) (changes(spinrun_trainer_step_number[10m])) == 0
         unless on (namespace, run)
@@ -56,29 +57,29 @@ LEARNING = [
         """,
         "20m",
         "critical",
-        f"{RUN} has done no step and sampled no token for half an hour.",
+        f"{RUN} has neither taken a step nor sampled a token for half an hour.",
     ),
     Alert(
         "SpinRunAllTies",
         f"{_newest('window_ties')} / ({_newest('window_ties')} + {_newest('window_pairs')}) > 0.9",
         "1m",
         "warning",
-        f"Ties are {{{{ $value | humanizePercentage }}}} of the ties and pairs of {RUN}: it has next to nothing to learn from.",
+        f"{{{{ $value | humanizePercentage }}}} of the ties and pairs of {RUN} are ties: there is almost nothing to learn from.",
     ),
     Alert(
         "SpinRunRewardCollapse",
-        # Below the floor a reward has no height to fall from.
+        # Below this floor a reward has nowhere to fall from.
         f"""
         {BEST_REWARD} - {_newest("window_reward_mean")}
         > 0.5 * clamp_min(abs({BEST_REWARD}), 0.2)
         """,
         "5m",
         "warning",
-        f'The mean reward of {RUN} is {{{{ $value | printf "%.2f" }}}} below its best of the last day.',
+        f'The mean reward of {RUN} is {{{{ $value | printf "%.2f" }}}} below its best in the last day.',
     ),
     Alert(
         "SpinRunAccuracyBelowStart",
-        # The window now, less the newest window in which the accuracy was at least that of the start.
+        # The current window, minus the latest window in which the accuracy was at least the initial one.
         f"""
         {_newest("window")}
         - max_over_time((
@@ -88,7 +89,7 @@ LEARNING = [
         """,
         "5m",
         "warning",
-        f"The accuracy of {RUN} has been below that of its start for {{{{ $value }}}} windows.",
+        f"The accuracy of {RUN} has been below its initial accuracy for {{{{ $value }}}} windows.",
     ),
     Alert(
         "SpinRunLengthExplosion",
@@ -98,7 +99,7 @@ LEARNING = [
         """,
         "5m",
         "warning",
-        f'The answers of {RUN} are {{{{ $value | printf "%.0f" }}}} tokens long, more than twice the shortest of the last day.',
+        f'The answers of {RUN} are {{{{ $value | printf "%.0f" }}}} tokens long, more than twice the shortest in the last day.',
     ),
 ]
 
@@ -112,11 +113,11 @@ SERVING = [
         """,
         "30m",
         "warning",
-        f"A rollout of {RUN} has been {{{{ $value }}}} versions behind for half an hour.",
+        f"A rollout of {RUN} has been behind for half an hour, now by {{{{ $value }}}} versions.",
     ),
     Alert(
         "SpinRunRolloutFlapping",
-        # The version falls to -1 whenever vLLM is gone.
+        # The version drops to -1 whenever vLLM is gone.
         f"sum by (namespace, run, pod) ({rollouts('resets(spinrun_rollout_version[1h])')}) >= 3",
         "1m",
         "warning",
@@ -131,14 +132,14 @@ SERVING = [
         """,
         "5m",
         "warning",
-        "The claim {{ $labels.namespace }}/{{ $labels.persistentvolumeclaim }} has {{ $value | humanizePercentage }} left.",
+        "The claim {{ $labels.namespace }}/{{ $labels.persistentvolumeclaim }} has {{ $value | humanizePercentage }} free space.",
     ),
 ]
 
 OPERATOR = [
     Alert(
         "SpinRunFailed",
-        # The number of before is 0 where the operator knew no failed run.
+        # The earlier number is 0 where the operator knew of no failed run.
         """
         sum by (namespace) (spinrun_operator_runs{phase="Failed"})
         > (
@@ -148,14 +149,14 @@ OPERATOR = [
         """,
         "0m",
         "warning",
-        "A run has failed within the last hour; {{ $value }} are Failed in all.",
+        "A run has failed within the last hour; {{ $value }} runs in total are Failed.",
     ),
     Alert(
         "SpinRunOperatorStuck",
         "max by (namespace) (spinrun_operator_queue_oldest_seconds) > 60",
         "2m",
         "critical",
-        "The operator in {{ $labels.namespace }} lets a run wait for {{ $value | humanizeDuration }}.",
+        "A run has been waiting in the queue of the operator in {{ $labels.namespace }} for {{ $value | humanizeDuration }}.",
     ),
     Alert(
         "SpinRunOperatorAbsent",
@@ -166,7 +167,7 @@ OPERATOR = [
     ),
 ]
 
-# For queries over a day or more, of figures that change once a window.
+# For queries over a day or more, about figures that change once per window.
 INTERVAL = "1m"
 
 
@@ -187,7 +188,7 @@ def _tidy(expr: str) -> str:
 
 
 class _Readable(yaml.SafeDumper):
-    """Queries of several lines as blocks."""
+    """Writes queries of several lines as blocks."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -1,12 +1,12 @@
-"""The dashboard of all runs: which are on their way, and which need somebody?"""
+"""The dashboard of all runs: which are in progress, and which need attention?"""
 
 from monitoring import run
 from monitoring.panels import AnyPanel, Query, Row, curves, figure, overview, page, rate, share, stacked, trainer, variable
 
 RUNS = 'namespace=~"$namespace"'
 PHASES = "spinrun_operator_runs"
-NO_RUN = "no run does steps"
-NO_OPERATOR = "Prometheus does not collect from the operator: see serviceMonitor.enabled of the chart"
+NO_RUN = "no run is training"
+NO_OPERATOR = "Prometheus does not scrape the operator: see serviceMonitor.enabled of the chart"
 LINK = f"/d/{run.UID}?var-namespace=${{__data.fields.namespace}}&var-run=${{__data.fields.run}}"
 
 
@@ -15,7 +15,7 @@ def fleet_dashboard() -> str:
     return page(
         "spinrun-fleet",
         "SpinRun / Fleet",
-        "All runs of the chosen namespaces. What comes from the operator is of all namespaces that it serves.",
+        "All runs in the selected namespaces. Figures from the operator cover all namespaces that it serves.",
         [variable("namespace", "Namespace", "label_values(spinrun_trainer_step_number, namespace)", several=True)],
         [
             Row("Now", 6, _now()),
@@ -33,15 +33,19 @@ def _now() -> list[AnyPanel]:
     return [
         figure("Running", "none", "Runs whose rollouts are all ready.", _of_phases("Running"), empty=NO_OPERATOR),
         figure(
-            "On the way", "none", "Pending, starting or restarting.", _of_phases("Pending|Starting|Restarting"), empty=NO_OPERATOR
+            "Starting",
+            "none",
+            "Runs that are pending, starting or restarting.",
+            _of_phases("Pending|Starting|Restarting"),
+            empty=NO_OPERATOR,
         ),
-        figure("Suspended", "none", "Runs that wait to be resumed.", _of_phases("Suspended"), empty=NO_OPERATOR),
-        figure("Complete", "none", "Runs that are over, with success.", _of_phases("Complete"), empty=NO_OPERATOR),
-        figure("Failed", "none", "Runs that are over, without.", _of_phases("Failed"), empty=NO_OPERATOR),
+        figure("Suspended", "none", "Runs that are waiting to be resumed.", _of_phases("Suspended"), empty=NO_OPERATOR),
+        figure("Complete", "none", "Runs that ended successfully.", _of_phases("Complete"), empty=NO_OPERATOR),
+        figure("Failed", "none", "Runs that failed.", _of_phases("Failed"), empty=NO_OPERATOR),
         figure(
             "Longest wait in the operator's queue",
             "s",
-            "Minutes mean that the operator does not keep up.",
+            "Minutes mean that the operator cannot keep up.",
             "max(spinrun_operator_queue_oldest_seconds)",
             empty=NO_OPERATOR,
         ),
@@ -56,7 +60,7 @@ def _runs() -> AnyPanel:
     phases = f'max by (namespace, run, phase) (label_join({phase}, "namespace", "", "run_namespace"))'
     return overview(
         "Runs",
-        "Runs with their phase and, while a trainer does steps, their newest figures. A click on a name opens the run.",
+        "Runs with their phase and, while a trainer is running, their latest figures. Click a name to open the run.",
         {
             "Window": (newest("window"), "none"),
             "Step": (newest("step_number"), "none"),
@@ -78,7 +82,7 @@ def _over_time() -> list[AnyPanel]:
         stacked(
             "Runs by phase",
             "none",
-            "SpinRuns by their phase of now.",
+            "SpinRuns by current phase.",
             Query(f"sum by (phase) ({PHASES})", "{{phase}}"),
             empty=NO_OPERATOR,
         ),
@@ -87,7 +91,7 @@ def _over_time() -> list[AnyPanel]:
             "none",
             "Mean reward of the held-out answers.",
             Query(trainer("evaluation_accuracy", RUNS), name),
-            empty="no run was evaluated",
+            empty="no run has been evaluated",
         ),
         curves(
             "Reward", "none", "Mean reward of a window's samples.", Query(trainer("window_reward_mean", RUNS), name), empty=NO_RUN
@@ -95,13 +99,13 @@ def _over_time() -> list[AnyPanel]:
         curves(
             "Steps per hour",
             "none",
-            "Optimizer steps in the hour before. Zero while a window is generated is no trouble.",
+            "Optimizer steps in the last hour. Zero is normal while a window is being generated.",
             Query(f"max by (namespace, run) (changes(spinrun_trainer_step_number{{{RUNS}}}[1h]))", name),
             empty=NO_RUN,
         ),
         share(
             "Share of ties",
-            "Ties among ties and pairs of a window. Near 100 % nothing is learnt.",
+            "Ties among the ties and pairs of a window. Near 100 % nothing is learned.",
             Query(
                 f"{trainer('window_ties', RUNS)} / ({trainer('window_ties', RUNS)} + {trainer('window_pairs', RUNS)})",
                 name,
@@ -116,6 +120,6 @@ def _over_time() -> list[AnyPanel]:
                 rate("spinrun_rollout_tokens_total", RUNS, "namespace, spinrun_dev_run"),
                 "{{namespace}}/{{spinrun_dev_run}}",
             ),
-            empty="no rollout runs, or Prometheus does not collect from it",
+            empty="no rollout is running, or Prometheus does not scrape it",
         ),
     ]

@@ -1,4 +1,4 @@
-"""The kinds of panels that the dashboards are made of, so that all look and behave alike."""
+"""The kinds of panels that the dashboards consist of, so that all look and behave alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,15 +37,16 @@ AnyPanel = Curve | stat.Panel | table.Panel
 
 @dataclass(frozen=True)
 class Query:
-    """What a panel asks Prometheus; legend names the series and may hold `{{label}}`."""
+    """A panel's query to Prometheus."""
 
     expr: str
     legend: str
+    """Name of its series; may hold `{{label}}`."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Panels below a heading; they share the width, `columns` of them side by side."""
+    """Panels below a heading, `columns` of them side by side."""
 
     title: str
     columns: int
@@ -53,7 +54,15 @@ class Row:
 
 
 def curves(title: str, unit: str, description: str, *queries: Query, empty: str) -> Curve:
-    """Lines over time. empty: what the panel says while there is no data."""
+    """Lines over time.
+
+    Args:
+        title: The panel's title.
+        unit: Grafana's name of the unit.
+        description: What the panel shows, and how to read it.
+        *queries: The lines.
+        empty: What the panel says while there is no data.
+    """
     panel = (
         timeseries.Panel()
         .title(title)
@@ -82,15 +91,15 @@ def stacked(title: str, unit: str, description: str, *queries: Query, empty: str
 
 
 def figure(title: str, unit: str, description: str, expr: str, *, empty: str) -> stat.Panel:
-    """The newest value in large type."""
+    """The latest value in large type."""
     panel = stat.Panel().title(title).description(description).unit(unit).no_value(empty).datasource(DATA_SOURCE)
-    # A value alone is neither good nor bad: alerts judge.
+    # A value alone is neither good nor bad: that is for alerts to decide.
     panel.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.FIXED).fixed_color("blue"))
     return panel.with_target(_target(Query(expr, ""), 0).instant())
 
 
 def word(title: str, description: str, query: Query, *, empty: str) -> stat.Panel:
-    """The legend of the series that is there now, in large type; query selects one among several."""
+    """The legend of the current series, in large type; the query selects one of several."""
     panel = figure(title, "none", description, query.expr, empty=empty).text_mode(BigValueTextMode.NAME)
     return panel.targets([_target(query, 0).instant()])
 
@@ -98,8 +107,16 @@ def word(title: str, description: str, query: Query, *, empty: str) -> stat.Pane
 def overview(
     title: str, description: str, columns: dict[str, tuple[str, str]], *, labels: str, link: str, empty: str
 ) -> table.Panel:
-    """A line for each run. columns: heading, then query and unit. labels: a query of which the labels are shown, and not the
-    value. link: where a click on a run's name leads."""
+    """A table with a line for each run.
+
+    Args:
+        title: The panel's title.
+        description: What the panel shows.
+        columns: By heading, a query and its unit.
+        labels: A query whose labels are shown instead of its value.
+        link: Where a click on a run's name leads.
+        empty: What the panel says while there is no data.
+    """
     panel = table.Panel().title(title).description(description).unit("none").no_value(empty).datasource(DATA_SOURCE)
     names: dict[str, str] = {}
     for number, (heading, (expr, unit)) in enumerate(columns.items()):
@@ -114,7 +131,14 @@ def overview(
 
 
 def variable(name: str, label: str, query: str, *, several: bool = False) -> dashboard.QueryVariable:
-    """A choice above the dashboard; query: `label_values(...)`. several: more than one may be chosen, and all are at first."""
+    """A selector at the top of a dashboard.
+
+    Args:
+        name: Name of the variable.
+        label: Its label for people.
+        query: `label_values(...)`.
+        several: Whether more than one value may be selected; initially all are.
+    """
     chosen = dashboard.QueryVariable(name).label(label).query(query).datasource(DATA_SOURCE)
     chosen.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.ALPHABETICAL_ASC)
     return chosen.multi(True).include_all(True).all_value(".+") if several else chosen
@@ -123,7 +147,16 @@ def variable(name: str, label: str, query: str, *, several: bool = False) -> das
 def page(
     uid: str, title: str, description: str, variables: Sequence[dashboard.QueryVariable], rows: Sequence[Row], *, marks: str = ""
 ) -> str:
-    """A dashboard as JSON. marks: a query whose results are drawn as vertical lines through all curves."""
+    """A dashboard as JSON.
+
+    Args:
+        uid: Its id in links.
+        title: Its title.
+        description: What it shows.
+        variables: The selectors at its top, besides the data source.
+        rows: Its panels.
+        marks: A query whose results are drawn as vertical lines through all curves.
+    """
     made = dashboard.Dashboard(title).uid(uid).description(description).tags([TAG]).editable()
     made.time("now-6h", "now").refresh("30s").tooltip(DashboardCursorSync.CROSSHAIR)
     others = dashboard.DashboardLink("SpinRun").type(DashboardLinkType.DASHBOARDS).tags([TAG])
@@ -141,14 +174,14 @@ def page(
     built = made.build()
     for number, placed in enumerate(built.panels or [], start=1):
         placed.id_val = number
-        # The SDK writes null where a panel has the defaults of all its options, Grafana an empty object.
+        # The SDK writes null for a panel whose options are all defaults, Grafana an empty object.
         if isinstance(placed, Panel) and placed.options is None:
             placed.options = {}
     return JSONEncoder(sort_keys=True, indent=1).encode(built) + "\n"
 
 
 def _value(number: int) -> str:
-    """Grafana's name for the column with a query's values."""
+    """Grafana's name for the column of a query's values."""
     return f"Value #{_letter(number)}"
 
 
@@ -162,18 +195,18 @@ def _target(query: Query, number: int) -> prometheus.Dataquery:
 
 
 def trainer(metric: str, selector: str = 'namespace="$namespace", run="$run"') -> str:
-    """Newest value of a trainer's metric for each run. The pods of two attempts overlap in time: their labels are left out."""
+    """Latest value of a trainer's metric for each run. Pods of two attempts may overlap in time, so their labels are dropped."""
     braces = f"{{{selector}}}" if selector else ""
     return f"max by (namespace, run) (spinrun_trainer_{metric}{braces})"
 
 
 def rate(metric: str, selector: str, by: str) -> str:
-    """Increase of a counter a second over the time between two points, summed but for some labels."""
+    """Per-second increase of a counter, summed over all labels but some."""
     return f"sum by ({by}) (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
 def quantiles(histogram: str, selector: str, by: str = "") -> tuple[Query, Query]:
-    """Median and 99th percentile of a histogram over the time between two points, where labels may be kept apart."""
+    """Median and 99th percentile of a histogram, separately for each value of a label if one is given."""
     groups, legend = (f"le, {by}", f" {{{{{by}}}}}") if by else ("le", "")
     rates = rate(f"{histogram}_bucket", selector, groups)
     median, slowest = (f"histogram_quantile({quantile}, {rates})" for quantile in (0.5, 0.99))

@@ -5,10 +5,10 @@ from monitoring.panels import TOKENS, AnyPanel, Query, Row, curves, figure, page
 SCORERS = 'namespace="$namespace", spinrun_dev_run="$run"'
 # Scorers have a vLLM and an agent too.
 RUN = f'{SCORERS}, app_kubernetes_io_component!="scorer"'
-EMPTY = "no rollout runs, or Prometheus does not collect from it"
-NO_SWITCH = "no version was switched to in this time"
+EMPTY = "no rollout is running, or Prometheus does not scrape it"
+NO_SWITCH = "no switch of version in this period"
 NO_VLLM = "no vLLM answers its agent"
-NO_SCORER = "the run serves no model of its preference, or has not asked it yet"
+NO_SCORER = "the run has no scorers, or has not used them yet"
 
 
 def rollout_dashboard() -> str:
@@ -16,7 +16,7 @@ def rollout_dashboard() -> str:
     return page(
         "spinrun-rollout",
         "SpinRun / Rollout",
-        "The rollouts of one run: sampling, changes of version, and vLLM within; and its scorers, where it has any.",
+        "The rollouts of one run: sampling, version changes, and vLLM itself; and its scorers, if it has any.",
         [
             variable("namespace", "Namespace", "label_values(spinrun_rollout_version, namespace)"),
             variable("run", "Run", 'label_values(spinrun_rollout_version{namespace="$namespace"}, spinrun_dev_run)'),
@@ -24,7 +24,7 @@ def rollout_dashboard() -> str:
         [
             Row("Now", 4, _now()),
             Row("Sampling", 3, _sampling()),
-            Row("Changes of version", 3, _versions()),
+            Row("Version changes", 3, _versions()),
             Row("vLLM", 3, _vllm()),
             Row("Agents", 2, _agents()),
             Row("Scorers", 2, _scorers()),
@@ -38,13 +38,19 @@ def _rate(metric: str, by: str) -> str:
 
 def _now() -> list[AnyPanel]:
     return [
-        figure("Rollouts", "none", "That answer Prometheus.", f"count(spinrun_rollout_version{{{RUN}}})", empty="none"),
-        figure("Oldest version", "none", "-1: a rollout serves none.", f"min(spinrun_rollout_version{{{RUN}}})", empty="none"),
-        figure("Newest version", "none", "That a rollout serves.", f"max(spinrun_rollout_version{{{RUN}}})", empty="none"),
+        figure("Rollouts", "none", "Rollouts that Prometheus scrapes.", f"count(spinrun_rollout_version{{{RUN}}})", empty="none"),
+        figure(
+            "Oldest version",
+            "none",
+            "Oldest version being served. -1: a rollout serves none.",
+            f"min(spinrun_rollout_version{{{RUN}}})",
+            empty="none",
+        ),
+        figure("Newest version", "none", "Newest version being served.", f"max(spinrun_rollout_version{{{RUN}}})", empty="none"),
         figure(
             "Prompts being answered",
             "none",
-            "By all rollouts.",
+            "By all rollouts together.",
             f"sum(spinrun_rollout_requests_in_flight{{{RUN}}})",
             empty="none",
         ),
@@ -63,28 +69,28 @@ def _sampling() -> list[AnyPanel]:
         stacked(
             "Samples by finish reason",
             "suffix: samples/s",
-            "length: cut at spec.rollout.maxTokens. Many of them: it is short.",
+            "length: cut off at spec.rollout.maxTokens. If there are many, it is too short.",
             Query(_rate("spinrun_rollout_samples_total", "finish_reason"), "{{finish_reason}}"),
             empty=EMPTY,
         ),
         curves(
             "Prompts being answered",
             "none",
-            "Uneven for long: one rollout is slower than the others.",
+            "By each rollout. If they stay uneven, one rollout is slower than the others.",
             Query(f"max by (pod) (spinrun_rollout_requests_in_flight{{{RUN}}})", "{{pod}}"),
             empty=EMPTY,
         ),
         curves(
-            "Prompts that failed",
+            "Failed prompts",
             "suffix: prompts/s",
-            "By reason; another rollout is asked.",
+            "By reason. They are sent to another rollout.",
             Query(_rate("spinrun_rollout_prompt_failures_total", "reason"), "{{reason}}"),
             empty="no prompt failed",
         ),
         curves(
-            "Calls refused",
+            "Refused calls",
             "reqps",
-            "By reason. StaleVersion for a moment is usual while the version changes; Unauthorized never is.",
+            "By reason. A brief StaleVersion is normal while the version changes; Unauthorized never is.",
             Query(_rate("spinrun_rollout_refused_total", "reason"), "{{reason}}"),
             empty="no call was refused",
         ),
@@ -94,16 +100,16 @@ def _sampling() -> list[AnyPanel]:
 def _versions() -> list[AnyPanel]:
     return [
         curves(
-            "Version served",
+            "Version being served",
             "none",
-            "Of each rollout; -1 while none is. All lines should be steps that rise together.",
+            "By each rollout; -1 for none. All lines should rise together, step by step.",
             Query(f"max by (pod) (spinrun_rollout_version{{{RUN}}})", "{{pod}}"),
             empty=EMPTY,
         ),
         curves(
             "Staging",
             "s",
-            "Time to copy a version to the pod and check it, while vLLM still serves the one before.",
+            "Time to copy a version to the pod and verify it, while vLLM still serves the previous one.",
             *quantiles("spinrun_rollout_staging_seconds", RUN),
             empty=NO_SWITCH,
         ),
@@ -117,21 +123,21 @@ def _versions() -> list[AnyPanel]:
         curves(
             "Switch",
             "s",
-            "Time in which no sample could be asked for because the version changed.",
+            "Time during which no sample could be requested because the version was changing.",
             *quantiles("spinrun_rollout_switch_seconds", RUN),
             empty=NO_SWITCH,
         ),
         curves(
             "Pause of vLLM",
             "s",
-            "Part of the switch in which vLLM stood still to load weights.",
+            "Part of the switch during which vLLM was paused to load weights.",
             *quantiles("spinrun_rollout_pause_seconds", RUN),
             empty=NO_SWITCH,
         ),
         curves(
             "Failures",
             "none",
-            "Within an hour: versions that could not be staged, and switches that failed. Both are tried again.",
+            "Within the last hour: failed attempts to stage a version, and failed switches. Both are retried.",
             Query(f"sum(increase(spinrun_rollout_staging_failures_total{{{RUN}}}[1h]))", "staging"),
             Query(f"sum(increase(spinrun_rollout_switch_failures_total{{{RUN}}}[1h]))", "switch"),
             empty=EMPTY,
@@ -142,23 +148,23 @@ def _versions() -> list[AnyPanel]:
 def _vllm() -> list[AnyPanel]:
     return [
         curves(
-            "Tokens of vLLM",
+            "Tokens in vLLM",
             TOKENS + "/s",
-            "Prompt tokens read and completion tokens made, by all rollouts.",
+            "Prompt tokens processed and completion tokens generated, by all rollouts together.",
             Query(f"sum(rate(vllm:prompt_tokens_total{{{RUN}}}[$__rate_interval]))", "prompts"),
             Query(f"sum(rate(vllm:generation_tokens_total{{{RUN}}}[$__rate_interval]))", "completions"),
             empty=NO_VLLM,
         ),
         share(
             "KV cache in use",
-            "Of each rollout. At 100 % vLLM preempts requests: fewer at a time, or more memory.",
+            "Of each rollout. At 100 % vLLM preempts requests: allow fewer at a time, or give it more memory.",
             Query(f"max by (pod) (vllm:kv_cache_usage_perc{{{RUN}}})", "{{pod}}"),
             empty=NO_VLLM,
         ),
         curves(
             "Requests in vLLM",
             "none",
-            "Being answered, and waiting for room.",
+            "Running, and waiting for room.",
             Query(f"sum(vllm:num_requests_running{{{RUN}}})", "running"),
             Query(f"sum(vllm:num_requests_waiting{{{RUN}}})", "waiting"),
             empty=NO_VLLM,
@@ -166,13 +172,13 @@ def _vllm() -> list[AnyPanel]:
         curves(
             "Preemptions",
             "suffix: requests/s",
-            "Requests that had to give up their place in the KV cache and start again.",
+            "Requests that lost their place in the KV cache and had to start again.",
             Query(_rate("vllm:num_preemptions_total", "pod"), "{{pod}}"),
             empty=NO_VLLM,
         ),
         share(
-            "Prompts found in the cache",
-            "Share of prompt tokens that vLLM had already read. High, as a prompt is sampled several times.",
+            "Prefix cache hits",
+            "Share of prompt tokens that vLLM found in its cache. High, because each prompt is sampled several times.",
             Query(
                 f"sum(rate(vllm:prefix_cache_hits_total{{{RUN}}}[$__rate_interval]))"
                 f" / sum(rate(vllm:prefix_cache_queries_total{{{RUN}}}[$__rate_interval]))",
@@ -183,7 +189,7 @@ def _vllm() -> list[AnyPanel]:
         curves(
             "Duration of a request",
             "s",
-            "From its arrival at vLLM to its last token.",
+            "From arrival at vLLM to the last token.",
             *quantiles("vllm:e2e_request_latency_seconds", RUN),
             empty=NO_VLLM,
         ),
@@ -195,14 +201,14 @@ def _agents() -> list[AnyPanel]:
         curves(
             "Memory",
             "bytes",
-            "Resident memory of the agents' processes.",
+            "Resident memory of the agents.",
             Query(f"max by (pod) (process_resident_memory_bytes{{{RUN}}})", "{{pod}}"),
             empty=EMPTY,
         ),
         curves(
-            "Processor time",
+            "CPU usage",
             "suffix: cores",
-            "Cores that the agents' processes use.",
+            "Cores used by the agents.",
             Query(_rate("process_cpu_seconds_total", "pod"), "{{pod}}"),
             empty=EMPTY,
         ),
@@ -212,16 +218,16 @@ def _agents() -> list[AnyPanel]:
 def _scorers() -> list[AnyPanel]:
     return [
         stacked(
-            "Requests for numbers",
+            "Scoring requests",
             "suffix: requests/s",
-            "By HTTP status. 503: vLLM starts, or starts again; 401: somebody without the run's token.",
+            "By HTTP status. 503: vLLM is starting or restarting. 401: a client without the run's token.",
             Query(rate("spinrun_scorer_request_seconds_count", SCORERS, "status"), "{{status}}"),
             empty=NO_SCORER,
         ),
         curves(
-            "Duration of a request for numbers",
+            "Duration of a scoring request",
             "s",
-            "Of one answer, or of up to 32 texts.",
+            "Each is for one answer, or for up to 32 texts.",
             *quantiles("spinrun_scorer_request_seconds", SCORERS),
             empty=NO_SCORER,
         ),

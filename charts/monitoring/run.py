@@ -26,15 +26,15 @@ WRITERS = {"weights": "publish", "checkpoint": "checkpoint"}
 MODELS = (("", "policy"), ("ref_", "reference"))
 PARTS = ("pairs", "ties", "identical", "unrated")
 TROUBLES = ("retried", "failed_calls", "refused", "duplicates", "hedged", "dropped")
-QUESTIONS = ("requests", "retries", "failures", "disagreements")
+REQUESTS = ("requests", "retries", "failures", "disagreements")
 
-NO_TRAINER = "no trainer runs, or Prometheus does not collect from it"
+NO_TRAINER = "no trainer is running, or Prometheus does not scrape it"
 NO_STEP = "no step yet, or the run is over"
-NO_VERSION = "nothing is written yet, or the run is over"
-NO_WINDOW = "no window is done yet, or the run is over"
-NO_EVALUATION = "nothing was evaluated yet: spec.data.evaluation says whether and when"
-NO_ROLLOUT = "no rollout runs, or Prometheus does not collect from it"
-NO_TROUBLE = "no trouble"
+NO_VERSION = "nothing written yet, or the run is over"
+NO_WINDOW = "no window finished yet, or the run is over"
+NO_EVALUATION = "no evaluation yet: spec.data.evaluation says whether and when there is one"
+NO_ROLLOUT = "no rollout is running, or Prometheus does not scrape it"
+NO_TROUBLE = "no problems"
 
 
 def run_dashboard() -> str:
@@ -42,7 +42,7 @@ def run_dashboard() -> str:
     return page(
         UID,
         "SpinRun / Run",
-        "One run: its curves, its data, its time. Vertical lines: a new window.",
+        "One run: its curves, its data, its time. Vertical lines mark new windows.",
         [
             variable("namespace", "Namespace", "label_values(spinrun_trainer_step_number, namespace)"),
             variable("run", "Run", 'label_values(spinrun_trainer_step_number{namespace="$namespace"}, run)'),
@@ -63,30 +63,36 @@ def _now() -> list[AnyPanel]:
     serving = f"count(spinrun_rollout_version{{{ROLLOUTS}}} >= 0)"
     activity = f"max by (activity) (spinrun_trainer_activity{{{RUN}}}) == 1"
     return [
-        word("Activity", "What the trainer does.", Query(activity, "{{activity}}"), empty=NO_TRAINER),
-        figure("Done", "percentunit", "Share of all steps.", f"{trainer('step_number')} / {trainer('steps')}", empty=NO_STEP),
+        word("Activity", "What the trainer is doing.", Query(activity, "{{activity}}"), empty=NO_TRAINER),
         figure(
-            "End",
+            "Progress",
+            "percentunit",
+            "Share of the run's steps that are done.",
+            f"{trainer('step_number')} / {trainer('steps')}",
+            empty=NO_STEP,
+        ),
+        figure(
+            "Estimated end",
             "dateTimeFromNow",
             "When the run will end at the pace of its last window.",
             f"1000 * {trainer('end_timestamp_seconds')}",
             empty="known after the first window",
         ),
-        figure("Window", "none", "Window that is worked on, from 0.", trainer("window"), empty=NO_STEP),
+        figure("Window", "none", "The current window, counted from 0.", trainer("window"), empty=NO_STEP),
         figure("Step", "none", "Optimizer steps done.", trainer("step_number"), empty=NO_STEP),
-        figure("Version", "none", "Version that samples and steps belong to.", trainer("version"), empty=NO_STEP),
+        figure("Version", "none", "The version that current samples and steps belong to.", trainer("version"), empty=NO_STEP),
         figure(
             "Accuracy",
             "none",
-            "Mean reward of the held-out answers, newest.",
+            "Latest mean reward of the held-out answers.",
             trainer("evaluation_accuracy"),
             empty="not evaluated",
         ),
-        figure("Accuracy at the start", "none", "That of version 0.", trainer("initial_accuracy"), empty="not evaluated"),
-        figure("Best accuracy", "none", "The best within the time shown.", best, empty="not evaluated"),
+        figure("Initial accuracy", "none", "Accuracy of version 0.", trainer("initial_accuracy"), empty="not evaluated"),
+        figure("Best accuracy", "none", "The best within the time range shown.", best, empty="not evaluated"),
         figure("Reward", "none", "Mean reward of the last window's samples.", trainer("window_reward_mean"), empty=NO_WINDOW),
-        figure("Share of ties", "percentunit", "Of the last window: see below.", _share_of_ties(), empty=NO_WINDOW),
-        figure("Rollouts that serve", "none", "Rollouts that serve some version.", serving, empty="none"),
+        figure("Share of ties", "percentunit", "In the last window; see below.", _share_of_ties(), empty=NO_WINDOW),
+        figure("Ready rollouts", "none", "Rollouts that are serving a version.", serving, empty="none"),
     ]
 
 
@@ -95,50 +101,50 @@ def _learning() -> list[AnyPanel]:
         curves(
             "Accuracy",
             "none",
-            "Mean reward of the held-out answers, sampled without temperature. The curve that counts: it should rise.",
+            "Mean reward of the held-out answers, sampled greedily. The curve that matters: it should rise.",
             Query(trainer("evaluation_accuracy"), "accuracy"),
-            Query(trainer("initial_accuracy"), "at the start"),
+            Query(trainer("initial_accuracy"), "initial"),
             empty=NO_EVALUATION,
         ),
         curves(
             "Reward",
             "none",
-            "Mean reward of a window's samples. Rises together with the accuracy; if it rises alone, the reward is gamed.",
+            "Mean reward of a window's samples. It should rise with the accuracy; if it rises alone, the reward is being gamed.",
             Query(trainer("window_reward_mean"), "mean reward"),
             empty=NO_WINDOW,
         ),
         curves(
             "Loss",
             NATS,
-            "Loss of the step, per pair. Falls within a window, and begins the next where it began this one.",
+            "Loss of the step, per pair. It falls within a window, and starts each window at the same value.",
             Query(trainer("loss"), "loss"),
             empty=NO_STEP,
         ),
         curves(
             "Margin",
             NATS,
-            "beta times the log-ratio to the reference, chosen minus rejected. Rises within a window.",
+            "beta times the log-ratio to the reference, chosen minus rejected. It rises within a window.",
             Query(trainer("rewards_margins"), "margin"),
             empty=NO_STEP,
         ),
         curves(
             "Chosen and rejected",
             NATS,
-            "beta times the log-ratio to the reference. Both falling far: the policy leaves the chosen answers too.",
+            "beta times the log-ratio to the reference. If both fall far, the policy is leaving the chosen answers, too.",
             Query(trainer("rewards_chosen"), "chosen"),
             Query(trainer("rewards_rejected"), "rejected"),
             empty=NO_STEP,
         ),
         share(
-            "Pairs told apart",
-            "Share of pairs whose margin is above zero. Around a half at the start of a window.",
+            "Pairs with a positive margin",
+            "Share of pairs whose margin is above zero. About one half at the start of a window.",
             Query(trainer("rewards_accuracies"), "share"),
             empty=NO_STEP,
         ),
         curves(
-            "Log-probability of the answers",
+            "Log-probs of the answers",
             NATS,
-            "Of chosen and rejected answers under the policy and under the reference, summed over tokens.",
+            "Of chosen and rejected answers, under the policy and under the reference, summed over tokens.",
             *[Query(trainer(f"{of}logps_{kind}"), f"{who} {kind}") for of, who in MODELS for kind in ("chosen", "rejected")],
             empty=NO_STEP,
         ),
@@ -156,20 +162,21 @@ def _data() -> list[AnyPanel]:
             "Pairs and ties",
             "none",
             "What a window's prompts gave: pairs, or nothing to learn from because all answers have the same reward (ties), "
-            "are the same text (identical) or have no rewards (unrated).",
+            "are the same text (identical) or have no reward (unrated).",
             *[Query(trainer(f"window_{part}"), part) for part in PARTS],
             empty=NO_WINDOW,
         ),
         share(
             "Share of ties",
-            "Ties among pairs and prompts without one. Near 100 %: the prompts are too easy or too hard, or the rule is blind.",
+            "Ties among pairs and prompts without one. Near 100 %, the prompts are too easy or too hard, or the rule recognizes "
+            "no difference.",
             Query(_share_of_ties(), "ties"),
             empty=NO_WINDOW,
         ),
         curves(
             "Samples",
             "none",
-            "Samples of a window, and those among them that got no reward.",
+            "Samples in a window, and how many of them got no reward.",
             Query(trainer("window_samples"), "samples"),
             Query(trainer("window_dropped_samples"), "without a reward"),
             empty=NO_WINDOW,
@@ -177,23 +184,23 @@ def _data() -> list[AnyPanel]:
         curves(
             "Length of answers",
             TOKENS,
-            "Mean and longest of a window. A mean that doubles without a better accuracy: length is what is rewarded.",
+            "Mean and longest in a window. If the mean doubles without a better accuracy, length is being rewarded.",
             Query(trainer("window_response_length_mean"), "mean"),
             Query(trainer("window_response_length_max"), "longest"),
             Query(trainer("evaluation_response_length_mean"), "held-out, mean"),
             empty=NO_WINDOW,
         ),
         share(
-            "Answers that were cut",
-            "Share that reached spec.rollout.maxTokens. They rarely have a right end: above a few per cent, raise it.",
+            "Truncated answers",
+            "Share of answers that reached spec.rollout.maxTokens. They are rarely right: above a few per cent, raise it.",
             Query(trainer("window_response_length_truncated"), "samples"),
             Query(trainer("evaluation_response_length_truncated"), "held-out"),
             empty=NO_WINDOW,
         ),
         curves(
-            "Trouble with rollouts",
+            "Problems with rollouts",
             "none",
-            "Since the attempt began: prompts asked again, calls that failed, answers refused or given twice, prompts given to a "
+            "Since the attempt began: prompts retried, calls that failed, answers refused or duplicated, prompts also sent to a "
             "second rollout, prompts that no model can answer.",
             *[Query(trainer(f"window_rollouts_{trouble}_total"), trouble.replace("_", " ")) for trouble in TROUBLES],
             empty=NO_TROUBLE,
@@ -201,10 +208,10 @@ def _data() -> list[AnyPanel]:
         curves(
             "Preference model",
             "none",
-            "Since the attempt began: requests, those sent again, those given up, and comparisons that came out differently in "
-            "the other order. Many disagreements: it looks at the place and not at the answer.",
-            *[Query(trainer(f"window_preference_{count}_total"), count) for count in QUESTIONS],
-            empty="no model is asked: a rule gives the rewards",
+            "Since the attempt began: requests, those retried, those given up, and comparisons whose outcome changed with the "
+            "order. With many disagreements, the model prefers a position rather than an answer.",
+            *[Query(trainer(f"window_preference_{count}_total"), count) for count in REQUESTS],
+            empty="no model is used: a rule gives the rewards",
         ),
     ]
 
@@ -212,52 +219,52 @@ def _data() -> list[AnyPanel]:
 def _time() -> list[AnyPanel]:
     return [
         stacked(
-            "Seconds of a window by activity",
+            "Time of a window by activity",
             "s",
-            "Where the time of the last window went. The widest band is what the run waits for.",
+            "Where the time of the last window went. The widest band is the bottleneck.",
             *[Query(trainer(f"window_timing_{activity}_seconds"), activity) for activity in ACTIVITIES],
             empty=NO_WINDOW,
         ),
         stacked(
             "Time by activity",
             "percentunit",
-            "Where the time goes at this moment. starting: until the first version, and what lies between the others.",
+            "Where the time is going now. starting: until the first version, and whatever is between the others.",
             Query(rate("spinrun_trainer_activity_seconds_total", RUN, "activity"), "{{activity}}"),
             empty=NO_TRAINER,
         ).max(1),
         curves(
-            "Speed of generation",
+            "Generation throughput",
             TOKENS + "/s",
-            "Completion tokens per second: of the window as the trainer measures them, and as the rollouts count them now.",
+            "Completion tokens per second: of the last window, as the trainer measured it, and now, as the rollouts count them.",
             Query(trainer("window_throughput_tokens_per_second"), "window"),
             Query(f"sum(rate(spinrun_rollout_tokens_total{{{ROLLOUTS}}}[$__rate_interval]))", "rollouts now"),
             empty=NO_WINDOW,
         ),
         curves(
-            "Speed of training",
+            "Training throughput",
             TOKENS + "/s",
-            "Tokens of a step's pairs over its duration.",
+            "Tokens of a step's pairs divided by its duration.",
             Query(f"{trainer('tokens')} / {trainer('timing_train_seconds')}", "training"),
             empty=NO_STEP,
         ),
         share(
             "Model FLOPs utilization",
-            "Share of the fastest matrix products of this hardware that a step's own arithmetic amounts to. Falls with short "
-            "answers, small steps and neighbours on the machine.",
+            "A step's arithmetic as a share of this hardware's fastest matrix products in the same time. It falls with short "
+            "answers, small steps and other work on the machine.",
             Query(trainer("mfu"), "training"),
             empty=NO_STEP,
         ),
         stacked(
             "Rollouts by version",
             "none",
-            "How many rollouts serve which version. Two versions for long: a rollout does not keep up.",
+            "How many rollouts serve which version. If there are two versions for long, a rollout does not keep up.",
             Query(f"count by (version) (spinrun_rollout_version_info{{{ROLLOUTS}}} == 1)", "version {{version}}"),
             empty=NO_ROLLOUT,
         ),
         curves(
             "Prompts being answered",
             "none",
-            "By all rollouts. Zero while the trainer trains.",
+            "By all rollouts together. Zero while the trainer trains, without overlap.",
             Query(f"sum(spinrun_rollout_requests_in_flight{{{ROLLOUTS}}})", "in flight"),
             empty=NO_ROLLOUT,
         ),
@@ -271,14 +278,14 @@ def _time() -> list[AnyPanel]:
         curves(
             "Written to the ledger",
             "bytes",
-            "Weights and checkpoints of this attempt, those included that are deleted again.",
+            "Weights and checkpoints of this attempt, including those deleted since.",
             *[Query(_written(kind), "{{kind}}") for kind in WRITERS],
             empty=NO_VERSION,
         ),
         curves(
-            "Speed of writing",
+            "Write throughput",
             "Bps",
-            "Bytes over the time of publish and checkpoint: of this attempt so far.",
+            "Bytes divided by the time of publish and checkpoint, over this attempt so far.",
             *[Query(f"{_written(kind)} / on () {_seconds(activity)}", "{{kind}}") for kind, activity in WRITERS.items()],
             empty=NO_VERSION,
         ),
@@ -298,15 +305,15 @@ def _machine() -> list[AnyPanel]:
         curves(
             "Gradient norm",
             "none",
-            "Before it is clipped. Jumps: lower the learning rate.",
+            "Before clipping. If it jumps, lower the learning rate.",
             Query(trainer("grad_norm"), "norm"),
             empty=NO_STEP,
         ),
-        curves("Learning rate", "sci", "As the schedule gives it.", Query(trainer("lr"), "learning rate"), empty=NO_STEP),
+        curves("Learning rate", "sci", "According to the schedule.", Query(trainer("lr"), "learning rate"), empty=NO_STEP),
         curves(
-            "Tokens and pairs of a step",
+            "Tokens and pairs per step",
             "short",
-            "How much a step learns from.",
+            "How much data each step learns from.",
             Query(trainer("tokens"), "tokens"),
             Query(trainer("pairs"), "pairs"),
             empty=NO_STEP,
@@ -314,10 +321,10 @@ def _machine() -> list[AnyPanel]:
         curves(
             "Memory",
             "bytes",
-            "Resident memory of the agents' processes, vLLM not included, and the most that rank 0 of the trainer has held.",
+            "Resident memory of the agents, without vLLM, and the peak of the trainer's rank 0.",
             Query(f"max by (pod) (process_resident_memory_bytes{{{ROLLOUTS}}})", "{{pod}}"),
-            Query(trainer("memory_peak_bytes"), "trainer, most"),
-            Query(trainer("cuda_memory_peak_bytes"), "trainer's GPU, most"),
+            Query(trainer("memory_peak_bytes"), "trainer, peak"),
+            Query(trainer("cuda_memory_peak_bytes"), "trainer's GPU, peak"),
             empty=NO_ROLLOUT,
         ),
     ]

@@ -14,7 +14,7 @@ from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model import attention
 from spinrun_worker.trainer.model.flops import ModelFlops
 from spinrun_worker.trainer.model.learner import Learner
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 from spinrun_worker.trainer.model.optimizer import make_optimizer
 from spinrun_worker.trainer.model.policy import load_policy, shard_policy
 from spinrun_worker.trainer.ranks.distributed import join_ranks
@@ -55,7 +55,7 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["fused"] = False
         learner = Learner(policy, optimizer, method=method, trainer=settings, control=ranks.control)
-        give_back()  # as the trainer does before its first window
+        trim_memory()  # as the trainer does before its first window
         recorded = workload.recorded_pairs(options.ledger, options.pairs)
         reference_seconds = workload.seconds(lambda: learner.reference_logprobs(recorded))
         pairs = [

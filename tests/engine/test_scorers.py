@@ -16,7 +16,7 @@ from spinrun_protocol import commands
 from spinrun_protocol.environment import SCORERS, TOKEN_FILE
 from spinrun_protocol.wire import Sample
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards import build_scorer
+from spinrun_worker.rewards import build_reward_function
 from support.engines import ServerProcess, VllmServer, running_vllm, tiny_run
 from support.models import tiny_classifier, tiny_llama
 from support.ports import free_port
@@ -76,7 +76,7 @@ def test_win_rates_are_the_probabilities_of_the_model_averaged_over_both_orders(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     block = Judge(url=f"{judge.url}/v1", model="policy", template=TEMPLATE, max_tokens=1)
-    scorer = build_scorer(Preference(judge=block), on_trouble=lambda _: None, stop=lambda: False)
+    scorer = build_reward_function(Preference(judge=block), on_trouble=lambda _: None, stop=lambda: False)
     texts = ("four", "2 + 2", "nobody knows")
 
     def outcome(one: str, other: str) -> float:
@@ -147,7 +147,7 @@ def number(folder: Path, token_ids: list[int]) -> float:
 
 
 def score_of(preference: dict[str, object], scorers: Scorers, prompt: str, *texts: str) -> tuple[float | None, ...]:
-    scorer = build_scorer(
+    scorer = build_reward_function(
         Preference.model_validate(preference),
         on_trouble=lambda _: None,
         stop=lambda: False,

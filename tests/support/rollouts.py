@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from spinrun_protocol.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
 from spinrun_worker.ledger.files import write_file, write_json
 from spinrun_worker.ledger.ledger import LedgerWriter
-from spinrun_worker.rollout.app import Agent
+from spinrun_worker.rollout.app import RolloutApp
 
 UID = "00000000-1111-2222-3333-444444444444"
 TOKEN = "secret"
@@ -112,7 +112,7 @@ class AgentClient:
 class AgentUnderTest(AgentClient):
     """An agent in this process, and its client."""
 
-    def __init__(self, client: TestClient[Any, Any], agent: Agent, loop: asyncio.Task[None]) -> None:
+    def __init__(self, client: TestClient[Any, Any], agent: RolloutApp, loop: asyncio.Task[None]) -> None:
         super().__init__(client)
         self.agent = agent
         self.loop = loop

@@ -21,7 +21,7 @@ from spinrun_worker.data import PromptStream
 from spinrun_worker.errors import Preempted
 from spinrun_worker.ledger import Ledger, LedgerWriter, durable
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards import build_scorer
+from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.build import BuiltModel, Options, build_training
 from spinrun_worker.trainer.evaluation import Evaluations
 from spinrun_worker.trainer.model.learner import Learner
@@ -253,7 +253,7 @@ class ScriptedRun:
 
 
 def scorer_of(preference: Preference, cleanup: ExitStack) -> Any:
-    scorer = build_scorer(preference, on_trouble=lambda _: None, stop=lambda: False, engine_args={})
+    scorer = build_reward_function(preference, on_trouble=lambda _: None, stop=lambda: False, engine_args={})
     cleanup.callback(scorer.close)
     return scorer
 

@@ -1,4 +1,4 @@
-"""The run's bearer token, which its processes ask of each other."""
+"""The run's bearer token, which its processes require of each other."""
 
 import hmac
 import os
@@ -11,7 +11,12 @@ from spinrun_worker.errors import ConfigurationError
 
 
 def read_token(environment: Mapping[str, str] = os.environ) -> str:
-    """The token of this process's run. Raises ConfigurationError when there is none."""
+    """The token of this process's run.
+
+    Raises:
+        ConfigurationError: The token's file is not named, cannot be read or is empty. The message names the variable, the path
+            and the cause.
+    """
     path = environment.get(TOKEN_FILE)
     if path is None:
         raise ConfigurationError(f"{TOKEN_FILE} is not set: it names the file with the run's bearer token")
@@ -25,7 +30,7 @@ def read_token(environment: Mapping[str, str] = os.environ) -> str:
 
 
 class Bearer:
-    """Tells requests that bring the token from others."""
+    """Recognizes requests that carry the token."""
 
     REFUSAL = f"{TOKEN_HEADER} must be Bearer and the token of this run"
 
@@ -33,10 +38,10 @@ class Bearer:
         self._wanted = _bytes(f"Bearer {token}")
 
     def is_shown(self, headers: Mapping[str, str]) -> bool:
-        """Whether the token is among a request's headers. Takes as long for a wrong one as for the right one."""
+        """Whether a request's headers hold the token. Takes the same time for a wrong one as for the right one."""
         return hmac.compare_digest(_bytes(headers.get(TOKEN_HEADER, "")), self._wanted)
 
 
 def _bytes(text: str) -> bytes:
-    # aiohttp hands over bytes of a header that are no UTF-8 as surrogates.
+    # aiohttp passes bytes of a header that are not UTF-8 as surrogates.
     return text.encode("utf-8", "surrogateescape")

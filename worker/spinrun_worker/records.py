@@ -8,10 +8,10 @@ from spinrun_protocol.wire import Sample, SampleGroup
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """One prompt, ready to be sent, with what a rule needs to judge its answers."""
+    """One prompt, ready to be sent, with what a rule needs to score its answers."""
 
     id: str
-    """Unique in the data set, the same in every run."""
+    """Unique within the data set, and the same in every run."""
 
     tokens: tuple[int, ...]
     """Token ids after the chat template."""
@@ -37,34 +37,34 @@ class ScoredGroup:
     prompt: PromptRecord
     samples: tuple[Sample, ...]
     rewards: tuple[float | None, ...]
-    """One reward a sample; None where there is none (NaN, infinite, a rule that failed)."""
+    """One reward per sample; None where there is none (NaN, infinite, a rule that failed)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One training example: two samples of one prompt, the chosen one preferred.
 
-    For the loss sppoAdvantage one of the two may be missing: it then has no tokens.
+    With the loss sppoAdvantage one of the two may be missing: it then has no tokens.
     """
 
     prompt_id: str
     prompt: tuple[int, ...]
     """Token ids of the prompt."""
     chosen: tuple[int, ...]
-    """Token ids of the preferred completion, end token included where there is one."""
+    """Token ids of the preferred completion, including its end token where it has one."""
     rejected: tuple[int, ...]
     """Token ids of the other completion."""
     chosen_reward: float
-    """For the method sppo its win rate or, for the loss sppoAdvantage, its advantage."""
+    """With the method sppo its win rate or, with the loss sppoAdvantage, its advantage."""
     rejected_reward: float
     reference_chosen: float | None = None
-    """Summed log-prob of the chosen completion under the reference, nats. None before the reference pass, unless the rollouts
-    were asked for theirs."""
+    """Summed log-prob of the chosen completion under the reference, in nats. None before the reference pass, unless the rollouts
+    supplied it."""
     reference_rejected: float | None = None
-    """Summed log-prob of the rejected completion under the reference, nats. None as for the chosen one."""
+    """Summed log-prob of the rejected completion under the reference, in nats. None as for the chosen one."""
 
     def without_reference(self) -> "Pair":
-        """The same, to be compared with another reference than before."""
+        """The same pair, to be compared with another reference."""
         return replace(self, reference_chosen=None, reference_rejected=None)
 
     @property

@@ -42,7 +42,7 @@ from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
-from spinrun_worker.rewards import build_scorer
+from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.build import load_material, published_dtype, settled_compute_dtype
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import config_file
@@ -157,7 +157,7 @@ def micro_batches(run: SpinRun, _: Attempts) -> object:
 
 def rewards(run: SpinRun, _: Attempts) -> object:
     """What the rule says to some answers; the last one takes a backtracking expression a second."""
-    scorer = build_scorer(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
+    scorer = build_reward_function(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
     try:
         answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in ("4", "it is 4", "a" * 25 + "!"))
         return scorer.score([(PromptRecord("p", (1,), "2 + 2", "4", {}), answers)])
@@ -182,7 +182,7 @@ def requests(run: SpinRun, _: Attempts) -> object:
     with serving(play) as fake:
         block = endpoint.to_document() | {"url": url.replace("http://endpoint", fake.url)}
         preference = Preference.model_validate({run.spec.preference.name: block})
-        scorer = build_scorer(preference, on_trouble=lambda _: None, stop=lambda: False)
+        scorer = build_reward_function(preference, on_trouble=lambda _: None, stop=lambda: False)
         answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in "abcd")
         scorer.score([(PromptRecord(name, (1,), f"ask {name}", "4", {}), answers) for name in "pqr"])
     arrivals = sorted(each.time for each in fake.asked)

@@ -173,7 +173,7 @@ def test_weights_that_a_window_is_still_to_be_sampled_from_are_missed_and_made_a
 
     assert attempts.run(ledger.root, attempt=2, **options) == 0, attempts.log(2).read_text()
     log = attempts.log(2).read_text()
-    assert "window 3 cannot be made" in log
+    assert "window 3 cannot be resumed" in log
     assert "resuming from the checkpoint at step 4" in log
     assert end_state(ledger.root) == end_state(undisturbed.root)
     assert json.loads(attempts.last_words(2).read_text())["result"] == "Complete"

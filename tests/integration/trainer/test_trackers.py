@@ -120,8 +120,8 @@ def test_a_server_that_never_answers_costs_a_run_seconds_at_its_end_and_nothing_
     assert attempts.run(tmp_path / "ledger", telemetry=telemetry) == 0, attempts.log(1).read_text()
     assert time.monotonic() - began < 90
     log = attempts.log(1).read_text()
-    assert "mlflow has not ended within 30 s and is left behind" in log
-    assert "wandb has not ended within 30 s and is left behind" in log
+    assert "mlflow has not finished within 30 s and is abandoned" in log
+    assert "wandb has not finished within 30 s and is abandoned" in log
     assert json.loads(attempts.last_words(1).read_text())["result"] == "Complete"
     assert tensorboard_scalars(tmp_path / "ledger" / "tensorboard")["loss"]
 

@@ -109,7 +109,7 @@ def test_a_reference_with_a_changed_byte_is_refused_by_its_name(attempts: Attemp
 
     assert attempts.run(damaged.root, attempt=2, **spec(attempts, windows=2, method=method)) == ExitCode.FAILED
     words = json.loads(attempts.last_words(2).read_text())
-    assert f"{file} has another content than MANIFEST.json says" in words["message"]
+    assert f"{file} has different content than MANIFEST.json says" in words["message"]
     assert damaged.present("window") == [0], "nothing was compared with it"
 
     file.write_bytes(sound)
@@ -210,7 +210,7 @@ def test_a_changed_byte_in_a_window_that_is_replayed_is_refused_by_its_name(atte
     file.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
 
     assert attempts.run(ledger.root, attempt=2, **spec(attempts, windows=2, method=method)) == ExitCode.FAILED
-    assert f"{file} has another content than MANIFEST.json says" in json.loads(attempts.last_words(2).read_text())["message"]
+    assert f"{file} has different content than MANIFEST.json says" in json.loads(attempts.last_words(2).read_text())["message"]
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What the templates make of the values, against snapshots: the default's whole, the others as differences from it.
 
-UPDATE_SNAPSHOTS=1 .venv/bin/pytest tests/unit/chart/test_templates.py     # writes the snapshots anew; read their diff
+UPDATE_SNAPSHOTS=1 .venv/bin/pytest tests/unit/chart/test_templates.py     # rewrites the snapshots; read their diff
 """
 
 import difflib

@@ -46,5 +46,5 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_the_order_is_the_same_in_every_process():
-    # Pinned: a resumed run must go on with the prompts that the first attempt would have drawn.
+    # Pinned: a resumed run must continue with the prompts that the first attempt would have drawn.
     assert ids(PromptStream(RECORDS, seed=0).draw(0, 7)) == ["0#0", "3#0", "2#0", "1#0", "4#0", "6#0", "5#0"]

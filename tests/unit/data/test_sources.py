@@ -157,7 +157,7 @@ def test_a_failing_network_is_tried_again_and_each_try_is_logged(
 
 def test_a_network_that_stays_away_ends_the_attempt_and_not_the_run(hub: Callable[..., FakeHub]):
     fake = hub(*[ConnectionError("no route to host")] * 10)
-    with pytest.raises(RunError, match=r"data\.prompts\.source: data set a/b .* after 4 tries: no route to host"):
+    with pytest.raises(RunError, match=r"data\.prompts\.source: data set a/b .* in 4 tries: no route to host"):
         rows_of("a/b")
     assert len(fake.calls) == 4
 

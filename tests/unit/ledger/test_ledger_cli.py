@@ -111,10 +111,10 @@ def test_what_is_not_sound_is_named_and_gives_exit_code_1(full, root, uid, tmp_p
     else:
         assert "3 committed, 1 superseded, 1 foreign, 2 torn in " in result.output
         found = {tuple(line.split()[:2]): line for line in result.output.splitlines()[:-1]}
-    assert "has another content" in found["torn", str(file if output == "table" else file.parent)]
+    assert "has different content" in found["torn", str(file if output == "table" else file.parent)]
     assert "no MANIFEST.json" in found["torn", str(full.layout.checkpoint(32))]
     assert f"belongs to run {OTHER_UID}" in found["foreign", str(full.layout.weights(2))]
-    assert "a newer attempt went on" in found["superseded", str(full.layout.weights(1))]
+    assert "a newer attempt resumed" in found["superseded", str(full.layout.weights(1))]
 
 
 @pytest.mark.parametrize("command", ["ls", "verify"])
@@ -134,14 +134,14 @@ def test_names_on_a_volume_cannot_command_the_terminal(full):
 
     assert result.exit_code == 1
     assert "\x1b" not in result.output
-    assert "[red]evil has no name that SpinRun gives" in result.output
+    assert "[red]evil does not have a name that SpinRun gives" in result.output
 
 
 def test_volume_that_cannot_be_read_is_named(full, tmp_path, monkeypatch):
     from spinrun_worker.ledger import LedgerUnavailableError
 
     def refuse(*_: object, **__: object) -> None:
-        raise LedgerUnavailableError("Cannot list /volume: Stale file handle. Mount the network volume again")
+        raise LedgerUnavailableError("Cannot list /volume: Stale file handle. Remount the network volume")
 
     monkeypatch.setattr("spinrun_worker.ledger.verify_tree", refuse)
     result = spinrun_ledger("verify", full.root)

@@ -222,7 +222,7 @@ class Volume:
 
 
 def test_power_lost_at_any_moment_never_leaves_a_directory_that_counts_and_is_wrong(tmp_path, uid, put, step_line):
-    """Claim, write, write again, delete and claim anew; before each change lose power in ten ways."""
+    """Claim, write, write again, delete and claim again; before each change lose power in ten ways."""
     root, broken = tmp_path / "root", tmp_path / "broken"
     root.mkdir()
     volume, chance = Volume(tmp_path, names={root: None}, safe={root: None}), random.Random(0)
@@ -275,8 +275,8 @@ def content_of(put, writer: LedgerWriter, files: dict[str, bytes]) -> str:
     return put(writer, "weights", 1, files).digest
 
 
-def test_older_attempt_that_goes_on_unknowing_leaves_nothing_wrong_that_counts(root, uid, put):
-    """Before each change of an older attempt a newer one comes and writes the same directory; then the older one goes on."""
+def test_older_attempt_that_continues_unaware_leaves_nothing_wrong_that_counts(root, uid, put):
+    """Before each change of an older attempt a newer one comes and writes the same directory; then the older one continues."""
     older, newer = LedgerWriter(root, uid, 1), LedgerWriter(root, uid, 2)
     older.claim()
     digests = {put(older, "weights", 1, OLD).digest, put(older, "weights", 1, NEW).digest, None}

@@ -78,7 +78,7 @@ def test_invalid_manifest_is_torn(writer, put, edit: Edit):
     rehash(document)
     path.write_text(json.dumps(document))
 
-    with pytest.raises(TornError, match=r"v000001/MANIFEST\.json is no readable Manifest"):
+    with pytest.raises(TornError, match=r"v000001/MANIFEST\.json is not a valid Manifest"):
         writer.manifest("weights", 1)
 
 
@@ -111,7 +111,7 @@ def test_manifest_whose_digest_does_not_fit_is_torn(writer, put, edit: Edit):
 def test_anything_else_is_torn(tmp_path: Path, content: bytes):
     (tmp_path / "MANIFEST.json").write_bytes(content)
 
-    with pytest.raises(TornError, match=r"MANIFEST\.json is no readable Manifest"):
+    with pytest.raises(TornError, match=r"MANIFEST\.json is not a valid Manifest"):
         read_manifest(tmp_path)
 
 

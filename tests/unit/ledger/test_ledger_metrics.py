@@ -105,7 +105,7 @@ def test_damaged_line_in_the_middle_is_named(writer, step_line):
     content = writer.layout.metrics.read_bytes()
     writer.layout.metrics.write_bytes(content + b"?\n" + content)
 
-    with pytest.raises(TornError, match=r"metrics\.jsonl, line 2, is no line of metrics"):
+    with pytest.raises(TornError, match=r"metrics\.jsonl, line 2, is not a valid line of metrics"):
         read_metrics(writer.layout.metrics)
 
 
@@ -118,7 +118,7 @@ def test_newest_attempt_counts_for_each_step_window_and_evaluation(writer, step_
         step_line(2, event="evaluation", window=1, accuracy=0.2),
         step_line(3, window=1, loss=1.3),
         step_line(4, window=1, loss=1.4),
-        # The second attempt goes on after step 2, and then an older one that does not know it is superseded says something yet.
+        # The second attempt resumes after step 2; then an older one, unaware that it is superseded, still writes a line.
         step_line(2, attempt=2, event="evaluation", window=1, accuracy=0.25),
         step_line(3, attempt=2, window=1, loss=2.3),
         step_line(3, attempt=1, window=1, loss=9.9),

@@ -122,9 +122,9 @@ def folder_instead_of_manifest(directory: Path) -> None:
         (linked_folder, "tokenizer is a link"),
         (link_instead_of_directory, "v000007"),
         (pipe_instead_of_file, "config.json is a link or a special file"),
-        (pipe_instead_of_manifest, "MANIFEST.json is no regular file"),
+        (pipe_instead_of_manifest, "MANIFEST.json is not a regular file"),
         (link_instead_of_manifest, "MANIFEST.json is a link"),
-        (folder_instead_of_manifest, "MANIFEST.json is no regular file"),
+        (folder_instead_of_manifest, "MANIFEST.json is not a regular file"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -143,7 +143,7 @@ def test_flipped_bit_is_found_by_its_hash(writer, put):
     flip_a_bit(writer.layout.weights(7))
 
     assert writer.verify("weights", 7, hashes=False).number == 7
-    with pytest.raises(TornError, match=r"v000007/model\.safetensors has another content"):
+    with pytest.raises(TornError, match=r"v000007/model\.safetensors has different content"):
         writer.verify("weights", 7)
 
 
@@ -222,9 +222,9 @@ def test_reader_creates_nothing(tmp_path, uid):
 def test_missing_root_is_not_taken_for_an_empty_ledger(tmp_path, uid):
     ledger = Ledger(tmp_path / "unmounted", uid)
 
-    with pytest.raises(LedgerUnavailableError, match="unmounted is not there"):
+    with pytest.raises(LedgerUnavailableError, match="unmounted does not exist"):
         ledger.numbers("checkpoint")
-    with pytest.raises(LedgerUnavailableError, match="unmounted is not there"):
+    with pytest.raises(LedgerUnavailableError, match="unmounted does not exist"):
         ledger.manifest("weights", 0)
 
 
@@ -255,7 +255,7 @@ def test_volume_that_fails_is_not_taken_for_a_torn_directory(writer, put, monkey
         return real_open(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", broken_open)
-    # A restart that took this for torn would go on from an earlier checkpoint, and overwrite the good one.
+    # A restart that took this for torn would resume from an earlier checkpoint, and overwrite the good one.
     with pytest.raises(LedgerUnavailableError, match=r"step-000016/MANIFEST\.json: Input/output error"):
         writer.numbers("checkpoint")
 
@@ -280,5 +280,5 @@ def test_hash_file_names_files_relative_to_the_root(tmp_path):
     assert entry.path == "inner/a.bin"
     assert entry.size == 7
     assert entry.xxh3_128 == "fca1ce7c837f6e8ad0d41a984261fecf"
-    with pytest.raises(TornError, match="nothing is not there"):
+    with pytest.raises(TornError, match="nothing is missing"):
         hash_file(tmp_path / "nothing", root=tmp_path)

@@ -41,7 +41,7 @@ def test_full_volume_stops_the_write_and_leaves_the_ledger_as_it_was(small_volum
     assert snapshot(small_volume) == before
     assert writer.numbers("weights") == [0]
 
-    # Space is back: the run goes on.
+    # Space is back: the run resumes.
     put(writer, "weights", 1)
     assert writer.numbers("weights") == [0, 1]
 
@@ -118,9 +118,9 @@ def test_read_only_volume_can_be_read_and_says_so_when_written(small_volume, uid
         (28, "No space left on device. Free space"),
         (122, "Disk quota exceeded. Raise the quota"),
         (30, "Read-only file system. Mount the volume"),
-        (13, "Permission denied. Give the process' user access"),
+        (13, "Permission denied. Give the process's user access"),
         (5, "Input/output error. Check the storage"),
-        (116, "Stale file handle. Mount the network volume again"),
+        (116, "Stale file handle. Remount the network volume"),
         (2, "No such file or directory. Check that the volume is mounted"),
         (110, "Connection timed out. Check the volume"),
     ],

@@ -75,7 +75,7 @@ def test_flipped_bit_is_found_only_with_hashes(full):
 
     assert states(full.root, hashes=False)["weights/v000001"] == "committed"
     assert states(full.root)["weights/v000001"] == "torn"
-    assert "weights/v000001/model.safetensors has another content" in details(full.root)
+    assert "weights/v000001/model.safetensors has different content" in details(full.root)
 
 
 def test_interrupted_write_is_torn(full):
@@ -139,7 +139,7 @@ def test_torn_owner_and_metrics_are_named(full):
     found = states(full.root)
     assert found["OWNER.json"] == found["metrics.jsonl"] == "torn"
     assert found["weights/v000001"] == "committed"
-    assert "metrics.jsonl ends within a line" in details(full.root)
+    assert "metrics.jsonl ends mid-line" in details(full.root)
 
 
 def test_missing_owner_is_named(full):

@@ -135,18 +135,18 @@ def test_never_more_than_one_tensor_is_alive(tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.zeros(2, 3), r"w should be torch.bfloat16 \(2, 3\), came as torch.float32 \(2, 3\)"),
-        (torch.zeros(3, 2, dtype=torch.bfloat16), r"came as torch.bfloat16 \(3, 2\)"),
-        (torch.zeros(6, dtype=torch.bfloat16), r"came as torch.bfloat16 \(6,\)"),
+        (torch.zeros(2, 3), r"w should be torch.bfloat16 \(2, 3\), got torch.float32 \(2, 3\)"),
+        (torch.zeros(3, 2, dtype=torch.bfloat16), r"got torch.bfloat16 \(3, 2\)"),
+        (torch.zeros(6, dtype=torch.bfloat16), r"got torch.bfloat16 \(6,\)"),
     ],
-    ids=["number type", "shape", "flat"],
+    ids=["dtype", "shape", "flat"],
 )
 def test_tensor_that_differs_from_its_spec_is_refused(tmp_path, tensor, message):
     with pytest.raises(ValueError, match=message):
         write_safetensors(tmp_path / "x", [TensorSpec("w", torch.bfloat16, (2, 3))], [tensor])
 
 
-@pytest.mark.parametrize(("count", "message"), [(1, "tensor b did not come"), (3, "more than the 2 tensors")])
+@pytest.mark.parametrize(("count", "message"), [(1, "tensor b is missing"), (3, "more tensors than the 2 specs")])
 def test_number_of_tensors_must_be_that_of_the_specs(tmp_path, count, message):
     specs = [TensorSpec(name, torch.float32, (1,)) for name in "ab"]
     with pytest.raises(ValueError, match=message):
@@ -156,15 +156,15 @@ def test_number_of_tensors_must_be_that_of_the_specs(tmp_path, count, message):
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        ([TensorSpec("a", torch.float32, (1,)), TensorSpec("a", torch.float32, (1,))], "these do not: a"),
-        ([TensorSpec("__metadata__", torch.float32, (1,))], "these do not: __metadata__"),
+        ([TensorSpec("a", torch.float32, (1,)), TensorSpec("a", torch.float32, (1,))], "these are not: a"),
+        ([TensorSpec("__metadata__", torch.float32, (1,))], "these are not: __metadata__"),
         ([TensorSpec("a", torch.complex64, (1,))], "safetensors has no torch.complex64"),
         (
             [TensorSpec("a", torch.bfloat16, (1,)), TensorSpec("b", torch.float32, (1,))],
-            "put tensors of wider number types first",
+            "put tensors of wider dtypes first",
         ),
     ],
-    ids=["same name", "reserved name", "number type", "alignment"],
+    ids=["same name", "reserved name", "dtype", "alignment"],
 )
 def test_specs_that_cannot_be_stored_are_refused_before_anything_is_written(tmp_path, specs, message):
     with pytest.raises(ValueError, match=message):
@@ -190,7 +190,7 @@ def test_index_says_which_file_holds_which_tensor():
 
 def test_index_refuses_a_tensor_in_two_files():
     spec = TensorSpec("a", torch.float32, (1,))
-    with pytest.raises(ValueError, match="these do not: a"):
+    with pytest.raises(ValueError, match="these are not: a"):
         weights_index({"one": [spec], "two": [spec]})
 
 
@@ -256,7 +256,7 @@ def test_any_changed_byte_is_refused_when_it_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "is not there"),
+        (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_bytes(b""), "has 0 bytes, MANIFEST.json says"),
         (lambda path: path.write_bytes(path.read_bytes() + b"0"), "bytes, MANIFEST.json says"),
         (lambda path: path.rename(path.with_name("x")) and path.symlink_to("x"), "is a link"),

@@ -64,7 +64,7 @@ def test_ledger_of_another_run_cannot_be_claimed(root, writer):
 def test_unreadable_owner_is_not_overwritten(root, uid, writer):
     (root / "OWNER.json").write_text("{")
 
-    with pytest.raises(TornError, match=r"OWNER\.json is no readable Owner"):
+    with pytest.raises(TornError, match=r"OWNER\.json is not a valid Owner"):
         attempt(2, root, uid)
     assert (root / "OWNER.json").read_text() == "{"
 
@@ -121,7 +121,7 @@ def test_newer_attempt_takes_back_a_claim_that_an_older_one_overwrote_in_a_race(
 def test_writer_without_an_owner_file_stops(writer):
     writer.layout.owner.unlink()
 
-    with pytest.raises(LedgerUnavailableError, match=r"OWNER\.json is not there"):
+    with pytest.raises(LedgerUnavailableError, match=r"OWNER\.json does not exist"):
         writer.begin("weights", 0)
 
 

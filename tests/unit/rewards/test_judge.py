@@ -17,16 +17,16 @@ from spinrun_protocol.environment import PREFERENCE_KEY
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards import Scorer, ScoreResult, build_scorer
+from spinrun_worker.rewards import RewardFunction, ScoreResult, build_reward_function
 from spinrun_worker.rewards.comparison import Comparison
 from spinrun_worker.rewards.dialect import filled
-from spinrun_worker.rewards.endpoint import EndpointClient, Patience, Server
+from spinrun_worker.rewards.endpoint import EndpointClient, RetryPolicy, Server, retry_after_seconds
 from spinrun_worker.rewards.judge import ChatDialect
 from support.fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, prefers, serving
 
 KEY = "sk-very-secret-0123456789"
 SECRET = {"name": "judge", "key": "api-key"}
-HASTE = Patience(first_pause=0.01, longest_pause=0.05, down=0.2, tries=3, tick=0.02)
+HASTE = RetryPolicy(first_pause=0.01, longest_pause=0.05, down=0.2, tries=3, tick=0.02)
 
 QUESTION = Comparison("p", "say much", "a", "bb")
 
@@ -41,17 +41,17 @@ def judge_at(endpoint: FakeEndpoint, **fields: Any) -> Judge:
 
 
 def client_of(
-    judge: Judge, *, key: str | None = None, troubles: list[str] | None = None, patience: Patience = HASTE, **options: Any
+    judge: Judge, *, key: str | None = None, troubles: list[str] | None = None, retry_policy: RetryPolicy = HASTE, **options: Any
 ) -> EndpointClient:
     told = troubles if troubles is not None else []
-    defaults = {"server": Server((judge.url,), key), "on_trouble": told.append, "stop": lambda: False}
+    defaults = {"server": Server("preference.judge", (judge.url,), key), "on_trouble": told.append, "stop": lambda: False}
     canary = Comparison("canary", "canary", "x", "yy")
-    return EndpointClient("preference.judge", judge, ChatDialect(judge), canary=canary, patience=patience, **defaults | options)
+    return EndpointClient(judge, ChatDialect(judge), canary=canary, retry_policy=retry_policy, **defaults | options)
 
 
-def scorer_of(judge: Judge) -> Scorer:
+def scorer_of(judge: Judge) -> RewardFunction:
     environment = {PREFERENCE_KEY: KEY}
-    return build_scorer(Preference(judge=judge), on_trouble=lambda _: None, stop=lambda: False, environment=environment)
+    return build_reward_function(Preference(judge=judge), on_trouble=lambda _: None, stop=lambda: False, environment=environment)
 
 
 def prompt(name: str, answer: str | None = None) -> PromptRecord:
@@ -270,7 +270,7 @@ def test_a_failed_order_costs_the_comparison_and_is_told() -> None:
         (Says({"error": "no such model"}, 404), "knows no such path or model"),
         (Says("<html>hello", 200, {"Content-Type": "text/html"}), "is a web page, not an API"),
         (Says("  <!DOCTYPE html>", 400), "is a web page, not an API"),
-        (Says("", 302, {"Location": "http://127.0.0.1:1/elsewhere"}), "leads elsewhere"),
+        (Says("", 302, {"Location": "http://127.0.0.1:1/elsewhere"}), "redirects"),
     ],
     ids=["401", "403", "404", "html", "html-refusal", "redirect"],
 )
@@ -288,7 +288,7 @@ def test_a_server_that_wants_a_key_says_what_to_set(status: int) -> None:
 
 
 def test_an_address_that_is_none_ends_the_run_at_the_start() -> None:
-    with pytest.raises(ConfigurationError, match="is no address: correct url"):
+    with pytest.raises(ConfigurationError, match="is not a valid address: correct url"):
         scorer_of(Judge(url="http://judge:port/v1", model="wise"))
 
 
@@ -326,18 +326,27 @@ def test_retry_after_is_honoured_for_all_requests() -> None:
     ("header", "want"),
     [
         ("2", 2),
-        ("99999", 600),
+        ("99999", 99999),
         ("-3", 0),
         ("nan", 0),
-        ("inf", 600),
+        ("inf", math.inf),
         ("soon", 0),
-        (formatdate(4e9, usegmt=True), 600),
+        (None, 0),
         (formatdate(0, usegmt=True), 0),
     ],
 )
-def test_retry_after_is_read_and_bounded(header: str, want: float) -> None:
-    judge = Judge(url="http://127.0.0.1:1", model="m")
-    assert client_of(judge, patience=Patience())._asked_pause(header) == pytest.approx(want, abs=1.5)
+def test_retry_after_is_read(header: str | None, want: float) -> None:
+    assert retry_after_seconds(header) == want
+
+
+def test_retry_after_may_be_a_date() -> None:
+    assert retry_after_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=1.5)
+
+
+def test_retry_after_is_bounded() -> None:
+    brief = RetryPolicy(first_pause=0.01, longest_pause=0.05, longest_retry_after=0.2)
+    with serving(in_turn(Says({}, 429, {"Retry-After": "99999"}), chat("1"))) as endpoint:
+        assert client_of(judge_at(endpoint), retry_policy=brief).ask([QUESTION]) == [1.0]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
@@ -432,7 +441,7 @@ def test_what_an_api_does_not_know_is_left_out(caplog: pytest.LogCaptureFixture)
         assert client_of(judge_at(endpoint)).ask([QUESTION] * 4) == [1.0] * 4
     body = endpoint.asked[-1].body
     assert body.keys() == {"model", "messages", "max_completion_tokens"}
-    assert "preference.judge refuses parameters and is asked otherwise from now on (logprobs, top_logprobs)" in caplog.text
+    assert "preference.judge refuses parameters; leaving out or renaming logprobs, top_logprobs" in caplog.text
 
 
 # --- limits ---------------------------------------------------------------------------------------------------------------
@@ -471,14 +480,16 @@ def test_a_key_that_is_not_there_is_named(key: str | None) -> None:
     with pytest.raises(
         ConfigurationError, match=r"preference\.judge\.secretRef: the environment variable SPINRUN_PREFERENCE_KEY"
     ):
-        build_scorer(Preference(judge=judge), on_trouble=lambda _: None, stop=lambda: False, environment=environment)
+        build_reward_function(Preference(judge=judge), on_trouble=lambda _: None, stop=lambda: False, environment=environment)
 
 
 @pytest.mark.parametrize("key", ["two words", "line\nbreak", "schlüssel"])
 def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
     judge = Judge(url="http://127.0.0.1:1", model="m", secret_ref=SECRET)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="has characters that no key has") as raised:
-        build_scorer(Preference(judge=judge), on_trouble=lambda _: None, stop=lambda: False, environment={PREFERENCE_KEY: key})
+        build_reward_function(
+            Preference(judge=judge), on_trouble=lambda _: None, stop=lambda: False, environment={PREFERENCE_KEY: key}
+        )
     assert key not in str(raised.value)
 
 

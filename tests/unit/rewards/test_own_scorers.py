@@ -13,7 +13,7 @@ from spinrun_protocol.environment import SCORERS, TOKEN_FILE
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards import Scorer, build_scorer
+from spinrun_worker.rewards import RewardFunction, build_reward_function
 from spinrun_worker.rewards import source as sources
 from spinrun_worker.rewards.source import check_source, fault_of
 from support.fake_endpoint import Asked, FakeEndpoint, Says, serving, some_reply
@@ -40,16 +40,16 @@ def model_in(folder: Path, config: object = CLASSIFIER) -> Path:
         ({}, ""),
         (
             {"architectures": ["Qwen2ForCausalLM"]},
-            "is a language model (Qwen2ForCausalLM), which writes text and gives no numbers",
+            "is a language model (Qwen2ForCausalLM), which writes text and gives no scores",
         ),
-        ({"architectures": ["GPT2LMHeadModel"]}, "is a language model (GPT2LMHeadModel), which writes text and gives no numbers"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "is a language model (GPT2LMHeadModel), which writes text and gives no scores"),
         (
             {"architectures": ["BertForSequenceClassification"]},
-            "is a classifier (BertForSequenceClassification) with 2 classes, whose numbers are no reward",
+            "is a classifier (BertForSequenceClassification) with 2 classes, whose scores are not a reward",
         ),
         (
             {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "bad", "1": "fair", "2": "good"}},
-            "is a classifier (BertForSequenceClassification) with 3 classes, whose numbers are no reward",
+            "is a classifier (BertForSequenceClassification) with 3 classes, whose scores are not a reward",
         ),
     ],
     ids=str,
@@ -61,12 +61,14 @@ def test_a_model_that_gives_no_reward_is_known_by_its_configuration(config: dict
 def test_a_ranker_that_is_a_language_model_is_refused_by_name(tmp_path: Path) -> None:
     folder = model_in(tmp_path / "writer", {"architectures": ["Qwen2ForCausalLM"]})
     with pytest.raises(ConfigurationError) as raised:
-        build_scorer(Preference(ranker=Ranker(source=str(folder))), on_trouble=lambda _: None, stop=lambda: False, environment={})
+        build_reward_function(
+            Preference(ranker=Ranker(source=str(folder))), on_trouble=lambda _: None, stop=lambda: False, environment={}
+        )
     assert str(raised.value).startswith(f"preference.ranker.source: {folder} is a language model (Qwen2ForCausalLM)")
     assert "name a sequence classifier with one class" in str(raised.value)
 
 
-def test_a_model_that_vllm_is_told_to_convert_is_not_judged_by_what_it_was(tmp_path: Path) -> None:
+def test_a_model_that_vllm_is_told_to_convert_is_not_refused_for_what_it_was(tmp_path: Path) -> None:
     folder = model_in(tmp_path / "reranker", {"architectures": ["Qwen3ForCausalLM"]})
     check_source("preference.ranker", Ranker(source=str(folder)), {"hf-overrides": '{"architectures": ["X"]}'})
 
@@ -90,7 +92,7 @@ NOT_FOUND = httpx.Response(404, request=httpx.Request("HEAD", "https://hub/org/s
             RepositoryNotFoundError("404: no such\nmore", response=NOT_FOUND),
             "the Hub has no model org/stern that this run may read",
         ),
-        (RemoteEntryNotFoundError("404", response=NOT_FOUND), "org/stern is no Hugging Face model: it has no config.json"),
+        (RemoteEntryNotFoundError("404", response=NOT_FOUND), "org/stern is not a Hugging Face model: it has no config.json"),
         (LocalEntryNotFoundError("no copy in the cache, and the Hub is not to be reached"), None),
         (OSError("the network is down"), None),
     ],
@@ -119,12 +121,12 @@ def test_a_model_of_the_hub_is_looked_up_with_its_revision(
 # --- how its scorers are asked --------------------------------------------------------------------------------------------
 
 
-def scorer_of(tmp_path: Path, *endpoints: FakeEndpoint, kind: str = "rewardModel", **fields: Any) -> Scorer:
+def scorer_of(tmp_path: Path, *endpoints: FakeEndpoint, kind: str = "rewardModel", **fields: Any) -> RewardFunction:
     """A run's scorer that asks these endpoints."""
     folder = tmp_path / "model" if (tmp_path / "model").exists() else model_in(tmp_path / "model")
     (tmp_path / "token").write_text("of the run\n")
     urls = ",".join(endpoint.url.removesuffix("/v1") for endpoint in endpoints)
-    return build_scorer(
+    return build_reward_function(
         Preference.model_validate({kind: {"source": str(folder)} | fields}),
         on_trouble=lambda _: None,
         stop=lambda: False,
@@ -141,7 +143,7 @@ def prompts(count: int) -> list[tuple[PromptRecord, tuple[Sample, ...]]]:
 def test_scorers_are_asked_by_the_models_source_and_with_the_runs_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, path: str
 ) -> None:
-    # A proxy of the network is no way to the run's own pods.
+    # A network proxy does not lead to the run's own pods.
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with serving(some_reply) as endpoint:
         result = scorer_of(tmp_path, endpoint, kind=kind).score(prompts(1))
@@ -170,7 +172,7 @@ def test_what_a_dead_scorer_does_not_answer_another_one_does(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("status", "want"),
-    [(401, "refuses the token of the run"), (404, "serves the source, but not as a classifier: name a sequence classifier")],
+    [(401, "refuses the run's token"), (404, "serves the source, but not as a classifier: name a sequence classifier")],
 )
 def test_a_scorer_that_cannot_be_right_ends_the_run_with_a_message_about_the_source(
     tmp_path: Path, status: int, want: str
@@ -185,4 +187,6 @@ def test_a_scorer_that_cannot_be_right_ends_the_run_with_a_message_about_the_sou
 def test_a_trainer_that_is_not_told_where_the_scorers_are_says_so(tmp_path: Path) -> None:
     folder = model_in(tmp_path / "model")
     with pytest.raises(ConfigurationError, match=f"{SCORERS} must be set"):
-        build_scorer(Preference(ranker=Ranker(source=str(folder))), on_trouble=lambda _: None, stop=lambda: False, environment={})
+        build_reward_function(
+            Preference(ranker=Ranker(source=str(folder))), on_trouble=lambda _: None, stop=lambda: False, environment={}
+        )

@@ -10,7 +10,7 @@ from spinrun_protocol.environment import PREFERENCE_KEY
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards import Scorer, build_scorer
+from spinrun_worker.rewards import RewardFunction, build_reward_function
 from support.fake_endpoint import Asked, FakeEndpoint, Play, Says, classes, scores, serving, some_reply
 
 SECRET = {"name": "scores", "key": "api-key"}
@@ -22,10 +22,10 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def scorer_at(endpoint: FakeEndpoint, kind: str, **fields: Any) -> Scorer:
+def scorer_at(endpoint: FakeEndpoint, kind: str, **fields: Any) -> RewardFunction:
     block = {"url": endpoint.url.removesuffix("/v1"), "model": "stern"} | fields
     preference = Preference.model_validate({kind: block})
-    return build_scorer(preference, on_trouble=lambda _: None, stop=lambda: False, environment={PREFERENCE_KEY: "sk-1"})
+    return build_reward_function(preference, on_trouble=lambda _: None, stop=lambda: False, environment={PREFERENCE_KEY: "sk-1"})
 
 
 def group(name: str, *texts: str, answer: str | None = None) -> tuple[PromptRecord, tuple[Sample, ...]]:

@@ -9,14 +9,14 @@ import yaml
 from spinrun_api.spec import Judge, Preference, Scorer
 from spinrun_operator import reasons
 from spinrun_protocol.environment import PREFERENCE_KEY
-from spinrun_worker.rewards.comparison import ComparingScorer, Comparison
+from spinrun_worker.rewards.comparison import Comparison, WinRateReward
 from spinrun_worker.rewards.endpoint import (
     CONFIGURATION_STATUS,
     MAX_REPLY_BYTES,
     MAX_USELESS,
     TRY_AGAIN_STATUS,
     EndpointClient,
-    Patience,
+    RetryPolicy,
     Server,
 )
 from spinrun_worker.rewards.judge import ChatDialect
@@ -46,23 +46,27 @@ def test_every_preference_has_a_row() -> None:
 def test_every_count_is_named() -> None:
     judge = Judge(url="http://judge", model="wise")
     client = EndpointClient(
-        "judge",
         judge,
         ChatDialect(judge),
-        server=Server((judge.url,)),
+        server=Server("preference.judge", (judge.url,)),
         canary=Comparison("p", "prompt", "a", "b"),
         on_trouble=lambda _: None,
         stop=lambda: False,
     )
     named = set(re.findall(r"`preference/(\w+)_total`", PAGE))
-    assert named == set(ComparingScorer(client, max_comparisons=2).counts)
+    assert named == set(WinRateReward(client, max_comparisons=2).counts)
 
 
 def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
-    patience = Patience()
-    assert (patience.longest_pause, patience.down, patience.longest_retry_after, patience.tries) == (30, 30, 600, 5)
+    policy = RetryPolicy()
+    assert (policy.longest_pause, policy.down, policy.longest_retry_after, policy.tries) == (
+        30,
+        30,
+        600,
+        5,
+    )
     assert "up to half a minute, and not before the time that `Retry-After` names, up to ten minutes" in PAGE
-    assert "nobody has been answered for half a minute" in PAGE
+    assert "no request has been answered for half a minute" in PAGE
     assert "in five tries" in PAGE
     assert f"{MAX_USELESS} requests without a single answer" in PAGE
     assert f"more than {MAX_REPLY_BYTES >> 20} MiB" in PAGE

@@ -4,7 +4,7 @@ import pytest
 
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.rewards.rules import choice, exact, gsm8k, last_number, regex_rule
-from spinrun_worker.rewards.verdict import UnusableAnswerError
+from spinrun_worker.rewards.score import UnusableAnswerError
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_catastrophic_pattern_is_stopped_at_the_limit():
 
 
 def test_a_broken_pattern_is_named():
-    with pytest.raises(ConfigurationError, match=r"preference\.rule\.pattern: is not a regular expression: .*position"):
+    with pytest.raises(ConfigurationError, match=r"preference\.rule\.pattern: is not a valid regular expression: .*position"):
         regex_rule("(", timeout_seconds=1)
 
 
@@ -137,7 +137,7 @@ def test_a_broken_pattern_is_named():
     "completion", ["9" * 1_000_000, "1," * 500_000, "-" * 1_000_000, "1e" * 500_000, "A. " * 300_000, "(" * 1_000_000]
 )
 @pytest.mark.parametrize("rule", [last_number, gsm8k, choice])
-def test_an_endless_answer_is_judged_in_no_time(rule, completion: str):
+def test_an_endless_answer_is_scored_in_no_time(rule, completion: str):
     started = time.monotonic()
     rule(completion, "7" if rule is not choice else "B")
     assert time.monotonic() - started < 5

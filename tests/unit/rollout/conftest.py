@@ -11,8 +11,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from spinrun_worker.bearer import Bearer
 from spinrun_worker.ledger.ledger import Ledger
-from spinrun_worker.rollout.activation import Activation
-from spinrun_worker.rollout.app import Agent, Limits
+from spinrun_worker.rollout.activation import Activator
+from spinrun_worker.rollout.app import RolloutApp, ServingLimits
 from spinrun_worker.rollout.gate import Gate
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
@@ -45,9 +45,9 @@ async def start_agent(vllm: FakeVllm, publisher: Publisher, tmp_path: Path) -> A
             session = await stack.enter_async_context(aiohttp.ClientSession())
             engine, gate, metrics = Engine(vllm.url, session), Gate(), RolloutMetrics()
             ledger = Ledger(publisher.writer.root, UID)
-            activation = Activation(ledger, tmp_path / "scratch", engine, gate, metrics, poll_seconds=0.02)
+            activation = Activator(ledger, tmp_path / "scratch", engine, gate, metrics, poll_seconds=0.02)
             sampler = Sampler(engine, gate, metrics, max_sequences=max_sequences, engine_failed=activation.wake)
-            agent = Agent(activation, gate, sampler, metrics, engine, bearer=Bearer(TOKEN), limits=Limits(**limits))
+            agent = RolloutApp(activation, gate, sampler, metrics, engine, bearer=Bearer(TOKEN), limits=ServingLimits(**limits))
             server = TestServer(agent.application())
             client = await stack.enter_async_context(TestClient(server))
             loop = asyncio.create_task(activation.run())

@@ -40,7 +40,7 @@ def assert_serves(vllm: FakeVllm, manifest: Manifest, scratch: Path) -> None:
 
 async def test_an_agent_waits_until_it_is_asked(agent: AgentUnderTest, vllm: FakeVllm) -> None:
     state = await agent.until(lambda _: True)
-    assert state == {"state": "waiting", "reason": "no version has been asked for"}
+    assert state == {"state": "waiting", "reason": "no version has been requested"}
     assert vllm.calls == []
 
 
@@ -100,7 +100,7 @@ async def test_two_versions_at_most_are_kept(agent: AgentUnderTest, publisher: P
     assert names == {"v000002", "v000003", "wanted.json"}
 
 
-async def test_a_refused_version_leaves_the_old_one_serving_until_it_is_mended(
+async def test_a_refused_version_leaves_the_old_one_serving_until_it_is_repaired(
     agent: AgentUnderTest, vllm: FakeVllm, publisher: Publisher, tmp_path: Path
 ) -> None:
     old, new = publisher.publish(0), publisher.publish(1)
@@ -110,7 +110,7 @@ async def test_a_refused_version_leaves_the_old_one_serving_until_it_is_mended(
     shard.write_bytes(content[:-1] + b"\xff")
     await agent.want(new)
     state = await agent.until(lambda state: state["state"] == "failed")
-    assert "model.safetensors has another content" in state["reason"]
+    assert "model.safetensors has different content" in state["reason"]
     assert state["serving"] == 0
     assert (await agent.samples(old, {"a": [1]}))[1][0]["event"] == "group"
     async with agent.client.get("/readyz") as response:
@@ -317,14 +317,14 @@ async def test_versions_never_mix_while_they_change_under_load(
             await agent.serve(manifest)
             expected = len(groups) + 4
             async with asyncio.timeout(5):
-                while len(groups) < expected:  # noqa: ASYNC110 - the askers go on
+                while len(groups) < expected:  # noqa: ASYNC110 - the requests continue
                     await asyncio.sleep(0.001)
         done.set()
     assert {group["version"] for group in groups} == {0, 1, 2, 3}
     assert all(sample["tokens"] == [group["version"]] for group in groups for sample in group["samples"])
 
 
-async def test_a_restarted_agent_goes_on_by_itself(
+async def test_a_restarted_agent_resumes_automatically(
     start_agent: Any, vllm: FakeVllm, publisher: Publisher, tmp_path: Path
 ) -> None:
     first: AgentUnderTest = await start_agent()
@@ -358,7 +358,7 @@ async def test_a_memory_that_makes_no_sense_is_forgotten(start_agent: Any, tmp_p
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "wanted.json").write_bytes(content)
     agent: AgentUnderTest = await start_agent()
-    assert (await agent.until(lambda _: True))["reason"] == "no version has been asked for"
+    assert (await agent.until(lambda _: True))["reason"] == "no version has been requested"
 
 
 async def test_an_agent_that_died_in_a_switch_leaves_nothing_wrong(

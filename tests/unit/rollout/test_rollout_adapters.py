@@ -145,5 +145,5 @@ async def test_an_adapter_with_a_changed_byte_is_refused_by_the_name_of_its_file
     file.write_bytes(content[:-1] + b"\xff")
     await agent.want(new)
     state = await agent.until(lambda state: state["state"] == "failed")
-    assert (state["serving"], f"{file} has another content" in state["reason"]) == (0, True)
+    assert (state["serving"], f"{file} has different content" in state["reason"]) == (0, True)
     assert weights_label(new) not in vllm.adapters

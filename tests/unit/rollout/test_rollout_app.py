@@ -191,7 +191,7 @@ async def test_an_answer_that_is_no_completion_fails_its_prompt(
     vllm.answer = lambda _: body
     _, lines = await agent.samples(manifest, {"a": [5]})
     assert [line["event"] for line in lines] == ["failed", "end"]
-    assert "is not understood" in lines[0]["reason"]
+    assert "is not valid" in lines[0]["reason"]
 
 
 @pytest.mark.parametrize(("status", "retryable"), [(400, False), (404, True), (500, True), (503, True)])

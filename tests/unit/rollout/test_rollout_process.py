@@ -48,7 +48,7 @@ async def ready(session: aiohttp.ClientSession) -> bool:
         return response.status == 200
 
 
-async def test_a_killed_agent_goes_on_where_it_was(process: AgentProcess, vllm: FakeVllm, publisher: Publisher) -> None:
+async def test_a_killed_agent_resumes_where_it_was(process: AgentProcess, vllm: FakeVllm, publisher: Publisher) -> None:
     manifest = publisher.publish(0)
     async with aiohttp.ClientSession(process.url) as session:
         await AgentClient(session).serve(manifest)

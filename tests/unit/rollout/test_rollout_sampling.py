@@ -51,7 +51,7 @@ def test_the_log_prob_of_a_sample_is_the_sum_of_its_tokens_where_it_is_asked_for
 @pytest.mark.parametrize(
     "logprobs",
     [None, {"token_logprobs": [-0.25]}, {"token_logprobs": [-0.25, None]}, {"token_logprobs": [-0.25, float("-inf")]}],
-    ids=["none", "one too few", "one that is missing", "one that is no number"],
+    ids=["none", "one too few", "one that is missing", "one that is not finite"],
 )
 def test_a_sample_without_the_log_probs_that_were_asked_for_is_refused(logprobs: dict[str, Any] | None) -> None:
     with pytest.raises(InvalidOutputError, match="log-probs"):
@@ -84,7 +84,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_refused(choices: list[dict[
     ("tokens", "max_tokens", "message"),
     [
         pytest.param((1,) * 61, 3, None, id="fits exactly"),
-        pytest.param((1,) * 62, 3, "62 tokens, which with maxTokens 3 are 65: vLLM takes 64", id="too long"),
+        pytest.param((1,) * 62, 3, "62 tokens, which with maxTokens 3 make 65: vLLM accepts 64", id="too long"),
         pytest.param((0, 99), 3, None, id="whole vocabulary"),
         pytest.param((0, 100), 3, "token 100", id="beyond the vocabulary"),
         pytest.param((-1,), 3, "token -1", id="negative"),

@@ -169,10 +169,10 @@ ALL_IN_ONE = dict.fromkeys(SHAPES, "model.safetensors")
     ("files", "message"),
     [
         pytest.param({"config.json": {"vocab_size": VOCABULARY}}, "no tensors", id="no shard"),
-        pytest.param(model_files() | {"model.safetensors": b""}, "no readable safetensors", id="empty shard"),
-        pytest.param(model_files() | {"model.safetensors": b"\0" * 64}, "no readable safetensors", id="zeros"),
+        pytest.param(model_files() | {"model.safetensors": b""}, "not a valid safetensors", id="empty shard"),
+        pytest.param(model_files() | {"model.safetensors": b"\0" * 64}, "not a valid safetensors", id="zeros"),
         pytest.param(
-            model_files() | {"model.safetensors": save(tensors(0))[:-4]}, "no readable safetensors", id="cut by the trainer"
+            model_files() | {"model.safetensors": save(tensors(0))[:-4]}, "not a valid safetensors", id="cut by the trainer"
         ),
         pytest.param(model_files() | {"model-2.safetensors": save(tensors(1))}, "a second time", id="tensor in two shards"),
         pytest.param(with_index({"embed.weight": "model.safetensors"}), "norm.weight", id="index lacks a tensor"),
@@ -224,7 +224,7 @@ def test_a_damaged_copy_is_replaced(publisher: Publisher, scratch: Path) -> None
     assert (weights.path / "model.safetensors").read_bytes() == (publisher.path(7) / "model.safetensors").read_bytes()
 
 
-def test_a_copy_cut_short_is_begun_anew(publisher: Publisher, scratch: Path) -> None:
+def test_a_copy_cut_short_is_started_again(publisher: Publisher, scratch: Path) -> None:
     manifest = publisher.publish(7)
     partial = staging_path(manifest, scratch).with_suffix(".partial")
     partial.mkdir()

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from spinrun_worker.bearer import Bearer
-from spinrun_worker.scorer.app import ScorerAgent, ScorerMetrics
+from spinrun_worker.scorer.app import ScorerApp, ScorerMetrics
 
 AUTHORIZED = {"Authorization": "Bearer secret"}
 
@@ -62,7 +62,7 @@ async def vllm() -> AsyncGenerator[FakeVllm]:
 @pytest.fixture
 async def client(vllm: FakeVllm) -> AsyncGenerator[TestClient[Any, Any]]:
     async with aiohttp.ClientSession() as session:
-        agent = ScorerAgent(str(vllm.server.make_url("")), session, ScorerMetrics(), bearer=Bearer("secret"))
+        agent = ScorerApp(str(vllm.server.make_url("")), session, ScorerMetrics(), bearer=Bearer("secret"))
         server = TestServer(agent.application())
         await server.start_server()
         async with TestClient(server) as client:

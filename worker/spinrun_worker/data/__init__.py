@@ -1,4 +1,4 @@
-"""Prompts: read from their source, turned into token ids, and dealt out in an order that a restart repeats."""
+"""Prompts: read from their source, turned into token ids, and drawn in an order that a restart repeats."""
 
 from spinrun_worker.data.prompts import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.data.stream import PromptStream

@@ -1,4 +1,4 @@
-"""Questions of simple arithmetic: a data set that needs nothing from outside."""
+"""Simple arithmetic questions: a data set that needs nothing from outside."""
 
 import operator
 import re
@@ -20,9 +20,15 @@ _OPERATIONS = {
 def questions(config: str | None, split: str, *, block: str) -> list[dict[str, str | int]]:
     """All questions of a split, as rows with the columns prompt, answer, a and b.
 
-    config: OPERATION-LARGEST; None is addition-15. Two fifths of all questions, picked by a hash, are `test`, the others `train`:
-    of the 225 of addition-15, 90 and 135. block: name of the spec's block, for messages.
-    Raises ConfigurationError when there is no such operation, range or split.
+    Two fifths of all questions, picked by a hash, are `test`, the others `train`: of the 225 of addition-15, 90 and 135.
+
+    Args:
+        config: OPERATION-LARGEST; None means addition-15.
+        split: train or test.
+        block: Name of the spec's block, for messages.
+
+    Raises:
+        ConfigurationError: There is no such operation, range or split.
     """
     name, largest = _parse(config or DEFAULT_CONFIG, block)
     if split not in ("train", "test"):

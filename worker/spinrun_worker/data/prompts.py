@@ -1,4 +1,4 @@
-"""From rows to prompts: template, chat template, token ids, and what is dropped on the way."""
+"""From rows to prompts: template, chat template, token ids, and which rows are dropped on the way."""
 
 import logging
 import re
@@ -33,14 +33,14 @@ class PromptSet:
     """The prompts of one block of the spec."""
 
     source: Prompts
-    """The block that they came from."""
+    """The block that they come from."""
 
     records: tuple[PromptRecord, ...]
-    """At least one prompt; the order is the shuffled one."""
+    """At least one prompt, in shuffled order."""
 
     dropped: Mapping[DropReason, int]
-    """Rows that became no prompt. too_long: longer than data.maxPromptTokens. empty: no text. no_answer: no true answer, where
-    the preference needs one. malformed: messages that are no conversation or that the chat template refuses."""
+    """Rows that did not become a prompt. too_long: longer than data.maxPromptTokens. empty: no text. no_answer: no true answer,
+    where the preference needs one. malformed: messages that are not a conversation, or that the chat template refuses."""
 
 
 def load_prompts(
@@ -53,9 +53,16 @@ def load_prompts(
 ) -> PromptSet:
     """Read a block of prompts and turn its rows into token ids.
 
-    chat_template: the spec's, wins over the tokenizer's. needs_answer: drop rows without a true answer.
-    Raises ConfigurationError, naming the field, when the source is missing or gives no usable prompt, and RunError when it cannot
-    be reached now.
+    Args:
+        source: The spec's block.
+        tokenizer: The model's tokenizer.
+        chat_template: The spec's chat template, which takes precedence over the tokenizer's.
+        max_prompt_tokens: Longer prompts are dropped.
+        needs_answer: Whether rows without a true answer are dropped.
+
+    Raises:
+        ConfigurationError: The source is missing or gives no usable prompt. The message names the field.
+        RunError: The source cannot be reached now.
     """
     block = "data.evaluation" if isinstance(source, Evaluation) else "data.prompts"
     table = open_source(source, block=block)
@@ -86,9 +93,10 @@ def load_prompts(
 
 
 def check_disjoint(train: PromptSet, test: PromptSet) -> int:
-    """Number of held-out prompts whose token ids are also a prompt of training; any is worth a warning.
+    """Count held-out prompts that are also trained on, by their token ids, and warn when there are any.
 
-    Raises ConfigurationError when both are generated, because then another split is all it takes.
+    Raises:
+        ConfigurationError: There are some and both sets are generated: another split is then all it takes.
     """
     seen = {record.tokens for record in train.records}
     shared = sum(record.tokens in seen for record in test.records)
@@ -98,12 +106,12 @@ def check_disjoint(train: PromptSet, test: PromptSet) -> int:
             f"{message}: use the same config with split: train in data.prompts and split: test in data.evaluation"
         )
     if shared:
-        logger.warning("%s: the accuracy is too good by as much", message)
+        logger.warning("%s: the accuracy will look better than it is", message)
     return shared
 
 
 class _RowError(ValueError):
-    """A row that becomes no prompt."""
+    """A row that does not become a prompt."""
 
     def __init__(self, reason: DropReason, message: str) -> None:
         super().__init__(message)
@@ -155,7 +163,7 @@ def _of_fitting_length(record: PromptRecord, max_prompt_tokens: int) -> "PromptR
 
 
 class _RowReader:
-    """Takes question and answer out of a row, as the block of the spec says."""
+    """Extracts question and answer from a row, as the block of the spec says."""
 
     def __init__(self, source: Prompts, columns: Sequence[str], block: str, *, needs_answer: bool) -> None:
         self._block = block
@@ -169,7 +177,7 @@ class _RowReader:
         if source.messages_column is not None and source.template is not None:
             raise ConfigurationError(f"{block}.template: is not used with messagesColumn: remove one of them")
         if needs_answer and self._answer_column is None:
-            raise ConfigurationError(f"{block}.answerColumn: the preference compares with a true answer: name its column")
+            raise ConfigurationError(f"{block}.answerColumn: the preference compares with the true answer: name its column")
         if self._messages_column is not None:
             _require(self._messages_column, columns, f"{block}.messagesColumn")
         elif self._template is None:
@@ -178,7 +186,7 @@ class _RowReader:
             _require(self._answer_column, columns, f"{block}.answerColumn")
 
     def read(self, row: Row) -> _Question:
-        """Raises _RowError when the row holds no question or, where one is needed, no answer."""
+        """The question of a row. Raises _RowError when it holds none or, where one is needed, no answer."""
         answer = self._answer(row)
         if self._messages_column is not None:
             messages = _conversation(row.get(self._messages_column))
@@ -199,16 +207,22 @@ class _RowReader:
     def _text(self, row: Row, column: str, field: str) -> str:
         value = row.get(column)
         if isinstance(value, (list, dict)):
-            hint = "; a list of messages belongs into messagesColumn" if field == "promptColumn" else ""
+            hint = "; a list of messages belongs in messagesColumn" if field == "promptColumn" else ""
             kind = type(cast(object, value)).__name__
             raise ConfigurationError(f"{self._block}.{field}: column {column} holds a {kind}, not text{hint}")
         return "" if value is None else str(value)
 
 
 def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_tokens: int) -> tuple[int, ...]:
-    """Token ids of a true answer as the model would have said it, its end token included; cut after max_tokens, as a sample is.
+    """Token ids of a true answer as the model would have given it, including the end token.
 
-    Raises ConfigurationError when the tokenizer has no end token.
+    Args:
+        tokenizer: The model's tokenizer.
+        answer: The true answer.
+        max_tokens: Tokens after which the answer is cut, as a sample is.
+
+    Raises:
+        ConfigurationError: The tokenizer has no end token.
     """
     untyped: Any = tokenizer  # its own types are incomplete
     if untyped.eos_token_id is None:
@@ -218,19 +232,28 @@ def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_toke
 
 
 class Template:
-    """Text with {column} in it. {{ and }} are literal braces, and so is {} or a brace without a partner."""
+    """Text with {column} in it. {{ and }} are literal braces, and so is {} or an unmatched brace."""
 
     def __init__(self, text: str, columns: Sequence[str], *, field: str) -> None:
-        """Raises ConfigurationError when it names a column that is not there, or none at all."""
+        """Check a template.
+
+        Args:
+            text: The template.
+            columns: The columns that rows have.
+            field: The spec's field, for messages.
+
+        Raises:
+            ConfigurationError: It names a column that does not exist, or none at all.
+        """
         self._text = text
         names = [match[1] for match in _PLACEHOLDER.finditer(text) if match[1] is not None]
         if not names:
-            raise ConfigurationError(f"{field}: names no {{column}}, so that every prompt would be the same")
+            raise ConfigurationError(f"{field}: names no {{column}}, so every prompt would be the same")
         for name in names:
-            _require(name, columns, field, hint="; write {{ and }} for braces that stand for themselves")
+            _require(name, columns, field, hint="; write {{ and }} for literal braces")
 
     def fill(self, row: Mapping[str, Any]) -> str:
-        """The text with the row's values; only whole values, never their attributes. Raises _RowError when one is missing."""
+        """The text with the row's values: only whole values, never their attributes. Raises _RowError when one is missing."""
         return _PLACEHOLDER.sub(lambda match: match[0][0] if match[1] is None else self._value(row, match[1]), self._text)
 
     @staticmethod
@@ -278,7 +301,7 @@ class _Encoder:
 
 
 def _conversation(value: object) -> list[dict[str, str]]:
-    """The messages of a row, whose last one the model shall answer. Raises _RowError when they are no such conversation."""
+    """The messages of a row, the last of which the model is to answer. Raises _RowError when they are not such a conversation."""
     if not isinstance(value, list) and value is not None:
         raise _RowError("malformed", f"must be a list of messages, got {type(value).__name__}")
     messages: list[dict[str, str]] = []
@@ -291,7 +314,7 @@ def _conversation(value: object) -> list[dict[str, str]]:
     if not messages or not messages[-1]["content"].strip():
         raise _RowError("empty", "there is no message to answer")
     if messages[-1]["role"] == "assistant":
-        raise _RowError("malformed", "the last message is the assistant's: leave it out, the model shall write it")
+        raise _RowError("malformed", "the last message is the assistant's: leave it out, the model is to write it")
     return messages
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 HUB_WAIT_SECONDS = 5.0
-"""Longest first pause between attempts; later ones double it, up to a minute."""
+"""Longest first pause between tries; the pauses double, up to a minute."""
 
 HUB_ATTEMPTS = 4
 """The Hub's own client already retries each request for some 20 s."""
@@ -35,12 +35,12 @@ csv.field_size_limit(2**26)
 
 
 def _untyped(module: str) -> Any:
-    """A large library without types, imported where it is needed: it takes a second, and most tests need none."""
+    """A large library without types, imported where it is needed: that takes a second, and most tests need none."""
     return import_module(module)
 
 
 class Table(Protocol):
-    """Rows of a data set, read when asked for."""
+    """Rows of a data set, read on demand."""
 
     @property
     def columns(self) -> Sequence[str]:
@@ -57,8 +57,13 @@ class Table(Protocol):
 def open_source(prompts: Prompts, *, block: str) -> Table:
     """The rows that a block of the spec names.
 
-    block: data.prompts or data.evaluation, for messages. Raises ConfigurationError when the source is not there or cannot be
-    understood, RunError when it cannot be reached now.
+    Args:
+        prompts: The spec's block.
+        block: data.prompts or data.evaluation, for messages.
+
+    Raises:
+        ConfigurationError: The source does not exist or cannot be understood.
+        RunError: It cannot be reached now.
     """
     if prompts.source == arithmetic.SOURCE:
         return MemoryTable(arithmetic.questions(prompts.config, prompts.split, block=block))
@@ -70,7 +75,7 @@ def open_source(prompts: Prompts, *, block: str) -> Table:
 
 @dataclass(frozen=True)
 class MemoryTable:
-    """Rows held in memory. Not every row need have every column."""
+    """Rows held in memory. A row may lack columns that others have."""
 
     rows: Sequence[Row]
 
@@ -102,7 +107,7 @@ def _open_file(path: Path, prompts: Prompts, block: str) -> MemoryTable:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigurationError(
-            f"{field}: there is no file {path} where the trainer runs: correct the path or mount it"
+            f"{field}: there is no file {path} where the trainer runs: correct the path or mount the file"
         ) from error
     except (IsADirectoryError, PermissionError) as error:
         raise ConfigurationError(f"{field}: {path} cannot be read: {error.strerror}") from error
@@ -169,7 +174,7 @@ _READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
 
 
 class HubTable:
-    """A data set of the Hub, on disk. Class labels are given by their names."""
+    """A data set of the Hub, on disk. Class labels appear as their names."""
 
     def __init__(self, dataset: Any) -> None:
         label = _untyped("datasets").ClassLabel
@@ -197,7 +202,7 @@ class HubTable:
 
 
 def _open_hub(prompts: Prompts, block: str) -> HubTable:
-    """Raises ConfigurationError when the Hub has no such data set, RunError when it cannot be fetched for minutes."""
+    """Raises ConfigurationError when the Hub has no such data set, RunError when it could not be fetched for minutes."""
     if not _HUB_ID.fullmatch(prompts.source):
         raise ConfigurationError(
             f"{block}.source: must be a Hub data set such as openai/gsm8k, the absolute path of a file, or {arithmetic.SOURCE}; "
@@ -217,18 +222,18 @@ def _open_hub(prompts: Prompts, block: str) -> HubTable:
         return HubTable(attempts(datasets.load_dataset, prompts.source, prompts.config, split=prompts.split))
     except Exception as error:
         if not _is_transient(error):
-            remedy = "correct source, config or split; a private one needs an HF_TOKEN in the trainer"
+            remedy = "correct source, config or split; a private data set needs HF_TOKEN in the trainer"
             raise ConfigurationError(f"{block}: {name}: {error}: {remedy}") from error
         if offline:
             raise ConfigurationError(
-                f"{block}.source: {name} is not in the cache and HF_HUB_OFFLINE forbids to fetch it: unset it or name a file"
+                f"{block}.source: {name} is not in the cache and HF_HUB_OFFLINE forbids fetching it: unset it or name a file"
             ) from error
-        raise RunError(f"{block}.source: {name} cannot be fetched after {HUB_ATTEMPTS} tries: {error}") from error
+        raise RunError(f"{block}.source: {name} could not be fetched in {HUB_ATTEMPTS} tries: {error}") from error
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Whether a failure of the Hub's libraries is about the network, the Hub or the disk, not about what was asked for."""
-    if isinstance(error, LocalEntryNotFoundError):  # how they say that a download failed
+    """Whether a failure of the Hub's libraries is due to the network, the Hub or the disk, not to what was requested."""
+    if isinstance(error, LocalEntryNotFoundError):  # how they report that a download failed
         return True
     failures = (OSError, httpx.HTTPError, _untyped("datasets").exceptions.DatasetsError)
     return isinstance(error, failures) and not isinstance(error, FileNotFoundError)

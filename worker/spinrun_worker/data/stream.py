@@ -11,23 +11,28 @@ from spinrun_worker.records import PromptRecord
 class PromptStream:
     """Prompts in an endless order, epoch after epoch, each epoch in an order of its own.
 
-    A position in the stream always holds the same prompt: drawing keeps no state, so that a resumed run draws what the first
+    A position in the stream always holds the same prompt: drawing keeps no state, so a resumed run draws what an undisturbed one
     would have drawn.
     """
 
     def __init__(self, records: Sequence[PromptRecord], seed: int) -> None:
-        """records: at least one. seed: the spec's shuffleSeed."""
+        """Make a stream.
+
+        Args:
+            records: The prompts, at least one.
+            seed: The spec's shuffleSeed.
+        """
         if not records:
             raise ValueError("a prompt stream needs at least one prompt")
         self._records = tuple(records)
         self._seed = seed
 
     def __len__(self) -> int:
-        """Prompts in an epoch."""
+        """Number of prompts in an epoch."""
         return len(self._records)
 
     def draw(self, start: int, count: int) -> list[PromptRecord]:
-        """The prompts at positions start to start + count.
+        """The `count` prompts from position `start` on.
 
         Their ids are ROW#EPOCH: a draw that reaches into a new epoch may hold a prompt twice, and ids are unique in a request.
         """

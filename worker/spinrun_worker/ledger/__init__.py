@@ -7,7 +7,7 @@
     weights       safetensors, tensor by tensor        window   samples and pairs as Parquet
     gc            what is no longer needed             verification   what `spinrun ledger` shows
 
-`weights` and `window` are loaded at first use: torch and pyarrow take seconds, and `spinrun ledger` needs neither.
+`weights` and `window` are imported at first use: torch and pyarrow take seconds, and `spinrun ledger` needs neither.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Every change that the ledger makes to a volume, one function a system call.
 
-A crash can fall between any two of them, so that tests want to stand there: `observe` is called before each, with its name and
-path. Every OSError becomes a LedgerUnavailableError that says what to do.
+A crash can fall between any two of them, and tests need to be there: `observe` is called before each, with its name and path.
+Every OSError becomes a LedgerUnavailableError that says what to do.
 """
 
 import ctypes
@@ -15,26 +15,26 @@ from pathlib import Path
 from spinrun_worker.ledger.errors import LedgerUnavailableError
 
 observe: Callable[[str, Path], None] | None = None
-"""Called before each change with (operation, path). For tests; nobody else sets it."""
+"""Called before each change with (operation, path). For tests; nothing else sets it."""
 
-# The largest piece handed to one write(): small enough to be still in the cache after it was hashed.
+# The largest piece passed to one write(): small enough to be still in the cache after it was hashed.
 WRITE_BYTES = 4 << 20
 
-# Files that are synced at once: a file system that is asked together commits them together.
+# Files that are synced at once: a file system commits together what it is asked for together.
 _SYNCED_AT_ONCE = 16
 
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux alone has it
 _SYNC_FILE_RANGE_WRITE = 2
 
 _REMEDIES = {
-    errno.ENOSPC: "Free space on the volume or enlarge it; the run then goes on from its last checkpoint",
-    errno.EDQUOT: "Raise the quota or free space; the run then goes on from its last checkpoint",
-    errno.EROFS: "Mount the volume so that it can be written",
-    errno.EACCES: "Give the process' user access to the volume (in Kubernetes: securityContext.fsGroup)",
-    errno.EPERM: "Give the process' user access to the volume (in Kubernetes: securityContext.fsGroup)",
+    errno.ENOSPC: "Free space on the volume or enlarge it; the run then resumes from its last checkpoint",
+    errno.EDQUOT: "Raise the quota or free space; the run then resumes from its last checkpoint",
+    errno.EROFS: "Mount the volume so that it can be written to",
+    errno.EACCES: "Give the process's user access to the volume (in Kubernetes: securityContext.fsGroup)",
+    errno.EPERM: "Give the process's user access to the volume (in Kubernetes: securityContext.fsGroup)",
     errno.EIO: "Check the storage: it reports an input/output error",
-    errno.ESTALE: "Mount the network volume again: the server no longer knows this file",
-    errno.ENOENT: "Check that the volume is mounted and that nobody has removed the folder",
+    errno.ESTALE: "Remount the network volume: the server no longer knows this file",
+    errno.ENOENT: "Check that the volume is mounted and that the folder has not been removed",
 }
 
 
@@ -61,33 +61,33 @@ def _change(operation: str, path: Path) -> Generator[None]:
 
 
 def create(path: Path) -> int:
-    """Open a new file for writing; a file of that name is unlinked, never truncated: a reader may have it mapped."""
+    """Open a new file for writing. An existing file is unlinked, never truncated: a reader may have it mapped."""
     unlink(path)
     with _change("create", path):
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 def open_to_append(path: Path) -> int:
-    """Open a file to append to and to read, making it where it is missing."""
+    """Open a file for appending and reading, creating it where it is missing."""
     with _change("create", path):
         return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
 
 def write(descriptor: int, data: memoryview, path: Path) -> None:
-    """Write all of a view of bytes, with one write() where the system takes it all at once."""
+    """Write all bytes of a view, in a single system call where the system accepts them all."""
     while data.nbytes:
         with _change("write", path):
             data = data[os.write(descriptor, data) :]
 
 
 def begin_writing_back(descriptor: int, start: int, size: int) -> None:
-    """Have the kernel begin to bring bytes of an open file to the volume, so that its fsync finds less to do. Only a hint."""
+    """Have the kernel start writing back bytes of an open file, so that fsync finds less to do. Only a hint."""
     if _SYNC_FILE_RANGE is not None:
         _SYNC_FILE_RANGE(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 def truncate(descriptor: int, size: int, path: Path) -> None:
-    """Cut an open file."""
+    """Truncate an open file to a size in bytes."""
     with _change("truncate", path):
         os.ftruncate(descriptor, size)
 
@@ -99,7 +99,7 @@ def fsync(descriptor: int, path: Path) -> None:
 
 
 def fsync_files(paths: Iterable[Path]) -> None:
-    """Wait until the content of closed files is on the volume, whoever on this machine wrote it; side by side."""
+    """Wait until the content of closed files is on the volume, whichever process of this machine wrote it; in parallel."""
     paths = list(paths)
     for path in paths:
         _announce("fsync", path)
@@ -119,7 +119,7 @@ def _fsync_file(path: Path) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Wait until a directory's names are on the volume."""
+    """Wait until a directory's entries are on the volume."""
     with unavailable(path, "open"):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
@@ -127,7 +127,7 @@ def fsync_directory(path: Path) -> None:
             try:
                 os.fsync(descriptor)
             except OSError as error:
-                # SMB, which some clouds give for ReadWriteMany, has no fsync for directories: the server has them already.
+                # SMB, which some clouds offer for ReadWriteMany, has no fsync for directories: the server already has them.
                 if error.errno != errno.EINVAL:
                     raise
     finally:
@@ -135,20 +135,20 @@ def fsync_directory(path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Give a file another's name, in one step."""
+    """Give a file another's name, atomically."""
     with _change("replace", target):
         source.replace(target)
 
 
 def unlink(path: Path) -> None:
-    """Remove a file or a link; one that is not there is fine."""
+    """Remove a file or a link, if it exists."""
     with _change("unlink", path):
         path.unlink(missing_ok=True)
 
 
 def make_directories(path: Path) -> None:
-    """Make a directory and its parents, each durable before the next."""
-    with unavailable(path, "look at"):
+    """Create a directory and its parents, each durable before the next."""
+    with unavailable(path, "stat"):
         if path.is_dir():
             return
     make_directories(path.parent)
@@ -158,11 +158,11 @@ def make_directories(path: Path) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove an empty directory; one that is not there is fine."""
+    """Remove an empty directory, if it exists."""
     with _change("rmdir", path):
         try:
             path.rmdir()
         except OSError as error:
-            # An NFS client keeps a removed file there for a process that still has it open: then the directory stays for now.
+            # An NFS client keeps a removed file in place for a process that still has it open: the directory then stays for now.
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 raise

@@ -2,7 +2,7 @@
 
 
 class LedgerError(Exception):
-    """Something about a ledger."""
+    """Any fault of a ledger."""
 
 
 class TornError(LedgerError):
@@ -10,7 +10,7 @@ class TornError(LedgerError):
 
 
 class ForeignError(LedgerError):
-    """A directory that belongs to another run, or stands under another directory's name: neither use nor delete it."""
+    """A directory that belongs to another run, or is in another directory's place: neither use nor delete it."""
 
 
 class SupersededError(LedgerError):
@@ -18,4 +18,4 @@ class SupersededError(LedgerError):
 
 
 class LedgerUnavailableError(LedgerError):
-    """The volume refuses: full, read-only, gone or failing. The run goes on once a person or the cluster has mended it."""
+    """The volume is full, read-only, gone or failing. The run resumes once a person or the cluster has repaired it."""

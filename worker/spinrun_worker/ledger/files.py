@@ -1,6 +1,6 @@
 """Files of a ledger: written with their hash and made durable, listed and read with suspicion.
 
-Nothing on a volume is trusted: links are not followed, special files are refused, documents have a largest size.
+Nothing on a volume is trusted: links are not followed, special files are refused, documents have a maximum size.
 """
 
 import errno
@@ -19,13 +19,14 @@ from typing_extensions import Buffer
 
 from spinrun_api.base import Record
 from spinrun_protocol.ledger import FileEntry
+from spinrun_worker.errors import first_problem
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import LedgerUnavailableError, TornError
 
 # A manifest of 100 000 files is smaller.
 MAX_DOCUMENT_BYTES = 32 << 20
 
-# The disk begins while the rest is still made, in pieces that are large enough for it.
+# The disk starts on pieces of this size, large enough for it, while the rest is still being made.
 WRITE_BACK_BYTES = 32 << 20
 
 # What an NFS client leaves in place of a file that was removed while a process on the same machine had it open.
@@ -39,9 +40,19 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None, sync: bool = True) -> FileEntry:
     """Write a new file, hashing on the way, and wait until it is on the volume.
 
-    Holds one chunk at a time. The entry's path is relative to root, by default the file's own folder; below root, missing
-    folders are made. A file of that name is replaced, for its readers only at their next open. sync: False where the same machine
-    will sync it with others. When the volume refuses (LedgerUnavailableError), the part written so far is removed.
+    Holds one chunk at a time. An existing file of that name is replaced; its readers see the new one at their next open.
+
+    Args:
+        path: The file.
+        chunks: Its content.
+        root: The folder that the entry's path is relative to, by default the file's own; missing folders below it are created.
+        sync: False where this machine will sync the file together with others.
+
+    Returns:
+        The file's entry for a manifest.
+
+    Raises:
+        LedgerUnavailableError: The volume refuses. What was written so far has been removed.
     """
     if root is not None:
         durable.make_directories(path.parent)
@@ -60,12 +71,12 @@ def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None
 
 
 def _write_chunks(descriptor: int, chunks: Iterable[Buffer], path: Path) -> tuple[int, str]:
-    """Write the chunks; their size in bytes and their hash."""
+    """Write the chunks, and return their size in bytes and their hash."""
     hasher = xxhash.xxh3_128()
     size = under_way = 0
     for chunk in chunks:
         size += _write_chunk(descriptor, chunk, path, hasher)
-        del chunk  # the next one is made before the loop would let go of this one
+        del chunk  # the loop would hold it until the next one exists
         if size - under_way >= WRITE_BACK_BYTES:
             durable.begin_writing_back(descriptor, under_way, size - under_way)
             under_way = size
@@ -85,9 +96,14 @@ def _write_chunk(descriptor: int, chunk: Buffer, path: Path, hasher: xxhash.xxh3
 
 
 def hash_file(path: Path, *, root: Path | None = None) -> FileEntry:
-    """The entry of a file that is already there, its path relative to root, by default the file's own folder.
+    """The manifest entry of an existing file.
 
-    Raises TornError when it is not there or no regular file.
+    Args:
+        path: The file.
+        root: The folder that the entry's path is relative to, by default the file's own.
+
+    Raises:
+        TornError: The file is missing, or not a regular file.
     """
     hasher = xxhash.xxh3_128()
     size = 0
@@ -95,7 +111,7 @@ def hash_file(path: Path, *, root: Path | None = None) -> FileEntry:
     view = memoryview(buffer)
     descriptor = open_regular(path)
     if descriptor is None:
-        raise TornError(f"{path} is not there")
+        raise TornError(f"{path} is missing")
     try:
         with durable.unavailable(path, "read"):
             while count := os.readv(descriptor, [buffer]):
@@ -111,8 +127,8 @@ def _name(path: Path, root: Path | None) -> str:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Give a file a new content in one step: after a crash it is whole, the old one or the new one."""
-    # Two attempts may do this at once, so that each has a temporary name of its own.
+    """Give a file new content atomically: after a crash the file is whole, either the old one or the new one."""
+    # Two attempts may do this at once, so each has a temporary name of its own.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     write_file(temporary, [data])
     try:
@@ -125,19 +141,21 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, document: object) -> FileEntry:
-    """Write a new JSON file, the same bytes for the same content."""
+    """Write a new JSON file; the same document gives the same bytes."""
     return write_file(path, [json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"])
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Put a record in a file's place, in one step."""
+    """Put a record in a file's place, atomically."""
     replace_file(path, record.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode() + b"\n")
 
 
 def read_record(path: Path, model: type[AnyRecord]) -> AnyRecord | None:
-    """Read a record; None when the file is not there.
+    """Read a record; None when the file does not exist.
 
-    Raises TornError when it is no such record, LedgerUnavailableError when the volume does not let it be read.
+    Raises:
+        TornError: The file is not a valid record of this kind.
+        LedgerUnavailableError: The volume does not let it be read.
     """
     descriptor = open_regular(path)
     if descriptor is None:
@@ -145,17 +163,15 @@ def read_record(path: Path, model: type[AnyRecord]) -> AnyRecord | None:
     with durable.unavailable(path, "read"), os.fdopen(descriptor, "rb") as file:
         data = file.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise TornError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes: it is no {model.__name__}")
+        raise TornError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes: it is not a valid {model.__name__}")
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise TornError(f"{path} is no readable {model.__name__}: {f'{where}: ' if where else ''}{first['msg']}") from error
+        raise TornError(f"{path} is not a valid {model.__name__}: {first_problem(error)}") from error
 
 
 def open_regular(path: Path) -> int | None:
-    """Open a regular file for reading; None when it is not there. Raises TornError for anything else under that name."""
+    """Open a regular file for reading; None when it does not exist. Raises TornError for anything else of that name."""
     with durable.unavailable(path, "read"):
         try:
             descriptor = _open_fresh(path)
@@ -163,19 +179,19 @@ def open_regular(path: Path) -> int | None:
             return None
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise TornError(f"{path} is a link, and links are not followed: replace it by a file") from error
+                raise TornError(f"{path} is a link, and links are not followed: replace it with a file") from error
             raise
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
     os.close(descriptor)
-    raise TornError(f"{path} is no regular file: remove it")
+    raise TornError(f"{path} is not a regular file: remove it")
 
 
 def _open_fresh(path: Path) -> int:
-    """open(), told the truth by an NFS client.
+    """open(), but past the cache of an NFS client.
 
-    The client may remember that a name did not exist, or which file it stood for, for up to a minute. Reading the folder makes
-    it ask the server.
+    The client may remember for up to a minute that a name did not exist, or which file it stood for. Reading the folder makes it
+    ask the server.
     """
     try:
         return os.open(path, _READ)
@@ -190,7 +206,8 @@ def _open_fresh(path: Path) -> int:
 def list_files(directory: Path) -> dict[str, int]:
     """Size in bytes of every file below a directory, by its relative name.
 
-    Raises TornError for links and special files, and when the directory is not there.
+    Raises:
+        TornError: The directory is missing, or there are links or special files.
     """
     return {
         path.relative_to(directory).as_posix(): status.st_size
@@ -200,7 +217,7 @@ def list_files(directory: Path) -> dict[str, int]:
 
 
 def flush_tree(directory: Path) -> None:
-    """Wait until every file and name below a directory, and its own name, are on the volume. Raises as list_files does."""
+    """Wait until every file and entry below a directory, and its own entry, are on the volume. Raises as list_files does."""
     found = _walk(directory)
     durable.fsync_files(path for path, status in found if not stat.S_ISDIR(status.st_mode))
     for path, status in reversed(found):
@@ -216,7 +233,7 @@ def _walk(directory: Path) -> list[tuple[Path, os.stat_result]]:
     folders = [directory]
     with durable.unavailable(directory, "list"):
         if not is_directory(directory):
-            raise TornError(f"{directory} is no directory")
+            raise TornError(f"{directory} is not a directory")
         try:
             while folders:
                 for path in folders.pop().iterdir():
@@ -228,18 +245,18 @@ def _walk(directory: Path) -> list[tuple[Path, os.stat_result]]:
                     if not path.name.startswith(_NFS_LEFTOVER):
                         found.append((path, status))
         except FileNotFoundError as error:
-            raise TornError(f"{error.filename} has gone while {directory} was read") from error
+            raise TornError(f"{error.filename} disappeared while {directory} was read") from error
     return found
 
 
 def is_directory(path: Path) -> bool:
-    """Whether a directory stands there, not a link to one."""
-    with durable.unavailable(path, "look at"):
+    """Whether a path is a directory, and not a link to one."""
+    with durable.unavailable(path, "stat"):
         return path.is_dir() and not path.is_symlink()
 
 
 def empty_directory(directory: Path) -> None:
-    """Remove all that is in a directory; of a link only the link itself."""
+    """Remove everything in a directory; of a link only the link itself."""
     for parent, folders, names in os.walk(directory, topdown=False, onerror=_raise):
         for name in names:
             if not name.startswith(_NFS_LEFTOVER):

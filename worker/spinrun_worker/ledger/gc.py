@@ -27,16 +27,24 @@ def collectable(
     newest: int,
     needed: Collection[int],
 ) -> Collectable:
-    """Which directories may go. Pure.
+    """Which directories may be deleted. Pure.
 
-    weights, checkpoints: versions and steps that are there. keep_checkpoints: so many newest ones stay, at least one.
-    acknowledged: for each live agent the version that it serves, -1 for one that serves none yet. newest: the version that agents
-    are told to serve; it stays, and so does every later one, which an earlier attempt left and this one writes again. needed:
-    versions that something may read yet: the references of the window under way and of every kept checkpoint, the best version.
+    A version may go once every live agent has acknowledged a newer one. While no agent is live none may go: one may just be
+    starting to read, and without agents no new version fills the volume. Version 0 is like any other, except that it stays as
+    long as there is no checkpoint, because a restart then begins with it.
 
-    A version goes when each live agent has acknowledged a newer one. Without any live agent none goes: one may just be starting
-    to read, and without agents no new version fills the volume. Version 0 is like any other, except that it stays as long as
-    there is no checkpoint, because a restart then begins with it.
+    Args:
+        weights: Versions on the ledger.
+        checkpoints: Steps of the checkpoints on the ledger.
+        keep_checkpoints: How many of the newest checkpoints stay, at least one.
+        acknowledged: The version that each live agent serves, -1 for one that serves none yet.
+        newest: The version that agents are told to serve. It stays, and so does every later one, which an earlier attempt left
+            and this one will write again.
+        needed: Versions that may still be read: the references of the current window and of every kept checkpoint, and the best
+            version.
+
+    Raises:
+        ValueError: keep_checkpoints is less than 1.
     """
     if keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints must be at least 1, got {keep_checkpoints}: a restart needs the newest one")
@@ -57,10 +65,23 @@ def collect(
     needed: Collection[int],
     read_by: Callable[[int], Collection[int]],
 ) -> Collectable:
-    """Delete what `collectable` allows, and what interrupted writes and deletions have left; returns what is gone.
+    """Delete what `collectable` allows, and what interrupted writes and deletions have left behind.
 
-    read_by: the versions that a window needs beside the one of its own number. Those of the newest window and of the kept
-    checkpoints' windows need not be named here. Raises as LedgerWriter.delete does.
+    Args:
+        writer: The ledger.
+        keep_checkpoints: As for `collectable`.
+        acknowledged: As for `collectable`.
+        newest: As for `collectable`.
+        needed: As for `collectable`; what the newest window and the kept checkpoints' windows read need not be in it.
+        read_by: The versions that a window reads besides the one of its own number.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        SupersededError: A newer attempt owns the ledger.
+        LedgerUnavailableError: The volume refuses.
+        ForeignError: A directory is another run's.
     """
     checkpoints = writer.numbers("checkpoint")
     kept = checkpoints[-keep_checkpoints:]
@@ -74,9 +95,9 @@ def collect(
         newest=newest,
         needed={*needed, *windows, *chain.from_iterable(map(read_by, windows))},
     )
-    # Before the newest checkpoint nothing is being written any more, so that whatever does not count there is a remainder.
-    remainders = [step for step in writer.present("checkpoint") if kept and step < kept[-1] and step not in checkpoints]
-    gone = Collectable(found.weights, tuple(sorted((*found.checkpoints, *remainders))))
+    # Nothing before the newest checkpoint is still being written, so whatever does not count there is a leftover.
+    leftovers = [step for step in writer.present("checkpoint") if kept and step < kept[-1] and step not in checkpoints]
+    gone = Collectable(found.weights, tuple(sorted((*found.checkpoints, *leftovers))))
     for step in gone.checkpoints:
         writer.delete("checkpoint", step)
     for version in gone.weights:

@@ -1,4 +1,4 @@
-"""Where everything stands below a run's folder."""
+"""Where everything is below a run's folder."""
 
 import re
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ _PREFIXES: dict[Kind, str] = {"weights": "v", "window": "", "evaluation": "", "b
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a ledger. Pure: it looks at nothing."""
+    """Paths of a ledger. Pure: it reads nothing."""
 
     root: Path
     """The run's own folder."""
 
     @property
     def metrics(self) -> Path:
-        """One line of JSON a step, a window and an evaluation."""
+        """One line of JSON per step, per window and per evaluation."""
         return self.root / "metrics.jsonl"
 
     @property
@@ -51,7 +51,7 @@ class Layout:
         return self.folder(kind) / f"{_PREFIXES[kind]}{number:06d}"
 
     def number(self, kind: Kind, name: str) -> int | None:
-        """The number in a directory's name; None when it is not a name of that kind."""
+        """The number in a directory's name; None when the name is not one of that kind."""
         match = re.fullmatch(re.escape(_PREFIXES[kind]) + r"([0-9]{6,18})", name)
         number = int(match[1]) if match else None
         return number if number is not None and self.path(kind, number).name == name else None

@@ -1,8 +1,8 @@
 """One run's ledger: what a reader may trust, and how its one writer changes it.
 
-A directory counts once its MANIFEST.json does. The writer takes the manifest away before it touches anything else in a
-directory and puts it there after everything else, each step durable before the next, so that a crash leaves a directory that
-counts and is whole, or one that does not count.
+A directory counts once its MANIFEST.json exists. The writer removes the manifest before it touches anything else in a directory,
+and writes it after everything else, each step durable before the next. A crash thus leaves a directory that counts and is whole,
+or one that does not count.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,15 @@ from spinrun_worker.ledger.metrics import MetricsFile
 
 
 class Ledger:
-    """A reader. It changes nothing and is content with a read-only mount."""
+    """A reader. It changes nothing, so a read-only mount will do."""
 
     def __init__(self, root: Path, uid: str) -> None:
-        """root: the run's own folder. uid: the run; directories of others are refused."""
+        """Look at nothing yet.
+
+        Args:
+            root: The run's own folder.
+            uid: The run's uid; directories of other runs are refused.
+        """
         self.root = root
         self.uid = uid
         self.layout = Layout(root)
@@ -30,8 +35,10 @@ class Ledger:
     def manifest(self, kind: Kind, number: int) -> Manifest:
         """The manifest of a directory.
 
-        Raises TornError when it is absent or unreadable, ForeignError when it is of another run, kind or number,
-        LedgerUnavailableError when the volume is gone or does not let it be read.
+        Raises:
+            TornError: The manifest is missing or not valid.
+            ForeignError: It is another run's, or of another kind or number.
+            LedgerUnavailableError: The volume is gone or does not let it be read.
         """
         directory = self.layout.path(kind, number)
         try:
@@ -42,35 +49,42 @@ class Ledger:
         if manifest.uid != self.uid:
             raise ForeignError(f"{directory} belongs to run {manifest.uid}, not to {self.uid}: move it away")
         if (manifest.kind, manifest.number) != (kind, number):
-            raise ForeignError(f"{directory} holds {manifest.kind} {manifest.number}: somebody has moved it there")
+            raise ForeignError(f"{directory} holds {manifest.kind} {manifest.number}: it has been moved there")
         return manifest
 
     def verify(self, kind: Kind, number: int, *, hashes: bool = True) -> Manifest:
-        """The manifest of a directory that agrees with it: the same files and no others, their sizes, and their content.
+        """The manifest of a directory that agrees with it: these files and no others, their sizes, and their content.
 
-        hashes: False leaves out the content, which takes as long as reading it. Raises as `manifest` does, and TornError that
-        names the first file that differs.
+        Args:
+            kind: What the directory holds.
+            number: Its version, window or step.
+            hashes: False skips the content, which takes as long as reading it.
+
+        Raises:
+            TornError: The manifest is missing or not valid, or a file differs; the message names the first such file.
+            ForeignError: It is another run's, or of another kind or number.
+            LedgerUnavailableError: The volume is gone or does not let it be read.
         """
         manifest = self.manifest(kind, number)
         check_content(self.layout.path(kind, number), manifest.files, hashes=hashes)
         return manifest
 
     def numbers(self, kind: Kind) -> list[int]:
-        """Numbers of this run's committed directories, ascending; by names and sizes, without reading the content.
+        """Numbers of this run's committed directories, ascending. Compares names and sizes, without reading the content.
 
-        Torn and foreign ones are left out, and so are weights and checkpoints that a newer attempt has superseded: none of them
-        may be served or resumed from.
+        Torn and foreign directories are left out, and so are weights and checkpoints that a newer attempt has superseded: none of
+        them may be served or resumed from.
         """
         manifests: list[Manifest] = []
         for number in self.present(kind):
             with suppress(TornError, ForeignError):
                 manifests.append(self.verify(kind, number, hashes=False))
-        # A window or an evaluation names the weights it was sampled from, and is good as long as these are.
+        # A window or an evaluation names the weights that it was sampled from, and is valid as long as they are.
         stale = superseded(manifests) if kind in ("weights", "checkpoint") else set[int]()
         return [manifest.number for manifest in manifests if manifest.number not in stale]
 
     def present(self, kind: Kind) -> list[int]:
-        """Numbers of the directories that are there in whatever state, ascending."""
+        """Numbers of the directories that exist, in whatever state, ascending."""
         folder = self.layout.folder(kind)
         if not is_directory(folder):
             self._require_root()
@@ -82,28 +96,36 @@ class Ledger:
     def _require_root(self) -> None:
         if not is_directory(self.root):
             raise LedgerUnavailableError(
-                f"The ledger {self.root} is not there: check that its volume is mounted and that the trainer has started"
+                f"The ledger {self.root} does not exist: check that its volume is mounted and that the trainer has started"
             )
 
 
 class LedgerWriter(Ledger):
-    """The one writer: rank 0 of the newest attempt. Before each change it looks whether it still is.
+    """The one writer: rank 0 of the newest attempt. Before each change it checks that it still is.
 
-    There are no locks, which NFS would not keep. What two writers could mix up within one directory disagrees with its
-    manifest, and no reader takes it.
+    There are no locks, which NFS would not honour. Whatever two writers could mix up within one directory disagrees with its
+    manifest, and no reader accepts it.
     """
 
     def __init__(self, root: Path, uid: str, attempt: int) -> None:
-        """attempt: from 1; the newest owns the ledger."""
+        """Change nothing yet; see `claim`.
+
+        Args:
+            root: The run's own folder.
+            uid: The run's uid.
+            attempt: Number of the attempt, from 1; the newest one owns the ledger.
+        """
         super().__init__(root, uid)
         self.attempt = attempt
         self._metrics: MetricsFile | None = None
 
     def claim(self) -> None:
-        """Make the ledger this attempt's, and the ledger itself where it is missing. Once more changes nothing.
+        """Make the ledger this attempt's, and create it where it is missing. Idempotent.
 
-        Raises SupersededError when a newer attempt owns it, ForeignError when another run does, TornError when OWNER.json is
-        unreadable.
+        Raises:
+            SupersededError: A newer attempt owns it.
+            ForeignError: Another run owns it.
+            TornError: OWNER.json is not valid.
         """
         durable.make_directories(self.root)
         owner = read_record(self.layout.owner, Owner)
@@ -111,9 +133,10 @@ class LedgerWriter(Ledger):
             write_record(self.layout.owner, Owner(uid=self.uid, attempt=self.attempt))
 
     def begin(self, kind: Kind, number: int) -> Path:
-        """An empty directory to write into. What was there stops to count before any of it is removed.
+        """An empty directory to write into. What was there stops counting before any of it is removed.
 
-        Raises ForeignError when another run's directory stands there.
+        Raises:
+            ForeignError: The directory is another run's.
         """
         self._require_ownership()
         directory = self.layout.path(kind, number)
@@ -134,8 +157,20 @@ class LedgerWriter(Ledger):
     ) -> Manifest:
         """Make a directory count. All ranks must have written and closed their files.
 
-        files: all of them, in any order. version, step, parent, reference: see Manifest. Raises TornError when the directory
-        holds another set of files or other sizes; then it does not count.
+        Args:
+            kind: What the directory holds.
+            number: Its version, window or step.
+            files: All of its files, in any order.
+            step: See Manifest.
+            version: See Manifest.
+            parent: See Manifest.
+            reference: See Manifest.
+
+        Returns:
+            The manifest, which is now in the directory.
+
+        Raises:
+            TornError: The directory holds other files, or files of other sizes. It then does not count.
         """
         self._require_ownership()
         entries = tuple(sorted(files, key=lambda entry: entry.path))
@@ -160,9 +195,10 @@ class LedgerWriter(Ledger):
         return manifest
 
     def delete(self, kind: Kind, number: int) -> None:
-        """Remove a directory, committed or not; one that is not there is fine. It stops to count first.
+        """Remove a directory, committed or not, if it exists. It stops counting first.
 
-        Raises ForeignError when it is another run's.
+        Raises:
+            ForeignError: The directory is another run's.
         """
         self._require_ownership()
         directory = self.layout.path(kind, number)
@@ -188,7 +224,7 @@ class LedgerWriter(Ledger):
             self._metrics = None
 
     def write_run_record(self, record: RunRecord) -> None:
-        """Put run.json in place, in one step."""
+        """Put run.json in place, atomically."""
         self._require_ownership()
         write_record(self.layout.run_record, record)
 
@@ -196,10 +232,10 @@ class LedgerWriter(Ledger):
         owner = read_record(self.layout.owner, Owner)
         if owner is None:
             raise LedgerUnavailableError(
-                f"{self.layout.owner} is not there: the volume has lost the ledger, or nobody has claimed it; start a new attempt"
+                f"{self.layout.owner} does not exist: the volume lost the ledger, or it was never claimed; start a new attempt"
             )
         if self._outranks(owner):
-            # An older attempt that claimed at the same moment was the last to write.
+            # An older attempt claimed at the same moment, and wrote last.
             write_record(self.layout.owner, Owner(uid=self.uid, attempt=self.attempt))
 
     def _outranks(self, owner: Owner) -> bool:
@@ -208,14 +244,14 @@ class LedgerWriter(Ledger):
             raise ForeignError(f"{self.root} belongs to run {owner.uid}, not to {self.uid}: give each run a folder of its own")
         if owner.attempt > self.attempt:
             raise SupersededError(
-                f"Attempt {owner.attempt} owns {self.root}, and attempt {self.attempt} stops here: let the newer one go on"
+                f"Attempt {owner.attempt} owns {self.root}, so attempt {self.attempt} stops here: let the newer one continue"
             )
         return owner.attempt < self.attempt
 
     def _revoke(self, directory: Path) -> None:
         """Make a directory not count, durably, and then empty it."""
         if not is_directory(directory):
-            durable.unlink(directory)  # mostly there is nothing; a link or a file in its place has no business here
+            durable.unlink(directory)  # usually there is nothing; a link or a file has no business in its place
             return
         with suppress(TornError):
             if (uid := read_manifest(directory).uid) != self.uid:

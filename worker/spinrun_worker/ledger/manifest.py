@@ -12,16 +12,24 @@ from spinrun_worker.ledger.files import hash_file, list_files, read_record
 
 
 def content_digest(kind: Kind, number: int, uid: str, files: Sequence[FileEntry]) -> str:
-    """Identity of a directory's content, Manifest.digest: xxh3-128, 32 hexadecimal digits. files: sorted by path."""
+    """Identity of a directory's content (Manifest.digest): xxh3-128, as 32 hexadecimal digits.
+
+    Args:
+        kind: What the directory holds.
+        number: Its version, window or step.
+        uid: The run's uid.
+        files: Its files, sorted by path.
+    """
     content = [kind, number, uid, [[entry.path, entry.size, entry.xxh3_128] for entry in files]]
     return xxhash.xxh3_128_hexdigest(json.dumps(content, separators=(",", ":")).encode())
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest in a directory, consistent in itself.
+    """The manifest in a directory, checked against its own digest.
 
-    Raises TornError when it is absent or unreadable, or its digest is not that of the files it lists;
-    LedgerUnavailableError when the volume does not let it be read.
+    Raises:
+        TornError: The manifest is missing or not valid, or its digest is not that of the files it lists.
+        LedgerUnavailableError: The volume does not let it be read.
     """
     manifest = read_record(directory / MANIFEST, Manifest)
     if manifest is None:
@@ -32,9 +40,15 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def check_content(directory: Path, files: Sequence[FileEntry], *, hashes: bool) -> None:
-    """Compare a directory with the files it should hold: these and no others, their sizes and, when asked, their content.
+    """Check that a directory holds these files and no others, with these sizes and, on request, this content.
 
-    Raises TornError that names the first file that differs.
+    Args:
+        directory: The directory; its manifest is ignored.
+        files: What it should hold.
+        hashes: Whether to read and compare the content as well.
+
+    Raises:
+        TornError: Something differs; the message names the first such file.
     """
     found = list_files(directory)
     found.pop(MANIFEST, None)
@@ -50,14 +64,17 @@ def check_content(directory: Path, files: Sequence[FileEntry], *, hashes: bool) 
     if hashes:
         for entry in files:
             if hash_file(directory / entry.path, root=directory) != entry:
-                raise TornError(f"{directory / entry.path} has another content than {MANIFEST} says (xxh3-128 differs)")
+                raise TornError(f"{directory / entry.path} has different content than {MANIFEST} says (xxh3-128 differs)")
 
 
 def superseded(manifests: Iterable[Manifest]) -> set[int]:
-    """Numbers of those weights, or of those checkpoints, that a newer attempt has left behind.
+    """Numbers of those weights, or of those checkpoints, that a newer attempt has superseded.
 
-    An attempt that goes on from an earlier step writes everything after it anew. What an older attempt wrote further on stays
-    until then, and belongs to a past that the run no longer has.
+    An attempt that resumes from an earlier step writes everything after it again. What an older attempt wrote beyond that step
+    stays until then, and belongs to a history that the run has abandoned.
+
+    Args:
+        manifests: Manifests of one kind, in any order.
     """
     newest_attempt = 0
     stale: set[int] = set()

@@ -1,4 +1,4 @@
-"""metrics.jsonl: figures of a run, a line each."""
+"""metrics.jsonl: the figures of a run, line by line."""
 
 import os
 from contextlib import suppress
@@ -15,10 +15,14 @@ _BLOCK_BYTES = 64 << 10
 
 
 class MetricsFile:
-    """The file, open for appending. What an earlier attempt left of an unfinished last line is cut first."""
+    """The file, open for appending. An unfinished last line that an earlier attempt left is cut off first."""
 
     def __init__(self, path: Path) -> None:
-        """Raises LedgerUnavailableError when the volume refuses."""
+        """Open the file.
+
+        Raises:
+            LedgerUnavailableError: The volume refuses.
+        """
         self.path = path
         self._descriptor = durable.open_to_append(path)
         durable.fsync_directory(path.parent)
@@ -27,7 +31,11 @@ class MetricsFile:
             durable.truncate(self._descriptor, complete, path)
 
     def append(self, line: MetricsLine) -> None:
-        """Write a line. When the volume refuses, the file is left as it was."""
+        """Write a line.
+
+        Raises:
+            LedgerUnavailableError: The volume refuses. The file is as it was before.
+        """
         data = line.model_dump_json(by_alias=True, exclude_none=True).encode() + b"\n"
         size = self._size()
         try:
@@ -49,7 +57,7 @@ class MetricsFile:
             os.close(self._descriptor)
 
     def _size(self) -> int:
-        with durable.unavailable(self.path, "look at"):
+        with durable.unavailable(self.path, "stat"):
             return os.fstat(self._descriptor).st_size
 
     def _complete_size(self) -> int:
@@ -66,16 +74,19 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """The figures in the order of their steps; none when the file is not there.
+    """The figures in the order of their steps; none when the file does not exist.
 
-    An attempt repeats the steps after its checkpoint: for each step, window and evaluation the newest attempt's line counts, and
-    of several the last. An unfinished last line is left out. Raises TornError for any other line that cannot be read.
+    An attempt repeats the steps after its checkpoint. For each step, window and evaluation the newest attempt's line counts, and
+    the last of several. An unfinished last line is left out.
+
+    Raises:
+        TornError: Any other line cannot be read.
     """
     newest: dict[tuple[str, int], MetricsLine] = {}
     for line in _lines(path):
         key = (line.event, line.step if line.event == "step" else line.window)
         if key not in newest or line.attempt >= newest[key].attempt:
-            newest.pop(key, None)  # so that the order is that of the lines that count
+            newest.pop(key, None)  # the order is that of the lines that count
             newest[key] = line
     return sorted(newest.values(), key=lambda line: (line.step, line.window))
 
@@ -85,14 +96,14 @@ def _lines(path: Path) -> list[MetricsLine]:
     if descriptor is None:
         return []
     with durable.unavailable(path, "read"), os.fdopen(descriptor, "rb") as file:
-        rows = file.read().split(b"\n")[:-1]  # what follows the last line's end is an unfinished line, or nothing
+        rows = file.read().split(b"\n")[:-1]  # after the last newline there is an unfinished line, or nothing
     lines: list[MetricsLine] = []
     for number, row in enumerate(rows, start=1):
         try:
             lines.append(MetricsLine.model_validate_json(row))
         except ValidationError as error:
-            # After a loss of power the last line may be there in its length only.
+            # After a power failure the last line may have its length but not its content.
             if number == len(rows):
                 break
-            raise TornError(f"{path}, line {number}, is no line of metrics: remove the line") from error
+            raise TornError(f"{path}, line {number}, is not a valid line of metrics: remove the line") from error
     return lines

@@ -1,4 +1,4 @@
-"""What `spinrun ledger` says of a run's folder or a whole volume. It changes nothing."""
+"""What `spinrun ledger` reports about a run's folder or a whole volume. It changes nothing."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,16 +30,16 @@ _LEDGER_DEPTH = 2
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found under one name."""
+    """The state of one file or directory."""
 
     path: Path
 
     state: State
     """committed: sound. torn: not whole, or not what its manifest says. foreign: not this run's. superseded: whole, but a newer
-    attempt has gone another way. unreadable: the volume does not let it be read."""
+    attempt resumed from before it. unreadable: the volume does not let it be read."""
 
     detail: str = ""
-    """What is wrong, with the name of the file, and what to do."""
+    """What is wrong, with the file's name, and what to do."""
 
     kind: Kind | None = None
     """What the directory holds. None for single files."""
@@ -51,10 +51,10 @@ class Finding:
     """The directory's manifest where it can be read."""
 
     size: int = 0
-    """Bytes."""
+    """Size in bytes."""
 
     modified: float = 0.0
-    """When it was committed, or last changed: seconds since 1970-01-01 UTC, by the file server's clock."""
+    """When it was committed, or last changed: Unix time in seconds, by the file server's clock."""
 
 
 def find_ledgers(root: Path) -> list[Path]:
@@ -68,7 +68,7 @@ def _find_ledgers(folder: Path, depth: int) -> list[Path]:
     if depth == 0:
         return []
     with durable.unavailable(folder, "list"):
-        # A disk's own folder, which only root may read.
+        # The file system's own folder, which only root may read.
         inner = [path for path in sorted(folder.iterdir()) if path.name != "lost+found" and is_directory(path)]
     return [ledger for path in inner for ledger in _find_ledgers(path, depth - 1)]
 
@@ -79,15 +79,19 @@ def _is_ledger(folder: Path) -> bool:
 
 
 def _exists(path: Path) -> bool:
-    with durable.unavailable(path, "look at"):
+    with durable.unavailable(path, "stat"):
         return path.exists()
 
 
 def verify_tree(root: Path, *, hashes: bool = True) -> list[Finding]:
     """Everything in every ledger at or below a folder, sound or not; nothing when there is no ledger.
 
-    hashes: False compares names and sizes only, without reading the files. Raises LedgerUnavailableError when a folder on the
-    way to the ledgers cannot be read.
+    Args:
+        root: A run's folder, a namespace's folder or a volume's root.
+        hashes: False compares names and sizes only, without reading the files.
+
+    Raises:
+        LedgerUnavailableError: A folder on the way to the ledgers cannot be read.
     """
     return [finding for ledger in find_ledgers(root) for finding in _verify_ledger(ledger, hashes=hashes)]
 
@@ -111,7 +115,7 @@ def _verify_ledger(root: Path, *, hashes: bool) -> list[Finding]:
 
 
 def _uid(layout: Layout) -> str:
-    """The run that a ledger belongs to; where OWNER.json does not say, whose the first readable directory is."""
+    """The run that a ledger belongs to; where OWNER.json does not say, the run of the first readable directory."""
     with suppress(LedgerError):
         owner = read_record(layout.owner, Owner)
         if owner is not None:
@@ -127,7 +131,7 @@ def _uid(layout: Layout) -> str:
 def _verify_record(path: Path, model: type[Record]) -> Finding:
     try:
         if read_record(path, model) is None:
-            raise TornError(f"{path} is missing: nothing says whose ledger this is")
+            raise TornError(f"{path} is missing: nothing says which run this ledger belongs to")
     except LedgerError as error:
         return _finding(path, error)
     return _finding(path)
@@ -139,7 +143,7 @@ def _verify_metrics(path: Path) -> Finding:
         with durable.unavailable(path, "read"):
             ending = path.read_bytes()[-1:]
         if ending not in (b"", b"\n"):
-            raise TornError(f"{path} ends within a line: it is being written, or its writer died; the next attempt cuts it")
+            raise TornError(f"{path} ends mid-line: it is being written, or its writer died; the next attempt cuts it off")
     except LedgerError as error:
         return _finding(path, error)
     return _finding(path)
@@ -175,7 +179,7 @@ def _mark_superseded(findings: Iterable[Finding]) -> list[Finding]:
         replace(
             finding,
             state="superseded",
-            detail=f"{finding.path} was written by attempt {finding.manifest.attempt}; a newer attempt went on from before it "
+            detail=f"{finding.path} was written by attempt {finding.manifest.attempt}; a newer attempt resumed from before it "
             "and will write it again",
         )
         if finding.state == "committed" and finding.number in stale and finding.manifest is not None
@@ -185,8 +189,10 @@ def _mark_superseded(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _compare_parent(ledger: Ledger, finding: Finding) -> Finding:
-    """A window or an evaluation must come from the weights that stand there under its version, while they do, as a merged model
-    must; and a window must be compared with those under the version of its reference."""
+    """Check that a directory comes from the weights that the ledger holds under its version, while it holds them.
+
+    That goes for windows, evaluations and merged models. A window must also be compared with those under its reference's version.
+    """
     manifest = finding.manifest
     if finding.state != "committed" or manifest is None:
         return finding
@@ -207,4 +213,4 @@ def _strangers(layout: Layout, kind: Kind) -> list[Finding]:
         return []
     with durable.unavailable(folder, "list"):
         strangers = sorted(path for path in folder.iterdir() if layout.number(kind, path.name) is None)
-    return [_finding(path, ForeignError(f"{path} has no name that SpinRun gives: move it away")) for path in strangers]
+    return [_finding(path, ForeignError(f"{path} does not have a name that SpinRun gives: move it away")) for path in strangers]

@@ -1,7 +1,7 @@
 """Safetensors files, written and read tensor by tensor.
 
-The format (github.com/huggingface/safetensors): the header's length as 8 bytes little-endian, the header as JSON padded by spaces
-to a multiple of 8, then the tensors' bytes without gaps, in the order of their offsets.
+The format (github.com/huggingface/safetensors): the header's length as 8 little-endian bytes, the header as JSON padded with
+spaces to a multiple of 8, then the tensors' bytes without gaps, in the order of their offsets.
 """
 
 import json
@@ -43,7 +43,7 @@ _DTYPES = {
 }
 _NAMED_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
-# Who made the tensors; transformers refuses a file that does not say.
+# Which framework made the tensors; transformers refuses a file that does not say.
 _METADATA = {"format": "pt"}
 
 
@@ -52,40 +52,57 @@ class TensorSpec:
     """A tensor that will be written."""
 
     name: str
-    """Name of the parameter, as the model's state dict has it."""
+    """Name of the parameter, as in the model's state dict."""
 
     dtype: torch.dtype
-    """Number type in the file."""
+    """Its dtype in the file."""
 
     shape: Sequence[int]
     """Its full shape."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its content."""
+        """Size of its content in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_safetensors(
     path: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor], *, metadata: Mapping[str, str] = _METADATA
 ) -> FileEntry:
-    """Write a safetensors file with never more than one of the tensors in memory, hashing on the way; durable on return.
+    """Write a safetensors file, holding one tensor in memory at a time and hashing on the way. Durable on return.
 
-    specs: what will come, in that order. tensors: one for each spec, on any device; made one at a time where it is a generator.
-    Raises ValueError when the specs cannot be stored or a tensor is not as its spec says, and as write_file does.
+    Args:
+        path: The file.
+        specs: The tensors to come, in this order.
+        tensors: One tensor for each spec, on any device. A generator makes them one at a time.
+        metadata: The header's metadata.
+
+    Returns:
+        The file's entry for a manifest.
+
+    Raises:
+        ValueError: The specs cannot be stored, or a tensor differs from its spec.
+        LedgerUnavailableError: The volume refuses.
     """
     return write_file(path, _content(_header(specs, metadata), specs, tensors))
 
 
 def read_safetensors(path: Path, entry: FileEntry) -> Generator[tuple[str, Tensor]]:
-    """The tensors of a file as `write_safetensors` makes it, by name, one at a time in memory, hashing on the way.
+    """Read a file that `write_safetensors` wrote, one tensor in memory at a time, hashing on the way.
 
-    entry: what the manifest says of the file. It is known to be that file only once the last tensor has been taken: raises
-    TornError, then or before, when it is not.
+    Args:
+        path: The file.
+        entry: What the manifest says of it.
+
+    Yields:
+        Name and tensor.
+
+    Raises:
+        TornError: The file is not what the entry says. Known for certain only after the last tensor.
     """
     descriptor = open_regular(path)
     if descriptor is None:
-        raise TornError(f"{path} is not there")
+        raise TornError(f"{path} is missing")
     with os.fdopen(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
         if size != entry.size:
@@ -95,12 +112,12 @@ def read_safetensors(path: Path, entry: FileEntry) -> Generator[tuple[str, Tenso
         header = _read(file, min(header_size, size - 8), path, hasher)
         for spec in _specs(header, path, size - 8 - len(header)):
             content = _read(file, spec.num_bytes, path, hasher)
-            # torch takes no empty buffer.
+            # torch accepts no empty buffer.
             flat = torch.frombuffer(content, dtype=spec.dtype) if content else torch.empty(0, dtype=spec.dtype)
             yield spec.name, flat.reshape(tuple(spec.shape))
             del content, flat  # before the next one is read
     if hasher.hexdigest() != entry.xxh3_128:
-        raise TornError(f"{path} has another content than {MANIFEST} says (xxh3-128 differs)")
+        raise TornError(f"{path} has different content than {MANIFEST} says (xxh3-128 differs)")
 
 
 def _read(file: BufferedReader, count: int, path: Path, hasher: xxhash.xxh3_128) -> bytearray:
@@ -114,24 +131,28 @@ def _read(file: BufferedReader, count: int, path: Path, hasher: xxhash.xxh3_128)
 
 
 def _specs(header: bytearray, path: Path, num_bytes: int) -> list[TensorSpec]:
-    """What the header says of the tensors, in the order of their bytes. Raises TornError when it is none of ours."""
+    """What the header says of the tensors, in the order of their bytes. Raises TornError when SpinRun did not write it."""
     try:
         document = json.loads(header)
         document.pop("__metadata__")
         specs = [TensorSpec(name, _NAMED_DTYPES[entry["dtype"]], entry["shape"]) for name, entry in document.items()]
         found = [entry["data_offsets"] for entry in document.values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TornError(f"{path} has no readable header: it is no safetensors file that SpinRun wrote") from error
+        raise TornError(f"{path} has no valid header: it is not a safetensors file that SpinRun wrote") from error
     ends = list(accumulate(spec.num_bytes for spec in specs))
     if found != [[start, end] for start, end in pairwise([0, *ends])] or num_bytes != (ends[-1] if ends else 0):
-        raise TornError(f"{path} has tensors in other places than its header says")
+        raise TornError(f"{path} has tensors at other offsets than its header says")
     return specs
 
 
 def weights_index(shards: Mapping[str, Sequence[TensorSpec]]) -> bytes:
     """Content of model.safetensors.index.json: which file holds which tensor.
 
-    shards: the tensors of each file by its name. Raises ValueError when two files hold the same tensor.
+    Args:
+        shards: The tensors of each file, by file name.
+
+    Raises:
+        ValueError: Two files hold the same tensor.
     """
     _refuse_duplicates(spec.name for specs in shards.values() for spec in specs)
     weight_map = {spec.name: file for file, specs in shards.items() for spec in specs}
@@ -148,7 +169,7 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
         if spec.dtype not in _DTYPES:
             raise ValueError(f"{spec.name}: safetensors has no {spec.dtype}; it has {', '.join(map(str, _DTYPES))}")
         if offset % spec.dtype.itemsize:
-            raise ValueError(f"{spec.name} would not be aligned at byte {offset}: put tensors of wider number types first")
+            raise ValueError(f"{spec.name} would not be aligned at byte {offset}: put tensors of wider dtypes first")
         end = offset + spec.num_bytes
         document[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
@@ -160,7 +181,7 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
 def _refuse_duplicates(names: Iterable[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(f"tensor names must differ, these do not: {', '.join(repeated)}")
+        raise ValueError(f"tensor names must be unique, these are not: {', '.join(repeated)}")
 
 
 def _content(header: bytes, specs: Sequence[TensorSpec], tensors: Iterable[Tensor]) -> Generator[Buffer]:
@@ -169,14 +190,14 @@ def _content(header: bytes, specs: Sequence[TensorSpec], tensors: Iterable[Tenso
     for spec in specs:
         tensor = next(source, None)
         if tensor is None:
-            raise ValueError(f"tensor {spec.name} did not come")
+            raise ValueError(f"tensor {spec.name} is missing")
         yield _bytes(tensor, spec)
         del tensor  # before the next one is made
     if next(source, None) is not None:
-        raise ValueError(f"more than the {len(specs)} tensors of the specs came")
+        raise ValueError(f"there are more tensors than the {len(specs)} specs")
 
 
 def _bytes(tensor: Tensor, spec: TensorSpec) -> Buffer:
     if tensor.dtype != spec.dtype or tuple(tensor.shape) != tuple(spec.shape):
-        raise ValueError(f"{spec.name} should be {spec.dtype} {tuple(spec.shape)}, came as {tensor.dtype} {tuple(tensor.shape)}")
+        raise ValueError(f"{spec.name} should be {spec.dtype} {tuple(spec.shape)}, got {tensor.dtype} {tuple(tensor.shape)}")
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

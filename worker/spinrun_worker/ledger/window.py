@@ -1,4 +1,4 @@
-"""A window's Parquet files: samples.parquet, a row for each prompt, and pairs.parquet, a row for each pair."""
+"""A window's Parquet files: samples.parquet, with a row for each prompt, and pairs.parquet, with a row for each pair."""
 
 import json
 import os
@@ -59,31 +59,39 @@ PAIRS_SCHEMA = pa.schema(
     ]
 )
 
-# Rows turned into columns at once: 1024 prompts of 8 samples of 1024 tokens are 32 MB of token ids.
+# Rows converted to columns at once: 1024 prompts with 8 samples of 1024 tokens are 32 MB of token ids.
 _ROWS = 1024
 
 
 def write_samples(path: Path, groups: Sequence[ScoredGroup]) -> FileEntry:
     """Write a window's samples with their rewards. Raises as write_file does.
 
-    A prompt's columns are kept as JSON; what JSON does not have, such as a date, as text. Characters that UTF-8 does not have
-    become question marks.
+    A prompt's columns are stored as JSON; what JSON lacks, such as a date, as text. Characters that UTF-8 lacks become question
+    marks.
     """
     return _write(path, SAMPLES_SCHEMA, groups, _group_row)
 
 
 def read_samples(path: Path) -> list[ScoredGroup]:
-    """Read a window's samples. Raises TornError when the file is missing or damaged."""
+    """Read a window's samples.
+
+    Raises:
+        TornError: The file is missing or damaged.
+    """
     return _read(path, SAMPLES_SCHEMA, _group)
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> FileEntry:
-    """Write a window's pairs; every number is read back exactly. Raises as write_file does."""
+    """Write a window's pairs; every number will be read back exactly. Raises as write_file does."""
     return _write(path, PAIRS_SCHEMA, pairs, _pair_row)
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read a window's pairs. Raises TornError when the file is missing or damaged."""
+    """Read a window's pairs.
+
+    Raises:
+        TornError: The file is missing or damaged.
+    """
     return _read(path, PAIRS_SCHEMA, _pair)
 
 
@@ -108,7 +116,7 @@ def _group_row(group: ScoredGroup) -> Row:
 
 
 def _text(text: str) -> str:
-    """The text without lone surrogates, which data sets and JSON may hold and UTF-8 may not."""
+    """The text without lone surrogates, which data sets and JSON may contain and UTF-8 may not."""
     return text.encode(errors="replace").decode()
 
 
@@ -165,7 +173,7 @@ def _read(path: Path, schema: Schema, from_row: Callable[[Row], Record]) -> list
     except (ValueError, pa.ArrowException) as error:
         raise TornError(f"{path} is damaged: {error}") from error
     except OSError as error:
-        # pyarrow's word for a damaged file; an error of the volume has a number.
+        # This is how pyarrow reports a damaged file; an error of the volume has a number.
         if error.errno is None:
             raise TornError(f"{path} is damaged: {error}") from error
         with durable.unavailable(path, "read"):

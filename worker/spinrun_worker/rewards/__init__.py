@@ -1,7 +1,14 @@
-"""Rewards: what a rule or a model says of each completion."""
+"""Rewards: how a rule or a model scores each completion.
 
-from spinrun_worker.rewards.build import build_scorer
-from spinrun_worker.rewards.scorer import RuleScorer, Scorer, build_rule
-from spinrun_worker.rewards.verdict import FailureCount, ScoreResult
+function    RewardFunction, and the one of rules     comparison   win rates: judges and rankers
+rules       functions of texts                       sandbox      processes that run math and the user's rules
+endpoint    a server that scores                     dialect      how it is asked: judge (chat), pooling (vLLM)
+build       from the spec to a reward function       source       checks a model that the run serves itself
+score       a reward, or why there is none
+"""
 
-__all__ = ["FailureCount", "RuleScorer", "ScoreResult", "Scorer", "build_rule", "build_scorer"]
+from spinrun_worker.rewards.build import build_reward_function
+from spinrun_worker.rewards.function import RewardFunction, RuleReward, build_rule
+from spinrun_worker.rewards.score import FailureCount, ScoreResult
+
+__all__ = ["FailureCount", "RewardFunction", "RuleReward", "ScoreResult", "build_reward_function", "build_rule"]

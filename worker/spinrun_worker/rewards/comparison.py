@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
 
-from spinrun_worker.rewards.verdict import Failure, FailureCount, Groups, ScoreResult, by_group
+from spinrun_worker.rewards.score import Failure, FailureCount, Groups, ScoreResult, by_group
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two answers to a prompt, in the order in which they are shown."""
+    """Two answers to a prompt, in the order in which a model sees them."""
 
     prompt_id: str
     prompt: str
@@ -24,7 +24,7 @@ class Comparison:
 
 
 class Comparer(Protocol):
-    """Compares answers by twos."""
+    """Compares answers pairwise."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -36,24 +36,29 @@ class Comparer(Protocol):
         ...
 
 
-class ComparingScorer:
-    """Rewards an answer with its win rate: the mean probability to be better than those it is compared with."""
+class WinRateReward:
+    """Rewards an answer with its win rate: the mean probability of being better than those it is compared with."""
 
     def __init__(self, comparer: Comparer, *, max_comparisons: int) -> None:
-        """max_comparisons: of one prompt, each in both orders."""
+        """Prepare, and compare nothing yet.
+
+        Args:
+            comparer: Says which of two answers is better.
+            max_comparisons: Comparisons for each prompt at most, each in both orders.
+        """
         self._comparer = comparer
         self._max_comparisons = max_comparisons
         self._disagreements = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """Since the start: what the comparer counts, and comparisons whose outcome was another one in the other order."""
+        """Since the start: what the comparer counts, and comparisons whose outcome changed with the order."""
         return {**self._comparer.counts, "disagreements": self._disagreements}
 
     def score(self, groups: Groups) -> ScoreResult:
         """Win rates of answers among those to the same prompt.
 
-        A comparison that failed costs answers their reward, as few as can be: all others have met each other as planned.
+        A comparison that failed costs as few answers as possible their reward: all others have met each other as planned.
         """
         meetings = [(index, *two) for index, (_, samples) in enumerate(groups) for two in self._meetings(len(samples))]
         comparisons = [
@@ -68,7 +73,7 @@ class ComparingScorer:
         return ScoreResult(tuple(rates), failures)
 
     def grade(self, groups: Groups) -> ScoreResult:
-        """Probability of each answer to be better than the true one."""
+        """The probability that each answer is better than the true one."""
         comparisons = [
             Comparison(prompt.id, prompt.text, sample.text, prompt.answer or "")
             for prompt, samples in groups
@@ -84,7 +89,7 @@ class ComparingScorer:
         return meetings(num_answers, self._max_comparisons)
 
     def _compare(self, comparisons: Sequence[Comparison]) -> tuple[list[float | None], tuple[FailureCount, ...]]:
-        """For each the probability that the first is better, the mean of both orders; None where one of them failed."""
+        """For each comparison, the probability that the first is better, averaged over both orders; None where one failed."""
         # Equal texts are equally good, and make no pair: nobody needs to be asked.
         open_ones = {index: each for index, each in enumerate(comparisons) if each.first != each.second}
         asked = list(open_ones.values())
@@ -101,9 +106,16 @@ class ComparingScorer:
 
 
 def meetings(num_answers: int, most: int) -> list[tuple[int, int]]:
-    """Which answers are compared: all two by two, or where those are too many each with the same number of others.
+    """Which answers are compared pairwise: all of them, or where that is too many, each with the same number of others.
 
-    The answers then stand in a ring as they were sampled, and each meets the nearest on both sides. most: at least num_answers.
+    In the latter case the answers stand in a ring in the order of sampling, and each meets its nearest neighbours on both sides.
+
+    Args:
+        num_answers: Answers to the prompt.
+        most: Comparisons at most; at least num_answers.
+
+    Returns:
+        Pairs of indices of answers.
     """
     everybody = list(combinations(range(num_answers), 2))
     if len(everybody) <= most:
@@ -112,10 +124,14 @@ def meetings(num_answers: int, most: int) -> list[tuple[int, int]]:
 
 
 def win_rates(num_answers: int, outcomes: Mapping[tuple[int, int], float | None]) -> tuple[float | None, ...]:
-    """Each answer's mean probability to win. outcomes: for two answers, that of the first; None where it is not known.
+    """Each answer's mean probability of winning.
 
-    Who has not met whom it should would be rated by chance opponents. So answers leave, those with the most unknown outcomes
-    first, until no unknown one is left; they have no win rate, and neither has one that is left alone.
+    An answer that has not met all its planned opponents would be rated by chance ones. So answers are dropped, those with the
+    most unknown outcomes first, until no outcome is unknown. One that is dropped, or left without opponents, has no win rate.
+
+    Args:
+        num_answers: Answers to the prompt.
+        outcomes: By pair of answers, the probability that the first one wins; None where it is unknown.
     """
     known = dict(outcomes)
     while unknown := Counter(answer for two, outcome in known.items() if outcome is None for answer in two):
@@ -123,7 +139,7 @@ def win_rates(num_answers: int, outcomes: Mapping[tuple[int, int], float | None]
         known = {two: outcome for two, outcome in known.items() if leaving not in two}
     wins: dict[int, list[float]] = {}
     for (one, other), outcome in known.items():
-        assert outcome is not None, "those left above"
+        assert outcome is not None, "unknown ones were dropped above"
         wins.setdefault(one, []).append(outcome)
         wins.setdefault(other, []).append(1 - outcome)
     return tuple(_mean(wins.get(answer, ())) for answer in range(num_answers))

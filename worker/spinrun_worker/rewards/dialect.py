@@ -1,4 +1,4 @@
-"""What a server is asked and how its replies are read: what all kinds of endpoints have in common."""
+"""How requests to a server are written and its replies are read: what all kinds of endpoints have in common."""
 
 import re
 from typing import Any, Protocol, TypeVar
@@ -14,7 +14,7 @@ class UnusableReplyError(ValueError):
 
 
 class Strict(BaseModel):
-    """A part of a reply. Unknown fields are ignored; no value of another type is taken."""
+    """A part of a reply. Unknown fields are ignored; values of another type are refused."""
 
     model_config = ConfigDict(strict=True)
 
@@ -39,18 +39,27 @@ class Dialect(Protocol[Question_contra, Answer_co]):
     """Added to the endpoint's URL."""
 
     def body(self, question: Question_contra) -> dict[str, Any]:
-        """The request."""
+        """The body of a request."""
         ...
 
     def read(self, question: Question_contra, content: bytes) -> Answer_co:
-        """The answer in a reply. Raises UnusableReplyError or pydantic's ValidationError when there is none."""
+        """The answer in a reply.
+
+        Raises:
+            UnusableReplyError: The reply holds no answer to the question.
+            pydantic.ValidationError: It is not a reply of this kind.
+        """
         ...
 
     def adapt(self, complaint: str) -> None:
-        """The server refuses a request, saying this: leave out what it complains of from now on, if it can be done without."""
+        """Leave out what a server complains of, from now on, where it is dispensable.
+
+        Args:
+            complaint: What the server said as it refused a request, in lower case.
+        """
         ...
 
 
 def filled(template: str, **texts: str) -> str:
-    """The template with the texts in place of their names in braces; what looks like a placeholder in a text stays as it is."""
+    """The template with texts in place of their names in braces. What looks like a placeholder inside a text stays as it is."""
     return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], template)

@@ -1,6 +1,6 @@
 """A language model as judge: which of two answers it prefers, as a probability.
 
-Source: OAIF, arXiv 2402.04792: the probabilities of "1" and "2" where the judge names its choice, normalised. Each two answers
+Source: OAIF, arXiv 2402.04792: the probabilities of "1" and "2" where the judge names its choice, normalised. Any two answers
 are shown in both orders, and the mean counts (comparison.py).
 """
 
@@ -15,7 +15,7 @@ from spinrun_worker.rewards.comparison import Comparison
 from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError, filled
 
 TOP_LOGPROBS = 20
-"""Likeliest tokens to ask for; no API gives more."""
+"""Likeliest tokens to request; no API gives more."""
 
 _CHOICE = re.compile(r"(?<![\w.,])[12](?![\w]|[.,]\d)")
 
@@ -25,45 +25,45 @@ Logprob = Annotated[float, Field(le=0.01, allow_inf_nan=False)]
 
 
 class TopToken(Strict):
-    """A token that might have been said."""
+    """A token that might have been sampled."""
 
     token: str
     logprob: Logprob
 
 
 class SaidToken(TopToken):
-    """A token that was said, and others that might have been."""
+    """A token that was sampled, and others that might have been."""
 
     top_logprobs: list[TopToken] = Field(default_factory=list[TopToken], max_length=100)
 
 
-class Logprobs(Strict):
-    """What was said, token by token."""
+class ChatLogprobs(Strict):
+    """A reply's text, token by token."""
 
     content: list[SaidToken] | None = None
 
 
-class Message(Strict):
-    """What was said."""
+class ChatMessage(Strict):
+    """A reply's text."""
 
     content: str | None = None
 
 
-class Choice(Strict):
-    """One reply of a chat."""
+class ChatChoice(Strict):
+    """One of the replies that a chat completion offers."""
 
-    message: Message
-    logprobs: Logprobs | None = None
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatReply(Reply):
-    """The part of an OpenAI-compatible chat completion that counts here."""
+    """The part of an OpenAI-compatible chat completion that matters here."""
 
-    choices: list[Choice] = Field(min_length=1, max_length=16)
+    choices: list[ChatChoice] = Field(min_length=1, max_length=16)
 
 
 class ChatDialect:
-    """Asks a chat API for a comparison; the answer is the probability that the first one is better."""
+    """Asks a chat API to compare two answers, for the probability that the first one is better."""
 
     path = "/chat/completions"
 
@@ -74,7 +74,7 @@ class ChatDialect:
         self._wishes: dict[str, Any] = {"temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
 
     def body(self, question: Comparison) -> dict[str, Any]:
-        """The request."""
+        """The body of a request."""
         texts = {"prompt": question.prompt, "first": question.first, "second": question.second}
         message = {"role": "user", "content": filled(self._judge.template, **texts)}
         return {"model": self._judge.model, "messages": [message], self._limit: self._judge.max_tokens, **self._wishes}
@@ -84,7 +84,7 @@ class ChatDialect:
         return probability_of_first(ChatReply.model_validate_json(content).choices[0])
 
     def adapt(self, complaint: str) -> None:
-        """Models that reason take neither a temperature nor this name of the limit, and many APIs give no log-probs."""
+        """Reasoning models accept neither a temperature nor this name of the limit, and many APIs give no log-probs."""
         if "max_completion_tokens" in complaint:
             self._limit = "max_completion_tokens"
         elif "logprob" in complaint:
@@ -93,10 +93,11 @@ class ChatDialect:
             self._wishes = {name: value for name, value in self._wishes.items() if name != "temperature"}
 
 
-def probability_of_first(choice: Choice) -> float:
-    """Probability that the judge prefers the first answer: 1 or 0 where the reply has no log-probs of its choice.
+def probability_of_first(choice: ChatChoice) -> float:
+    """The probability that the judge prefers the first answer: 1 or 0 where the reply has no log-probs of its choice.
 
-    Raises UnusableReplyError when its last line does not name one of the two.
+    Raises:
+        UnusableReplyError: The reply's last line does not name exactly one of the two.
     """
     last_line = (choice.message.content or "").strip().rpartition("\n")[2]
     said = set(_CHOICE.findall(last_line))

@@ -1,6 +1,6 @@
-"""Models that give numbers instead of text, by vLLM's pooling API: reward models (/classify) and rankers (/score).
+"""Models that give scores instead of text, through vLLM's pooling API: reward models (/classify) and rankers (/score).
 
-Numbers are asked for as the model computes them, without the activation that a server would put behind it.
+Scores are requested as the model computes them, without the activation that a server would apply to them.
 """
 
 import math
@@ -13,10 +13,10 @@ from spinrun_api import spec
 from spinrun_worker.rewards.comparison import Comparison
 from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError, filled
 from spinrun_worker.rewards.endpoint import EndpointClient
-from spinrun_worker.rewards.verdict import Failure, Groups, ScoreResult
+from spinrun_worker.rewards.score import Failure, Groups, ScoreResult
 
 BATCH = 32
-"""Questions of one request."""
+"""Questions in one request."""
 
 Question = TypeVar("Question")
 Text = tuple[str, str]
@@ -30,31 +30,31 @@ class _Numbered(Strict):
 
 
 class ClassScores(_Numbered):
-    """The numbers for one text: a reward model has one class, and so one number."""
+    """The scores of one text: a reward model has one class, and so one score."""
 
     probs: list[Finite] = Field(min_length=1, max_length=1)
 
 
 class ClassifyReply(Reply):
-    """The part of a reply of /classify that counts here."""
+    """The part of a reply of /classify that matters here."""
 
     data: list[ClassScores] = Field(max_length=BATCH)
 
 
 class PairScore(_Numbered):
-    """The number for one pair of texts."""
+    """The score of one pair of texts."""
 
     score: Finite
 
 
 class ScoreReply(Reply):
-    """The part of a reply of /score that counts here."""
+    """The part of a reply of /score that matters here."""
 
     data: list[PairScore] = Field(max_length=BATCH)
 
 
 class ClassifyDialect:
-    """Asks a reward model for its numbers: of texts, or of one conversation, for which the server has the model's template."""
+    """Asks a reward model to score texts, or one conversation, for which the server has the model's template."""
 
     path = "/classify"
 
@@ -62,7 +62,7 @@ class ClassifyDialect:
         self._model = model
 
     def body(self, question: Sequence[Text]) -> dict[str, Any]:
-        """The request. Without a template there is one question."""
+        """The body of a request. Without a template it holds one question."""
         if self._model.template is not None:
             asked: dict[str, Any] = {
                 "input": [filled(self._model.template, prompt=prompt, answer=answer) for prompt, answer in question]
@@ -73,12 +73,12 @@ class ClassifyDialect:
         return {"model": self._model.served_name, "use_activation": False, **asked}
 
     def read(self, question: Sequence[Text], content: bytes) -> list[float]:
-        """The rewards, in the order of the question. Raises as Dialect.read."""
+        """The rewards, in the order of the question. Raises as Dialect.read does."""
         reply = ClassifyReply.model_validate_json(content)
         return [scores.probs[0] for scores in in_order(reply.data, len(question))]
 
     def adapt(self, complaint: str) -> None:
-        """There is nothing that it can do without."""
+        """Nothing in the request is dispensable."""
 
 
 class ScoreDialect:
@@ -90,7 +90,7 @@ class ScoreDialect:
         self._ranker = ranker
 
     def body(self, question: Sequence[Comparison]) -> dict[str, Any]:
-        """The request."""
+        """The body of a request."""
         return {
             "model": self._ranker.served_name,
             "use_activation": False,
@@ -99,40 +99,49 @@ class ScoreDialect:
         }
 
     def read(self, question: Sequence[Comparison], content: bytes) -> list[float]:
-        """The probabilities, in the order of the question. Raises as Dialect.read."""
+        """The probabilities, in the order of the question. Raises as Dialect.read does."""
         reply = ScoreReply.model_validate_json(content)
         return [0.5 + 0.5 * math.tanh(pair.score / 2) for pair in in_order(reply.data, len(question))]
 
     def adapt(self, complaint: str) -> None:
-        """There is nothing that it can do without."""
+        """Nothing in the request is dispensable."""
 
 
 NumberedT = TypeVar("NumberedT", bound=_Numbered)
 
 
 def in_order(data: Sequence[NumberedT], count: int) -> list[NumberedT]:
-    """The data by their index. Raises UnusableReplyError unless there is exactly one for each."""
+    """The entries of a reply, sorted by index.
+
+    Raises:
+        UnusableReplyError: There is not exactly one entry for each index below `count`.
+    """
     by_index = {each.index: each for each in data}
     if len(data) != count or by_index.keys() != set(range(count)):
-        raise UnusableReplyError(f"{count} numbers were asked for, and {len(data)} came, numbered {sorted(by_index)[:8]}")
+        raise UnusableReplyError(f"{count} scores were requested, and {len(data)} came, numbered {sorted(by_index)[:8]}")
     return [by_index[index] for index in range(count)]
 
 
 class BatchClient(Generic[Question]):
-    """Asks many questions in one request. One that the server does not take costs only itself."""
+    """Sends many questions in one request. One that the server refuses costs no other its answer."""
 
     def __init__(self, client: EndpointClient[Sequence[Question], list[float]], *, size: int) -> None:
-        """size: questions of one request."""
+        """Prepare, and send nothing yet.
+
+        Args:
+            client: Sends the requests.
+            size: Questions in one request.
+        """
         self._client = client
         self._size = size
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """As the client counts, which counts requests and not questions."""
+        """What the client counts: requests, not questions."""
         return self._client.counts
 
     def ask(self, questions: Sequence[Question]) -> list[float | Failure]:
-        """A number for each question, or why there is none. Raises as EndpointClient.ask."""
+        """A score for each question, or why there is none. Raises as EndpointClient.ask does."""
         return self._ask(questions, self._size)
 
     def _ask(self, questions: Sequence[Question], size: int) -> list[float | Failure]:
@@ -149,8 +158,8 @@ class BatchClient(Generic[Question]):
         return answers
 
 
-class RewardModelScorer:
-    """Rewards an answer with a model's number for it."""
+class ModelReward:
+    """Rewards an answer with a reward model's score of it."""
 
     def __init__(self, client: BatchClient[Text]) -> None:
         self._client = client
@@ -161,12 +170,12 @@ class RewardModelScorer:
         return self._client.counts
 
     def score(self, groups: Groups) -> ScoreResult:
-        """Reward every sample of every prompt. Raises as EndpointClient.ask."""
+        """Reward every sample of every prompt. Raises as EndpointClient.ask does."""
         asked = [(prompt.text, sample.text) for prompt, samples in groups for sample in samples]
         return ScoreResult.of(groups, self._client.ask(asked))
 
     def grade(self, groups: Groups) -> ScoreResult:
-        """The same: a reward model looks at one answer alone."""
+        """The same: a reward model looks at each answer on its own."""
         return self.score(groups)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import regex
 
 from spinrun_api.spec import RuleKind
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.rewards.verdict import UnusableAnswerError
+from spinrun_worker.rewards.score import UnusableAnswerError
 
 # A sign counts unless it stands between two operands, as in 10-3. Exponents are bounded, so that
 # every match is a Decimal.
@@ -22,7 +22,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _GSM8K_MARKER = "####"
-# "(B)", "B." or "B)" before a space, "Answer: B", "answer is **B**", or a last line of nothing but the letter.
+# "(B)", "B." or "B)" before a space, "Answer: B", "answer is **B**", or a last line that is only the letter.
 _CHOICE = re.compile(
     r"""
     \(([A-Z])\)
@@ -35,22 +35,30 @@ _CHOICE = re.compile(
 
 
 def last_number(completion: str, answer: str) -> float:
-    """Whether the last number of the completion equals that of the answer, as a number: 1,000.0 is 1000."""
+    """Whether the last number of the completion equals that of the answer, as a number: 1,000.0 is 1000.
+
+    Raises:
+        UnusableAnswerError: The answer holds no number.
+    """
     return _equal(_last(_numbers(completion)), answer, _last(_numbers(answer)))
 
 
 def gsm8k(completion: str, answer: str) -> float:
-    """As last_number, but a number after the last #### goes first; the answer may be GSM8K's column with its reasoning."""
+    """Like last_number, but a number after the last #### comes first. The answer may be GSM8K's column with its reasoning."""
     return _equal(_gsm8k_number(completion), answer, _gsm8k_number(answer))
 
 
 def exact(completion: str, answer: str) -> float:
-    """Whether the texts are equal but for white space around them. Case counts."""
+    """Whether the texts are equal, ignoring white space around them. Case matters."""
     return float(completion.strip() == answer.strip())
 
 
 def choice(completion: str, answer: str) -> float:
-    """Whether the letter that the completion settles on, the last one it marks as a choice, is that of the answer."""
+    """Whether the letter that the completion settles on, the last one it marks as its choice, is that of the answer.
+
+    Raises:
+        UnusableAnswerError: The answer is not a single letter.
+    """
     want = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
     if want is None:
         raise UnusableAnswerError(f"the true answer must be one letter such as B or (B), got {answer[:80]!r}")
@@ -70,7 +78,12 @@ TEXT_RULES: dict[RuleKind, Callable[[str, str], float]] = {
 def regex_rule(pattern: str, *, timeout_seconds: float) -> Callable[[str, str | None], float]:
     """A rule that searches the completion for a pattern in which {answer} stands for the true answer, escaped.
 
-    The rule raises TimeoutError when a search takes longer. Raises ConfigurationError when the pattern is no regular expression.
+    Args:
+        pattern: A regular expression.
+        timeout_seconds: Time limit for one search; the rule raises TimeoutError when a search takes longer.
+
+    Raises:
+        ConfigurationError: The pattern is not a valid regular expression.
     """
 
     @lru_cache(maxsize=1024)
@@ -80,7 +93,7 @@ def regex_rule(pattern: str, *, timeout_seconds: float) -> Callable[[str, str | 
     try:
         compiled("answer")
     except regex.error as error:
-        raise ConfigurationError(f"preference.rule.pattern: is not a regular expression: {error}") from error
+        raise ConfigurationError(f"preference.rule.pattern: is not a valid regular expression: {error}") from error
     return lambda completion, answer: float(compiled(answer).search(completion, timeout=timeout_seconds) is not None)
 
 

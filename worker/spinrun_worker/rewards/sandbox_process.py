@@ -1,6 +1,6 @@
-"""The process in which answers are judged by code that may hang, crash or misbehave. Started by `process.JudgeProcess`.
+"""The process in which a rule's code may hang, crash or misbehave. Started by `sandbox.Sandbox`.
 
-Talks JSON lines over the socket that it inherits: says {"ready": true} or {"error": …} once, then answers each item by
+Speaks JSON lines over the socket that it inherits: sends {"ready": true} or {"error": …} once, then answers each item with
 {"reward": number} or {"failure": [kind, message]}. It ends when the other side is gone.
 """
 
@@ -20,25 +20,25 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from spinrun_worker.rewards.verdict import Failure, Item, UnusableAnswerError, Verdict
+from spinrun_worker.rewards.score import Failure, Item, Score, UnusableAnswerError
 
 MATH_MEMORY_BYTES = 4 * 2**30
-"""Address space for math: an answer such as 9^{9^9} shall not take the memory of the trainer beside it."""
+"""Address space for math: an answer such as 9^{9^9} must not take the memory of the trainer beside it."""
 
 ORPHAN_GRACE_SECONDS = 2.0
-"""The parent kills at the time limit; this much later the kernel does, so that no orphan is left hanging when the parent died."""
+"""The parent kills at the time limit; this much later the kernel does, so that no orphan hangs after the parent died."""
 
 MAX_MESSAGE = 500
 
-Judge = Callable[[Item], object]
+RuleFunction = Callable[[Item], object]
 
 
 class StartError(Exception):
-    """What the judge needs is not there; the message says what."""
+    """What the rule needs is not there; the message says what."""
 
 
 def main() -> None:
-    """Judge items until the other side closes the socket."""
+    """Score items until the other side closes the socket."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--timeout-seconds", type=float, required=True)
@@ -50,22 +50,22 @@ def main() -> None:
         channel.sendall(json.dumps(reply).encode() + b"\n")
 
     try:
-        judge = math_judge() if arguments.entry_point is None else python_judge(arguments.entry_point)
+        rule = math_rule() if arguments.entry_point is None else python_rule(arguments.entry_point)
     except StartError as error:
         send({"error": str(error)})
         sys.exit(1)
     send({"ready": True})
     for line in channel.makefile("rb"):
         _arm(arguments.timeout_seconds + ORPHAN_GRACE_SECONDS)
-        verdict = judged(judge, Item(**json.loads(line)))
+        score = score_of(rule, Item(**json.loads(line)))
         _arm(0)
-        send({"failure": [verdict.kind, verdict.message]} if isinstance(verdict, Failure) else {"reward": verdict})
+        send({"failure": [score.kind, score.message]} if isinstance(score, Failure) else {"reward": score})
 
 
-def judged(judge: Judge, item: Item) -> Verdict:
-    """The judge's reward, or what went wrong."""
+def score_of(rule: RuleFunction, item: Item) -> Score:
+    """The reward that a rule gives, or what went wrong."""
     try:
-        value = judge(item)
+        value = rule(item)
     except UnusableAnswerError as error:
         return Failure("unusable answer", str(error))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises costs this sample only
@@ -79,8 +79,8 @@ def judged(judge: Judge, item: Item) -> Verdict:
     return reward if math.isfinite(reward) else Failure("no number", f"returned {value!r}"[:MAX_MESSAGE])
 
 
-def math_judge() -> Judge:
-    """1 when math-verify finds completion and answer equal, else 0."""
+def math_rule() -> RuleFunction:
+    """The rule that gives 1 when math-verify finds completion and answer equal, else 0."""
     math_verify: Any = importlib.import_module("math_verify")  # it has no types
     # It warns once that its own time limit, by signals, is off; ours works where signals do not.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -95,18 +95,23 @@ def math_judge() -> Judge:
             raise UnusableAnswerError(f"math-verify cannot read the true answer {answer[:80]!r}")
         return found
 
-    def judge(item: Item) -> float:
+    def rule(item: Item) -> float:
         want = parsed_answer(item.answer or "")
         return float(math_verify.verify(want, math_verify.parse(item.completion, parsing_timeout=None), timeout_seconds=None))
 
-    return judge
+    return rule
 
 
-def python_judge(entry_point: str) -> Judge:
+def python_rule(entry_point: str) -> RuleFunction:
     """The user's function, called as function(prompt, completion, answer, **columns).
 
     A function without ** gets only the columns that it names. A column named like one of the first three parameters is left out.
-    Raises StartError when there is no such function.
+
+    Args:
+        entry_point: The function, as module:function.
+
+    Raises:
+        StartError: There is no such function, or it does not take these arguments.
     """
     module_name, _, name = entry_point.partition(":")
     try:
@@ -125,15 +130,15 @@ def python_judge(entry_point: str) -> Judge:
     taken = {parameter.name for parameter in parameters[:3]}
     named = {parameter.name for parameter in parameters} - taken
 
-    def judge(item: Item) -> object:
+    def rule(item: Item) -> object:
         columns = {key: value for key, value in item.columns.items() if key not in taken and (takes_all or key in named)}
         return function(item.prompt, item.completion, item.answer, **columns)
 
-    return judge
+    return rule
 
 
 def _arm(seconds: float) -> None:
-    """Let the kernel kill this process after so many seconds; 0 calls it off. Needs no interpreter that still runs."""
+    """Have the kernel kill this process after this many seconds; 0 calls it off. Works even when the interpreter hangs."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 

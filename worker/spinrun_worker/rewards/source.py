@@ -1,7 +1,7 @@
 """Whether the run can serve a scoring model itself: looked up in the model's config.json, before anything waits for it.
 
-vLLM takes many models for something else than they are: it makes an embedding model of a language model, and scores texts by how
-alike they are.
+vLLM mistakes many models for something else: it turns a language model into an embedding model, and scores texts by how
+similar they are.
 """
 
 import json
@@ -19,17 +19,22 @@ from spinrun_worker.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 OVERRIDES = "hf-overrides"
-"""The argument of vLLM by which users tell it to take a model for another one."""
+"""The argument of vLLM with which users tell it to treat a model as another kind."""
 
 # What transformers assumes of a classifier that does not say how many classes it has.
 _DEFAULT_CLASSES = 2
 
 
 def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str | int]) -> None:
-    """Looks at the model's configuration, if it can be had here: an image of vLLM may hold models that no other container sees.
+    """Check the model's configuration, where it can be read: an image of vLLM may hold models that no other container sees.
 
-    block: path of the model's block in the spec. Raises ConfigurationError for a model that is not there or no classifier with
-    one class.
+    Args:
+        block: Path of the model's block in the spec.
+        model: The model to check.
+        engine_args: Arguments of the run's own scorers, one of which may have vLLM convert the model.
+
+    Raises:
+        ConfigurationError: The model does not exist, or is not a classifier with one class.
     """
     config = _config(block, model)
     if config is not None and OVERRIDES not in engine_args and (fault := fault_of(config)):
@@ -40,15 +45,15 @@ def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str 
 
 
 def fault_of(config: Mapping[str, Any]) -> str:
-    """Why a model with this config.json gives no numbers; empty when it does, or when that cannot be known."""
+    """Why a model with this config.json gives no usable score; empty when it does, or when that cannot be known."""
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         return ""
     name = str(cast(list[Any], architectures)[0])
     if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return f"is a language model ({name}), which writes text and gives no numbers"
+        return f"is a language model ({name}), which writes text and gives no scores"
     if name.endswith("ForSequenceClassification") and (classes := _num_classes(config)) != 1:
-        return f"is a classifier ({name}) with {classes} classes, whose numbers are no reward"
+        return f"is a classifier ({name}) with {classes} classes, whose scores are not a reward"
     return ""
 
 
@@ -60,7 +65,7 @@ def _num_classes(config: Mapping[str, Any]) -> int:
 
 
 def _config(block: str, model: ScoringModel) -> Mapping[str, Any] | None:
-    """The model's config.json; None when it cannot be had here. Raises ConfigurationError when there is none."""
+    """The model's config.json; None when it cannot be read from here. Raises ConfigurationError when it has none."""
     path = _config_path(block, model)
     try:
         document = json.loads(path.read_text("utf-8")) if path is not None else None
@@ -80,11 +85,11 @@ def _config_path(block: str, model: ScoringModel) -> Path | None:
         first = str(error).splitlines()[0]
         raise ConfigurationError(
             f"{block}.source: the Hub has no model {source} that this run may read ({first}): correct source or revision, or "
-            "give the containers a token of the Hub"
+            "give the containers a Hub token"
         ) from error
     except RemoteEntryNotFoundError as error:
-        raise ConfigurationError(f"{block}.source: {source} is no Hugging Face model: it has no config.json") from error
+        raise ConfigurationError(f"{block}.source: {source} is not a Hugging Face model: it has no config.json") from error
     except OSError as error:
-        # Neither the Hub nor a copy in the cache: the scorers may have one, or reach the Hub by another way.
-        logger.warning("%s.source: %s cannot be looked at from here: %s", block, source, str(error).splitlines()[0])
+        # Neither the Hub nor a copy in the cache: the scorers may have one, or reach the Hub another way.
+        logger.warning("%s.source: %s cannot be checked from here: %s", block, source, str(error).splitlines()[0])
         return None

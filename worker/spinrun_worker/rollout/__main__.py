@@ -18,8 +18,8 @@ from spinrun_protocol.logs import facts_of, log_to_stderr
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger.ledger import Ledger
-from spinrun_worker.rollout.activation import Activation
-from spinrun_worker.rollout.app import Agent, Limits
+from spinrun_worker.rollout.activation import Activator
+from spinrun_worker.rollout.app import RolloutApp, ServingLimits
 from spinrun_worker.rollout.gate import Gate
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
@@ -43,19 +43,25 @@ def main() -> int:
 
 
 async def serve(arguments: argparse.Namespace, *, uid: str, bearer: Bearer) -> None:
-    """Serve until a signal asks to stop, then let the calls under way end."""
+    """Serve until a signal asks to stop, then let the current calls finish.
+
+    Args:
+        arguments: The command line's.
+        uid: The run's uid.
+        bearer: The run's token.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # No limit on connections: the sampler bounds what is under way, and looking at vLLM must not wait behind it.
+    # No limit on connections: the sampler limits the requests, and checks of vLLM must not wait behind them.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         engine, gate, metrics = Engine(arguments.vllm, session), Gate(), RolloutMetrics()
         ledger = Ledger(arguments.ledger, uid)
-        activation = Activation(ledger, arguments.scratch.resolve(), engine, gate, metrics, poll_seconds=arguments.poll_seconds)
+        activation = Activator(ledger, arguments.scratch.resolve(), engine, gate, metrics, poll_seconds=arguments.poll_seconds)
         sampler = Sampler(engine, gate, metrics, max_sequences=arguments.max_sequences, engine_failed=activation.wake)
-        limits = Limits(arguments.max_calls, arguments.max_prompts, arguments.max_body_bytes)
-        agent = Agent(activation, gate, sampler, metrics, engine, bearer=bearer, limits=limits)
-        # handler_cancellation: a client that goes away takes its requests to vLLM with it.
+        limits = ServingLimits(arguments.max_calls, arguments.max_prompts, arguments.max_body_bytes)
+        agent = RolloutApp(activation, gate, sampler, metrics, engine, bearer=bearer, limits=limits)
+        # handler_cancellation: when a client disconnects, its requests to vLLM are cancelled.
         runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         loop = asyncio.create_task(activation.run())
@@ -63,7 +69,7 @@ async def serve(arguments: argparse.Namespace, *, uid: str, bearer: Bearer) -> N
             await web.TCPSite(runner, arguments.host or None, arguments.port).start()
             logger.info("Listening on port %d for run %s", arguments.port, uid)
             await stop.wait()
-            logger.info("Asked to stop: no new calls are taken")
+            logger.info("Asked to stop: accepting no new calls")
             await agent.drain(arguments.drain_seconds)
         finally:
             await runner.cleanup()
@@ -74,17 +80,17 @@ async def serve(arguments: argparse.Namespace, *, uid: str, bearer: Bearer) -> N
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m spinrun_worker.rollout", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="file of the resolved SpinRun")
-    parser.add_argument("--ledger", type=Path, required=True, help="the run's own folder; read only")
+    parser.add_argument("--ledger", type=Path, required=True, help="the run's own folder; only read")
     parser.add_argument("--scratch", type=Path, required=True, help="local folder for two versions, also seen by vLLM")
-    parser.add_argument("--host", default="", help="address to listen on; empty: all")
+    parser.add_argument("--host", default="", help="address to listen on; empty means all")
     parser.add_argument("--port", type=int, default=AGENT_PORT)
     parser.add_argument("--vllm", default=f"http://127.0.0.1:{VLLM_PORT}", help="URL of the vLLM server")
-    parser.add_argument("--poll-seconds", type=float, default=1.0, help="time between two looks at vLLM")
-    parser.add_argument("--drain-seconds", type=float, default=30.0, help="time for calls under way after SIGTERM")
-    parser.add_argument("--max-calls", type=int, default=Limits.max_calls, help="calls for samples at once")
-    parser.add_argument("--max-prompts", type=int, default=Limits.max_prompts, help="prompts in one call")
-    parser.add_argument("--max-body-bytes", type=int, default=Limits.max_body_bytes, help="size of a request's body")
-    parser.add_argument("--max-sequences", type=int, default=512, help="samples under way in vLLM at once")
+    parser.add_argument("--poll-seconds", type=float, default=1.0, help="interval between checks of vLLM")
+    parser.add_argument("--drain-seconds", type=float, default=30.0, help="time for current calls to finish after SIGTERM")
+    parser.add_argument("--max-calls", type=int, default=ServingLimits.max_calls, help="concurrent calls for samples")
+    parser.add_argument("--max-prompts", type=int, default=ServingLimits.max_prompts, help="prompts in one call")
+    parser.add_argument("--max-body-bytes", type=int, default=ServingLimits.max_body_bytes, help="size of a request's body")
+    parser.add_argument("--max-sequences", type=int, default=512, help="concurrent samples in vLLM")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Closes the gap between the version that is wanted and the one that vLLM serves, again and again.
 
-Each pass looks at what is there and takes one step. Nothing depends on what an earlier pass, or an earlier life of this agent,
-believed it had done.
+Each pass observes the current state and takes one action. Nothing depends on what an earlier pass, or this agent before a
+restart, believed it had done.
 """
 
 import asyncio
@@ -15,8 +15,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from spinrun_protocol.ledger import Manifest
-from spinrun_protocol.wire import Activation as ActivationState
-from spinrun_protocol.wire import VersionState
+from spinrun_protocol.wire import Activation, VersionState
 from spinrun_worker.ledger.errors import LedgerError
 from spinrun_worker.ledger.files import read_record
 from spinrun_worker.ledger.ledger import Ledger
@@ -41,8 +40,8 @@ WANTED_FILE = "wanted.json"
 _LONGEST_BACKOFF_SECONDS = 30.0
 
 
-class Action(Enum):
-    """What to do next."""
+class NextAction(Enum):
+    """What one pass of the activation loop does."""
 
     WAIT = auto()
     STAGE = auto()
@@ -51,39 +50,42 @@ class Action(Enum):
     NOTHING = auto()
 
 
-def next_action(wanted: str | None, staged: Collection[str], engine: EngineStatus | None) -> Action:
-    """The one step that brings vLLM nearer to the wanted weights.
+def next_action(wanted: str | None, staged: Collection[str], engine: EngineStatus | None) -> NextAction:
+    """The action that brings vLLM closer to the wanted weights.
 
-    wanted, staged: labels. engine: None while vLLM does not answer, in which time files may be staged all the same.
+    Args:
+        wanted: Label of the wanted weights; None before any have been requested.
+        staged: Labels of the weights in scratch space.
+        engine: What vLLM reports; None while it does not answer, which does not stop files from being staged.
     """
     if wanted is None:
-        return Action.WAIT
+        return NextAction.WAIT
     if wanted not in staged:
-        return Action.STAGE
+        return NextAction.STAGE
     if engine is None:
-        return Action.WAIT
+        return NextAction.WAIT
     if engine.label != wanted:
-        return Action.SWITCH
-    return Action.RESUME if engine.paused else Action.NOTHING
+        return NextAction.SWITCH
+    return NextAction.RESUME if engine.paused else NextAction.NOTHING
 
 
 @dataclass(frozen=True)
-class Failure:
+class ActivationFailure:
     """The last failure on the way to the wanted version."""
 
     reason: str
     count: int
     """Failures in a row."""
     retry_at: float
-    """When to try again, by the monotonic clock."""
+    """When to retry, by the monotonic clock."""
 
 
 def backoff_seconds(count: int) -> float:
-    """Time to wait after this many failures in a row: 0.5, 1, 2 … 30 s."""
+    """How long to wait after this many failures in a row: 0.5, 1, 2 … 30 s."""
     return min(0.5 * 2.0 ** min(count - 1, 16), _LONGEST_BACKOFF_SECONDS)
 
 
-class Activation:
+class Activator:
     """Holds the wanted version, and the loop that brings vLLM there."""
 
     def __init__(
@@ -97,7 +99,17 @@ class Activation:
         poll_seconds: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """scratch: local folder for two versions and the memory of what was wanted. poll_seconds: time between two looks."""
+        """Do nothing yet; see `run`.
+
+        Args:
+            ledger: The run's ledger.
+            scratch: Local folder for two versions, and for the record of which one is wanted.
+            engine: The vLLM to bring there.
+            gate: What samples pass through.
+            metrics: The agent's metrics.
+            poll_seconds: Interval between checks of vLLM.
+            clock: Seconds, as time.monotonic.
+        """
         self._ledger = ledger
         self._scratch = scratch
         self._engine = engine
@@ -106,23 +118,24 @@ class Activation:
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._wanted: Manifest | None = None
-        self._remembered: Manifest | None = None
+        self._persisted: Manifest | None = None
         self._staged: dict[str, Weights] = {}
-        # Of the weights that vLLM has been seen to serve: others would kill it.
+        # Those of the weights that vLLM has served so far: any others would kill it.
         self._shapes: Shapes | None = None
         self._staging: asyncio.Task[None] | None = None
         self._staging_cancelled = threading.Event()
         self._status: EngineStatus | None = None
         self._unavailable = "vLLM has not been asked yet"
         self._last_label: str | None = None
-        self._failure: Failure | None = None
+        self._failure: ActivationFailure | None = None
         self._wake = asyncio.Event()
         self._reported: VersionState | None = None
 
     def want(self, manifest: Manifest) -> None:
-        """Take a version as the wanted one; the one that is wanted already changes nothing.
+        """Make a version the wanted one. Idempotent.
 
-        Raises ValueError when the manifest is not one of this run's weights.
+        Raises:
+            ValueError: The manifest is not one of this run's weights.
         """
         _require_weights(manifest, self._ledger.uid)
         if self._wanted is not None and self._wanted.digest == manifest.digest:
@@ -133,11 +146,11 @@ class Activation:
         self.wake()
 
     def wake(self) -> None:
-        """Look at vLLM now."""
+        """Check vLLM now."""
         self._wake.set()
 
     def state(self) -> VersionState:
-        """What is served, and how far the wanted version is."""
+        """Which version is served, and how far the wanted one has come."""
         wanted, served = self._wanted, self._gate.served
         state, reason = self._progress()
         return VersionState(
@@ -150,10 +163,10 @@ class Activation:
             reason=reason,
         )
 
-    def _progress(self) -> tuple[ActivationState, str]:
-        """How far the wanted version is, and why it is not served."""
+    def _progress(self) -> tuple[Activation, str]:
+        """How far the wanted version has come, and why it is not served."""
         if self._wanted is None:
-            return "waiting", "no version has been asked for"
+            return "waiting", "no version has been requested"
         label, served = weights_label(self._wanted), self._gate.served
         if served is not None and served.weights.label == label:
             return "serving", ""
@@ -168,7 +181,7 @@ class Activation:
         )
 
     async def run(self) -> None:
-        """Work for ever. What goes wrong is logged, shown in the state, and tried again."""
+        """Run forever. What goes wrong is logged, shown in the state, and retried."""
         recovered = False
         while True:
             seconds = self._poll_seconds
@@ -178,7 +191,7 @@ class Activation:
                     recovered = True
                 await self._pass()
             except Exception as error:
-                logger.exception("A pass of the activation loop failed; the next one follows")
+                logger.exception("A pass of the activation loop failed; retrying")
                 seconds = max(seconds, self._fail(f"internal error: {error!r}"))
             self._report()
             with suppress(TimeoutError):
@@ -186,49 +199,52 @@ class Activation:
             self._wake.clear()
 
     def _recover(self) -> None:
-        """Remember what was wanted before this agent was restarted, and remove what a life before left behind."""
+        """Load which version was wanted before this agent was restarted, and remove what it left behind then."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         try:
             manifest = read_record(self._scratch / WANTED_FILE, Manifest)
             if manifest is not None:
                 _require_weights(manifest, self._ledger.uid)
         except (LedgerError, ValueError) as error:
-            logger.warning("What was wanted before the restart is not known, so that the trainer has to say it again: %s", error)
+            logger.warning("The version wanted before the restart is unknown; waiting for the trainer to request one: %s", error)
             manifest = None
         if self._wanted is None:
-            self._wanted = self._remembered = manifest
+            self._wanted = self._persisted = manifest
         remove_all_but([staging_path(manifest, self._scratch)] if manifest else [], self._scratch)
 
     async def _pass(self) -> None:
-        await self._remember()
-        self._status = await self._look()
+        if self._wanted is not None and self._wanted is not self._persisted:
+            wanted = self._wanted
+            try:
+                await asyncio.to_thread(_write_unsynced, self._scratch / WANTED_FILE, wanted)
+            except OSError as error:
+                # Staging will fail for the same reason, and say so.
+                logger.warning("After a restart this agent will not know which version is wanted: %s", error)
+            self._persisted = wanted
+        self._status = await self._check_engine()
         self._set_gate()
         if self._wanted is None:
             return
         label = weights_label(self._wanted)
         action = next_action(label, self._staged, self._status)
-        if action in (Action.STAGE, Action.SWITCH) and self._failure is not None and self._clock() < self._failure.retry_at:
+        if (
+            action in (NextAction.STAGE, NextAction.SWITCH)
+            and self._failure is not None
+            and self._clock() < self._failure.retry_at
+        ):
             return
-        if action is Action.STAGE:
+        if action is NextAction.STAGE:
             self._start_staging(self._wanted)
-        elif action is Action.SWITCH:
+        elif action is NextAction.SWITCH:
             await self._switch(self._staged[label])
-        elif action is Action.RESUME:
-            await self._resume()
+        elif action is NextAction.RESUME:
+            # vLLM was left paused, by an agent that died or a call that failed.
+            with suppress(EngineError):
+                await self._engine.resume()
+                self.wake()
 
-    async def _remember(self) -> None:
-        if self._wanted is None or self._wanted is self._remembered:
-            return
-        wanted = self._wanted
-        try:
-            await asyncio.to_thread(_write_unsynced, self._scratch / WANTED_FILE, wanted)
-        except OSError as error:
-            # Staging will fail for the same reason, and say so.
-            logger.warning("A restarted agent will not know what is wanted: %s", error)
-        self._remembered = wanted
-
-    async def _look(self) -> EngineStatus | None:
-        """What vLLM says; None when it does not answer."""
+    async def _check_engine(self) -> EngineStatus | None:
+        """What vLLM reports; None when it does not answer."""
         try:
             status = await self._engine.status()
         except EngineError as error:
@@ -236,7 +252,7 @@ class Activation:
             return None
         weights = self._staged.get(status.label)
         if weights is not None and weights.model_name not in status.models:
-            # The label came to a vLLM that had been restarted since its adapter was loaded.
+            # The label was given to a vLLM that had been restarted since its adapter was loaded.
             status = replace(status, label=LOADING)
         self._last_label = status.label
         return status
@@ -256,11 +272,11 @@ class Activation:
             self._failure = None
 
     def _start_staging(self, manifest: Manifest) -> None:
-        # Staging of a version that is no longer wanted has been cancelled, and wakes this loop when it has ended.
+        # Staging of a version that is no longer wanted has been cancelled, and wakes this loop once it has ended.
         if self._staging is not None and not self._staging.done():
             return
         self._staging_cancelled = threading.Event()
-        # Two versions at most: this one, and the one that goes on serving.
+        # Two versions at most: this one, and the one being served meanwhile.
         self._staged = {label: weights for label, weights in self._staged.items() if label == self._last_label}
         self._staging = asyncio.create_task(self._stage(manifest, self._staging_cancelled))
 
@@ -276,12 +292,14 @@ class Activation:
         try:
             weights = await asyncio.to_thread(work)
         except StagingCancelled:
-            logger.info("Version %d is no longer wanted; staging it has stopped", manifest.number)
-        except (StagingError, OSError) as error:
-            self._staging_failed(manifest, str(error))
+            logger.info("Version %d is no longer wanted; stopped staging it", manifest.number)
         except Exception as error:
-            logger.exception("Staging version %d failed", manifest.number)
-            self._staging_failed(manifest, f"internal error: {error!r}")
+            self._metrics.staging_failures.inc()
+            is_foreseen = isinstance(error, (StagingError, OSError))
+            if not is_foreseen:
+                logger.exception("Staging version %d failed", manifest.number)
+            if self._wanted is manifest:
+                self._fail(str(error) if is_foreseen else f"internal error: {error!r}")
         else:
             self._staged[weights.label] = weights
             self._metrics.staging_seconds.observe(self._clock() - started)
@@ -289,13 +307,8 @@ class Activation:
         finally:
             self.wake()
 
-    def _staging_failed(self, manifest: Manifest, reason: str) -> None:
-        self._metrics.staging_failures.inc()
-        if self._wanted is manifest:
-            self._fail(reason)
-
     async def _switch(self, weights: Weights) -> None:
-        """Make vLLM serve other weights. What it serves afterwards, the next look tells."""
+        """Make vLLM serve other weights. The next check will tell what it serves afterwards."""
         self._report()
         started = self._clock()
         await self._gate.drain()
@@ -303,10 +316,10 @@ class Activation:
         paused = self._clock()
         try:
             await asyncio.to_thread(weights.require_intact)
-            await self._load(weights)
+            await _load(self._engine, weights)
         except (EngineError, StagingError) as error:
             self._metrics.switch_failures.inc()
-            # Perhaps the files are to blame: they are checked again before the next try.
+            # The files may be to blame: they are checked again before the next try.
             self._staged.pop(weights.label, None)
             self._fail(f"switching to version {weights.version} failed: {error}")
         else:
@@ -316,32 +329,15 @@ class Activation:
         finally:
             self.wake()
 
-    async def _load(self, weights: Weights) -> None:
-        try:
-            await self._engine.pause()
-            load = self._engine.load_adapter if weights.is_adapter else self._engine.load
-            await load(weights.path, weights.label)
-        except EngineError:
-            with suppress(EngineError):
-                await self._engine.resume()
-            raise
-        await self._engine.resume()
-
-    async def _resume(self) -> None:
-        """vLLM was left paused, by an agent that died or a call that failed."""
-        with suppress(EngineError):
-            await self._engine.resume()
-            self.wake()
-
     def _fail(self, reason: str) -> float:
-        """Remember a failure; the seconds until the next try."""
+        """Record a failure; returns the seconds until the next try."""
         count = self._failure.count + 1 if self._failure else 1
         seconds = backoff_seconds(count)
-        self._failure = Failure(reason, count, self._clock() + seconds)
+        self._failure = ActivationFailure(reason, count, self._clock() + seconds)
         return seconds
 
     def _report(self) -> None:
-        """Log the state when it has changed."""
+        """Log the state if it has changed."""
         state = self.state()
         if state != self._reported:
             level = logging.WARNING if state.state == "failed" else logging.INFO
@@ -349,9 +345,24 @@ class Activation:
             self._reported = state
 
 
+async def _load(engine: Engine, weights: Weights) -> None:
+    """Have vLLM load weights, and resume whatever happens. Raises EngineError."""
+    try:
+        await engine.pause()
+        load = engine.load_adapter if weights.is_adapter else engine.load
+        await load(weights.path, weights.label)
+    except EngineError:
+        with suppress(EngineError):
+            await engine.resume()
+        raise
+    await engine.resume()
+
+
 def _write_unsynced(path: Path, manifest: Manifest) -> None:
-    """Put a manifest in a file's place, without waiting for the disk, where the weights are just being written: a machine that
-    crashes may forget it, and the trainer says it again."""
+    """Put a manifest in a file's place, without waiting for the disk, which is busy writing weights.
+
+    After a crash of the machine it may be lost, and the trainer then requests the version again.
+    """
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(manifest.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
     partial.replace(path)
@@ -366,7 +377,7 @@ def _sentence(state: VersionState) -> str:
 def _require_weights(manifest: Manifest, uid: str) -> None:
     """Raises ValueError unless it is the manifest of a version of this run's weights."""
     if manifest.uid != uid:
-        raise ValueError(f"the manifest is of run {manifest.uid}, and this rollout belongs to {uid}")
+        raise ValueError(f"the manifest belongs to run {manifest.uid}, this rollout to {uid}")
     if manifest.kind != "weights" or manifest.number != manifest.version:
         raise ValueError(f"the manifest is of {manifest.kind} {manifest.number} with version {manifest.version}, not of weights")
     if manifest.digest != content_digest(manifest.kind, manifest.number, manifest.uid, manifest.files):

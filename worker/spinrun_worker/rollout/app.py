@@ -1,4 +1,4 @@
-"""The agent's HTTP interface: what the collector calls, and what Kubernetes and Prometheus look at."""
+"""The agent's HTTP interface: what the trainer calls, and what Kubernetes and Prometheus read."""
 
 import asyncio
 import json
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from spinrun_api.base import Record
 from spinrun_protocol.wire import End, ErrorBody, SamplesRequest, VersionWanted
 from spinrun_worker.bearer import Bearer
-from spinrun_worker.rollout.activation import Activation
+from spinrun_worker.errors import first_problem
+from spinrun_worker.rollout.activation import Activator
 from spinrun_worker.rollout.gate import Gate, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
@@ -29,11 +30,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one agent takes on."""
+class ServingLimits:
+    """How much work one agent accepts."""
 
     max_calls: int = 8
-    """Calls of /v1/samples at once."""
+    """Concurrent calls of /v1/samples."""
     max_prompts: int = 4096
     """Prompts in one call."""
     max_body_bytes: int = 64 << 20
@@ -41,7 +42,7 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A call that is not served: an HTTP status with its ErrorBody."""
+    """A refused call: an HTTP status with its ErrorBody."""
 
     def __init__(self, status: HTTPStatus, reason: str, error: str, *, serving: int | None = None) -> None:
         super().__init__(error)
@@ -49,19 +50,19 @@ class RefusedError(Exception):
         self.body = ErrorBody(error=error, reason=reason, serving=serving)
 
 
-class Agent:
-    """Routes and their handlers."""
+class RolloutApp:
+    """The routes of a rollout's agent and their handlers."""
 
     def __init__(
         self,
-        activation: Activation,
+        activation: Activator,
         gate: Gate,
         sampler: Sampler,
         metrics: RolloutMetrics,
         engine: Engine,
         *,
         bearer: Bearer,
-        limits: Limits,
+        limits: ServingLimits,
     ) -> None:
         self._activation = activation
         self._gate = gate
@@ -87,16 +88,16 @@ class Agent:
         return app
 
     async def drain(self, seconds: float) -> None:
-        """Take no new calls, and give those under way this long to end."""
+        """Accept no new calls, and give the current ones this many seconds to finish."""
         self._draining = True
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
-            logger.warning("%d calls have not ended within %g s and are cut", self._calls, seconds)
+            logger.warning("%d calls have not finished within %g s and are cut off", self._calls, seconds)
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every refusal in one form."""
+        """Put every refusal in the same form."""
         try:
             return await handler(request)
         except RefusedError as error:
@@ -120,7 +121,7 @@ class Agent:
     async def _put_version(self, request: web.Request) -> web.Response:
         wanted = await _body(request, VersionWanted)
         if wanted.version != wanted.manifest.version:
-            raise _invalid(f"version {wanted.version} is asked for with the manifest of version {wanted.manifest.version}")
+            raise _invalid(f"version {wanted.version} is requested with the manifest of version {wanted.manifest.version}")
         try:
             self._activation.want(wanted.manifest)
         except ValueError as error:
@@ -144,12 +145,12 @@ class Agent:
 
     @contextmanager
     def _call(self) -> Generator[None]:
-        """One call among those that are served at once."""
+        """Count a call among the concurrent ones, or refuse it."""
         if self._draining:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "Draining", "this rollout is about to end: ask another")
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "Draining", "this rollout is shutting down: use another")
         if self._calls >= self._limits.max_calls:
             raise RefusedError(
-                HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequests", f"{self._calls} calls are under way: ask again later"
+                HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequests", f"{self._calls} calls are in progress: retry later"
             )
         self._calls += 1
         self._idle.clear()
@@ -167,7 +168,7 @@ class Agent:
             raise _invalid("two prompts have the same id")
 
     async def _stream(self, request: web.Request, wanted: SamplesRequest) -> web.StreamResponse:
-        """One line a prompt as it is answered, and one at the end. When the client goes away, so do its requests to vLLM."""
+        """Answer prompts, one line each, and one line at the end. When the client disconnects, so do its requests to vLLM."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
@@ -177,7 +178,7 @@ class Agent:
                     await response.write(_line(await answer))
                 await response.write(_line(End()))
         except* ConnectionResetError:
-            logger.info("A client went away before its %d prompts were answered", len(wanted.prompts))
+            logger.info("A client disconnected before its %d prompts were answered", len(wanted.prompts))
         return response
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -192,21 +193,19 @@ class Agent:
         return web.Response(text=f"serving version {state.serving}\n")
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
-        # vLLM listens on the loopback interface alone: what it has to tell Prometheus goes through here.
+        # vLLM listens on the loopback interface only: its metrics reach Prometheus through this agent.
         page = self._metrics.exposition() + await self._engine.metrics()
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def _body(request: web.Request, model: type[AnyRecord]) -> AnyRecord:
-    """The body as a record. Refuses what is none."""
+    """The body as a record. Raises RefusedError when it is not a valid one."""
     data = await request.read()
     try:
-        # Megabytes of token ids: the event loop is not kept waiting for them.
+        # Megabytes of token ids: the event loop must not wait for them.
         return await asyncio.to_thread(model.model_validate_json, data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _invalid(f"{where}: {first['msg']}" if where else first["msg"]) from error
+        raise _invalid(first_problem(error)) from error
 
 
 def _invalid(error: str) -> RefusedError:

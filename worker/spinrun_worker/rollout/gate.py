@@ -1,4 +1,4 @@
-"""Keeps samples and switches apart: no sample is made while the version changes, and none from two versions."""
+"""Keeps samples and switches apart: no sample is made while the version changes, and none comes from two versions."""
 
 import asyncio
 from collections.abc import Generator
@@ -9,7 +9,7 @@ from spinrun_worker.rollout.staging import Weights
 
 
 class VersionChangedError(Exception):
-    """The version that was asked for is not, or no longer, served."""
+    """The requested version is not served, or no longer."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Served:
 
 
 class Gate:
-    """Requests to vLLM pass under the version that is served; a switch waits until the last one has left."""
+    """Requests to vLLM enter under the version being served; a switch waits until the last one has left."""
 
     def __init__(self) -> None:
         self._served: Served | None = None
@@ -32,7 +32,7 @@ class Gate:
 
     @property
     def served(self) -> Served | None:
-        """What vLLM serves; None while it serves nothing known, or is switching."""
+        """What vLLM serves; None while it serves nothing known or is switching."""
         return self._served
 
     def open(self, served: Served) -> None:
@@ -40,7 +40,7 @@ class Gate:
         self._served = served
 
     def shut(self) -> None:
-        """Let no further request pass. Those inside go on."""
+        """Let no further request pass. Those inside continue."""
         self._served = None
 
     async def drain(self) -> None:
@@ -49,10 +49,14 @@ class Gate:
         await self._empty.wait()
 
     def admits(self, version: int, digest: str) -> Served:
-        """What is served, if it is this version. Raises VersionChangedError when it is not."""
+        """What is served, if it is this version.
+
+        Raises:
+            VersionChangedError: Another version is served, or none.
+        """
         served = self._served
         if served is None:
-            raise VersionChangedError(f"version {version} is not served here: no version is, now")
+            raise VersionChangedError(f"version {version} is not served here: no version is at the moment")
         weights = served.weights
         if (weights.version, weights.digest) != (version, digest):
             raise VersionChangedError(
@@ -63,9 +67,10 @@ class Gate:
 
     @contextmanager
     def passing(self, version: int, digest: str) -> Generator[Served]:
-        """One request on its way through vLLM: the weights stay what they are until it has left.
+        """One request on its way through vLLM: the weights stay as they are until it has left.
 
-        Raises VersionChangedError when that version is not served.
+        Raises:
+            VersionChangedError: That version is not served.
         """
         served = self.admits(version, digest)
         self._inside += 1

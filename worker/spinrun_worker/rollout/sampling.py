@@ -1,4 +1,4 @@
-"""Answers prompts through vLLM, and lets nothing pass that is not a whole group of one version."""
+"""Answers prompts through vLLM, and lets nothing pass but whole groups of samples from one version."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from typing import Literal
 from spinrun_protocol.wire import Prompt, PromptFailed, Sample, SampleGroup, SamplesRequest, Sampling
 from spinrun_worker.rollout.gate import Gate, Served, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics
-from spinrun_worker.vllm.engine import Choice, Completion, Engine, EngineError, RequestRefusedError
+from spinrun_worker.vllm.engine import Completion, CompletionChoice, Engine, EngineError, RequestRefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class InvalidOutputError(Exception):
 
 
 class Slots:
-    """The number of sequences that may be with vLLM at once. Who comes first is served first."""
+    """Limits how many sequences vLLM works on at once. First come, first served."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -35,10 +35,10 @@ class Slots:
 
     @asynccontextmanager
     async def take(self, count: int) -> AsyncGenerator[None]:
-        """Hold this many slots; all of them when it is more than there are."""
+        """Hold this many slots, or all of them if there are fewer."""
         taken = 0
         try:
-            # One taker at a time, or two could each hold half of what they need.
+            # One at a time: otherwise two could each hold half of what they need.
             async with self._turn:
                 while taken < min(count, self._total):
                     await self._free.acquire()
@@ -50,12 +50,20 @@ class Slots:
 
 
 class Sampler:
-    """Answers prompts one by one."""
+    """Answers prompts, one per call."""
 
     def __init__(
         self, engine: Engine, gate: Gate, metrics: RolloutMetrics, *, max_sequences: int, engine_failed: Callable[[], None]
     ) -> None:
-        """max_sequences: samples under way in vLLM at once. engine_failed: called when vLLM did not answer."""
+        """Answer nothing yet.
+
+        Args:
+            engine: The vLLM.
+            gate: Which version it serves.
+            metrics: The agent's metrics.
+            max_sequences: Concurrent samples in vLLM.
+            engine_failed: Called when vLLM has not answered.
+        """
         self._engine = engine
         self._gate = gate
         self._metrics = metrics
@@ -63,9 +71,9 @@ class Sampler:
         self._engine_failed = engine_failed
 
     async def answer(self, prompt: Prompt, request: SamplesRequest) -> SampleGroup | PromptFailed:
-        """All samples of one prompt, by the version that the request names from first to last token, or why there are none."""
+        """All samples of one prompt, from the requested version from first to last token, or why there are none."""
         try:
-            # The slot first: a prompt that waits for one does not hold up a switch.
+            # Slots first: a prompt that waits for them must not hold up a switch.
             async with self._slots.take(request.sampling.n):
                 with self._gate.passing(request.version, request.digest) as served:
                     return await self._sample(prompt, request.sampling, served)
@@ -85,10 +93,10 @@ class Sampler:
         check_prompt(prompt, sampling, served)
         with self._metrics.requests_in_flight.track_inprogress():
             completion = await self._engine.complete(prompt.tokens, sampling, model=served.weights.model_name)
-        # The gate has kept this agent from switching. A vLLM that was restarted meanwhile has answered with other weights.
+        # The gate has kept this agent from switching. But a vLLM that was restarted meanwhile has answered with other weights.
         label = await self._engine.label()
         if label != served.weights.label:
-            raise VersionChangedError(f"vLLM was restarted while it answered: it serves {label} now")
+            raise VersionChangedError(f"vLLM was restarted while it answered: it now serves {label}")
         samples = samples_of(completion, prompt, sampling, served.weights.vocabulary_size)
         for sample in samples:
             self._metrics.samples.labels(sample.finish_reason).inc()
@@ -101,47 +109,63 @@ class Sampler:
 
 
 def check_prompt(prompt: Prompt, sampling: Sampling, served: Served) -> None:
-    """Raises PromptError for a prompt that the model cannot answer."""
+    """Check that the model can answer a prompt.
+
+    Raises:
+        PromptError: It cannot.
+    """
     needed = len(prompt.tokens) + sampling.max_tokens
     if needed > served.max_model_len:
         raise PromptError(
-            f"prompt {prompt.id} has {len(prompt.tokens)} tokens, which with maxTokens {sampling.max_tokens} are {needed}: "
-            f"vLLM takes {served.max_model_len}"
+            f"prompt {prompt.id} has {len(prompt.tokens)} tokens, which with maxTokens {sampling.max_tokens} make {needed}: "
+            f"vLLM accepts {served.max_model_len}"
         )
     if unknown := _outside(prompt.tokens, served.weights.vocabulary_size):
-        raise PromptError(f"prompt {prompt.id} has token {unknown[0]}, and the model knows {served.weights.vocabulary_size}")
+        raise PromptError(f"prompt {prompt.id} has token {unknown[0]}, but the model has only {served.weights.vocabulary_size}")
 
 
 def samples_of(completion: Completion, prompt: Prompt, sampling: Sampling, vocabulary_size: int) -> tuple[Sample, ...]:
-    """The samples in vLLM's answer. Raises InvalidOutputError unless all of them are what was asked for."""
+    """The samples in vLLM's answer to a prompt.
+
+    Args:
+        completion: vLLM's answer.
+        prompt: The prompt that was sent.
+        sampling: How it was to be sampled.
+        vocabulary_size: Valid token ids are below this.
+
+    Raises:
+        InvalidOutputError: The answer is not exactly what was requested.
+    """
     if len(completion.choices) != sampling.n:
         raise InvalidOutputError(f"{len(completion.choices)} samples instead of {sampling.n}")
     return tuple(_sample_of(choice, prompt, sampling, vocabulary_size) for choice in completion.choices)
 
 
-def _sample_of(choice: Choice, prompt: Prompt, sampling: Sampling, vocabulary_size: int) -> Sample:
+def _sample_of(choice: CompletionChoice, prompt: Prompt, sampling: Sampling, vocabulary_size: int) -> Sample:
     finish_reason = _FINISH_REASONS.get(choice.finish_reason)
     if finish_reason is None:
-        raise InvalidOutputError(f"a sample ended for the reason {choice.finish_reason!r}")
+        raise InvalidOutputError(f"a sample has the finish reason {choice.finish_reason!r}")
     if choice.prompt_token_ids is None or tuple(choice.prompt_token_ids) != prompt.tokens:
         raise InvalidOutputError("the sample answers other prompt tokens than those that were sent")
-    # Even an answer that ends at once has its end token.
+    # Even an empty answer has its end token.
     tokens = choice.token_ids
     if not tokens:
         raise InvalidOutputError("a sample has no token ids")
     if len(tokens) > sampling.max_tokens:
         raise InvalidOutputError(f"a sample has {len(tokens)} tokens, more than maxTokens {sampling.max_tokens}")
     if unknown := _outside(tokens, vocabulary_size):
-        raise InvalidOutputError(f"a sample has token {unknown[0]}, and the model knows {vocabulary_size}")
+        raise InvalidOutputError(f"a sample has token {unknown[0]}, but the model has only {vocabulary_size}")
     logprob = _logprob_of(choice, len(tokens)) if sampling.logprobs else None
     return Sample(tokens=tuple(tokens), text=choice.text, finish_reason=finish_reason, logprob=logprob)
 
 
-def _logprob_of(choice: Choice, num_tokens: int) -> float:
+def _logprob_of(choice: CompletionChoice, num_tokens: int) -> float:
     """Summed log-prob of a sample. Raises InvalidOutputError unless each of its tokens has one."""
     values = [value for value in (choice.logprobs.token_logprobs if choice.logprobs else []) if value is not None]
     if len(values) != num_tokens or not all(map(math.isfinite, values)):
-        raise InvalidOutputError(f"a sample of {num_tokens} tokens has {len(values)} log-probs, or some that are no numbers")
+        raise InvalidOutputError(
+            f"a sample of {num_tokens} tokens has {len(values)} log-probs, or non-finite log-probs (NaN or inf)"
+        )
     return math.fsum(values)
 
 

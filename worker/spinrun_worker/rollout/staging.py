@@ -1,6 +1,6 @@
-"""From the ledger to scratch space: take a version there, and be sure that vLLM can load it before it is told to.
+"""From the ledger to scratch space: bring a version there, and make sure that vLLM can load it before it is told to.
 
-A reload that fails kills vLLM, so that everything it could stumble over is looked at here. Blocking: runs in a thread.
+A failed reload kills vLLM, so everything that it could stumble over is checked here. Blocking: runs in a thread.
 """
 
 import json
@@ -23,11 +23,11 @@ from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.ledger.manifest import check_content
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of every tensor of a model, by its name."""
+"""Shape of every tensor of a model, by name."""
 
 _CHUNK_BYTES = 4 << 20
 _INDEX = "model.safetensors.index.json"
-# Only what looks like ours is ever removed: a scratch folder may be shared by mistake.
+# Only what looks like ours is ever removed: a scratch folder may be shared by accident.
 _OURS = re.compile(r"v\d{6,}-[0-9a-f]{8}(\.partial)?")
 
 
@@ -36,18 +36,18 @@ class StagingError(Exception):
 
 
 class StagingCancelled(Exception):  # noqa: N818 - nothing failed
-    """Another version is wanted by now."""
+    """Meanwhile another version is wanted."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A version in scratch space, every file as its manifest says."""
+    """A version in scratch space, with every file as its manifest says."""
 
     manifest: Manifest
     path: Path
     shapes: Shapes
     vocabulary_size: int
-    """Token ids below this are known to the model."""
+    """Valid token ids are below this."""
 
     @property
     def version(self) -> int:
@@ -71,12 +71,18 @@ class Weights:
 
     @property
     def model_name(self) -> str:
-        """The model that a request asks vLLM for. An adapter has a name of its own in each version: neither the base nor another
-        version can answer for it."""
+        """The model that requests to vLLM name.
+
+        An adapter has a name of its own in each version, so neither the base nor another version can answer in its place.
+        """
         return self.label if self.is_adapter else SERVED_MODEL
 
     def require_intact(self) -> None:
-        """Raises StagingError when files have gone since they were checked. Does not read their content again."""
+        """Check that all files are still there, without reading their content again.
+
+        Raises:
+            StagingError: Some are missing or have changed in size.
+        """
         try:
             check_content(self.path, self.manifest.files, hashes=False)
         except LedgerError as error:
@@ -84,7 +90,7 @@ class Weights:
 
 
 def weights_label(manifest: Manifest) -> str:
-    """Name of weights inside vLLM: a restarted vLLM has none, and other weights have another."""
+    """Name of weights inside vLLM: a restarted vLLM has none, and different weights have different names."""
     return f"{manifest.number}-{manifest.digest}"
 
 
@@ -102,10 +108,19 @@ def stage(
     cancelled: Callable[[], bool],
     read: Callable[[int], None],
 ) -> Weights:
-    """Take a version to scratch space and check it. What lies there from before is checked and used again.
+    """Bring a version to scratch space and check it. What is already there is checked and reused.
 
-    expected: shapes of the weights that vLLM can load; None: not known yet. read: told the bytes as they are read.
-    Raises StagingError, and StagingCancelled once `cancelled` says so.
+    Args:
+        manifest: The version.
+        ledger: Where it comes from.
+        scratch: Local folder that vLLM sees, too.
+        expected: Shapes of the weights that vLLM can load; None while they are unknown.
+        cancelled: Whether to give up.
+        read: Called with the number of bytes as they are read.
+
+    Raises:
+        StagingError: The version cannot be staged now.
+        StagingCancelled: `cancelled` said so.
     """
     target = staging_path(manifest, scratch)
     try:
@@ -144,7 +159,7 @@ def _require_published(manifest: Manifest, ledger: Ledger) -> None:
     published = ledger.verify("weights", manifest.number, hashes=False)
     if published.digest != manifest.digest:
         raise TornError(
-            f"{ledger.layout.weights(manifest.number)} holds other weights (digest {published.digest}) than those asked for "
+            f"{ledger.layout.weights(manifest.number)} holds other weights (digest {published.digest}) than those requested "
             f"({manifest.digest})"
         )
 
@@ -176,9 +191,9 @@ def _take_file(source: Path, target: Path, entry: FileEntry, cancelled: Callable
     is_linked = _link(source, target)
     hasher = xxhash.xxh3_128()
     size = 0
-    # One buffer for all of it: the kernel would have to clear the pages of a new one for each piece.
+    # One buffer for everything: the kernel would have to clear the pages of a new one for each piece.
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    # The file may have been replaced since it was looked at: a symbolic link is still refused, a pipe not waited for.
+    # The file may have been replaced since it was checked: a symbolic link is still refused, a pipe not waited for.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with ExitStack() as files:
         reader = files.enter_context(os.fdopen(os.open(target if is_linked else source, flags), "rb", buffering=0))
@@ -194,15 +209,15 @@ def _take_file(source: Path, target: Path, entry: FileEntry, cancelled: Callable
             if size > entry.size:
                 break
     if (size, hasher.hexdigest()) != (entry.size, entry.xxh3_128):
-        raise TornError(f"{source} has another content than its manifest says (size or xxh3-128 differs)")
+        raise TornError(f"{source} has different content than its manifest says (size or xxh3-128 differs)")
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give a file a second name; False where the file systems do not let it have one there."""
+    """Give a file a second name; False where the file systems do not allow that."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
-        return False  # whatever is wrong with the file itself, copying it says
+        return False  # if the file itself is at fault, copying it will say so
     return True
 
 
@@ -230,17 +245,17 @@ def _read_shapes(path: Path) -> Shapes:
 
 
 def _header(shard: Path) -> Shapes:
-    """Shapes from the header of one file. The library checks that header and file fit each other."""
+    """Shapes from the header of one file. The library checks that header and file agree."""
     try:
         # Typed nowhere: the library's stubs leave out the methods.
         with cast(Any, safe_open(shard, framework="numpy")) as tensors:
             return {str(name): tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise StagingError(f"{shard} is no readable safetensors file: {error}") from error
+        raise StagingError(f"{shard} is not a valid safetensors file: {error}") from error
 
 
 def _require_index(path: Path, shard_of: Mapping[str, str]) -> None:
-    """vLLM loads the shards that the index names and no others: it must name each tensor, in the shard that holds it."""
+    """vLLM loads only the shards that the index names: it must name each tensor, in the shard that holds it."""
     if not path.exists():
         return
     weight_map = _read_object(path).get("weight_map")
@@ -255,7 +270,7 @@ def _require_same(shapes: Shapes, expected: Shapes, path: Path) -> None:
     if wrong:
         name = wrong[0]
         raise StagingError(
-            f"{path} is of another model than the one that vLLM has loaded: {name} has shape {shapes.get(name)} instead of "
+            f"{path} holds a different model than vLLM has loaded: {name} has shape {shapes.get(name)} instead of "
             f"{expected.get(name)} ({len(wrong)} tensors differ)"
         )
 
@@ -266,7 +281,7 @@ def _vocabulary_size(path: Path) -> int:
         size = cast(dict[str, Any], block).get("vocab_size") if isinstance(block, dict) else None
         if isinstance(size, int) and size > 0:
             return size
-    raise StagingError(f"{path} says no vocab_size")
+    raise StagingError(f"{path} has no vocab_size")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

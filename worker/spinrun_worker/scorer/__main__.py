@@ -14,7 +14,7 @@ from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.logs import log_to_stderr
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.scorer.app import ScorerAgent, ScorerMetrics
+from spinrun_worker.scorer.app import ScorerApp, ScorerMetrics
 
 logger = logging.getLogger("spinrun_worker.scorer")
 
@@ -32,15 +32,15 @@ def main() -> int:
 
 
 async def serve(arguments: argparse.Namespace, *, bearer: Bearer) -> None:
-    """Serve until a signal asks to stop. Requests under way are cut: vLLM ends at the same time, and the trainer asks again."""
+    """Serve until a signal asks to stop. Current requests are cut off: vLLM ends at the same time, and the trainer retries."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # No limit on connections, so that probes do not wait behind requests, nor on time, which is the client's to limit.
+    # No limit on connections, so that probes do not wait behind requests; nor on time, which the client limits.
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        agent = ScorerAgent(arguments.vllm, session, ScorerMetrics(), bearer=bearer)
-        # handler_cancellation: a client that goes away takes its requests to vLLM with it.
+        agent = ScorerApp(arguments.vllm, session, ScorerMetrics(), bearer=bearer)
+        # handler_cancellation: when a client disconnects, its requests to vLLM are cancelled.
         runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -54,7 +54,7 @@ async def serve(arguments: argparse.Namespace, *, bearer: Bearer) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m spinrun_worker.scorer", description=__doc__)
-    parser.add_argument("--host", default="", help="address to listen on; empty: all")
+    parser.add_argument("--host", default="", help="address to listen on; empty means all")
     parser.add_argument("--port", type=int, default=AGENT_PORT)
     parser.add_argument("--vllm", default=f"http://127.0.0.1:{VLLM_PORT}", help="URL of the vLLM server")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The agent's HTTP interface: vLLM's /classify and /score for who has the token, and what Kubernetes and Prometheus look at."""
+"""The agent's HTTP interface: vLLM's /classify and /score for those with the token, and what Kubernetes and Prometheus read."""
 
 import json
 import time
@@ -17,19 +17,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GUARDED = ("/classify", "/score")
 MAX_BODY_BYTES = 64 << 20
 
-# A batch of short texts on a GPU, and one of long ones on a CPU.
+# From a batch of short texts on a GPU to one of long texts on a CPU.
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class ScorerMetrics:
-    """All metrics of one agent in a registry of their own."""
+    """All metrics of one agent, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.request_seconds = Histogram(
             "spinrun_scorer_request_seconds",
-            "Time of requests for numbers, by path and HTTP status.",
+            "Duration of scoring requests by path and HTTP status, seconds.",
             ["path", "status"],
             registry=registry,
             buckets=_BUCKETS,
@@ -40,11 +40,18 @@ class ScorerMetrics:
         return generate_latest(self.registry)
 
 
-class ScorerAgent:
-    """Routes and their handlers."""
+class ScorerApp:
+    """The routes of a scorer's agent and their handlers."""
 
     def __init__(self, vllm: str, session: aiohttp.ClientSession, metrics: ScorerMetrics, *, bearer: Bearer) -> None:
-        """vllm: as in http://127.0.0.1:8000."""
+        """Serve nothing yet.
+
+        Args:
+            vllm: URL of the vLLM server, such as http://127.0.0.1:8000.
+            session: For requests to vLLM.
+            metrics: The agent's metrics.
+            bearer: The run's token.
+        """
         self._vllm = vllm.rstrip("/")
         self._session = session
         self._engine = Engine(vllm, session)
@@ -77,7 +84,7 @@ class ScorerAgent:
             self._metrics.request_seconds.labels(request.path, str(status)).observe(time.monotonic() - started)
 
     async def _post(self, request: web.Request) -> web.Response:
-        """What vLLM answers, as it is. Should the client go away, so does the request to vLLM."""
+        """Pass vLLM's answer through. When the client disconnects, the request to vLLM ends too."""
         if not self._bearer.is_shown(request.headers):
             return _refusal(401, "Unauthorized", Bearer.REFUSAL)
         body = await request.read()
@@ -87,7 +94,7 @@ class ScorerAgent:
             ) as answer:
                 return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
         except (aiohttp.ClientError, OSError) as error:
-            # It starts, or starts again: whoever asks later will be answered.
+            # It is starting, for the first time or again: a later request will be answered.
             return _refusal(503, "Unavailable", f"vLLM does not answer: {error or type(error).__name__}")
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -101,7 +108,7 @@ class ScorerAgent:
         return web.Response(text="ok\n")
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
-        # vLLM listens on the loopback interface alone: what it has to tell Prometheus goes through here.
+        # vLLM listens on the loopback interface only: its metrics reach Prometheus through this agent.
         page = self._metrics.exposition() + await self._engine.metrics()
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

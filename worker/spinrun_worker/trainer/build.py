@@ -26,13 +26,13 @@ from spinrun_worker.data import PromptStream, encode_answer
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
-from spinrun_worker.rewards import build_scorer
+from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.coordinator import Coordinator
 from spinrun_worker.trainer.evaluation import Evaluations
 from spinrun_worker.trainer.inputs import TrainingData, load_training_data
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import FILE_DTYPE, config_file, digest_of_base
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.model.policy import Policy, load_policy, shard_policy
 from spinrun_worker.trainer.model.precision import choose_compute_dtype, use_deterministic_algorithms
@@ -189,7 +189,7 @@ def build_rank0(
     """What rank 0 alone has. cleanup: closes it."""
     run, spec = options.run, options.run.spec
     rollouts = cleanup.enter_context(connect_rollouts(run, board))
-    scorer = build_scorer(
+    scorer = build_reward_function(
         spec.preference,
         on_trouble=lambda trouble: board.update(trouble=trouble, message=trouble),
         stop=stop,
@@ -239,7 +239,7 @@ def build_training(
     by_rollouts = spec.method.reference_logprobs == "rollouts"
     rollouts_reference = RolloutsReference(passes, max_mismatch=spec.method.max_mismatch, is_rank0=ranks.is_rank0)
     done = store.resume()
-    give_back()
+    trim_memory()
     windows = WindowTrainer(
         schedule,
         coordinator=coordinator,

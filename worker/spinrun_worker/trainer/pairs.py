@@ -8,7 +8,7 @@ from spinrun_protocol.wire import Sample, SampleGroup
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
-from spinrun_worker.rewards import Scorer, ScoreResult
+from spinrun_worker.rewards import RewardFunction, ScoreResult
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class PairMaker:
     """Scores answers and makes pairs of them."""
 
     def __init__(
-        self, run: SpinRun, scorer: Scorer, encode_answer: Callable[[str], tuple[int, ...]], base: BaseAnswers | None
+        self, run: SpinRun, scorer: RewardFunction, encode_answer: Callable[[str], tuple[int, ...]], base: BaseAnswers | None
     ) -> None:
         """Prepare to score.
 

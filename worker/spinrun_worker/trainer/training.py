@@ -12,7 +12,7 @@ from functools import partial
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_worker.errors import Preempted
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.sampling.exchange import Exchange
 from spinrun_worker.trainer.storage.store import RunStore
@@ -72,7 +72,7 @@ class Training:
         """At a boundary, while the rollouts answer: write the checkpoint, delete what nobody needs."""
         self.windows.checkpoints.save_if_due(self.windows.steps.done)
         self.store.collect_garbage(newest=weights.version, best=self.board.now.best, acknowledged=self.exchange.served_versions())
-        give_back()  # beside it vLLM now generates, often on the same machine
+        trim_memory()  # beside it vLLM now generates, often on the same machine
 
     def finish(self, weights: Manifest) -> None:
         """Evaluate the last version, and make of it what is wanted beside it."""

@@ -1,1 +1,1 @@
-"""vLLM as its neighbours see it: the client of one that runs, and what makes one run well on CPUs."""
+"""vLLM from the outside: a client of a running server, and what makes one run well on CPUs."""

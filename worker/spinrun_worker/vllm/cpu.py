@@ -1,8 +1,8 @@
 """vLLM's server for CPUs: `python3 -m spinrun_worker.vllm.cpu` takes the server's own arguments, and forks its engine.
 
 On CPUs vLLM spawns its engine: a second Python that imports torch and vLLM again, which takes seconds, and hundreds of
-megabytes that a forked one shares with the server. VLLM_WORKER_MULTIPROC_METHOD cannot say so from outside, because vLLM's
-platform for CPUs overwrites it while it checks the configuration.
+megabytes that a forked one shares with the server. VLLM_WORKER_MULTIPROC_METHOD cannot be set from outside, because vLLM's
+platform for CPUs overwrites it while checking the configuration.
 """
 
 import os
@@ -14,7 +14,7 @@ from vllm.platforms.cpu import CpuPlatform
 
 
 class ForkingCpuPlatform(CpuPlatform):
-    """vLLM's platform for CPUs, but for how the engine is started."""
+    """vLLM's platform for CPUs, except for how the engine is started."""
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:

@@ -1,7 +1,7 @@
-"""A mend for vLLM on CPUs, loaded by vLLM itself: `--worker-cls spinrun_worker.vllm.cpu_worker.CpuWorker`.
+"""A fix for vLLM on CPUs, loaded by vLLM itself: `--worker-cls spinrun_worker.vllm.cpu_worker.CpuWorker`.
 
-vLLM's CPU backend multiplies by packed copies of the weights. `reload_weights` packs a layer anew once its weights have been
-loaded, but an output layer tied to the input embeddings is not in the checkpoint, so that nothing is loaded for it: its weights
+vLLM's CPU backend multiplies by packed copies of the weights. `reload_weights` repacks a layer once its weights have been
+loaded, but an output layer tied to the input embeddings is not in the checkpoint, so nothing is loaded for it: its weights
 change with the embeddings while its packed copy stays. The model would answer with new layers and the output layer of the
 weights that it started with. GPUs have no such copy.
 """
@@ -16,7 +16,7 @@ class CpuWorker(CPUWorker):
     """vLLM's CPU worker, whose reload reaches tied output layers."""
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Reload as vLLM does, and pack the output layer anew."""
+        """Reload as vLLM does, and repack the output layer."""
         super().reload_weights(*args, **kwargs)
         for layer in self.get_model().modules():
             if isinstance(layer, ParallelLMHead):

@@ -1,4 +1,4 @@
-"""vLLM's HTTP interface, as far as the agent needs it."""
+"""A client of vLLM's HTTP interface, as far as the agents need it."""
 
 import asyncio
 import re
@@ -14,14 +14,14 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from spinrun_protocol.commands import SERVED_MODEL
 from spinrun_protocol.wire import Sampling
 
-# Weights that are being loaded, or whose loading was cut short: nobody may take samples from them.
+# Label of weights that are being loaded, or whose loading was cut short: no sample may come from them.
 LOADING = "loading"
 
-# /health answers at once. The engine itself answers between two steps, and a step may take long on a CPU.
+# /health answers immediately. The engine itself answers between two steps, and a step may take long on a CPU.
 _HEALTH_SECONDS = 10
 _ENGINE_SECONDS = 120
 _RELOAD_SECONDS = 1800
-# A scrape waits for it, and Prometheus waits ten seconds for a scrape.
+# A scrape waits for this, and Prometheus waits ten seconds for a scrape.
 _METRICS_SECONDS = 3
 _OWN_METRICS = re.compile(rb"^(?:# (?:HELP|TYPE) )?vllm:.*\n", re.MULTILINE)
 
@@ -36,21 +36,21 @@ class EngineError(Exception):
 
 
 class RequestRefusedError(EngineError):
-    """vLLM found a fault in the request itself: to ask again is of no use."""
+    """vLLM found a fault in the request itself: retrying is useless."""
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """What vLLM says of itself."""
+    """What vLLM reports about itself."""
 
     label: str
-    """What it calls its weights."""
+    """Its name for its weights."""
     paused: bool
-    """Whether it has been told to hold requests back."""
+    """Whether it has been told to hold back requests."""
     max_model_len: int
     """Longest prompt and completion together, in tokens."""
     models: frozenset[str]
-    """Names that it answers to: the model's, and those of loaded adapters."""
+    """Model names that it answers to: the model's own, and those of loaded adapters."""
 
 
 class _WeightInfo(BaseModel):
@@ -79,8 +79,8 @@ class _Logprobs(BaseModel):
     token_logprobs: list[float | None]
 
 
-class Choice(BaseModel):
-    """One completion as vLLM returns it; nothing about it is sure but the types."""
+class CompletionChoice(BaseModel):
+    """One completion as vLLM returns it; only the types have been checked."""
 
     text: str
     finish_reason: str | None = None
@@ -92,20 +92,30 @@ class Choice(BaseModel):
 class Completion(BaseModel):
     """vLLM's answer to one prompt."""
 
-    choices: list[Choice]
+    choices: list[CompletionChoice]
 
 
 class Engine:
     """Client of one vLLM server."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, *, completion_seconds: float = 3600) -> None:
-        """url: as in http://127.0.0.1:8000. completion_seconds: longest wait for the completions of one prompt."""
+        """Send nothing yet.
+
+        Args:
+            url: The server's, such as http://127.0.0.1:8000.
+            session: For the requests.
+            completion_seconds: Time limit for the completions of one prompt.
+        """
         self._url = url.rstrip("/")
         self._session = session
         self._completion_seconds = completion_seconds
 
     async def status(self) -> EngineStatus:
-        """What vLLM says of itself. Raises EngineError when it is not able to generate."""
+        """What vLLM reports about itself.
+
+        Raises:
+            EngineError: It cannot generate.
+        """
         await self.check_health()
         label, paused, cards = await asyncio.gather(
             self.label(), self._get("/is_paused", _IsPaused), self._get("/v1/models", _Cards)
@@ -113,16 +123,20 @@ class Engine:
         longest = next((card.max_model_len for card in cards.data if card.id == SERVED_MODEL), None)
         if longest is None:
             raise EngineError(
-                f"vLLM names no model {SERVED_MODEL} at /v1/models: start it with --served-model-name {SERVED_MODEL}"
+                f"vLLM lists no model {SERVED_MODEL} at /v1/models: start it with --served-model-name {SERVED_MODEL}"
             )
         return EngineStatus(label, paused.is_paused, longest, frozenset(card.id for card in cards.data))
 
     async def check_health(self) -> None:
-        """Raises EngineError when it does not answer, or its engine has failed."""
+        """Check that vLLM answers and that its engine is running.
+
+        Raises:
+            EngineError: It does not answer, or its engine has failed.
+        """
         await self._call("GET", "/health", seconds=_HEALTH_SECONDS)
 
     async def metrics(self) -> bytes:
-        """vLLM's own metrics in Prometheus' text format, without those of its process; none while it does not answer."""
+        """vLLM's own metrics in Prometheus' text format, without those of its process; empty while it does not answer."""
         try:
             page = await self._call("GET", "/metrics", seconds=_METRICS_SECONDS)
         except EngineError:
@@ -130,15 +144,20 @@ class Engine:
         return b"".join(_OWN_METRICS.findall(page))
 
     async def label(self) -> str:
-        """What vLLM calls its weights: `default` after a start."""
+        """vLLM's name for its weights: `default` after a start."""
         return (await self._get("/weight_info", _WeightInfo)).weight_version
 
     async def load(self, path: Path, label: str) -> None:
-        """Load weights and call them by a label. vLLM must be paused and idle.
+        """Load weights and give them a label. vLLM must be paused and idle.
 
-        Raises EngineError when any of it fails: then vLLM has the label LOADING, the old one if nothing was loaded, or is dead.
+        Args:
+            path: Folder of the weights, as vLLM sees it.
+            label: Their label.
+
+        Raises:
+            EngineError: Any part of it failed. vLLM then has the label LOADING, or the old one if nothing was loaded, or is dead.
         """
-        # First of all the old name goes: if this agent dies in between, nobody takes new weights for old ones.
+        # The old label is dropped first: if this agent dies in between, new weights are not mistaken for old ones.
         await self._rename(LOADING)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
         await self._call("POST", "/collective_rpc", seconds=_RELOAD_SECONDS, json=reload)
@@ -146,34 +165,48 @@ class Engine:
         await self._rename(label)
 
     async def load_adapter(self, path: Path, label: str) -> None:
-        """Load an adapter of the model that vLLM has, under its label as name, and call the weights so.
+        """Load an adapter of vLLM's model, with its label as its name, and label the weights so.
 
-        Raises EngineError when any of it fails; what was served before is then still there under its own name.
+        Args:
+            path: Folder of the adapter, as vLLM sees it.
+            label: Its label.
+
+        Raises:
+            EngineError: Any part of it failed. What was served before is then still there under its own name.
         """
         served = await self.label()
         for card in (await self._get("/v1/models", _Cards)).data:
-            # The one before the last, or what an agent that died in a switch has left.
+            # The version before last, or one left by an agent that died during a switch.
             if card.id not in (SERVED_MODEL, served):
                 await self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": card.id})
         adapter = {"lora_name": label, "lora_path": str(path)}
         await self._call("POST", "/v1/load_lora_adapter", seconds=_RELOAD_SECONDS, json=adapter)
-        # Its entries are kept by adapter: nothing of the old one would be used, but it would be in the way.
+        # Cache entries belong to an adapter: those of the old one would not be used, but would take up room.
         await self._reset_prefix_cache()
         await self._rename(label)
 
     async def pause(self) -> None:
-        """Hold back new requests and wait until those under way have finished."""
+        """Hold back new requests and wait until the current ones have finished."""
         await self._call("POST", "/pause", seconds=self._completion_seconds, params={"mode": "wait"})
 
     async def resume(self) -> None:
-        """Let requests go on. A paused vLLM is of no use to anybody, so this is tried three times."""
+        """Let requests continue. A paused vLLM is useless, so this is tried three times."""
         async for attempt in _three_times():
             with attempt:
                 await self._call("POST", "/resume")
 
     async def complete(self, tokens: Sequence[int], sampling: Sampling, *, model: str) -> Completion:
-        """Completions of one prompt by a model or adapter. Raises RequestRefusedError for a prompt that vLLM will never take,
-        EngineError else, such as for an adapter that a restarted vLLM does not know."""
+        """Completions of one prompt.
+
+        Args:
+            tokens: The prompt's token ids.
+            sampling: How to sample.
+            model: Name of the model or adapter.
+
+        Raises:
+            RequestRefusedError: vLLM will never accept this prompt.
+            EngineError: Anything else, such as an adapter that a restarted vLLM does not know.
+        """
         # What the model's authors recommend in generation_config.json must not change the distribution: each of its
         # parameters is set here. No `seed`: with chunked prefills it kills vLLM's CPU engine.
         request = {
@@ -190,7 +223,7 @@ class Engine:
             "skip_special_tokens": True,
         }
         if sampling.logprobs:
-            request["logprobs"] = 0  # of the sampled tokens, and of no likelier ones
+            request["logprobs"] = 0  # of the sampled tokens only, not of the likeliest ones
         body = await self._call("POST", "/v1/completions", seconds=self._completion_seconds, json=request)
         return _parsed(Completion, body, "/v1/completions")
 
@@ -198,7 +231,7 @@ class Engine:
         await self._call("POST", "/update_weight_version", json={"new_version": label})
 
     async def _reset_prefix_cache(self) -> None:
-        """The cache holds keys and values of the old weights. vLLM refuses while a block is held and says to ask again."""
+        """Empty the cache, which holds keys and values of the old weights. vLLM refuses while a block is held, so retry."""
         async for attempt in _three_times():
             with attempt:
                 body = await self._call("POST", "/reset_prefix_cache")
@@ -249,7 +282,7 @@ def _parsed(model: type[Body], body: bytes, path: str) -> Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise EngineError(f"vLLM's answer to {path} is not understood: {_shown(body)}") from error
+        raise EngineError(f"vLLM's answer to {path} is not valid: {_shown(body)}") from error
 
 
 def _shown(body: bytes) -> str:

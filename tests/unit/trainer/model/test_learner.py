@@ -252,7 +252,7 @@ def test_some_pairs_without_reference_are_refused(llama: Path):
     trained = learner(fp64_policy(llama))
     pairs = [*random_pairs(1), *referred(trained, random_pairs(2)[1:])]
 
-    with pytest.raises(ValueError, match="pair of prompt 'prompt-0' has no reference log-probs, and others have"):
+    with pytest.raises(ValueError, match="pair of prompt 'prompt-0' has no reference log-probs, but others do"):
         trained.step(pairs, learning_rate=1.0)
 
 

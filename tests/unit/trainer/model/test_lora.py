@@ -121,7 +121,7 @@ def test_targets_are_the_ends_of_names(llama: Path):
 
 @pytest.mark.parametrize("target", ["proj", "layers", "lm_head", "self_attn"])
 def test_a_target_that_is_no_linear_layer_of_the_decoder_is_refused(llama: Path, target: str):
-    with pytest.raises(ConfigurationError, match=f"trainer.lora.targets: .* ends in {target}; there are mlp.down_proj, "):
+    with pytest.raises(ConfigurationError, match=f"trainer.lora.targets: .* ends in {target}; the names are mlp.down_proj, "):
         adapted(llama, Lora(targets=["q_proj", target]))
 
 
@@ -138,7 +138,7 @@ def test_a_layer_outside_the_decoder_gets_no_adapter(llama: Path):
 
     other = AutoModelForCausalLM.from_pretrained(llama)
     other.tower = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(4, 4)})})
-    with pytest.raises(ConfigurationError, match=r"tower\.self_attn\.q_proj is named as a layer inside"):
+    with pytest.raises(ConfigurationError, match=r"tower\.self_attn\.q_proj has the name of a layer inside"):
         add_adapters(other, list(other.model.layers), Lora(targets=["q_proj"]), source=Model(source="m"), seed=0)
 
 

@@ -3,19 +3,19 @@ import platform
 import psutil
 import pytest
 
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what was freed")
 def test_freed_memory_goes_back_to_the_kernel():
     process = psutil.Process()
-    # What is allocated last stays, on top of the heap: below it glibc frees nothing by itself.
+    # What is allocated last stays, on top of the heap: below it glibc frees nothing on its own.
     blocks = [bytearray(8_000) for _ in range(20_000)]
     last = blocks.pop()
     blocks.clear()
     before = process.memory_info().rss
 
-    give_back()
+    trim_memory()
 
     assert before - process.memory_info().rss > 80_000_000
     assert len(last) == 8_000

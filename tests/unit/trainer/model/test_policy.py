@@ -85,7 +85,7 @@ def packed_logprobs(policy: Policy, pairs: list[Pair]) -> Tensor:
 
 
 def plain_logprobs(model: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    """[2P] by transformers alone: each sequence by itself, all logits."""
+    """[2P] by transformers alone: each sequence on its own, all logits."""
 
     def logprob(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
         logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
@@ -189,7 +189,7 @@ def test_dropout_is_off(tmp_path: Path):
         ),
         pytest.param(
             lambda: MixtralConfig(**SIZES, num_local_experts=2),
-            "MixtralForCausalLM stores its weights in another form",
+            "MixtralForCausalLM stores its weights in a different form",
             id="mixture of experts",
         ),
     ],
@@ -202,7 +202,7 @@ def test_models_that_packed_pairs_would_train_wrongly_are_refused(config, match:
 def test_an_unknown_change_of_logits_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(policy_module, "logit_transform", lambda _: lambda logits: logits)
 
-    with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM gives other log-probs on packed pairs than by itself"):
+    with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM gives different log-probs on packed pairs than on plain"):
         load_policy(saved(FAMILIES["granite"](), tmp_path))
 
 
@@ -222,7 +222,7 @@ def test_positions_that_depend_on_the_longest_sequence_are_refused_where_they_be
     too_long = Pair("too long", (3,) * 10, (4,) * 2, (5,) * 7, 1.0, 0.0)
 
     assert packed_logprobs(policy, [fits]).isfinite().all()
-    with pytest.raises(UnsupportedModelError, match="a sequence of 17 tokens is beyond 16"):
+    with pytest.raises(UnsupportedModelError, match="a sequence of 17 tokens is longer than 16"):
         packed_logprobs(policy, [fits, too_long])
 
 

@@ -15,7 +15,7 @@ from spinrun_worker.trainer.model.precision import choose_compute_dtype, matmul_
         pytest.param(300.0, 4.0, torch.float32, id="emulated"),
     ],
 )
-def test_cpus_compute_in_the_faster_number_type(monkeypatch, float32: float, bfloat16: float, want: torch.dtype):
+def test_cpus_compute_in_the_faster_dtype(monkeypatch, float32: float, bfloat16: float, want: torch.dtype):
     speeds = {torch.float32: float32, torch.bfloat16: bfloat16}
     monkeypatch.setattr(precision, "matmul_gflops", speeds.__getitem__)
     monkeypatch.setattr(precision, "has_bfloat16", lambda: True)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from spinrun_protocol.environment import TERMINATION_LOG
-from spinrun_worker.trainer.ranks.launcher import Ending, decisive, parse_rendezvous
+from spinrun_worker.trainer.ranks.launcher import RankExit, decisive, parse_rendezvous
 
 LIMIT_SECONDS = 100
 
@@ -102,24 +102,24 @@ def test_rank_that_names_a_cause_decides(launch: Callable[..., Launch], codes: t
 
 
 @pytest.mark.parametrize(
-    ("endings", "want"),
+    ("exits", "want"),
     [
-        ([Ending(1, -9), Ending(0, 1)], 137),
-        ([Ending(0, 1), Ending(1, -9)], 137),
-        ([Ending(0, 1), Ending(1, -9, killed_by_us=True)], 1),
-        ([Ending(0, -6), Ending(1, 1)], 1),
-        ([Ending(0, -11), Ending(1, 1)], 139),
-        ([Ending(0, 3), Ending(1, -9, killed_by_us=True)], 3),
-        ([Ending(0, 3), Ending(1, 1)], 1),
-        ([Ending(0, -15, asked_to_stop=True), Ending(1, -2, asked_to_stop=True)], 3),
-        ([Ending(0, -15), Ending(1, 0)], 143),
-        ([Ending(0, 77), Ending(1, 1)], 77),
-        ([Ending(0, 0), Ending(1, 0)], 0),
+        ([RankExit(1, -9), RankExit(0, 1)], 137),
+        ([RankExit(0, 1), RankExit(1, -9)], 137),
+        ([RankExit(0, 1), RankExit(1, -9, killed_by_us=True)], 1),
+        ([RankExit(0, -6), RankExit(1, 1)], 1),
+        ([RankExit(0, -11), RankExit(1, 1)], 139),
+        ([RankExit(0, 3), RankExit(1, -9, killed_by_us=True)], 3),
+        ([RankExit(0, 3), RankExit(1, 1)], 1),
+        ([RankExit(0, -15, asked_to_stop=True), RankExit(1, -2, asked_to_stop=True)], 3),
+        ([RankExit(0, -15), RankExit(1, 0)], 143),
+        ([RankExit(0, 77), RankExit(1, 1)], 77),
+        ([RankExit(0, 0), RankExit(1, 0)], 0),
     ],
     ids=str,
 )
-def test_ending_nearest_to_the_cause_decides(endings: Sequence[Ending], want: int) -> None:
-    assert decisive(endings).exit_code == want
+def test_ending_nearest_to_the_cause_decides(exits: Sequence[RankExit], want: int) -> None:
+    assert decisive(exits).exit_code == want
 
 
 def test_ranks_find_torchruns_environment_and_their_own_arguments(launch: Callable[..., Launch]) -> None:
@@ -264,14 +264,14 @@ def test_words_of_a_rank_that_knows_its_cause_stay(launch: Callable[..., Launch]
     program = """
         from spinrun_worker.errors import ConfigurationError
         from spinrun_worker.trainer.ranks.termination import describe_failure, say
-        words = describe_failure(ConfigurationError("spec.model.source is no model"))
+        words = describe_failure(ConfigurationError("spec.model.source is not a model"))
         say(words)
         sys.exit(words.exit_code)
     """
     launched = launch(program)
     (launched.folder / "termination-log").write_text("an earlier attempt's words")
     assert launched.wait() == 2
-    assert launched.words()["message"] == "spec.model.source is no model"
+    assert launched.words()["message"] == "spec.model.source is not a model"
 
 
 def test_killed_launcher_leaves_no_rank(launch: Callable[..., Launch]) -> None:
@@ -323,7 +323,7 @@ def test_rank_that_fails_alone_decides_although_the_other_loses_it(launch: Calla
     launched = launch(program, "--peer-seconds", "60")
     started = time.monotonic()
     assert launched.wait() == 4
-    assert time.monotonic() - started < 60, "the other rank notices by itself"
+    assert time.monotonic() - started < 60, "the other rank notices on its own"
 
 
 def test_port_that_is_taken_is_named(launch: Callable[..., Launch]) -> None:

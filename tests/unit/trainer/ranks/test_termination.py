@@ -13,7 +13,7 @@ from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.termination import LastWords
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted, RunError
 from spinrun_worker.ledger import LedgerUnavailableError, SupersededError, TornError
-from spinrun_worker.trainer.ranks.termination import MAX_BYTES, describe_failure, encode, hush, say
+from spinrun_worker.trainer.ranks.termination import MAX_BYTES, clear, describe_failure, encode, say
 
 
 class ModelError(ConfigurationError):
@@ -125,7 +125,7 @@ def test_words_that_know_better_replace_others(log: Path) -> None:
 
 def test_words_of_an_earlier_attempt_are_removed(log: Path) -> None:
     log.write_text("the earlier attempt's")
-    hush()
+    clear()
     say(words("new"))
     assert message_in(log) == "new"
 
@@ -135,7 +135,7 @@ def test_words_without_a_file_are_said_on_stderr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], path: str
 ) -> None:
     monkeypatch.setenv(TERMINATION_LOG, str(tmp_path / path) if path else "")
-    hush()
+    clear()
     say(words("only here"))
     assert "only here" in capfd.readouterr().err
 

@@ -137,7 +137,7 @@ def refused(ranks: Distributed, folder: str) -> dict[str, Any]:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_version_with_a_changed_byte_is_refused_by_name_on_every_rank(run_ranks: Any, folder: str, world_size: int) -> None:
     for outcome in run_ranks(world_size, refused, folder):
-        assert outcome["error"] == f"{outcome['path']} has another content than MANIFEST.json says (xxh3-128 differs)"
+        assert outcome["error"] == f"{outcome['path']} has different content than MANIFEST.json says (xxh3-128 differs)"
         assert outcome["policy is back"]
 
 

@@ -42,7 +42,7 @@ def manifest(kind: str, *sizes: int) -> Manifest:
     return Manifest(kind=kind, number=0, uid="u", version=0, step=0, attempt=1, files=files, digest="d")
 
 
-def test_one_activity_goes_on_at_a_time(board: ProgressBoard) -> None:
+def test_there_is_one_activity_at_a_time(board: ProgressBoard) -> None:
     assert shown(board, "activity")["starting"] == 1
     with board.during("generate"):
         activities = shown(board, "activity")
@@ -59,7 +59,7 @@ def test_an_activity_stays_shown_until_the_next_begins(board: ProgressBoard) -> 
     assert shown(board, "activity") | {"score": 0} == dict.fromkeys(shown(board, "activity"), 0)
 
 
-def test_every_second_belongs_to_one_activity_also_while_it_goes_on(board: ProgressBoard) -> None:
+def test_every_second_belongs_to_one_activity_also_while_it_lasts(board: ProgressBoard) -> None:
     began = time.monotonic()
     time.sleep(0.05)
     with board.during("publish"):

@@ -124,7 +124,7 @@ def resumed(ranks: Distributed, folder: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("saved_by", "loaded_by"), [(1, 2), (2, 1)])
-def test_training_goes_on_bit_for_bit_on_the_same_ranks_and_alike_on_others(
+def test_training_continues_bit_for_bit_on_the_same_ranks_and_alike_on_others(
     run_ranks: Any, folder: str, saved_by: int, loaded_by: int
 ) -> None:
     saved = run_ranks(saved_by, interrupted, folder)

@@ -82,7 +82,7 @@ def test_a_row_that_a_window_draws_twice_is_answered_under_both_ids(tmp_path: Pa
     assert base.of(prompts) == {prompt.id: answer(prompt) for prompt in prompts}
 
 
-def test_an_attempt_that_is_cut_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_attempt_that_is_interrupted_resumes_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         answers_of(writer(tmp_path), windows=9).collect(weights(), FakeRollouts(dies_at=1))
     rollouts, ledger = FakeRollouts(), writer(tmp_path, attempt=2)
@@ -122,5 +122,5 @@ def test_one_byte_that_changed_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_became_longer_says_that_version_0_is_not_there_to_ask(tmp_path: Path) -> None:
     ledger = writer(tmp_path)
     answers_of(ledger, windows=1).collect(weights(), FakeRollouts())
-    with pytest.raises(ConfigurationError, match=r"not asked for answers to the prompts of window 1.* set duration back"):
+    with pytest.raises(ConfigurationError, match=r"no answers of version 0 to the prompts of window 1.* set duration back"):
         answers_of(ledger, windows=2).of(SIX_PROMPTS.draw(4, 4))

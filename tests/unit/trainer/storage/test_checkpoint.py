@@ -1,4 +1,4 @@
-"""Training that goes on from a checkpoint against training that was never interrupted."""
+"""Training that resumes from a checkpoint, compared with training that was never interrupted."""
 
 import logging
 import random
@@ -150,7 +150,7 @@ def load_train(ranks: Distributed, folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_ranks_goes_on_the_same_way(run_ranks: Any, tmp_path: Path, before: int, after: int) -> None:
+def test_another_number_of_ranks_continues_the_same_way(run_ranks: Any, tmp_path: Path, before: int, after: int) -> None:
     want = run_ranks(before, train_save_train, str(tmp_path))[0]
     got = run_ranks(after, load_train, str(tmp_path))[0]
     assert got.keys() == want.keys()
@@ -254,14 +254,14 @@ def test_checkpoint_of_a_superseded_past_is_skipped(alone: Distributed, tmp_path
         state = training.load()
     assert state is not None
     assert state.step == 5
-    assert "step-000009 was superseded" in caplog.text
+    assert "step-000009 is superseded" in caplog.text
 
 
 def test_model_of_another_shape_is_refused(alone: Distributed, tmp_path: Path) -> None:
     training = Training(alone, str(tmp_path))
     training.step(1)
     training.save(1)
-    with pytest.raises(LedgerError, match=r"step-000001 does not fit this model and optimizer.*(?i:size)"):
+    with pytest.raises(LedgerError, match=r"step-000001 does not match this model and optimizer.*(?i:size)"):
         Training(alone, str(tmp_path), width=12).load()
 
 

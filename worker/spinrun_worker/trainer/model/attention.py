@@ -1,11 +1,11 @@
-"""Attention over packed pairs, in a form that every transformers model takes (`attn_implementation="spinrun_pairs"`).
+"""Attention over packed pairs, in a form that every transformers model accepts (`attn_implementation="spinrun_pairs"`).
 
 Each pair is two causal attentions: prompt and chosen over themselves; rejected over the prompt and itself. What a token may
 not see is never computed: no mask over the row, no padding, and about half the work where completions are long. On a CPU a
-dense mask over a row of 1000 tokens takes eight times as long, pairs padded into a batch a quarter longer.
+dense mask over a row of 1000 tokens takes eight times as long, and pairs padded into a batch take a quarter longer.
 
-Where all pairs of a row are short, on a CPU, two calls a pair cost more than the work they save: they are padded into one batch
-then, for attention alone.
+Where all pairs of a row are short, on a CPU, two calls per pair cost more than the work they save: the pairs are then padded
+into one batch, for attention alone.
 """
 
 # H = heads, G = key-value heads, T = packed tokens, P = pairs, L = tokens of the longest, Q = queries, K = keys, D = head size
@@ -24,7 +24,7 @@ from spinrun_worker.trainer.model.logprobs import at_least_fp32
 IMPLEMENTATION = "spinrun_pairs"
 
 SHORT = 256
-"""Most tokens of a pair that is padded into a batch."""
+"""Longest pair, in tokens, that is padded into a batch."""
 
 
 class PairLengths(NamedTuple):
@@ -36,22 +36,22 @@ class PairLengths(NamedTuple):
 
     @property
     def chosen_end(self) -> int:
-        """Tokens up to the end of the chosen completion."""
+        """Number of tokens up to the end of the chosen completion."""
         return self.prompt + self.chosen
 
 
 @dataclass(frozen=True)
 class PairsLayout:
-    """Where the pairs lie in a row of tokens. One serves all layers of a forward pass."""
+    """Where the pairs are in a row of tokens. One layout serves all layers of a forward pass."""
 
     pairs: tuple[PairLengths, ...]
     windows: set[int | None] = field(default_factory=set[int | None])
-    """Sliding windows that layers have asked for so far; None is full attention."""
+    """Sliding windows that layers have used so far; None is full attention."""
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict[tuple[int, int, int | None], Tensor])
     _batch_masks: dict[object, Tensor] = field(default_factory=dict[object, Tensor])
 
     def mask(self, num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
-        """[Q, K] true where a query sees a key. The queries are the last positions of the keys; made once a shape."""
+        """[Q, K] true where a query sees a key. The queries are the last positions of the keys. Made once per shape."""
         shape = (num_queries, num_keys, window)
         if shape not in self._masks:
             query_Q1 = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
@@ -62,30 +62,31 @@ class PairsLayout:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest pair."""
+        """Length of the longest pair, in tokens."""
         return max(map(sum, self.pairs))
 
     @property
     def is_short(self) -> bool:
-        """Whether its pairs are best attended to as one padded batch."""
+        """Whether attention is best computed for all pairs as one padded batch."""
         return len(self.pairs) > 1 and self.longest <= SHORT
 
     @cached_property
     def places(self) -> Tensor:
-        """[T] where each token of the row lies in the padded batch, flattened."""
+        """[T] the position of each token of the row in the flattened padded batch."""
         return torch.cat([row * self.longest + torch.arange(sum(lengths)) for row, lengths in enumerate(self.pairs)])
 
     @cached_property
     def tokens(self) -> Tensor:
-        """[P * L] which token of the row lies at each place of the padded batch; padding repeats the row's first."""
+        """[P * L] which token of the row is at each position of the flattened padded batch; padding repeats the row's first."""
         tokens = torch.zeros(len(self.pairs) * self.longest, dtype=torch.long)
         tokens[self.places] = torch.arange(len(self.places))
         return tokens
 
     def batch_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[P, 1, L, L] of the padded batch, to be added to the scores: 0 where a query sees a key, else -inf; made once a window.
+        """[P, 1, L, L] to be added to the scores of the padded batch: 0 where a query sees a key, else -inf.
 
-        Padding sees what comes before it, so that no row of scores is without a key; nobody sees padding.
+        Made once per window and dtype. Padding sees what precedes it, so that no row of scores is without a key; no token sees
+        padding.
         """
         key = (dtype, window)
         if key not in self._batch_masks:
@@ -96,7 +97,7 @@ class PairsLayout:
 
 
 def _sees(lengths: PairLengths, size: int, window: int | None) -> Tensor:
-    """[L, L] whether a query sees a key of a pair that is padded to a size."""
+    """[L, L] whether a query sees a key, for a pair that is padded to a size."""
     index_L = torch.arange(size)
     is_rejected_L = index_L >= lengths.chosen_end
     is_chosen_L = (index_L >= lengths.prompt) & ~is_rejected_L
@@ -108,7 +109,7 @@ def _sees(lengths: PairLengths, size: int, window: int | None) -> Tensor:
 
 
 class UnsupportedModelError(ValueError):
-    """A model that packed pairs would train wrongly. The message says what about it and what to do."""
+    """A model that packed pairs would train wrongly. The message says why and what to do."""
 
 
 def attend_pairs(
@@ -126,11 +127,27 @@ def attend_pairs(
     position_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer, by the calling convention of transformers' AttentionInterface.
+    """Attention of one layer, following the calling convention of transformers' AttentionInterface.
 
-    query: [1, H, T, D]; key, value: [1, G, T, D] with G a divisor of H. pairs: passed through the model's forward. scaling: of
-    the scores, 1/sqrt(D) if None. softcap: bound of the scores by tanh. Returns ([1, T, H, D], None).
-    Raises UnsupportedModelError for attention sinks and biases (s_aux, position_bias).
+    Args:
+        module: The layer's attention.
+        query: [1, H, T, D].
+        key: [1, G, T, D] with G a divisor of H.
+        value: [1, G, T, D].
+        attention_mask: Must be None.
+        pairs: The row's layout, passed through the model's forward.
+        scaling: Factor of the scores; None means 1/sqrt(D).
+        sliding_window: Number of tokens that a token sees, itself included; None means all before it.
+        softcap: Bound of the scores, by tanh; None means unbounded.
+        s_aux: Attention sinks; must be None.
+        position_bias: Must be None.
+        **_: What else models pass, which does not change the result.
+
+    Returns:
+        [1, T, H, D], and None in place of the attention weights.
+
+    Raises:
+        UnsupportedModelError: The layer uses attention sinks, biases or a mask.
     """
     if s_aux is not None or position_bias is not None or attention_mask is not None:
         raise UnsupportedModelError(
@@ -159,7 +176,7 @@ def attend_pairs(
 def _attend_together(
     query: Tensor, key: Tensor, value: Tensor, *, pairs: PairsLayout, window: int | None, scaling: float | None
 ) -> Tensor:
-    """[1, T, H, D] attention of all pairs at once, each padded to the longest."""
+    """[1, T, H, D] attention of all pairs at once, each padded to the length of the longest."""
 
     def padded(states: Tensor) -> Tensor:
         rows = states[0].transpose(0, 1).index_select(0, pairs.tokens)
@@ -171,9 +188,12 @@ def _attend_together(
 
 
 def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None) -> Tensor:
-    """[P, H, L, D] attention as two batched products: with their backward pass they take half the time of a CPU's fused kernel
-    where sequences are short, and up to SHORT tokens the weights that they keep are few."""
-    # The heads that share a key-value head are rows of one product.
+    """[P, H, L, D] attention as two batched products.
+
+    With their backward pass they take half the time of a CPU's fused kernel where sequences are short, and up to SHORT tokens the
+    weights that they store are few.
+    """
+    # Heads that share a key-value head are rows of one product.
     of_groups = (-1, query.shape[1] // key.shape[1])
     of_heads = (of_groups[1], query.shape[2])
     scores = query.unflatten(1, of_groups).flatten(2, 3) @ key.transpose(-1, -2)
@@ -213,7 +233,7 @@ def _attend(
 
 
 def _softcapped(query: Tensor, key: Tensor, value: Tensor, mask_QK: Tensor, *, scaling: float | None, softcap: float) -> Tensor:
-    """Attention whose scores are bounded to ±softcap, as in Gemma 2; no fused kernel has it."""
+    """Attention whose scores are bounded to ±softcap, as in Gemma 2; no fused kernel supports it."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = softcap * torch.tanh((query @ key.transpose(-1, -2)) * (scale / softcap))
     weights = at_least_fp32(scores).masked_fill(~mask_QK, float("-inf")).softmax(dim=-1)

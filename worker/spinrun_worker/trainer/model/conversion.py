@@ -1,4 +1,4 @@
-"""Arithmetic in a narrower number type than the weights', without FSDP: for one rank, whose weights are whole.
+"""Arithmetic in a narrower dtype than the weights', without FSDP: for one rank, whose weights are whole.
 
 Weights are converted where they are used, and again in the backward pass, so that no copy of them outlives a layer.
 """
@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 
 class _ConvertingLinear(torch.autograd.Function):
-    """x @ weight.T in the type of x; the gradient of the weight has the weight's type."""
+    """x @ weight.T in the dtype of x; the gradient of the weight has the weight's dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class _ConvertingLinear(torch.autograd.Function):
 
 
 def convert_linears(model: nn.Module) -> None:
-    """Have every linear layer compute in the type of its input."""
+    """Have every linear layer compute in the dtype of its input."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.forward = partial(_linear, module)
@@ -43,8 +43,15 @@ def _linear(module: nn.Linear, input: Tensor) -> Tensor:
 
 
 def call_converted(model: nn.Module, dtype: torch.dtype, *inputs: object) -> Tensor:
-    """Call a model whose weights are converted to a number type, after `convert_linears`: those of linear layers there, the
-    others, such as embeddings and norms, here."""
+    """Call a model with its weights converted to a dtype, after `convert_linears`.
+
+    The weights of linear layers are converted inside those layers; the others, such as embeddings and norms, here.
+
+    Args:
+        model: The model.
+        dtype: The dtype of the arithmetic.
+        *inputs: Passed to the model.
+    """
     of_linears = {id(parameter) for parameter in _parameters_of(model, nn.Linear)}
     of_linears -= {id(parameter) for parameter in _parameters_of(model, nn.Embedding)}  # an output matrix may be tied to them
     others = {name: weight.to(dtype) for name, weight in model.named_parameters() if id(weight) not in of_linears}

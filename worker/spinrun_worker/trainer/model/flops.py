@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: what a step computes for the model's sake, against what the hardware could have computed meanwhile."""
+"""Model FLOPs utilization: the arithmetic that a step needs, relative to what the hardware could have done in that time."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from spinrun_worker.trainer.model.policy import Policy
 
 
 class ModelFlops:
-    """Floating-point operations of a policy's training, by the usual count of 6 for each weight and token.
+    """Floating-point operations of a policy's training, by the usual count of 6 per weight and token.
 
-    2 forward and 4 backward, of which one that is not trained needs 2; attention's own, and what is computed a second time to
-    save memory, count for nothing. Source: arXiv 2204.02311, appendix B.
+    2 forward and 4 backward, of which a weight that is not trained needs 2. Attention's own operations, and what is recomputed to
+    save memory, are not counted. Source: arXiv 2204.02311, appendix B.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -25,12 +25,12 @@ class ModelFlops:
         self._head = policy.config.vocab_size * policy.config.hidden_size * _operations(is_trained)
 
     def of_step(self, pairs: Sequence[Pair]) -> float:
-        """Of one optimizer step on pairs whose prompts are computed once, and whose output matrix sees completions only."""
+        """FLOPs of one optimizer step on pairs, whose prompts are computed once and whose output matrix sees completions only."""
         tokens = sum(pair.num_tokens for pair in pairs)
         completions = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
         return float(self._body * tokens + self._head * completions)
 
 
 def _operations(is_trained: bool) -> int:
-    """For each weight and token."""
+    """Operations per weight and token."""
     return 6 if is_trained else 4

@@ -1,8 +1,9 @@
-"""The learner: reference log-probs and optimizer steps over pairs, the same on one rank or many."""
+"""The learner: reference log-probs and optimizer steps over pairs, with the same result on one rank or many."""
 
 # ruff: noqa: N815 - shape suffixes
 # P = pairs of a step, B = pairs of a micro-batch, S = completions (2B)
 # N = values of a pair: log-probs of chosen and rejected and, for cringe, the contrast of rejected
+# 2 = chosen, rejected
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ PEAK_SECONDS = 0.3
 
 
 class NonFiniteError(RunError):
-    """A loss or gradient that is not a number. The step was not taken; the message names the prompts."""
+    """A non-finite loss or gradient (NaN or inf). The step was not taken; the message names the prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class StepResult:
     """What an optimizer step did, the same on every rank."""
 
     figures: dict[str, float]
-    """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before
-    clipping), lr, tokens (each prompt once), pairs. An answer without tokens is in no mean over answers."""
+    """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before clipping), lr,
+    tokens (each prompt once), pairs. An answer without tokens is left out of means over answers."""
     loss_at_reference: float
     """What the loss would be if the policy were the reference."""
     logprobs: list[tuple[float, float]]
@@ -59,8 +60,12 @@ class Learner:
     ) -> None:
         """Put the parts together.
 
-        policy: after `shard_policy`. control: gloo group for votes and figures; None: the default group if there is one, which
-        must then be gloo's.
+        Args:
+            policy: The policy, after `shard_policy`.
+            optimizer: The optimizer over its parameters.
+            method: The spec's loss and its settings.
+            trainer: The spec's batching and clipping.
+            control: Gloo group for votes and figures. None means the default group, if there is one, which must then be gloo's.
         """
         self.policy = policy
         self.optimizer = optimizer
@@ -75,10 +80,16 @@ class Learner:
 
     @torch.no_grad()
     def reference_logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
-        """(chosen, rejected) summed log-probs of each pair under the policy as it is now, in nats, on every rank.
+        """Summed log-probs of each pair under the policy as it is now, on every rank.
 
-        The sums are those of `step`: weighted, with lengthDesensitize below 1.
-        pairs: those of one step. They are packed as `step` packs them, so that its forward pass gives the same bits.
+        They are packed and summed as in `step` (weighted, with lengthDesensitize below 1), so its forward pass gives the same
+        bits.
+
+        Args:
+            pairs: The pairs of one step.
+
+        Returns:
+            (chosen, rejected) of each pair, in nats.
         """
         parts = [self._forward(micro) for micro in self._micro_batches(pairs, top_k=0)]
         self.policy.release()
@@ -87,12 +98,22 @@ class Learner:
     def step(
         self, pairs: Sequence[Pair], *, learning_rate: float, should_stop: Callable[[], bool] | None = None
     ) -> StepResult | None:
-        """One optimizer step on the pairs of all ranks; None when any rank's should_stop says so between two micro-batches.
+        """Take one optimizer step on the pairs of all ranks.
 
-        The loss is the sum over pairs divided by their number: packing and number of ranks change only its rounding. Pairs
-        without reference are compared with the policy as it is now, of which the step's own forward pass gives the log-probs.
-        Raises ValueError for no pairs, or some with reference and some without; NonFiniteError, on all ranks, instead of a step
-        that would break the weights.
+        The loss is the sum over pairs divided by their number, so packing and the number of ranks change only its rounding. Pairs
+        without a reference are compared with the policy as it is now, whose log-probs the step's own forward pass gives.
+
+        Args:
+            pairs: All pairs of the step, the same on every rank.
+            learning_rate: The learning rate of this step.
+            should_stop: Asked between two micro-batches.
+
+        Returns:
+            What the step did; None when any rank's should_stop was true, and no step was taken.
+
+        Raises:
+            ValueError: There are no pairs, or only some have a reference.
+            NonFiniteError: On all ranks, in place of a step that would break the weights.
         """
         _require_references(pairs)
         divisor = num_pairs(_num_tokens(pairs), self.method)
@@ -150,7 +171,7 @@ class Learner:
     def _sum_of_losses(self, part: "_Part", pairs: Sequence[Pair]) -> Tensor:
         """Scalar: the losses of a micro-batch's pairs."""
         if not part.indices:
-            # A row that counts for nothing. Its backward pass must run, because the other ranks wait for its collectives.
+            # A row without pairs. Its backward pass must run all the same, because the other ranks wait for its collectives.
             return part.values_BN.sum() * 0.0
         known = _known([pairs[index] for index in part.indices], part.values_BN[:, :2].detach())
         return self._losses(part.values_BN, known).sum()
@@ -162,7 +183,7 @@ class Learner:
             if part.indices:
                 values_PN[list(part.indices)] = part.values_BN.double().cpu()
         if self._world_size > 1:
-            # A pair is on one rank and zero on the others, so that its sum is itself, bit for bit.
+            # A pair is on one rank and zero on the others, so its sum is itself, bit for bit.
             dist.all_reduce(values_PN, group=self._control)
         return values_PN
 
@@ -172,7 +193,7 @@ class Learner:
         return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
 
     def _clip_gradients(self) -> float:
-        """Scale the gradients down to the largest norm allowed; returns the norm before, over all ranks."""
+        """Clip the gradients to the maximum norm; returns the norm before clipping, over all ranks."""
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
         norm = get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -181,7 +202,7 @@ class Learner:
         return norm.item()
 
     def _check_finite(self, pairs: Sequence[Pair], policy_P2: Tensor, losses_P: Tensor, grad_norm: float) -> None:
-        """Every rank has the same numbers, so that all raise or none."""
+        """Raise NonFiniteError unless all values are finite. Every rank has the same values, so all raise or none."""
         finite_P = policy_P2.isfinite().all(dim=1) & losses_P.isfinite()
         if finite_P.all() and math.isfinite(grad_norm):
             return
@@ -194,9 +215,13 @@ class Learner:
         )
 
     def utilization(self, pairs: Sequence[Pair], seconds: float) -> float:
-        """Model FLOPs of a step on these pairs over what the ranks could have computed in its time, each as fast as this one.
+        """Model FLOPs utilization of a step: what it computed, over what the ranks could have computed, each as fast as this one.
 
-        The latter is measured once, after a step: on a machine that is shared with rollouts, they wait then.
+        This rank's speed is measured once, after a step: rollouts that share the machine are idle then.
+
+        Args:
+            pairs: The step's pairs.
+            seconds: The step's duration.
         """
         if not self._peak_flops:
             dtype = self.policy.arithmetic_dtype
@@ -204,7 +229,7 @@ class Learner:
         return self._flops.of_step(pairs) / (seconds * self._world_size * self._peak_flops)
 
     def _any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank."""
+        """Whether the flag is set on any rank."""
         votes = torch.tensor(int(flag))
         if self._world_size > 1:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
@@ -213,14 +238,14 @@ class Learner:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What a micro-batch gave: [B, N] values of its pairs. Without indices the one row is no pair's."""
+    """The result of a micro-batch: [B, N] values of its pairs. Without indices its one row belongs to no pair."""
 
     indices: tuple[int, ...]
     values_BN: Tensor
 
 
 class _Known(NamedTuple):
-    """What is known of pairs before a step, of chosen and rejected, in the order of PairLogprobs."""
+    """What is known of chosen and rejected before a step, in the order of PairLogprobs."""
 
     reference_P2: Tensor
     num_tokens_P2: Tensor
@@ -228,7 +253,7 @@ class _Known(NamedTuple):
 
 
 def _preference_figures(policy_P2: Tensor, known: _Known, beta: float) -> dict[str, float]:
-    """Means over the step's answers that are there, and over its pairs, where a missing answer counts as one that never moved."""
+    """Means over the step's existing answers, and over its pairs, where a missing answer counts as one that never moved."""
     rewards_P2 = beta * (policy_P2 - known.reference_P2)
     margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]
     num_answers_2 = (known.num_tokens_P2 > 0).sum(dim=0).clamp(min=1)
@@ -242,7 +267,7 @@ def _preference_figures(policy_P2: Tensor, known: _Known, beta: float) -> dict[s
 
 
 def _known(pairs: Sequence[Pair], policy_P2: Tensor) -> _Known:
-    """[P, 2] each. policy_P2: log-probs under the policy before the step, which are the reference of pairs that have no other."""
+    """[P, 2] each. Log-probs under the policy before the step, policy_P2, are the reference of pairs that have no other."""
     reference = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
     rewards = [(pair.chosen_reward, pair.rejected_reward) for pair in pairs]
     return _Known(
@@ -258,11 +283,9 @@ def _num_tokens(pairs: Sequence[Pair]) -> Tensor:
 
 
 def _require_references(pairs: Sequence[Pair]) -> None:
-    """Raises ValueError for no pairs, or some with reference and some without."""
+    """Raises ValueError when there are no pairs, or only some have a reference."""
     if not pairs:
         raise ValueError("a step needs at least one pair: skip it")
     without = [pair.prompt_id for pair in pairs if pair.reference_chosen is None or pair.reference_rejected is None]
     if 0 < len(without) < len(pairs):
-        raise ValueError(
-            f"pair of prompt {without[0]!r} has no reference log-probs, and others have: run the reference pass first"
-        )
+        raise ValueError(f"pair of prompt {without[0]!r} has no reference log-probs, but others do: run the reference pass first")

@@ -1,4 +1,4 @@
-"""Log-probs of completions from hidden states, without ever holding the logits of all of them."""
+"""Log-probs of completions from hidden states, without ever holding all of their logits at once."""
 
 # C = completion tokens, S = completions, D = hidden size, V = vocabulary, K = tokens to draw from
 
@@ -14,18 +14,18 @@ from transformers import PretrainedConfig
 LogitTransform = Callable[[Tensor], Tensor]
 
 MAX_LOGITS = 1 << 25
-"""Most logits at once: 128 MiB in fp32."""
+"""Maximum number of logits at once: 128 MiB in fp32."""
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor in fp32, or as it is when it is wider."""
+    """The tensor in fp32, or as it is if its dtype is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
     """What the model does to its logits after the output matrix.
 
-    Knows final_logit_softcapping (Gemma), logits_scaling (Granite, a divisor) and logit_scale (Cohere, a factor).
+    Supports final_logit_softcapping (Gemma), logits_scaling (Granite, a divisor) and logit_scale (Cohere, a factor).
     """
     softcap = cast(float | None, getattr(config, "final_logit_softcapping", None))
     divisor = cast(float | None, getattr(config, "logits_scaling", None))
@@ -53,11 +53,22 @@ def token_logprobs(
     noise_CK: Tensor | None = None,
     max_logits: int = MAX_LOGITS,
 ) -> Tensor:
-    """[C] log-prob of each target in nats at temperature 1, fp32 (or the head's type if that is wider).
+    """Log-prob of each target at temperature 1.
 
-    With noise_CK, [C, 2]: beside it the target's `contrasts`, which hold a copy of a chunk's logits.
-    head: the output matrix, [*, D] -> [*, V]. At most max_logits logits exist at a time, forward and backward: all chunks but the
-    last, whose backward comes first, are computed a second time in the backward pass.
+    At most max_logits logits exist at a time, forward and backward: all chunks are recomputed in the backward pass, except the
+    last one, whose backward pass comes first.
+
+    Args:
+        hidden_CD: [C, D] hidden states that predict the targets.
+        target_C: [C] token ids.
+        head: The output matrix, [*, D] -> [*, V].
+        vocabulary_size: V.
+        transform: What follows the output matrix.
+        noise_CK: [C, K] noise for `contrasts`, where these are wanted, too; they copy a chunk's logits.
+        max_logits: Maximum number of logits at once.
+
+    Returns:
+        [C] in nats, fp32 (or the head's dtype if that is wider). With noise_CK, [C, 2]: log-probs and contrasts.
     """
 
     def logprobs(hidden: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
@@ -73,10 +84,15 @@ def token_logprobs(
 
 
 def contrasts(logits_CV: Tensor, target_C: Tensor, noise_CK: Tensor) -> Tensor:
-    """[C] log σ(s* - s), nats: s the logit of each target, s* that of another token, drawn from the K likeliest others.
+    """[C] log σ(s* - s) in nats, where s is the target's logit and s* that of another token, drawn from the K likeliest others.
 
-    noise_CK: standard Gumbel noise, which decides the draw: where logit and noise together are largest is distributed as the
-    model's probabilities among the K. Source: the cringe loss, arXiv 2211.05826.
+    Source: the cringe loss, arXiv 2211.05826.
+
+    Args:
+        logits_CV: [C, V] logits.
+        target_C: [C] token ids.
+        noise_CK: [C, K] standard Gumbel noise, which decides the draw: the argmax of logit plus noise is distributed as the
+            model's probabilities among the K.
     """
     others_CV = logits_CV.scatter(1, target_C[:, None], -torch.inf)
     likeliest_CK = others_CV.topk(noise_CK.shape[1], dim=1).values
@@ -85,7 +101,16 @@ def contrasts(logits_CV: Tensor, target_C: Tensor, noise_CK: Tensor) -> Tensor:
 
 
 def sum_by_completion(values_C: Tensor, lengths_S: Tensor, weight_C: Tensor | None = None) -> Tensor:
-    """[S, ...] sums over consecutive completions of the given lengths, weighted by [C] weights. values_C: [C, ...]."""
+    """Sums over consecutive completions.
+
+    Args:
+        values_C: [C, ...] values of all completion tokens.
+        lengths_S: [S] tokens of each completion.
+        weight_C: [C] weights; None means 1.
+
+    Returns:
+        [S, ...] sums.
+    """
     if weight_C is not None:
         weight_C = weight_C.to(values_C)
         values_C = values_C * (weight_C if values_C.dim() == 1 else weight_C[:, None])

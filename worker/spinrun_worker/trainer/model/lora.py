@@ -1,6 +1,6 @@
-"""LoRA: adapters beside the linear layers of a model that itself stays as it is. Source: arXiv 2106.09685.
+"""LoRA: adapters beside the linear layers of a model that itself stays unchanged. Source: arXiv 2106.09685.
 
-The layers, their beginning and the form of the files are those of the library peft, so that peft and vLLM load what is published.
+Layers, initialization and file format are those of the library peft, so that peft and vLLM can load what is published.
 """
 
 # R = rank; A is [R, inputs], B is [outputs, R]
@@ -20,17 +20,30 @@ from spinrun_api.spec import Lora, Model
 from spinrun_worker.errors import ConfigurationError
 
 FILE_DTYPE = torch.float32
-"""Number type of published adapters: that of the trained weights, so that a version is the policy to the last bit."""
+"""Dtype of published adapters: that of the trained weights, so that a version equals the policy bit for bit."""
 
 _FILE_PREFIX = "base_model.model."
 _ADAPTER = "default"
 
 
 def add_adapters(model: PreTrainedModel, layers: Sequence[nn.Module], lora: Lora, *, source: Model, seed: int) -> LoraConfig:
-    """Freeze a model and put an adapter beside linear layers inside its decoder layers; returns peft's account of them.
+    """Freeze a model and put adapters beside linear layers inside its decoder layers.
 
-    B begins at zero, so that the model computes what it did; A is random, and the same on every rank and in every attempt.
-    Raises ConfigurationError when a target is no such layer, there is none, or one outside the decoder layers has its name.
+    B starts at zero, so that the model computes what it did before; A is random, but the same on every rank and in every attempt.
+
+    Args:
+        model: The model; changed in place.
+        layers: Its decoder layers.
+        lora: The spec's block.
+        source: Where the model comes from, for the adapter's configuration.
+        seed: Seed of A.
+
+    Returns:
+        peft's description of the adapters.
+
+    Raises:
+        ConfigurationError: There is no linear layer, a target is not the name of one, or a layer outside the decoder layers has
+            the same name.
     """
     config = LoraConfig(
         base_model_name_or_path=source.source,
@@ -47,18 +60,18 @@ def add_adapters(model: PreTrainedModel, layers: Sequence[nn.Module], lora: Lora
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             if id(module) not in inside:
-                # An encoder of pictures may have the same names; vLLM gives it no adapters.
+                # A vision encoder may use the same names; vLLM gives it no adapters.
                 raise ConfigurationError(
-                    f"trainer.lora: {name} is named as a layer inside the decoder layers of {type(model).__name__} and stands "
+                    f"trainer.lora: {name} has the name of a layer inside the decoder layers of {type(model).__name__}, but is "
                     "outside of them: remove the block, or use another model"
                 )
-            # An adapter computes in the type of its layer's input, whatever the type of its own weights.
+            # An adapter computes in the dtype of its layer's input, whatever the dtype of its own weights.
             module.cast_input_dtype_enabled = False
     return config
 
 
 def _targets(model: nn.Module, layers: Sequence[nn.Module], asked: Sequence[str] | None) -> list[str]:
-    """The names of linear layers in decoder layers that are to have an adapter: all, or those that end as asked."""
+    """The names of linear layers in decoder layers that get an adapter: all, or those with the requested endings."""
     linears = {name for layer in layers for name, module in layer.named_modules() if type(module) is nn.Linear}
     if not linears:
         raise ConfigurationError(f"trainer.lora: the layers of {type(model).__name__} have no torch.nn.Linear: remove the block")
@@ -68,7 +81,7 @@ def _targets(model: nn.Module, layers: Sequence[nn.Module], asked: Sequence[str]
         if not _ending(linears, target):
             raise ConfigurationError(
                 f"trainer.lora.targets: no linear layer of {type(model).__name__} has a name that ends in {target}; "
-                f"there are {', '.join(sorted(linears))}"
+                f"the names are {', '.join(sorted(linears))}"
             )
     return sorted({name for target in asked for name in _ending(linears, target)})
 
@@ -78,12 +91,12 @@ def _ending(names: Collection[str], end: str) -> list[str]:
 
 
 def file_name(parameter: str) -> str:
-    """The name in the file of an adapter's parameter, by its name in the model."""
+    """The name of an adapter's parameter in its file, by its name in the model."""
     return _FILE_PREFIX + parameter.replace(f".{_ADAPTER}.", ".")
 
 
 def config_file(config: LoraConfig) -> bytes:
-    """Content of adapter_config.json, the same bytes for the same adapters."""
+    """Content of adapter_config.json; the same adapters give the same bytes."""
     document = {
         name: sorted(cast(set[str], value)) if isinstance(value, set) else value
         for name, value in cast(dict[str, Any], config.to_dict()).items()
@@ -92,7 +105,7 @@ def config_file(config: LoraConfig) -> bytes:
 
 
 def digest_of_base(model: nn.Module) -> str:
-    """Identity of all weights that are not trained: xxh3-128, 32 hexadecimal digits."""
+    """Identity of all weights that are not trained: xxh3-128, as 32 hexadecimal digits."""
     hasher = xxhash.xxh3_128()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -102,5 +115,5 @@ def digest_of_base(model: nn.Module) -> str:
 
 
 def merge(model: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """The model with a published adapter in its weights: W + (alpha / R) B A, in the number type of W."""
+    """The model with a published adapter merged into its weights: W + (alpha / R) B A, in the dtype of W."""
     return cast(PreTrainedModel, PeftModel.from_pretrained(model, folder).merge_and_unload())

@@ -1,4 +1,4 @@
-"""Memory of this process: what it needed at most, and giving back what it no longer uses."""
+"""Memory of this process: its peak, and returning to the kernel what it no longer uses."""
 
 import ctypes
 import gc
@@ -10,20 +10,20 @@ import torch
 
 
 def peak_bytes() -> int:
-    """Most main memory that the process has held so far."""
+    """Peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10  # kibibytes but on macOS
+    return peak if sys.platform == "darwin" else peak << 10  # in kibibytes everywhere but on macOS
 
 
 def peak_cuda_bytes() -> int | None:
-    """Most memory of its GPU that the process's tensors have taken so far; None where it uses none."""
+    """Peak GPU memory of this process's tensors, in bytes; None where it uses no GPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
 
 
-def give_back() -> None:
-    """Return to the kernel what was freed: glibc keeps the pages of a model's loading or a checkpoint's writing for itself.
+def trim_memory() -> None:
+    """Return freed memory to the kernel: glibc keeps the pages that loading a model or writing a checkpoint has used.
 
-    It takes some milliseconds. Another C library has nothing to return.
+    Takes a few milliseconds. Does nothing with another C library.
     """
     gc.collect()
     with suppress(AttributeError):

@@ -11,7 +11,7 @@ from spinrun_worker.trainer.schedule import Schedule
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], trainer: Trainer) -> Optimizer:
-    """The optimizer over parameters, sharded or not; weight decay on matrices only. Each step sets its own learning rate."""
+    """The optimizer over parameters, sharded or not, with weight decay on matrices only. Each step sets its learning rate."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": trainer.weight_decay},
@@ -25,7 +25,15 @@ def make_optimizer(parameters: Iterable[nn.Parameter], trainer: Trainer) -> Opti
 
 
 def learning_rate(step: int, trainer: Trainer, schedule: Schedule) -> float:
-    """Learning rate of a step, counted from 0: over the whole run or, where windows have their own peaks, over its window."""
+    """Learning rate of a step.
+
+    It follows the schedule over the whole run or, with learningRateByWindow, over the step's window.
+
+    Args:
+        step: The step, counted from 0.
+        trainer: The spec's block.
+        schedule: The run's windows.
+    """
     if trainer.learning_rate_by_window is None:
         return _rate(step, schedule.total_steps, trainer.learning_rate, trainer)
     window, position = schedule.locate(step)
@@ -33,10 +41,10 @@ def learning_rate(step: int, trainer: Trainer, schedule: Schedule) -> float:
 
 
 def _rate(step: int, num_steps: int, peak: float, trainer: Trainer) -> float:
-    """Learning rate of a step of so many.
+    """Learning rate of a step out of num_steps.
 
-    It rises in a line over the warm-up steps, reaching the peak at the first step after them, then stays, or falls so that it
-    would be zero at step num_steps, the one after the last.
+    It rises linearly over the warm-up steps, reaching the peak at the first step after them, then stays constant, or falls so
+    that it would be zero at step num_steps, one after the last.
     """
     warmup = trainer.warmup_steps
     if step < warmup:

@@ -1,7 +1,7 @@
-"""Packing: which pairs a rank trains together, and how they lie in one row of tokens without padding.
+"""Packing: which pairs a rank trains together, and how they are laid out in one row of tokens without padding.
 
-A pair lies as [prompt][chosen][rejected]: its prompt is computed once and serves both completions. The rejected completion
-continues the prompt's positions and does not see the chosen one (`attention.py`).
+A pair is laid out as [prompt][chosen][rejected]: its prompt is computed once and serves both completions. The rejected
+completion continues the prompt's positions and does not see the chosen one (`attention.py`).
 """
 
 # ruff: noqa: N815 - shape suffixes
@@ -9,7 +9,6 @@ continues the prompt's positions and does not see the chosen one (`attention.py`
 # P = pairs, S = completions (2P: chosen and rejected of each pair), T = packed tokens, C = tokens of the completions,
 # K = tokens to draw from
 
-import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,30 +18,33 @@ from torch import Tensor
 
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.attention import PairLengths, PairsLayout
+from spinrun_worker.trainer.ranks.balance import divide_evenly
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Pairs in one row, as the policy takes them."""
+    """Pairs in one row, as the policy processes them."""
+
+    # Many fields: a forward pass takes them together, and `to` moves them together.
 
     token_ids_T: Tensor
-    """[T] the pairs one after the other."""
+    """[T] the pairs, one after another."""
     position_ids_T: Tensor
-    """[T] position of each token in its own sequence, prompt and one completion."""
+    """[T] position of each token in its own sequence, which is the prompt and one completion."""
     source_C: Tensor
-    """[C] where in the row the hidden state stands that predicts each completion token."""
+    """[C] position in the row of the hidden state that predicts each completion token."""
     target_C: Tensor
     """[C] the completion tokens: of pair 0's chosen, of pair 0's rejected, of pair 1's chosen …"""
     lengths_S: Tensor
-    """[2P] tokens of each completion, in that order."""
+    """[2P] number of tokens of each completion, in that order."""
     layout: PairsLayout
-    """Where the pairs lie, for attention."""
+    """Where the pairs are, for attention."""
     pair_indices: tuple[int, ...]
-    """Which of the step's pairs these are. Empty: a row that only keeps a rank in step with the others."""
+    """Which of the step's pairs these are. Empty for a row that only keeps a rank in step with the others."""
     noise_CK: Tensor | None = None
-    """[C, K] what draws another token for each completion token, where a loss asks for one."""
+    """[C, K] noise that draws another token for each completion token, where the loss needs one."""
     weight_C: Tensor | None = None
-    """[C] fp64: how much each completion token counts in the sum over its completion; None: all alike."""
+    """[C] fp64 weight of each completion token in the sum over its completion; None means 1."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -59,20 +61,21 @@ class MicroBatch:
 
 
 def plan_step(lengths: Sequence[int], *, world_size: int, tokens_per_micro_batch: int) -> list[list[tuple[int, ...]]]:
-    """[rank][micro-batch] -> indices of pairs, ascending.
+    """Divide the pairs of a step among the ranks, and each rank's among micro-batches. Depends on the arguments alone.
 
-    lengths: tokens of each pair, its prompt once. Every pair is in exactly one micro-batch; every rank has the same number of
-    them, some possibly empty; none exceeds tokens_per_micro_batch but by being a single pair. Depends on the arguments alone.
+    Every pair is in exactly one micro-batch. All ranks have the same number of micro-batches, some possibly empty. Only a single
+    pair may exceed tokens_per_micro_batch.
+
+    Args:
+        lengths: Tokens of each pair, with its prompt counted once.
+        world_size: Number of ranks.
+        tokens_per_micro_batch: Maximum number of tokens in a micro-batch.
+
+    Returns:
+        [rank][micro-batch] -> indices of pairs, ascending.
     """
-    # The longest first: the rank with the fewest tokens takes it, and there the first micro-batch with room.
-    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    loads = [(0, rank) for rank in range(world_size)]
-    of_rank: list[list[int]] = [[] for _ in range(world_size)]
-    for index in longest_first:
-        tokens, rank = heapq.heappop(loads)
-        of_rank[rank].append(index)
-        heapq.heappush(loads, (tokens + lengths[index], rank))
-    plan = [_first_fit(indices, lengths, tokens_per_micro_batch) for indices in of_rank]
+    # The longest first: each goes to the first of its rank's micro-batches with room.
+    plan = [_first_fit(indices, lengths, tokens_per_micro_batch) for indices in divide_evenly(lengths, world_size)]
     num_micro_batches = max(map(len, plan))
     return [micro_batches + [()] * (num_micro_batches - len(micro_batches)) for micro_batches in plan]
 
@@ -93,11 +96,17 @@ def _first_fit(indices: Sequence[int], lengths: Sequence[int], limit: int) -> li
 
 
 def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_weight: float = 1.0) -> MicroBatch:
-    """The pairs at those indices in one row; without indices a row of three tokens that belongs to no pair.
+    """Lay out pairs in one row.
 
-    top_k: columns of noise; 0 makes none. tail_weight: weight of the tokens of a completion beyond the length of the pair's
-    shorter one: α of LD-DPO, arXiv 2409.06411; 1 weighs none.
-    Raises ValueError for a pair without a prompt, whose first completion token nothing would predict.
+    Args:
+        pairs: The pairs of the step.
+        indices: Which of them; none gives a row of three tokens that belongs to no pair.
+        top_k: Columns of noise; 0 means none.
+        tail_weight: Weight of a completion's tokens beyond the length of the pair's shorter one: α of LD-DPO, arXiv 2409.06411.
+            1 means no weights.
+
+    Raises:
+        ValueError: A pair has no prompt, so nothing would predict its first completion tokens.
     """
     chosen = [pairs[index] for index in indices] or [_FILLER]
     token_ids: list[int] = []
@@ -132,14 +141,14 @@ def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_
 
 
 def _noise(pair: Pair, top_k: int) -> Tensor:
-    """[tokens of both completions, top_k] Gumbel noise. The pair alone decides it: not packing, ranks or an earlier attempt."""
+    """[tokens of both completions, top_k] Gumbel noise, which depends on the pair alone: not on packing, ranks or attempts."""
     seed = random.Random(f"{pair.prompt_id} {pair.chosen} {pair.rejected}").getrandbits(63)
     noise = torch.empty(len(pair.chosen) + len(pair.rejected), top_k)
     return -noise.exponential_(generator=torch.Generator().manual_seed(seed)).log()
 
 
 def _weights(pair: Pair, tail_weight: float) -> Tensor:
-    """[tokens of both completions] 1 up to the length of the shorter one, tail_weight from there on."""
+    """[tokens of both completions] 1 up to the length of the shorter one, tail_weight beyond it."""
     shorter = min(len(pair.chosen), len(pair.rejected))
     positions = torch.tensor([*range(len(pair.chosen)), *range(len(pair.rejected))])
     return torch.where(positions < shorter, 1.0, torch.tensor(tail_weight, dtype=torch.float64))

@@ -1,6 +1,6 @@
 """The policy: a causal language model that turns packed pairs into log-probs of their completions.
 
-Any `AutoModelForCausalLM` with attention layers will do; one that packed pairs would train wrongly is refused when it is
+Any `AutoModelForCausalLM` with attention layers will do. A model that packed pairs would train wrongly is refused when it is
 loaded, by comparison with its own plain forward pass.
 """
 
@@ -46,18 +46,24 @@ class Policy(nn.Module):
         self._transform = logit_transform(self.config)
         self._longest_sequence = _longest_sequence(self.config)
         self.compute_dtype: torch.dtype | None = None
-        """Number type of the arithmetic; None: that of the weights."""
+        """Dtype of the arithmetic; None means that of the weights."""
         self.adapters: LoraConfig | None = None
-        """What is trained in place of the model's own weights; None: they are."""
+        """The adapters that are trained in place of the model's own weights; None where those are trained."""
         # Dropout stays off: the policy is also the reference that it is compared with.
         self.eval()
 
     def forward(self, micro: MicroBatch) -> Tensor:
-        """[2P] summed log-probs of the completions in nats, at temperature 1, fp32: of pair 0's chosen and rejected, pair 1's …
+        """Summed log-probs of the completions at temperature 1.
 
-        Where the row brings noise, [2P, 2]: beside them the summed `logprobs.contrasts`. Where it brings weights, the sums are
-        weighted.
-        Raises UnsupportedModelError when a pair is longer than the model's positions can be packed.
+        Args:
+            micro: Packed pairs. If they have weights, the sums are weighted.
+
+        Returns:
+            [2P] in nats, fp32: of pair 0's chosen and rejected, of pair 1's … With noise, [2P, 2]: log-probs, and the summed
+            `logprobs.contrasts`.
+
+        Raises:
+            UnsupportedModelError: A pair is longer than the model's positions allow for packing.
         """
         if not isinstance(self, FSDPModule) and self.arithmetic_dtype != next(self.parameters()).dtype:
             return call_converted(self, self.arithmetic_dtype, micro)
@@ -81,14 +87,15 @@ class Policy(nn.Module):
         return sum_by_completion(values_C, micro.lengths_S, micro.weight_C)
 
     def state(self) -> dict[str, Tensor]:
-        """Every trained tensor, and every persistent buffer, by its Hugging Face name; tied weights once. Where adapters are
-        trained, these alone, by their names in peft's file.
+        """The tensors that a version consists of, by name; the same names in the same order on every rank.
 
-        The tensors themselves, DTensors when sharded; the same names in the same order on every rank.
+        These are all trained tensors and persistent buffers by their Hugging Face names, with tied weights once; or, where
+        adapters are trained, the adapters alone, by their names in peft's file. They are the tensors themselves, not copies:
+        DTensors when sharded.
         """
         once = {name for name, _ in self.named_parameters()}
         tied_again = {name for name, _ in self.named_parameters(remove_duplicate=False)} - once
-        # The state dict of the whole, because FSDP then gives back what a forward pass has gathered.
+        # The state dict of the whole module, because FSDP then frees what a forward pass has gathered.
         tensors = cast(dict[str, Tensor], self.state_dict())
         if self.adapters is not None:
             trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
@@ -97,16 +104,20 @@ class Policy(nn.Module):
 
     @property
     def arithmetic_dtype(self) -> torch.dtype:
-        """Number type that the layers compute in."""
+        """Dtype that the layers compute in."""
         return self.compute_dtype or next(self.parameters()).dtype
 
     def release(self) -> None:
-        """Give back the weights that a forward pass without a backward pass has gathered."""
+        """Free the weights that a forward pass without a backward pass has gathered."""
         if isinstance(self, FSDPModule):
             self.reshard()
 
     def decoder_layers(self) -> Sequence[nn.Module]:
-        """The layers, each of which is sharded and recomputed as one. Raises UnsupportedModelError when there are none."""
+        """The layers, each of which is sharded and recomputed as a unit.
+
+        Raises:
+            UnsupportedModelError: The model does not keep its layers in one list.
+        """
         for child in self.model.get_decoder().children():
             if isinstance(child, nn.ModuleList) and len(child) == self.config.num_hidden_layers:
                 return list(child)
@@ -116,17 +127,24 @@ class Policy(nn.Module):
         longest = max(pair.prompt + max(pair.chosen, pair.rejected) for pair in layout.pairs)
         if self._longest_sequence is not None and longest > self._longest_sequence:
             raise UnsupportedModelError(
-                f"a sequence of {longest} tokens is beyond {self._longest_sequence}, where this model's rotary positions change "
-                "with the length (config.rope_parameters): lower data.maxPromptTokens or rollout.maxTokens"
+                f"a sequence of {longest} tokens is longer than {self._longest_sequence}, beyond which this model's rotary "
+                "positions depend on the length (config.rope_parameters): lower data.maxPromptTokens or rollout.maxTokens"
             )
 
 
 def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora: Lora | None = None, seed: int = 0) -> Policy:
-    """Load a model whole into main memory, with new adapters where these are to be trained, and check it.
+    """Load a whole model into main memory, with new adapters where these are to be trained, and check it.
 
-    master_dtype: number type of the weights that the optimizer updates. seed: of adapters.
-    Raises ModelError when it cannot be loaded completely, UnsupportedModelError when packed pairs would train it wrongly,
-    ConfigurationError as `add_adapters` does.
+    Args:
+        model: The spec's block.
+        master_dtype: Dtype of the weights that the optimizer updates.
+        lora: The adapters to train; None trains the model's own weights.
+        seed: Seed of the adapters.
+
+    Raises:
+        ModelError: The model cannot be loaded completely.
+        UnsupportedModelError: Packed pairs would train it wrongly.
+        ConfigurationError: It cannot have these adapters.
     """
     policy = Policy(_load(model, master_dtype))
     _check_names(policy)
@@ -139,7 +157,15 @@ def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora
 
 
 def load_merged(model: Model, adapter: Path) -> Policy:
-    """A model loaded as by `load_policy`, with a published adapter in its weights, in fp32. Raises ModelError."""
+    """A model loaded as by `load_policy`, in fp32, with a published adapter merged into its weights.
+
+    Args:
+        model: The spec's block.
+        adapter: Folder of the version.
+
+    Raises:
+        ModelError: The model cannot be loaded completely.
+    """
     return Policy(merge(_load(model, torch.float32), str(adapter)))
 
 
@@ -153,11 +179,11 @@ def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, by name
+            ignore_mismatched_sizes=True,  # the report names them
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{where} cannot be loaded as a causal language model: {error}. Name a Hub id or an absolute path of a Hugging Face "
+            f"{where} cannot be loaded as a causal language model: {error}. Name a Hub id or the absolute path of a Hugging Face "
             "folder with config.json and safetensors; a gated model also needs a token"
         ) from error
     loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loading)
@@ -165,19 +191,19 @@ def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
         if report[kind]:
             names = ", ".join(sorted(map(str, report[kind]))[:5])
             raise ModelError(
-                f"{where} does not fit its config.json, {len(report[kind])} {kind.replace('_', ' ')}: {names}. A model that is "
-                "loaded in part must not be trained: repair the folder, or name the model's own architecture in config.json"
+                f"{where} does not match its config.json, {len(report[kind])} {kind.replace('_', ' ')}: {names}. A partly loaded "
+                "model must not be trained: repair the folder, or name the model's own architecture in config.json"
             )
     if getattr(loaded.config, "quantization_config", None) is not None:
         raise ModelError(f"{where} is quantized (config.quantization_config): name the model that it was made from")
     for parameter in loaded.parameters():
-        # Weights of the wanted type are still the mapped file: unaligned, and on a volume that others write to.
+        # Weights that needed no conversion are still the mapped file: unaligned, and on a volume that others write to.
         parameter.data = parameter.data.clone()
     return loaded
 
 
 def _longest_sequence(config: PretrainedConfig) -> int | None:
-    """Tokens up to which rotary positions do not depend on the longest sequence of a row; None when they never do."""
+    """Number of tokens up to which rotary positions do not depend on a row's longest sequence; None when they never do."""
     rope = cast(Mapping[str, Any], getattr(config, "rope_parameters", None) or {})
     parts = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
     if any(part.get("rope_type") in ("dynamic", "longrope") for part in parts):
@@ -187,15 +213,15 @@ def _longest_sequence(config: PretrainedConfig) -> int | None:
 
 
 def _check_names(policy: Policy) -> None:
-    """Publications and checkpoints name tensors as the modules do: refuse a model whose files name or cut them otherwise."""
+    """Publications and checkpoints name tensors as the modules do: refuse a model whose files name or split them differently."""
     names = policy.state().keys()
     tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in policy.state().items()}
     saved = revert_weight_conversion(policy.model, tensors).keys()
     if saved != names:
         example = min(names - saved)
         raise UnsupportedModelError(
-            f"{type(policy.model).__name__} stores its weights in another form than it computes with ({example}), as mixtures of "
-            "experts do: use a dense model"
+            f"{type(policy.model).__name__} stores its weights in a different form than it computes with ({example}), as "
+            "mixtures of experts do: use a dense model"
         )
 
 
@@ -209,7 +235,7 @@ def _check_layer_types(config: PretrainedConfig) -> None:
 
 
 def _layer_types(config: PretrainedConfig) -> Sequence[str]:
-    """What each layer is; where the configuration does not say, all slide when there is a window."""
+    """The type of each layer; where the configuration does not say, all slide if there is a window."""
     slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     return getattr(config, "layer_types", None) or ["sliding_attention" if slides else "full_attention"]
 
@@ -235,8 +261,9 @@ def _check_logprobs(policy: Policy) -> None:
     )
     if not torch.allclose(got_S, want_S, rtol=1e-4, atol=1e-3):
         raise UnsupportedModelError(
-            f"{name} gives other log-probs on packed pairs than by itself ({got_S.tolist()} against {want_S.tolist()}): a layer "
-            "mixes tokens outside attention, or the model changes its logits in a way that is not known here. Use another model"
+            f"{name} gives different log-probs on packed pairs than on plain sequences ({got_S.tolist()} against "
+            f"{want_S.tolist()}): a layer mixes tokens outside attention, or the model changes its logits in an unknown way. Use "
+            "another model"
         )
 
 
@@ -249,7 +276,16 @@ def _random_pair(vocabulary_size: int, lengths: tuple[int, int, int], seed: int)
 
 
 def plain_logprob(model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
-    """Scalar: summed log-prob of a completion in nats by the model's own forward pass, unpacked, with eager attention."""
+    """Summed log-prob of a completion by the model's own forward pass, unpacked, with eager attention.
+
+    Args:
+        model: The model; its attention implementation is `spinrun_pairs` afterwards.
+        prompt: Token ids.
+        completion: Token ids.
+
+    Returns:
+        A scalar in nats.
+    """
     model.set_attn_implementation("eager")
     try:
         logits_TV = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
@@ -261,11 +297,19 @@ def plain_logprob(model: PreTrainedModel, prompt: Sequence[int], completion: Seq
 def shard_policy(
     policy: Policy, *, mesh: DeviceMesh, compute_dtype: torch.dtype, activation_checkpointing: bool = False
 ) -> Policy:
-    """Move the policy to the mesh's devices, cut each layer and the rest over its ranks; returns the same policy.
+    """Move the policy to the mesh's devices and shard each layer, and the rest, over its ranks.
 
-    compute_dtype: number type of the arithmetic; the weights that the optimizer sees keep theirs, and gradients are reduced in
-    fp32. Weights that are not trained are held in it. activation_checkpointing: recompute each layer in the backward pass. The
-    names of `Policy.state` stay as they are.
+    The names of `Policy.state` stay as they are.
+
+    Args:
+        policy: The policy; changed in place.
+        mesh: The ranks.
+        compute_dtype: Dtype of the arithmetic, and of weights that are not trained. The weights that the optimizer updates keep
+            their dtype, and gradients are reduced in fp32.
+        activation_checkpointing: Whether to recompute each layer in the backward pass.
+
+    Returns:
+        The same policy.
     """
     policy.compute_dtype = compute_dtype
     frozen = [parameter for parameter in policy.parameters() if not parameter.requires_grad]
@@ -274,13 +318,13 @@ def shard_policy(
         parameter.data = parameter.data.to(compute_dtype)
     if activation_checkpointing:
         for layer in policy.decoder_layers():
-            # The module stays what it is, so that names do not change. There is no dropout whose state would have to be kept.
+            # The module itself stays, so names do not change. There is no dropout whose random state would have to be kept.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     has_little_to_convert = compute_dtype == master_dtype or bool(frozen)
     if mesh.size() == 1 and (has_little_to_convert or (mesh.device_type == "cpu" and not activation_checkpointing)):
-        # Nothing to cut: FSDP would only copy every weight and gradient, for each micro-batch. It converts layer by layer; on a
-        # GPU, whose memory is dear, and where layers are recomputed, that is worth the copies, unless adapters are all there is
-        # to convert.
+        # Nothing to shard: FSDP would only copy every weight and gradient, for each micro-batch. But it converts layer by layer.
+        # On a GPU, whose memory is scarce, and where layers are recomputed, that is worth the copies, unless only adapters have
+        # to be converted.
         if compute_dtype != master_dtype:
             convert_linears(policy)
         return policy.to(mesh.device_type)
@@ -289,7 +333,7 @@ def shard_policy(
         fully_shard(module, mesh=mesh, mp_policy=precision)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
-            # The loss is divided by the number of pairs of all ranks, so gradients are summed; gloo knows no other scaled sum.
+            # The loss is divided by the number of pairs of all ranks, so gradients are summed; gloo supports no scaled sum.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     return policy

@@ -1,8 +1,8 @@
-"""The ranks of an attempt as one: who they are, what they tell each other, and how they fail together.
+"""The ranks of an attempt as one: how they join, how they exchange values, and how they fail together.
 
-Two process groups. Tensors of the model travel on the default group: NCCL on GPUs, gloo on CPUs. Decisions, manifests and
-errors travel on a gloo group of their own, whose timeout is a week: ranks wait there while rank 0 waits for rollouts.
-Neither timeout is how a dead rank is noticed: its connections close, and the launcher ends the others.
+There are two process groups. Tensors of the model travel on the default group: NCCL on GPUs, gloo on CPUs. Decisions, manifests
+and errors travel on a gloo group of their own, whose timeout is a week: ranks wait there while rank 0 waits for rollouts.
+A dead rank is not noticed by these timeouts: its connections close, and the launcher ends the others.
 """
 
 import logging
@@ -31,29 +31,29 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 START_TIMEOUT = timedelta(hours=1)
-"""How long the first rank waits for the last: pods of one attempt may wait for different nodes and images."""
+"""How long the first rank waits for the last one: pods of one attempt may wait for different nodes and images."""
 TENSOR_TIMEOUT = timedelta(minutes=30)
-"""Longest wait for another rank inside a step or a publication, which includes its writes to a slow volume."""
+"""Longest wait for another rank within a step or a publication, which includes its writes to a slow volume."""
 CONTROL_TIMEOUT = timedelta(days=7)
-"""Longest wait for a decision of rank 0, which may wait for rollouts that wait for nodes."""
+"""Longest wait for a decision of rank 0, which may itself wait for rollouts, and these for nodes."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """This rank among the others. Every method is a collective: all ranks call it, in the same order."""
+    """This rank and its connections to the others. Every method is a collective: all ranks call it, in the same order."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
     store: Store
-    """Key-value store that all ranks reach; its keys are this attempt's own."""
+    """Key-value store that all ranks can reach; its keys are this attempt's own."""
     control: dist.ProcessGroup
     """Gloo group for everything that is not a tensor of the model."""
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this is the rank that decides, begins and commits."""
+        """Whether this is the rank that makes decisions and commits to the ledger."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -61,27 +61,27 @@ class Distributed:
         dist.barrier(group=self.control)
 
     def broadcast(self, value: T | None) -> T:
-        """Rank 0's value, on every rank; the others' is ignored. It must pickle."""
+        """Rank 0's value, on every rank; the other ranks' values are ignored. It must be picklable."""
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value in rank order, on every rank. It must pickle."""
+        """Every rank's value in rank order, on every rank. They must be picklable."""
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank."""
+        """Whether the flag is set on any rank."""
         votes = torch.tensor(int(flag))
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return bool(votes)
 
     def agree(self, action: Callable[[], T]) -> T:
-        """Run an action on every rank; each returns its own result, or all raise as `raise_together` says.
+        """Run an action on every rank; each returns its own result, or all raise as `raise_together` does.
 
-        The action must not contain collectives: when it fails on one rank, the others would wait in them.
+        The action must not contain collectives: if it failed on one rank, the others would wait in them.
         """
         if self.world_size == 1:
             return action()
@@ -90,12 +90,12 @@ class Distributed:
         return cast(T, result)
 
     def raise_together(self, error: Exception | None) -> None:
-        """When any rank has an error, all raise that of the lowest such rank, so that none waits for one that has left."""
+        """If any rank has an error, raise that of the lowest such rank on all, so that none waits for one that has left."""
         failures = self.gather(_Failure.of(error, self.rank) if error else None)
         _raise_first(failures, self.rank, error)
 
     def from_rank0(self, action: Callable[[], T]) -> T:
-        """Run an action on rank 0 only; every rank returns its result, which must pickle, or raises its error."""
+        """Run an action on rank 0 only; every rank returns its result, which must be picklable, or raises its error."""
         if self.world_size == 1:
             return action()
         result, error = _attempt(action) if self.is_rank0 else (None, None)
@@ -158,8 +158,10 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An exception on its way to the other ranks: its class, message and attributes, but not the call of its constructor,
-    whose parameters nobody knows."""
+    """An exception on its way to the other ranks.
+
+    It consists of class, message and attributes, but not of the call of the constructor, whose parameters are unknown.
+    """
 
     rank: int
     kind: type[Exception]
@@ -168,7 +170,7 @@ class _Failure:
 
     @classmethod
     def of(cls, error: Exception, rank: int) -> "_Failure":
-        """The exception as it is if it survives the journey, else its nearest base that does, with the message."""
+        """The exception as it is if it can be sent, else its nearest base class that can, with the message."""
         message = f"{type(error).__name__}: {error}"
         bases = [base for base in type(error).__mro__ if issubclass(base, Exception)]
         candidates = [cls(rank, type(error), error.args, dict(vars(error))), *(cls(rank, base, (message,), {}) for base in bases)]
@@ -202,12 +204,20 @@ def _raise_first(failures: list[_Failure | None], rank: int, own: Exception | No
 
 @contextmanager
 def join_ranks(run_id: str, *, accelerator: Accelerator | None = None) -> Generator[Distributed]:
-    """Join the other ranks of an attempt for the length of the block.
+    """Join the other ranks of an attempt for the duration of the block.
 
-    run_id: the same on all ranks of an attempt and on no other, so that a straggler of an earlier attempt cannot join this
-    one. accelerator: None takes GPUs where there are any. Rank and world size come from the environment, as torchrun and our
-    launcher set it; without it this process is the only rank.
-    Raises torch.distributed.DistError when the others do not come within START_TIMEOUT.
+    Rank and world size come from the environment, as torchrun and our launcher set it; without it this process is the only rank.
+
+    Args:
+        run_id: The same on all ranks of an attempt, and different for every attempt, so that a straggler of an earlier one cannot
+            join this one.
+        accelerator: What tensors are on. None means GPUs where there are any.
+
+    Yields:
+        This rank and its connections to the others.
+
+    Raises:
+        torch.distributed.DistError: The others did not arrive within START_TIMEOUT.
     """
     if accelerator is None:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -232,13 +242,13 @@ def join_ranks(run_id: str, *, accelerator: Accelerator | None = None) -> Genera
     assert isinstance(control, dist.ProcessGroup)
     ranks = Distributed(rank, world_size, local_rank, device, store, control)
     yield ranks
-    # Only after an orderly end: taking a group down waits for its members, and after an error some are gone.
+    # Only after an orderly end: destroying a group waits for its members, and after an error some are gone.
     ranks.barrier()
     dist.destroy_process_group()
 
 
 def _connect(rank: int, world_size: int) -> Store:
-    """The store that the ranks meet at. The launcher of node 0 has already bound its port and hands the socket to rank 0."""
+    """The store at which the ranks meet. The launcher of node 0 has already bound its port and passes the socket to rank 0."""
     if world_size == 1:
         return HashStore()
     socket_fd = os.environ.get(STORE_FD)
@@ -254,13 +264,13 @@ def _connect(rank: int, world_size: int) -> Store:
 
 
 def _limit_threads(local_world_size: int) -> None:
-    """Share the cores among this machine's ranks, unless OMP_NUM_THREADS says otherwise."""
+    """Divide the cores among this machine's ranks, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // local_world_size))
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: those it may run on, or a container's CPU limit when that is lower."""
+    """Number of cores that this process may use: those that it may run on, or the container's CPU limit if that is lower."""
     cores = len(os.sched_getaffinity(0))
     quota = _cpu_quota(cgroup)
     return cores if quota is None else max(1, min(cores, int(quota)))

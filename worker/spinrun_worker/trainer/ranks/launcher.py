@@ -1,15 +1,15 @@
-"""The launcher: starts the ranks of one node and ends as they end.
+"""The launcher: starts the ranks of one node and exits as they exit.
 
     python -m spinrun_worker.trainer.launch --nodes 2 --procs-per-node 8 --node-rank 1 --rendezvous HOST:PORT <the ranks' own>
 
-    a signal to the launcher   goes to the ranks, which have --grace-seconds to end
-    a rank fails               the others have --peer-seconds to end by themselves
+    a signal to the launcher   is passed to the ranks, which have --grace-seconds to exit
+    a rank fails               the others have --peer-seconds to exit on their own
     the launcher dies          the kernel kills the ranks
 
-It sets the environment that torchrun sets, but not by torchrun's elastic agent, for four reasons. An attempt never changes its
+It sets the environment that torchrun sets, but without torchrun's elastic agent, for four reasons. An attempt never changes its
 ranks, and rank 0 must be on node 0, where the operator looks for it; the agent numbers nodes as it likes. Exit codes are a
-contract; the agent's is 1 whatever a rank's was. When the first rank ends after a SIGTERM, the agent sends another to those that
-still write the checkpoint, and kills them 30 s later. And it holds all of torch beside the ranks; this imports none of it.
+contract; the agent's is 1 whatever a rank's was. When the first rank exits after a SIGTERM, the agent sends another to those that
+are still writing the checkpoint, and kills them 30 s later. And it holds all of torch next to the ranks; this imports none of it.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from spinrun_worker.trainer.ranks import termination
 logger = logging.getLogger(__name__)
 
 STORE_FD = "SPINRUN_STORE_FD"
-"""Descriptor of the socket, bound and listening, at which rank 0 serves the store that the ranks meet at."""
+"""Descriptor of the bound and listening socket on which rank 0 serves the store at which the ranks meet."""
 
 RANK_MODULE = "spinrun_worker.trainer"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -49,31 +49,37 @@ LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a rank ended."""
+class RankExit:
+    """How a rank's process ended."""
 
     rank: int
     code: int
-    """Exit code; minus the signal's number when a signal ended it."""
+    """Exit code; minus the signal's number if a signal ended it."""
     killed_by_us: bool = False
-    """Whether its time to end was over."""
+    """Whether its time to exit was up."""
     asked_to_stop: bool = False
     """Whether a stop signal had been passed on to it."""
 
+    def __str__(self) -> str:
+        by = f"killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
+        return f"rank {self.rank} ended: {by}"
+
     @property
     def exit_code(self) -> int:
-        """As a shell would say it: 128 plus the signal's number. A rank that ended by the stop signal itself, before it could
-        handle it, was preempted."""
+        """The code as a shell reports it: 128 plus the signal's number.
+
+        A rank that the stop signal itself ended, before it could handle it, was preempted.
+        """
         if self.asked_to_stop and -self.code in STOP_SIGNALS:
             return ExitCode.PREEMPTED
         return self.code if self.code >= 0 else 128 - self.code
 
     @property
     def precedence(self) -> int:
-        """How near to the cause this is when ranks end differently; lowest first.
+        """How close to the cause this exit is when ranks end differently; lowest first.
 
-        A rank that names its cause knows it. One killed from outside did not fail because of another. A rank that fails
-        otherwise, or aborts, may only have lost its peers.
+        A rank that names its cause knows it. One that was killed from outside did not fail because of another. A rank that fails
+        in any other way, or aborts, may merely have lost its peers.
         """
         if self.exit_code == 0:
             return 6
@@ -88,18 +94,28 @@ class Ending:
         return 3 if -self.code in (signal.SIGABRT, signal.SIGTERM) else 1
 
 
-def decisive(endings: Sequence[Ending]) -> Ending:
-    """The ending that says how the node ended: by precedence, then the earliest. endings: in the order in which they came."""
-    return min(endings, key=lambda ending: ending.precedence)
+def decisive(exits: Sequence[RankExit]) -> RankExit:
+    """The exit that says how the node ended: by precedence, then the earliest.
+
+    Args:
+        exits: In the order in which they happened.
+    """
+    return min(exits, key=lambda rank_exit: rank_exit.precedence)
 
 
-class Ranks:
-    """The ranks of this node, from their start to their end. SIGCHLD and the stop signals must be blocked."""
+class RankProcesses:
+    """The processes of this node's ranks, from start to end. SIGCHLD and the stop signals must be blocked."""
 
     def __init__(
         self, command: Sequence[str], environments: Mapping[int, Mapping[str, str]], store: socket.socket | None = None
     ) -> None:
-        """Start one process for each rank. environments: what each adds to ours. store: rank 0 inherits it."""
+        """Start one process for each rank.
+
+        Args:
+            command: What a rank runs.
+            environments: By rank, what its environment adds to ours.
+            store: Socket that rank 0 inherits.
+        """
         self._launcher = os.getpid()
         self._asked_to_stop = False
         self._killed = False
@@ -108,7 +124,7 @@ class Ranks:
                 command,
                 env={**os.environ, **environment},
                 pass_fds=(store.fileno(),) if rank == 0 and store is not None else (),
-                # A terminal's Ctrl-C would otherwise reach the ranks past the launcher, and so twice.
+                # A terminal's Ctrl-C would otherwise also reach the ranks directly, and so twice.
                 start_new_session=True,
                 preexec_fn=self._before_exec,  # safe here: the launcher has one thread
             )
@@ -116,15 +132,23 @@ class Ranks:
         }
 
     def _before_exec(self) -> None:
-        """In the child: die with the launcher, and take the signals that the launcher blocks."""
+        """In the child: die with the launcher, and unblock the signals that the launcher blocks."""
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self._launcher:
             os._exit(ExitCode.FAILED)  # it died before prctl
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
-    def wait(self, *, grace_seconds: float, peer_seconds: float) -> list[Ending]:
-        """Wait until all have ended; how they did, in order. Passes stop signals on and ends those that take too long."""
-        endings: list[Ending] = []
+    def wait(self, *, grace_seconds: float, peer_seconds: float) -> list[RankExit]:
+        """Wait until all ranks have ended. Passes stop signals on, and kills ranks that take too long.
+
+        Args:
+            grace_seconds: Time to exit after a stop signal.
+            peer_seconds: Time to exit after another rank has failed.
+
+        Returns:
+            How the ranks ended, in order.
+        """
+        exits: list[RankExit] = []
         deadline = math.inf
         while self._running:
             seconds = deadline - time.monotonic()
@@ -132,46 +156,50 @@ class Ranks:
             if received is not None and received.si_signo in STOP_SIGNALS:
                 self._pass_on(received.si_signo)
                 deadline = min(deadline, time.monotonic() + grace_seconds)
-            for ending in self._reap():
-                logger.log(logging.ERROR if ending.exit_code else logging.INFO, "%s", ending)
-                endings.append(ending)
-                if ending.exit_code:
-                    # A preempted rank ends in good order; its peers may still be writing.
-                    patience = grace_seconds if ending.exit_code == ExitCode.PREEMPTED else peer_seconds
-                    deadline = min(deadline, time.monotonic() + patience)
+            for rank_exit in self._reap():
+                logger.log(logging.ERROR if rank_exit.exit_code else logging.INFO, "%s", rank_exit)
+                exits.append(rank_exit)
+                if rank_exit.exit_code:
+                    # A preempted rank exits in good order; its peers may still be writing.
+                    wait = grace_seconds if rank_exit.exit_code == ExitCode.PREEMPTED else peer_seconds
+                    deadline = min(deadline, time.monotonic() + wait)
             if time.monotonic() >= deadline:
                 self._kill()
                 deadline = math.inf
-        return endings
+        return exits
 
     def _pass_on(self, number: int) -> None:
         logger.warning("%s: passed on to %d ranks", signal.Signals(number).name, len(self._running))
         self._asked_to_stop = True
         for process in self._running.values():
-            # To the rank alone: its own children work on until it ends them.
+            # To the rank only: its own children keep working until it ends them.
             os.kill(process.pid, number)
 
     def _kill(self) -> None:
-        logger.error("ranks %s have not ended in time: killing them", ", ".join(map(str, self._running)))
+        logger.error("ranks %s have not exited in time: killing them", ", ".join(map(str, self._running)))
         self._killed = True
         for process in self._running.values():
             os.killpg(process.pid, signal.SIGKILL)
 
-    def _reap(self) -> Iterator[Ending]:
+    def _reap(self) -> Iterator[RankExit]:
         for rank, process in list(self._running.items()):
-            # Its children go first, while its number, which is its group's, cannot belong to anybody else.
+            # Its children are killed first, while its pid, which is also its group's, cannot have been reused.
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             del self._running[rank]
-            yield Ending(rank, process.wait(), killed_by_us=self._killed, asked_to_stop=self._asked_to_stop)
+            yield RankExit(rank, process.wait(), killed_by_us=self._killed, asked_to_stop=self._asked_to_stop)
 
 
 def open_store(port: int | None) -> socket.socket:
-    """The socket that the ranks meet at, already listening: who comes before rank 0 serves it waits in its queue.
+    """The socket at which the ranks meet, already listening: connections made before rank 0 serves it wait in its queue.
 
-    port: open to other nodes; None: any free one, for this machine only. Raises OSError when the port is taken.
+    Args:
+        port: Port to open for other nodes. None means any free one, for this machine only.
+
+    Raises:
+        OSError: The port is in use.
     """
     if port is None:
         return socket.create_server(("127.0.0.1", 0))
@@ -181,7 +209,11 @@ def open_store(port: int | None) -> socket.socket:
 
 
 def parse_rendezvous(rendezvous: str) -> tuple[str, int]:
-    """Host and port of HOST or HOST:PORT. Raises ValueError when it is neither."""
+    """Host and port of HOST or HOST:PORT.
+
+    Raises:
+        ValueError: It is neither.
+    """
     parts = urlsplit(f"//{rendezvous}")
     if not parts.hostname:
         raise ValueError(f"--rendezvous must be HOST:PORT of node 0, got {rendezvous!r}")
@@ -191,7 +223,15 @@ def parse_rendezvous(rendezvous: str) -> tuple[str, int]:
 def rank_environments(
     *, nodes: int, procs_per_node: int, node_rank: int, address: tuple[str, int], store: socket.socket | None
 ) -> dict[int, dict[str, str]]:
-    """What each rank of this node finds in its environment, by global rank; the names are torchrun's."""
+    """The environment of each rank of this node, by global rank; the names are torchrun's.
+
+    Args:
+        nodes: Number of nodes.
+        procs_per_node: Ranks on each node.
+        node_rank: Number of this node.
+        address: Host and port at which the ranks meet.
+        store: The socket that rank 0 inherits, on node 0.
+    """
     host, port = address
     shared = {
         "WORLD_SIZE": str(nodes * procs_per_node),
@@ -209,32 +249,32 @@ def rank_environments(
     return environments
 
 
-def words(ending: Ending) -> LastWords:
-    """What there is to say when the ranks themselves said nothing, or could not."""
-    code, rank = ending.exit_code, f"rank {ending.rank}"
+def words(rank_exit: RankExit) -> LastWords:
+    """The last words for ranks that said nothing themselves, or could not."""
+    code, rank = rank_exit.exit_code, f"rank {rank_exit.rank}"
     if code == ExitCode.PREEMPTED:
-        message = f"{rank} was asked to stop before it could write a checkpoint; the next attempt goes on from the last one"
+        message = f"{rank} was asked to stop before it could write a checkpoint; the next attempt resumes from the last one"
         return LastWords(result="Preempted", reason="Preempted", message=message, exit_code=code)
-    if ending.killed_by_us:
-        message = f"{rank} did not end in time and was killed; allow more with --grace-seconds and the pod's grace period"
+    if rank_exit.killed_by_us:
+        message = f"{rank} did not exit in time and was killed; allow more with --grace-seconds and the pod's grace period"
         return LastWords(result="Failed", reason="GraceExceeded", message=message, exit_code=code)
-    if ending.code >= 0:
-        message = f"{rank} ended with exit code {ending.code} and said no more: look into its log"
+    if rank_exit.code >= 0:
+        message = f"{rank} exited with code {rank_exit.code} and no message: see its log"
         return LastWords(result="Failed", reason="RankFailed", message=message, exit_code=code)
-    name = signal.Signals(-ending.code).name
-    hint = "; most likely memory ran out: raise its limit or lower trainer.tokensPerMicroBatch" if name == "SIGKILL" else ""
+    name = signal.Signals(-rank_exit.code).name
+    hint = "; most likely OOM-killed: raise the memory limit or lower trainer.tokensPerMicroBatch" if name == "SIGKILL" else ""
     return LastWords(result="Failed", reason="RankKilled", message=f"{rank} was killed by {name}{hint}", exit_code=code)
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's own options, and the rest, which are the ranks'. Ends with exit code 2 when an option is wrong."""
+    """The launcher's own options, and the rest, which are the ranks'. Exits with code 2 if an option is not valid."""
     parser = argparse.ArgumentParser("spinrun_worker.trainer.launch", description=__doc__, allow_abbrev=False)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--procs-per-node", type=int, default=1)
     parser.add_argument("--node-rank", type=int, default=0)
-    parser.add_argument("--rendezvous", default="", help="HOST:PORT of node 0; needed with several nodes")
-    parser.add_argument("--grace-seconds", type=float, default=300.0, help="time to end after a stop signal")
-    parser.add_argument("--peer-seconds", type=float, default=10.0, help="time to end after another rank has failed")
+    parser.add_argument("--rendezvous", default="", help="HOST:PORT of node 0; required with several nodes")
+    parser.add_argument("--grace-seconds", type=float, default=300.0, help="time to exit after a stop signal")
+    parser.add_argument("--peer-seconds", type=float, default=10.0, help="time to exit after another rank has failed")
     parser.add_argument("--module", default=RANK_MODULE, help="what a rank runs")
     options, rest = parser.parse_known_args(arguments)
     if options.nodes < 1 or options.procs_per_node < 1:
@@ -251,7 +291,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 
 
 def run_facts(rank_arguments: Sequence[str]) -> dict[str, object]:
-    """What tells this run's lines of log from those of others; nothing when its file cannot be read, which the ranks will say."""
+    """What identifies this run's log lines; nothing when its file cannot be read, which the ranks will report."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--run", type=Path, default=Path())
     parser.add_argument("--attempt", type=int)
@@ -262,12 +302,23 @@ def run_facts(rank_arguments: Sequence[str]) -> dict[str, object]:
         return {}
 
 
-def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> Ending:
-    """Start this node's ranks and wait for them. Raises OSError when they cannot be started."""
+def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> RankExit:
+    """Start this node's ranks and wait for them.
+
+    Args:
+        options: The launcher's own.
+        rank_arguments: Passed to each rank.
+
+    Returns:
+        The exit that says how the node ended.
+
+    Raises:
+        OSError: The ranks cannot be started.
+    """
     address, store = options.address, None
     if options.node_rank == 0 and options.nodes * options.procs_per_node > 1:
         store = open_store(address[1] if address else None)
-        # By the loopback: the name of a pod may not resolve before the pod is ready.
+        # Over the loopback: the name of a pod may not resolve before the pod is ready.
         address = ("127.0.0.1", store.getsockname()[1])
     environments = rank_environments(
         nodes=options.nodes,
@@ -276,26 +327,26 @@ def launch(options: argparse.Namespace, rank_arguments: Sequence[str]) -> Ending
         address=address or ("127.0.0.1", RENDEZVOUS_PORT),
         store=store,
     )
-    ranks = Ranks([sys.executable, "-m", options.module, *rank_arguments], environments, store)
+    ranks = RankProcesses([sys.executable, "-m", options.module, *rank_arguments], environments, store)
     if store is not None:
         store.close()
     return decisive(ranks.wait(grace_seconds=options.grace_seconds, peer_seconds=options.peer_seconds))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the ranks of this node; the exit code of the one that decided."""
+    """Run the ranks of this node; returns the exit code of the decisive one."""
     facts = log_to_stderr("launcher")
     options, rank_arguments = parse(arguments)
     facts.always |= run_facts(rank_arguments)
     facts.now = lambda: {"node": options.node_rank}
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-    termination.hush()
+    termination.clear()
     try:
-        ending = launch(options, rank_arguments)
+        rank_exit = launch(options, rank_arguments)
     except OSError as error:
         termination.say(termination.describe_failure(error))
         return ExitCode.FAILED
-    if ending.exit_code != ExitCode.COMPLETE:
-        # A rank that was killed from outside said nothing; what the others said is only that they lost it.
-        termination.say(words(ending), replace=ending.code < 0 and not ending.killed_by_us)
-    return ending.exit_code
+    if rank_exit.exit_code != ExitCode.COMPLETE:
+        # A rank that was killed from outside said nothing; the others only said that they lost it.
+        termination.say(words(rank_exit), replace=rank_exit.code < 0 and not rank_exit.killed_by_us)
+    return rank_exit.exit_code

@@ -1,7 +1,7 @@
-"""The request to stop: SIGTERM or SIGINT to any rank is seen by rank 0 and, through the Learner's votes, by all.
+"""The request to stop: SIGTERM or SIGINT to any rank reaches rank 0 and, through the Learner's votes, all ranks.
 
-A rank may sit in a collective for an hour while rank 0 waits for rollouts, and Python runs no signal handler there. So a thread
-reads the signals from Python's wake-up descriptor, which is written even then, and passes the request on through the store.
+A rank may sit in a collective for an hour while rank 0 waits for rollouts, and Python runs no signal handlers there. So a thread
+reads signals from Python's wake-up descriptor, which is written even then, and passes the request on through the store.
 """
 
 import logging
@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_SECONDS = 0.5
-"""How often rank 0 looks whether another rank was asked to stop."""
+"""How often rank 0 checks whether another rank was asked to stop."""
 
 _KEY = "stop"
 
 
 class StopSignal:
-    """Whether this process, or on rank 0 any rank, was asked to stop. The second signal ends the process at once.
+    """Whether this process, or on rank 0 any rank, was asked to stop. A second signal ends the process immediately.
 
-    Made in the main thread before anything slow; `share` follows once the ranks know each other. One at a time in a process.
+    Made in the main thread before anything slow; `share` follows once the ranks are connected. One at a time in a process.
     """
 
     installed: ClassVar["StopSignal | None"] = None
@@ -52,9 +52,14 @@ class StopSignal:
         self._thread.start()
 
     def share(self, store: "Store", *, rank: int) -> None:
-        """Tell the other ranks of a request, and let rank 0 listen for theirs. store: as in Distributed."""
+        """Pass requests on to rank 0, and let rank 0 listen for them.
+
+        Args:
+            store: The store of `Distributed`.
+            rank: This rank.
+        """
         self._listens = rank == 0
-        # A connection of its own: calls on one wait for each other, and the main thread's may wait long.
+        # A connection of its own: calls on one connection wait for each other, and the main thread's may wait long.
         self._store = cast(Any, store).clone()
 
     def requested(self) -> bool:
@@ -62,19 +67,19 @@ class StopSignal:
         return self._requested.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until a request. Whether to stop."""
+        """Sleep, but only until a request comes; returns whether to stop."""
         return self._requested.wait(seconds)
 
     def close(self) -> None:
-        """Give the signals back to whoever handled them before."""
-        self.give_back()
+        """Restore the previous signal handlers, and end the thread."""
+        self.restore_handlers()
         self._closing.set()
         self._thread.join()
         self._reader.close()
         self._writer.close()
 
-    def give_back(self) -> None:
-        """The signals only; what else there is belongs to the process that made it."""
+    def restore_handlers(self) -> None:
+        """Put the previous signal handlers back, and nothing else: the rest belongs to the process that made this object."""
         StopSignal.installed = None
         signal.set_wakeup_fd(self._previous_fd)
         for number, handler in self._previous.items():
@@ -89,7 +94,7 @@ class StopSignal:
                 told = self._exchange(self._store)
 
     def _receive(self) -> None:
-        """Take the numbers of the signals that have come."""
+        """Read the numbers of the signals that have arrived."""
         for number in self._reader.recv(64):
             if number not in SIGNALS:
                 continue
@@ -99,11 +104,11 @@ class StopSignal:
                 logger.warning("a second signal, %s: stopping without a checkpoint", name)
                 logging.shutdown()
                 os._exit(ExitCode.PREEMPTED)
-            logger.warning("%s: stopping after a checkpoint; a second signal stops at once", name)
+            logger.warning("%s: stopping after a checkpoint; a second signal stops immediately", name)
             self._requested.set()
 
     def _exchange(self, store: "Store") -> bool:
-        """Tell of a request or hear of one. Whether there is nothing left to tell or hear."""
+        """Pass a request on or receive one; returns whether nothing is left to pass on or receive."""
         try:
             if self._requested.is_set():
                 store.set(_KEY, "")
@@ -113,18 +118,18 @@ class StopSignal:
                 self._requested.set()
                 return True
         except RuntimeError as error:
-            # Rank 0 holds the store: without it there is no run to stop, and the launcher ends this rank.
+            # Rank 0 serves the store: without it there is no run to stop, and the launcher ends this rank.
             logger.debug("the store is gone: %s", error)
             return True
         return False
 
 
 def _handled_by_the_thread(number: int, frame: FrameType | None) -> None:
-    """Instead of the default, which ends the process."""
+    """Replaces the default handler, which ends the process."""
 
 
-# A forked child shares the descriptor: a signal meant for the child would stop this process. So signals are blocked over the
-# fork, and wait until the child has the handlers back that were there before.
+# A forked child shares the descriptor: a signal meant for the child would stop this process. So signals are blocked during the
+# fork, and wait until the previous handlers are restored in the child.
 
 
 def _before_fork() -> None:
@@ -139,7 +144,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     if StopSignal.installed is not None:
-        StopSignal.installed.give_back()
+        StopSignal.installed.restore_handlers()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 

@@ -1,8 +1,8 @@
 """The trainer's last words: why it ended, as an exit code and as the pod's termination message.
 
-The first to speak is nearest to the cause: when one rank fails, the others fail soon after because it is gone. So later
-words do not replace earlier ones, unless they are the same and tell more: all ranks say why all of them stop, but only rank 0
-knows the accuracy.
+The first rank to report is closest to the cause: when one rank fails, the others fail soon after because it is gone. So later
+words do not replace earlier ones, unless they are the same and add to them: all ranks report why all of them stop, but only
+rank 0 knows the accuracy.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ MAX_BYTES = 4096
 
 
 def outcome(error: BaseException) -> tuple[ExitCode, str] | None:
-    """The exit code and the one-word reason that a foreseen exception stands for; None for any other."""
+    """The exit code and the one-word reason of an expected exception; None for any other."""
     # Here, because the launcher needs this module but not the ledger and what that imports.
     from spinrun_worker.ledger.errors import LedgerUnavailableError, SupersededError
 
@@ -53,7 +53,16 @@ def describe_failure(
     accuracy: float | None = None,
     initial_accuracy: float | None = None,
 ) -> LastWords:
-    """The last words of a process that ends with an exception. One that was not foreseen tells its class and its place."""
+    """The last words of a process that ends with an exception. An unexpected one is described by its class and origin.
+
+    Args:
+        error: The exception.
+        window: The run's window, where it is known; likewise the others.
+        step: Optimizer steps done.
+        version: The newest version.
+        accuracy: The newest accuracy.
+        initial_accuracy: The accuracy of version 0.
+    """
     code, reason = outcome(error) or (ExitCode.FAILED, type(error).__name__)
     return LastWords(
         result="Preempted" if code is ExitCode.PREEMPTED else "Failed",
@@ -78,7 +87,11 @@ def _last_line(error: BaseException) -> str:
 def say(words: LastWords, *, replace: bool = False) -> None:
     """Write last words to the termination log, if there is one, and to stderr as one line.
 
-    replace: whatever was said before was a consequence of this. Never raises: the exit code must still get out.
+    Never raises: the exit code must still get out.
+
+    Args:
+        words: The last words.
+        replace: Whether anything reported before was a consequence of this.
     """
     document = encode(words)
     print(document.decode(), file=sys.stderr, flush=True)
@@ -91,7 +104,7 @@ def say(words: LastWords, *, replace: bool = False) -> None:
 
 
 def _write(path: Path, document: bytes, *, replace: bool) -> None:
-    # In place: Kubernetes mounts this very file into the container, so nothing can be renamed over it. The lock keeps ranks
+    # In place: Kubernetes mounts this very file into the container, so nothing can be renamed over it. The lock keeps the ranks
     # of one machine apart; the file is never on the shared volume.
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -102,7 +115,7 @@ def _write(path: Path, document: bytes, *, replace: bool) -> None:
 
 
 def _is_news(document: bytes, earlier: bytes) -> bool:
-    """Whether no words were said before, or the same ones without something that these add."""
+    """Whether there are no earlier words, or the same ones without something that these add."""
     try:
         before = LastWords.model_validate_json(earlier).to_document()
     except ValueError:
@@ -111,15 +124,15 @@ def _is_news(document: bytes, earlier: bytes) -> bool:
     return now.keys() > before.keys() and now | before == now
 
 
-def hush() -> None:
-    """Empty the termination log before anybody speaks: on a plain machine it may hold an earlier attempt's words."""
+def clear() -> None:
+    """Empty the termination log before any rank writes: on a plain machine it may hold an earlier attempt's words."""
     path = os.environ.get(TERMINATION_LOG)
     if path and Path(path).exists():
         os.truncate(path, 0)
 
 
 def encode(words: LastWords) -> bytes:
-    """Compact JSON of at most MAX_BYTES; a message too long is cut at its end."""
+    """Compact JSON of at most MAX_BYTES; a message that is too long is truncated."""
     # Paths and foreign messages may hold bytes that are not text; JSON cannot.
     message = words.message.encode(errors="replace").decode()
     while (excess := len(_json(words, message)) - MAX_BYTES) > 0 and len(message) > 1:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_worker.ledger import Ledger, TornError, read_safetensors
-from spinrun_worker.trainer.model.memory import give_back
+from spinrun_worker.trainer.model.memory import trim_memory
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from spinrun_worker.trainer.storage.publish import distinct
 
@@ -35,7 +35,7 @@ def in_place_of_policy(ledger: Ledger, ranks: Distributed, tensors: Mapping[str,
         for name, tensor in aside.items():
             _local(parameters[name]).copy_(tensor)
         del aside
-        give_back()
+        trim_memory()
 
 
 def _load(directory: Path, weights: Manifest, parameters: Mapping[str, Tensor]) -> None:

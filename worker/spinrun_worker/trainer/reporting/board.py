@@ -1,4 +1,4 @@
-"""What rank 0 knows of the run at this moment, and where the time of this attempt went."""
+"""What rank 0 currently knows about the run, and where the time of this attempt went."""
 
 import threading
 import time
@@ -17,31 +17,33 @@ class Spent:
     """Where the time of this attempt went."""
 
     activity: Activity
-    """What goes on."""
+    """The current activity."""
 
     since: float
-    """When it began, in seconds of `time.monotonic`."""
+    """When it began, by `time.monotonic`."""
 
     before: Mapping[str, float]
-    """Seconds of each activity up to then."""
+    """Seconds spent in each activity before that."""
 
     def seconds(self, now: float) -> dict[str, float]:
-        """Seconds of each activity up to now, with that of the one that goes on; each second belongs to one of them."""
+        """Seconds spent in each activity up to now, the current one included; every second belongs to exactly one."""
         return {**self.before, self.activity: self.before.get(self.activity, 0.0) + now - self.since}
 
 
 class ProgressBoard:
-    """The newest Progress. The trainer's thread and the collector's write, others read: what they read is immutable and replaced
-    as a whole."""
+    """The newest Progress.
+
+    The trainer's thread and the collector's thread write, others read: what they read is immutable and replaced as a whole.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self._writing = threading.RLock()
         self._progress = progress
         self._spent = Spent(progress.activity, time.monotonic(), {})
         self.end: float | None = None
-        """When the run will end at its present pace, in Unix seconds; None while that is not known."""
+        """Estimated end of the run at its current pace, Unix time in seconds; None while unknown."""
         self.written_bytes: Mapping[str, int] = {}
-        """Bytes written to the ledger by this attempt: weights and checkpoints."""
+        """Bytes that this attempt has written to the ledger, by kind: weights and checkpoints."""
         self._rollouts: Callable[[], RolloutStatus] = RolloutStatus
         self._observer: Callable[[Progress], AbstractContextManager[None]] = lambda _: nullcontext()
         self.activity_seconds: dict[str, float] = {}
@@ -55,23 +57,31 @@ class ProgressBoard:
         return self._progress
 
     def follow(self, rollouts: Callable[[], RolloutStatus]) -> None:
-        """Where to ask how the rollouts stand, whenever somebody asks here. It may be called from any thread."""
+        """Set where `snapshot` gets the state of the rollouts from.
+
+        Args:
+            rollouts: Returns it; may be called from any thread.
+        """
         self._rollouts = rollouts
 
     def observe(self, observer: Callable[[Progress], AbstractContextManager[None]]) -> None:
-        """What to enter around each activity, given the state in which it begins."""
+        """Set what to enter around each activity.
+
+        Args:
+            observer: Makes a context from the state in which an activity begins.
+        """
         self._observer = observer
 
     def snapshot(self) -> Progress:
-        """The newest state with that of the rollouts."""
+        """The newest state, with that of the rollouts."""
         return self._progress.model_copy(update={"rollouts": self._rollouts()})
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of this attempt by activity."""
+        """Seconds of this attempt spent in each activity."""
         return self._spent.seconds(time.monotonic())
 
     def wrote(self, written: Manifest) -> None:
-        """Count the bytes of what was written to the ledger."""
+        """Count the bytes of a directory written to the ledger."""
         num_bytes = self.written_bytes.get(written.kind, 0) + sum(file.size for file in written.files)
         self.written_bytes = {**self.written_bytes, written.kind: num_bytes}
 
@@ -87,12 +97,12 @@ class ProgressBoard:
             self._progress = self._progress.model_copy(update=changes)
 
     def update_metrics(self, **changes: float) -> None:
-        """Replace some of the newest figures."""
+        """Replace some of the figures."""
         with self._writing:
             self.update(metrics=Metrics.model_validate(self._progress.metrics.model_dump() | changes))
 
     def evaluated(self, *, window: int, version: int, accuracy: float) -> None:
-        """Note an evaluation; the first of equally good versions stays the best."""
+        """Record an evaluation. Of equally good versions the first stays the best."""
         self.accuracies[version] = accuracy
         self.update_metrics(accuracy=accuracy)
         best = self._progress.best
@@ -101,7 +111,7 @@ class ProgressBoard:
 
     @contextmanager
     def during(self, activity: Activity) -> Generator[None]:
-        """Show an activity while the block runs, and add its seconds. It stays shown until the next one begins."""
+        """Show an activity while the block runs, and count its seconds. It stays shown until the next one begins."""
         started = time.monotonic()
         self.update(activity=activity, message="")
         try:
@@ -113,7 +123,7 @@ class ProgressBoard:
             self.update(message="")
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds by activity since the last call, by their metric names."""
+        """Seconds spent in each activity since the last call, by metric name; the counts then start at zero again."""
         seconds = {f"timing/{activity}_seconds": spent for activity, spent in self.activity_seconds.items()}
         self.activity_seconds.clear()
         return seconds

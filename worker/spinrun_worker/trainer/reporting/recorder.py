@@ -12,7 +12,7 @@ from spinrun_worker.trainer.reporting.trackers.tracker import figures
 
 
 class Recorder:
-    """Writes each line to the ledger, shows its figures as gauges, and offers it to those who follow."""
+    """Writes each line to the ledger, shows its figures as gauges, and offers it to the trackers' followers."""
 
     def __init__(self, ledger: LedgerWriter, gauges: Gauges, followers: Sequence[Follower] = ()) -> None:
         self._ledger = ledger
@@ -28,7 +28,18 @@ class Recorder:
         step: int,
         version: int,
     ) -> None:
-        """Write one line. Raises LedgerUnavailableError when the volume refuses it."""
+        """Record one line.
+
+        Args:
+            event: What the figures describe.
+            values: The figures by name.
+            window: Number of the window.
+            step: Optimizer steps done.
+            version: The newest version.
+
+        Raises:
+            LedgerUnavailableError: The volume refuses the line.
+        """
         line = MetricsLine(
             event=event,
             attempt=self._ledger.attempt,

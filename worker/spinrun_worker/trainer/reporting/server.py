@@ -1,4 +1,4 @@
-"""What rank 0 tells those who watch: `/progress`, `/metrics`, `/healthz`."""
+"""What rank 0 serves over HTTP: `/progress`, `/metrics`, `/healthz`."""
 
 import logging
 import threading
@@ -29,43 +29,49 @@ class Gauges:
         self._gauges: dict[str, Gauge] = {}
 
     def follow(self, board: ProgressBoard) -> None:
-        """Show the state of the board, too, as it is when somebody asks."""
+        """Also show the state of the board, as of each scrape."""
         self.registry.register(BoardCollector(board, self.labels))
 
     def set(self, values: dict[str, float]) -> None:
-        """Set gauges; a new name makes a new gauge."""
+        """Set gauges; a new name creates a new gauge."""
         for name, value in values.items():
             metric = "spinrun_trainer_" + name.replace("/", "_")
             if metric not in self._gauges:
                 self._gauges[metric] = Gauge(
-                    metric, f"Newest value of {name}.", labelnames=list(self.labels), registry=self.registry
+                    metric, f"Latest value of {name}.", labelnames=list(self.labels), registry=self.registry
                 )
             self._gauges[metric].labels(**self.labels).set(value)
 
 
 class BoardCollector(Collector):
-    """What rank 0 is doing and how far it is, made into metrics whenever they are read."""
+    """What rank 0 is doing and how far it has come, turned into metrics at each scrape."""
 
     def __init__(self, board: ProgressBoard, labels: Mapping[str, str]) -> None:
         self._board = board
         self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of this moment."""
+        """The current metrics."""
         board, now = self._board, self._board.now
         activities = {name: float(name == now.activity) for name in get_args(Activity)}
-        yield self._gauge("activity", "1 for what the trainer does now, 0 for the rest.", "activity", activities)
-        yield self._counter("activity_seconds", "Seconds of this attempt by activity.", "activity", board.seconds())
-        yield self._counter("written_bytes", "Bytes of this attempt on the ledger by kind.", "kind", board.written_bytes)
-        yield self._figure("windows", "Windows in all.", now.windows or None)
-        yield self._figure("steps", "Optimizer steps in all.", now.total_steps or None)
-        yield self._figure("end_timestamp_seconds", "When the run will end at its present pace.", board.end)
+        yield self._gauge("activity", "1 for the trainer's current activity, 0 for all others.", "activity", activities)
+        yield self._counter(
+            "activity_seconds", "Time this attempt has spent in each activity, seconds.", "activity", board.seconds()
+        )
+        yield self._counter(
+            "written_bytes", "Bytes this attempt has written to the ledger, by kind.", "kind", board.written_bytes
+        )
+        yield self._figure("windows", "Total number of windows in the run.", now.windows or None)
+        yield self._figure("steps", "Total number of optimizer steps in the run.", now.total_steps or None)
+        yield self._figure(
+            "end_timestamp_seconds", "Estimated end of the run at its current pace, Unix time in seconds.", board.end
+        )
         yield self._figure("initial_accuracy", "Accuracy of version 0.", board.accuracies.get(0))
-        yield self._figure("memory_peak_bytes", "Most main memory that rank 0 has held.", peak_bytes())
-        yield self._figure("cuda_memory_peak_bytes", "Most memory of its GPU that rank 0 has held.", peak_cuda_bytes())
+        yield self._figure("memory_peak_bytes", "Peak resident memory of rank 0, bytes.", peak_bytes())
+        yield self._figure("cuda_memory_peak_bytes", "Peak GPU memory of rank 0, bytes.", peak_cuda_bytes())
 
     def _figure(self, name: str, meaning: str, value: float | None) -> Metric:
-        """A gauge without a label of its own; no sample for None."""
+        """A gauge without labels of its own; None gives no sample."""
         family = GaugeMetricFamily(f"spinrun_trainer_{name}", meaning, labels=list(self._labels))
         if value is not None:
             family.add_metric(list(self._labels.values()), value)
@@ -89,6 +95,17 @@ class ProgressServer:
     """HTTP server of rank 0, in threads of its own; it holds nothing but references."""
 
     def __init__(self, *, host: str, port: int, board: ProgressBoard, gauges: Gauges) -> None:
+        """Start serving.
+
+        Args:
+            host: Address to listen on; empty means all.
+            port: Port to listen on; 0 means any free one.
+            board: What `/progress` shows.
+            gauges: What `/metrics` shows, besides the board.
+
+        Raises:
+            RunError: The port cannot be opened.
+        """
         gauges.follow(board)
         routes: dict[str, Callable[[], tuple[str, bytes]]] = {
             "/progress": lambda: ("application/json", board.snapshot().model_dump_json(by_alias=True).encode()),
@@ -97,7 +114,7 @@ class ProgressServer:
         }
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 10  # seconds that an idle client may hold a thread
+            timeout = 10  # seconds that an idle client may occupy a thread
 
             def do_GET(self) -> None:
                 route = routes.get(self.path.partition("?")[0])
@@ -124,7 +141,7 @@ class ProgressServer:
 
     @property
     def port(self) -> int:
-        """Port that it listens on."""
+        """The port that it listens on."""
         return self._server.server_address[1]
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The ledger as the trainer sees it: versions, checkpoints, lineage."""
+"""The ledger from the trainer's point of view: versions, checkpoints, lineage."""

@@ -1,8 +1,8 @@
-"""Answers of version 0, against which the pairing bestVsBase sets the best of later versions.
+"""Answers of version 0, with which the pairing bestVsBase pairs the best answers of later versions.
 
 Rollouts serve one version at a time. So what the whole run needs is sampled before window 0, while they serve version 0: one
-answer to each row of the data that any window will draw, divided in the ledger by the window that draws it first, so that an
-attempt that is cut there goes on where it was.
+answer to each row of the data that any window will draw. The ledger holds them by the window that draws a row first, so that an
+attempt that is interrupted there resumes where it was.
 """
 
 import logging
@@ -20,7 +20,7 @@ from spinrun_worker.trainer.storage.lineage import SAMPLES
 logger = logging.getLogger(__name__)
 
 Ask = Callable[[Sequence[PromptRecord]], Sequence[tuple[PromptRecord, SampleGroup]]]
-"""One answer to each prompt; those that no model can answer are left out."""
+"""Returns one answer to each prompt; prompts that no model can answer are left out."""
 
 
 class BaseAnswers:
@@ -33,22 +33,29 @@ class BaseAnswers:
         self._first_window = _first_windows(schedule, stream)
 
     def collect(self, weights: Manifest, ask: Ask) -> None:
-        """Sample and write what is not in the ledger yet. weights: version 0, which the rollouts serve."""
+        """Sample and write what is not on the ledger yet.
+
+        Args:
+            weights: Version 0, which the rollouts serve.
+            ask: Has the rollouts answer prompts.
+        """
         assert weights.version == 0, "the answers are version 0's"
         for window in sorted({*self._first_window.values()}):
             if self._is_there(window, weights):
                 continue
             answers = ask(self._new_prompts(window))
             logger.info("%d answers of version 0, for the prompts of window %d", len(answers), window)
-            # They are scored beside those that they meet.
+            # They are scored together with the answers that they are paired with.
             groups = [ScoredGroup(prompt, group.samples, (None,) * len(group.samples)) for prompt, group in answers]
             files = [write_samples(self._ledger.begin("base", window) / SAMPLES, groups)]
             self._ledger.commit("base", window, files, step=0, version=0, parent=weights.digest)
 
     def of(self, prompts: Iterable[PromptRecord]) -> dict[str, Sample]:
-        """The answers to prompts of a window, by the prompts' ids; none to a prompt that could not be answered.
+        """The answers to prompts of a window, by the prompts' ids; a prompt that could not be answered has none.
 
-        Raises TornError when the ledger does not hold them as they were written, ConfigurationError when they were never sampled.
+        Raises:
+            TornError: The ledger does not hold them as they were written.
+            ConfigurationError: They were never sampled.
         """
         # A window that reaches into another epoch may hold a row twice.
         rows = {prompt.id: _row(prompt.id) for prompt in prompts}
@@ -67,14 +74,14 @@ class BaseAnswers:
     def _read(self, window: int) -> list[ScoredGroup]:
         if window not in self._ledger.present("base"):
             raise ConfigurationError(
-                f"method.pairing bestVsBase: version 0 was not asked for answers to the prompts of window {window}, which the "
-                "run did not have when it began: set duration back to what it was"
+                f"method.pairing bestVsBase: there are no answers of version 0 to the prompts of window {window}, which the run "
+                "did not have when it began: set duration back to what it was"
             )
         self._ledger.verify("base", window)
         return read_samples(self._ledger.layout.path("base", window) / SAMPLES)
 
     def _is_there(self, window: int, weights: Manifest) -> bool:
-        """Whether the ledger holds the answers whole, and of exactly these weights."""
+        """Whether the ledger holds the answers in full, and from exactly these weights."""
         try:
             return self._ledger.verify("base", window).parent == weights.digest
         except TornError:
@@ -82,7 +89,7 @@ class BaseAnswers:
 
 
 def _first_windows(schedule: Schedule, stream: PromptStream) -> dict[str, int]:
-    """The window that draws a row first, by row."""
+    """For each row, the window that draws it first."""
     first: dict[str, int] = {}
     for window in range(schedule.windows):
         for prompt in stream.draw(*schedule.prompts(window)):
@@ -93,5 +100,5 @@ def _first_windows(schedule: Schedule, stream: PromptStream) -> dict[str, int]:
 
 
 def _row(prompt_id: str) -> str:
-    """The row of the data that a prompt of the stream is, in whichever epoch."""
+    """The row of the data that a prompt of the stream comes from, in whichever epoch."""
     return prompt_id.rpartition("#")[0]

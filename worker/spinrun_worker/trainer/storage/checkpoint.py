@@ -1,12 +1,12 @@
-"""Checkpoints: everything that a later attempt needs to go on as if nothing had happened.
+"""Checkpoints: everything that a later attempt needs to continue as if nothing had happened.
 
-    rank-00000-of-00002.safetensors …   model.* and optimizer.*: a rank's part of every tensor, with its place in the whole
+    rank-00000-of-00002.safetensors …   model.* and optimizer.*: a rank's part of every tensor, with its offset in the whole
     random-00000.json …                 the state of a rank's random number generators
     state.json                          where the run is
 
-torch.distributed.checkpoint plans who writes what, and reads any number of ranks' files on any other number. Its own writers
-pickle their index, or hold a rank's whole file in memory and leave it to be read again for its hash; ours does neither.
-Loading runs no code.
+torch.distributed.checkpoint plans which rank writes what, and reads the files of any number of ranks on any other number. Its
+own writers pickle their index, or hold a rank's whole file in memory and leave it to be read again for its hash; ours does
+neither. Loading runs no code.
 """
 
 import json
@@ -58,7 +58,7 @@ class TrainerState(Record):
     """Where a run is."""
 
     step: int = Field(ge=0)
-    """Optimizer steps done; the checkpoint's number. Window and position in it follow from it."""
+    """Optimizer steps done, and the checkpoint's number. The window and the position within it follow from it."""
 
     version: int = Field(ge=0)
     """Newest version that was due by then."""
@@ -85,13 +85,25 @@ class RandomState(Record):
 def save_checkpoint(
     ledger: LedgerWriter, ranks: Distributed, model: nn.Module, optimizer: Optimizer, state: TrainerState
 ) -> Manifest:
-    """Write a checkpoint under its step and return its manifest on every rank, once it is durable. All ranks call it.
+    """Write a checkpoint. All ranks call it; it is durable on return.
 
-    Raises on all ranks what any of them met: LedgerUnavailableError, SupersededError; ValueError before the first step,
-    when there is nothing to go on from.
+    Args:
+        ledger: Where the checkpoint goes.
+        ranks: The ranks.
+        model: The model.
+        optimizer: The optimizer, which must have taken a step.
+        state: Where the run is.
+
+    Returns:
+        The checkpoint's manifest, on every rank.
+
+    Raises:
+        LedgerUnavailableError: On all ranks, when the volume refuses any of them.
+        SupersededError: On all ranks, when a newer attempt owns the ledger.
+        ValueError: No step has been taken, so there is nothing to resume from.
     """
     if not optimizer.state:
-        raise ValueError("the optimizer has no state yet: a checkpoint is for after the first step")
+        raise ValueError("the optimizer has no state yet: there can be no checkpoint before the first step")
     directory = ranks.from_rank0(lambda: ledger.begin("checkpoint", state.step))
     tensors = _model_tensors(ranks, model) | _optimizer_tensors(get_optimizer_state_dict(model, optimizer))
     part = _PartWriter(directory / f"rank-{ranks.rank:05d}-of-{ranks.world_size:05d}.safetensors")
@@ -109,9 +121,10 @@ def save_checkpoint(
 
 
 def latest_checkpoint(ledger: Ledger, ranks: Distributed) -> Manifest | None:
-    """The newest checkpoint whose files are what its manifest says, hashes included; None when there is none.
+    """The newest checkpoint whose files are what its manifest says, including their hashes; None when there is none.
 
-    All ranks call it and share the reading. One that is torn, foreign or superseded is skipped, with a warning that names it.
+    All ranks call it and share the reading. A checkpoint that is torn, foreign or superseded is skipped, with a warning that
+    names it.
     """
     for number in ranks.from_rank0(lambda: _candidates(ledger)):
         try:
@@ -122,7 +135,7 @@ def latest_checkpoint(ledger: Ledger, ranks: Distributed) -> Manifest | None:
 
 
 def _candidates(ledger: Ledger) -> list[int]:
-    """Steps of the checkpoints that count, by name and size, the newest first."""
+    """Steps of the checkpoints that count by their files' names and sizes, the newest first."""
     sound = ledger.numbers("checkpoint")
     newest = max(sound, default=-1)
     for number in ledger.present("checkpoint"):
@@ -136,18 +149,18 @@ def _fault(ledger: Ledger, number: int) -> str:
         ledger.verify("checkpoint", number, hashes=False)
     except LedgerError as error:
         return str(error)
-    return f"{ledger.layout.checkpoint(number)} was superseded: a newer attempt has gone on from before it"
+    return f"{ledger.layout.checkpoint(number)} is superseded: a newer attempt resumed from before it"
 
 
 def _verify(ledger: Ledger, ranks: Distributed, number: int) -> Manifest:
-    """The manifest of a checkpoint; every rank compares the hashes of its share of the files. Raises TornError on all."""
+    """The manifest of a checkpoint, after every rank has compared its share of the hashes. Raises TornError on all."""
     directory = ledger.layout.checkpoint(number)
     manifest = ranks.from_rank0(lambda: ledger.verify("checkpoint", number, hashes=False))
 
     def compare() -> None:
         for entry in manifest.files[ranks.rank :: ranks.world_size]:
             if hash_file(directory / entry.path, root=directory) != entry:
-                raise TornError(f"{directory / entry.path} has another content than its manifest says")
+                raise TornError(f"{directory / entry.path} has different content than its manifest says")
 
     ranks.agree(compare)
     return manifest
@@ -156,17 +169,29 @@ def _verify(ledger: Ledger, ranks: Distributed, number: int) -> Manifest:
 def load_checkpoint(
     ledger: Ledger, ranks: Distributed, model: nn.Module, optimizer: Optimizer, checkpoint: Manifest
 ) -> TrainerState:
-    """Put a checkpoint into the model, the optimizer and the random number generators. All ranks call it.
+    """Load a checkpoint into the model, the optimizer and the random number generators. All ranks call it.
 
-    checkpoint: from `latest_checkpoint`, which has compared its hashes. It may come from another number of ranks; one that it
-    does not know gets random numbers that follow from it. The optimizer keeps its own settings, such as its learning rate.
-    Raises LedgerError when the model or the optimizer is not like the one that was saved.
+    The checkpoint may come from another number of ranks; a rank that it has no random state for gets one derived from it. The
+    optimizer keeps its own settings, such as its learning rate.
+
+    Args:
+        ledger: Where the checkpoint is.
+        ranks: The ranks.
+        model: The model; changed in place.
+        optimizer: The optimizer; changed in place.
+        checkpoint: From `latest_checkpoint`, which has compared its hashes.
+
+    Returns:
+        Where the run is.
+
+    Raises:
+        LedgerError: The model or the optimizer does not match the one that was saved.
     """
     directory = ledger.layout.checkpoint(checkpoint.number)
     optimizer_state = get_optimizer_state_dict(model, optimizer)
     # The model's state dict holds the parameters themselves, so that loading into it is all there is to do.
     tensors = _model_tensors(ranks, model) | _optimizer_tensors(optimizer_state)
-    with _plain_errors(f"{directory} does not fit this model and optimizer"):
+    with _plain_errors(f"{directory} does not match this model and optimizer"):
         load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), process_group=ranks.control)
     set_optimizer_state_dict(model, optimizer, optimizer_state)
 
@@ -174,16 +199,16 @@ def load_checkpoint(
         _restore_random(read_record(directory / _random_file(ranks), RandomState), ranks, seed=checkpoint.digest)
         state = read_record(directory / STATE_FILE, TrainerState)
         if state is None:
-            raise TornError(f"{directory / STATE_FILE} is not there")
+            raise TornError(f"{directory / STATE_FILE} is missing")
         return state
 
     return ranks.agree(read)
 
 
 def _model_tensors(ranks: Distributed, model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and persistent buffers, tied ones once; not what never changes, which comes from the source."""
+    """The model's parameters and persistent buffers, tied ones once; without frozen ones, which come from the source."""
     state = cast(dict[str, Tensor], get_model_state_dict(model))
-    # Not by torch's option for it, which leaves a tied weight in under its second name.
+    # Not with torch's option for it, which keeps a tied weight under its second name.
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             del state[name]
@@ -208,12 +233,12 @@ class _PartWriter(StorageWriter):
         self.error: LedgerError | None = None
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's items, one at a time in memory."""
-        # Wider number types first, as the format wants it.
+        """Write this rank's items, holding one at a time in memory."""
+        # Wider dtypes first, as the format's alignment requires.
         items = sorted(plan.items, key=lambda item: -_chunk(item).properties.dtype.itemsize)
         specs = [TensorSpec(item.index.fqn, _chunk(item).properties.dtype, _chunk(item).chunk.sizes) for item in items]
         places = {item.index.fqn: {"saved_offsets": list(_chunk(item).chunk.offsets)} for item in items}
-        # The reader's names for: where in the whole tensor each part belongs, and the version of that convention.
+        # The keys that the reader looks for: where in the whole tensor each part belongs, and the version of that convention.
         metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(places)}
         parts = (cast(Tensor, planner.resolve_data(item)) for item in items)
         try:
@@ -227,10 +252,10 @@ class _PartWriter(StorageWriter):
     # The rest of the interface: nothing to prepare, and the ledger's manifest takes the place of an index.
 
     def reset(self, checkpoint_id: str | PathLike[str] | None = None) -> None:
-        """Begin."""
+        """Nothing to prepare."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Hear whether this is rank 0."""
+        """Nothing to prepare."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is."""
@@ -241,23 +266,23 @@ class _PartWriter(StorageWriter):
         return plans
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """End."""
+        """Nothing to finish: the manifest is the ledger's."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | PathLike[str]) -> bool:
-        """Paths only."""
+        """Accept paths only."""
         return isinstance(checkpoint_id, PathLike)
 
 
 def _chunk(item: WriteItem) -> TensorWriteData:
     if item.tensor_data is None:
-        raise TypeError(f"{item.index.fqn} is no tensor: a checkpoint holds nothing else")
+        raise TypeError(f"{item.index.fqn} is not a tensor: a checkpoint holds nothing else")
     return item.tensor_data
 
 
 @contextmanager
 def _plain_errors(message: str) -> Generator[None]:
-    """Turn the planner's exception, which is no Exception, into a LedgerError that names the first rank's cause."""
+    """Turn the planner's exception, which is not an Exception, into a LedgerError with the lowest rank's cause."""
     try:
         yield
     except CheckpointException as error:
@@ -280,7 +305,7 @@ def _random_state(device: torch.device) -> RandomState:
 
 
 def _restore_random(state: RandomState | None, ranks: Distributed, *, seed: str) -> None:
-    """Put the generators into a state; None derives one from seed and rank."""
+    """Restore the generators' state; None derives one from seed and rank."""
     if state is None:
         number = xxhash.xxh3_64_intdigest(f"{seed}/{ranks.rank}".encode())
         torch.manual_seed(number)

@@ -1,4 +1,4 @@
-"""Which weights a window comes from and is compared with, and whether what the ledger holds of it agrees."""
+"""Which weights a window comes from and is compared with, and whether what the ledger holds agrees."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,32 @@ from spinrun_worker.trainer.schedule import Schedule
 SAMPLES = "samples.parquet"
 PAIRS = "pairs.parquet"
 BASE = "base.parquet"
-"""File of the answers of version 0 to the window's prompts, with the rewards that they got beside the window's own."""
+"""File of the answers of version 0 to the window's prompts, with the rewards that they got together with the window's own."""
 
 
 def replayed_file(window: int) -> str:
-    """File of the pairs that are replayed from an earlier window, with log-probs of the reference of the one that replays."""
+    """File of the pairs that are replayed from an earlier window, with log-probs under the replaying window's reference."""
     return f"replayed-{window:06d}.parquet"
 
 
 def window_files(schedule: Schedule, window: int) -> Sequence[str]:
-    """Every file of a window, but the base answers of a run that has them."""
+    """Every file of a window, except the base answers of a run that has them."""
     return [SAMPLES, PAIRS, *map(replayed_file, schedule.replayed(window))]
 
 
 def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Reference:
-    """The weights that the pairs of a window are compared with; weights: those that it begins with.
+    """The weights that the pairs of a window are compared with.
 
-    Older ones are by their digest those that the window of their own number is compared with: other weights may stand there by
-    now. Raises TornError when the ledger does not hold that window.
+    Older ones have the digest of those that the window of their own number is compared with: the ledger may hold other weights
+    under that version by now.
+
+    Args:
+        ledger: The ledger.
+        schedule: The run's windows.
+        weights: The version that the window begins with.
+
+    Raises:
+        TornError: The ledger does not hold the window of the reference's number.
     """
     version = schedule.reference(weights.version)
     if version == weights.version:
@@ -35,9 +43,15 @@ def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Refer
 
 
 def sampler_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manifest:
-    """The weights that answer a window's prompts; weights: those that it begins with.
+    """The weights that answer a window's prompts.
 
-    Raises TornError when others answer them that the ledger does not hold.
+    Args:
+        ledger: The ledger.
+        schedule: The run's windows.
+        weights: The version that the window begins with.
+
+    Raises:
+        TornError: They are other weights, which the ledger does not hold.
     """
     version = schedule.sampler(weights.version)
     return weights if version == weights.version else ledger.verify("weights", version, hashes=False)
@@ -46,8 +60,14 @@ def sampler_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manifes
 def check_window(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manifest:
     """The manifest of the window that begins with these weights.
 
-    Raises TornError when it is not whole, or was sampled from other weights than stand in the ledger as those of its sampler,
-    compared with others, or replays other windows.
+    Args:
+        ledger: The ledger.
+        schedule: The run's windows.
+        weights: The version that the window begins with.
+
+    Raises:
+        TornError: The window is not whole, was sampled from or is compared with other weights than the ledger holds, or replays
+            other windows than it should.
     """
     number = weights.version
     directory = ledger.layout.window(number)
@@ -66,5 +86,5 @@ def _compared_with(window: Manifest) -> Reference:
     if window.reference is not None:
         return window.reference
     if window.parent is None:
-        raise TornError(f"the manifest of window {window.number} does not say which weights it was sampled from")
+        raise TornError(f"the manifest of window {window.number} does not name the weights that it was sampled from")
     return Reference(version=window.version, digest=window.parent)

@@ -1,13 +1,12 @@
-"""Publication: the policy as a folder that transformers and vLLM load, written by all ranks.
+"""Publication: the policy as a folder that transformers and vLLM can load, written by all ranks.
 
-Whole tensors are dealt out to the ranks, about the same number of bytes to each. Tensor by tensor all ranks gather it, and
-the one it belongs to writes it, so that none ever holds more than one gathered tensor.
+Whole tensors are divided among the ranks, about the same number of bytes to each. All ranks gather one tensor at a time, and
+its owner writes it, so that no rank ever holds more than one gathered tensor.
 """
 
-import heapq
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +19,11 @@ from torch.distributed.tensor import DTensor
 
 from spinrun_protocol.ledger import FileEntry, Kind, Manifest
 from spinrun_worker.ledger import LedgerError, LedgerWriter, TensorSpec, weights_index, write_file, write_safetensors
+from spinrun_worker.trainer.ranks.balance import divide_evenly
 from spinrun_worker.trainer.ranks.distributed import Distributed
 
 MAX_SHARD_BYTES = 5_000_000_000
-"""Largest file of weights, unless a single tensor is larger: the size that Hugging Face's own tools choose."""
+"""Maximum size of a file of weights, unless a single tensor is larger: the default of Hugging Face's own tools."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Shard:
     """One file of weights."""
 
     rank: int
-    """Who writes it."""
+    """The rank that writes it."""
 
     file: str
     """Its name."""
 
     tensors: tuple[TensorSpec, ...]
-    """What is in it, in the model's order."""
+    """Its content, in the model's order."""
 
 
 def publish(
@@ -54,13 +54,30 @@ def publish(
     parent: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Manifest:
-    """Write the policy's weights as a version and return its manifest on every rank. All ranks call it.
+    """Write the policy's weights as a version. All ranks call it.
 
-    tensors: the policy's parameters by their Hugging Face names, sharded (DTensor) or whole, the same on all ranks; a tensor
-    under two names is written under the first. dtype: number type to publish in. assets: the other files, see
-    `collect_assets`. file: name of the one file that all tensors go to; None: shards of every rank. kind, parent: as in the
-    manifest, for a version that is merged. The same tensors and number of ranks give the same bytes.
-    Raises on all ranks what any of them met: LedgerUnavailableError, SupersededError.
+    The same tensors and number of ranks give the same bytes.
+
+    Args:
+        ledger: Where the version goes.
+        ranks: The ranks.
+        tensors: The policy's parameters by their Hugging Face names, sharded (DTensor) or whole, the same on all ranks. A tensor
+            with two names is written under the first.
+        version: Number of the version.
+        step: Optimizer steps done.
+        dtype: Dtype to publish in.
+        assets: The version's other files, see `collect_assets`.
+        file: Name of the one file that holds all tensors; None means shards from every rank.
+        kind: What the manifest says the directory is: weights, or a merged model.
+        parent: The manifest's parent: for a merged model the digest of the adapter's version.
+        max_shard_bytes: Size of a file at most, unless a single tensor is larger.
+
+    Returns:
+        The version's manifest, on every rank.
+
+    Raises:
+        LedgerUnavailableError: On all ranks, when the volume refuses any of them.
+        SupersededError: On all ranks, when a newer attempt owns the ledger.
     """
     names = ranks.from_rank0(lambda: distinct(tensors))
     specs = [TensorSpec(name, dtype, tensors[name].shape) for name in names]
@@ -78,7 +95,7 @@ def publish(
 def distinct(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors in order; of tensors that share their memory (tied weights) only the first.
 
-    Asked on rank 0 only, because a rank whose part of a tensor is empty cannot tell.
+    Only rank 0's answer counts, because a rank whose part of a tensor is empty cannot tell.
     """
     names: dict[object, str] = {}
     for name, tensor in tensors.items():
@@ -88,26 +105,30 @@ def distinct(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def plan_shards(tensors: Sequence[TensorSpec], world_size: int, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[Shard]:
-    """Which rank writes which tensors into which files. The same on every rank: it depends on the arguments alone.
+    """Decide which rank writes which tensors into which files, so that all write about the same number of bytes.
 
-    The largest tensor first, each goes to the rank that has the fewest bytes so far.
+    The same on every rank: it depends on the arguments alone.
+
+    Args:
+        tensors: The tensors, in the model's order.
+        world_size: Number of ranks.
+        max_shard_bytes: Size of a file at most, unless a single tensor is larger.
     """
-    load = [(0, rank) for rank in range(world_size)]
-    owner: dict[str, int] = {}
-    for spec in sorted(tensors, key=lambda spec: (-spec.num_bytes, spec.name)):
-        num_bytes, rank = heapq.heappop(load)
-        owner[spec.name] = rank
-        heapq.heappush(load, (num_bytes + spec.num_bytes, rank))
+    by_name = sorted(tensors, key=lambda spec: spec.name)
     files = [
         (rank, group)
-        for rank in range(world_size)
-        for group in _split([spec for spec in tensors if owner[spec.name] == rank], max_shard_bytes)
+        for rank, indices in enumerate(divide_evenly([spec.num_bytes for spec in by_name], world_size))
+        for group in _split(_in_order(tensors, {by_name[index].name for index in indices}), max_shard_bytes)
     ]
     return [Shard(rank, _file_name(index, len(files)), tuple(group)) for index, (rank, group) in enumerate(files, start=1)]
 
 
+def _in_order(tensors: Sequence[TensorSpec], names: Collection[str]) -> list[TensorSpec]:
+    return [spec for spec in tensors if spec.name in names]
+
+
 def _split(tensors: Sequence[TensorSpec], max_bytes: int) -> Iterator[list[TensorSpec]]:
-    """Runs of tensors in order, each of at most max_bytes or one tensor."""
+    """Runs of tensors in order, each of at most max_bytes or a single tensor."""
     group: list[TensorSpec] = []
     size = 0
     for spec in tensors:
@@ -127,7 +148,7 @@ def _file_name(index: int, count: int) -> str:
 def _write_together(
     directory: Path, ranks: Distributed, shards: Sequence[Shard], tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> list[FileEntry]:
-    """Every rank writes its shards; the entries of all of them, on every rank."""
+    """Write every rank's shards, and return the entries of all of them on every rank."""
     mine = [shard for shard in shards if shard.rank == ranks.rank]
     my_names = {spec.name for shard in mine for spec in shard.tensors}
 
@@ -136,7 +157,7 @@ def _write_together(
         whole = _whole(tensor, dtype)
         return whole if name in my_names else None
 
-    # Not a generator: after a failed write the rest must still be gathered, because the other ranks do.
+    # Not a generator: after a failed write the rest must still be gathered, because the other ranks do so.
     wholes = filter(lambda tensor: tensor is not None, map(gathered, tensors.items()))
     entries: list[FileEntry] = []
     error: LedgerError | None = None
@@ -153,25 +174,34 @@ def _write_together(
 
 @torch.no_grad()
 def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The full tensor in the published type; converted before it travels, as the result is the same and half the size."""
+    """The full tensor in the published dtype, converted before it is sent: the result is the same, and half the size."""
     tensor = tensor.detach().to(dtype)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _write_rest(directory: Path, shards: Sequence[Shard], assets: Mapping[str, bytes]) -> list[FileEntry]:
-    """The index, where there are several shards, and the assets."""
+    """Write the index, where there are several shards, and the assets."""
     files = dict(assets)
     if len(shards) > 1:
         files["model.safetensors.index.json"] = weights_index({shard.file: shard.tensors for shard in shards})
-    # The commit, which follows on this rank, syncs them all at once.
+    # The commit, which this rank does next, syncs them all at once.
     return [write_file(directory / name, [content], root=directory, sync=False) for name, content in sorted(files.items())]
 
 
 def collect_assets(save: Callable[[Path], None], *, dtype: torch.dtype) -> dict[str, bytes]:
-    """Everything of a published version but its weights: configuration, generation configuration, tokenizer, by file name.
+    """The files of a published version other than its weights: configuration, generation configuration, tokenizer.
 
-    save: writes them into a folder, by the `save_pretrained` of each. They do not change during a run, so that they are made
-    once. dtype: number type to publish in, which config.json will say.
+    They do not change during a run, so they are made once.
+
+    Args:
+        save: Writes them into a folder, with the `save_pretrained` of each.
+        dtype: Dtype to publish in, for config.json.
+
+    Returns:
+        Content by file name.
+
+    Raises:
+        ValueError: There is no config.json among them.
     """
     with TemporaryDirectory() as folder:
         save(Path(folder))
@@ -188,8 +218,8 @@ def collect_assets(save: Callable[[Path], None], *, dtype: torch.dtype) -> dict[
 
 
 def _set_dtype(config: dict[str, Any], name: str) -> None:
-    """Say the number type at the top and in those parts of the configuration that say one."""
-    config.pop("torch_dtype", None)  # its older name
+    """Set the dtype at the top level and in those parts of the configuration that have one."""
+    config.pop("torch_dtype", None)  # the older name
     config["dtype"] = name
     for part in config.values():
         if isinstance(part, dict) and {"dtype", "torch_dtype"} & part.keys():

@@ -1,4 +1,4 @@
-"""How this attempt's model reaches the ledger and comes back."""
+"""How this attempt's model gets to the ledger and back."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -165,11 +165,11 @@ class RunStore:
                 self.ledger.verify("weights", sampler)
             return True
         except TornError as error:
-            logger.warning("window %d cannot be made: %s", window, error)
+            logger.warning("window %d cannot be resumed: %s", window, error)
             return False
 
     @collective
     def _delete_checkpoint(self, step: int) -> None:
-        # Its window cannot be made again: the weights that it was sampled from or compared with are gone.
+        # Its window cannot be resumed: the weights that it was sampled from or compared with are gone.
         logger.warning("the checkpoint at step %d belongs to a window that is lost; going further back", step)
         self.ledger.delete("checkpoint", step)

@@ -11,7 +11,7 @@ import pytest
 
 from spinrun_protocol.ledger import MetricsLine
 from spinrun_worker.trainer.reporting.trackers.follower import Follower, TrackerCollector, close_all
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult
 
 LABELS = {"namespace": "team", "run": "demo", "method": "onlineDPO"}
 
@@ -27,14 +27,14 @@ class FakeTracker:
 
     def __init__(self, before: Callable[[MetricsLine], None] = lambda _: None) -> None:
         self.steps: list[int] = []
-        self.ending: Ending | None = None
+        self.ending: AttemptResult | None = None
         self._before = before
 
     def write(self, line: MetricsLine) -> None:
         self._before(line)
         self.steps.append(line.step)
 
-    def close(self, ending: Ending) -> None:
+    def close(self, ending: AttemptResult) -> None:
         self.ending = ending
 
 
@@ -79,8 +79,8 @@ def test_a_tracker_that_hangs_costs_no_time_and_is_left_behind(caplog: pytest.Lo
         # One is in its hands, ten wait.
         assert follower.lines["dropped"] >= 89
         assert warnings(caplog) == [
-            "notebook does not get all figures: it takes too long. The run goes on, and metrics.jsonl has them",
-            "notebook has not ended within 0.2 s and is left behind; metrics.jsonl has all figures",
+            "notebook does not get all figures: it is too slow. The run continues, and metrics.jsonl has them",
+            "notebook has not finished within 0.2 s and is abandoned; metrics.jsonl has all figures",
         ]
     finally:
         released.set()
@@ -110,7 +110,7 @@ def test_a_failure_is_said_once_and_each_line_counted(caplog: pytest.LogCaptureF
     assert follower.lines == {"written": 0, "failed": 5, "dropped": 0}
     assert tracker.ending == "complete"
     assert warnings(caplog) == [
-        "notebook does not get all figures: no route to host. The run goes on, and metrics.jsonl has them",
+        "notebook does not get all figures: no route to host. The run continues, and metrics.jsonl has them",
         "notebook lacks 5 of 5 lines; metrics.jsonl has all of them",
     ]
 

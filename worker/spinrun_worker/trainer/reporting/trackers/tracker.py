@@ -1,4 +1,4 @@
-"""What every tracker can do, and what it is told of a run."""
+"""What every tracker can do, and what it is told about a run."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any, Literal, Protocol
 from spinrun_api.run import SpinRun
 from spinrun_protocol.ledger import MetricsLine, RunRecord
 
-Ending = Literal["complete", "preempted", "failed"]
-"""How an attempt ends; after the last two another one may go on with the same run."""
+AttemptResult = Literal["complete", "preempted", "failed"]
+"""How an attempt ended; after the last two another attempt may continue the same run."""
 
 
 class Tracker(Protocol):
-    """Shows a run in one place. One thread uses it; each call may take its time, and raise anything."""
+    """Shows a run in one place. One thread uses it; any call may take long, and raise anything."""
 
     @property
     def place(self) -> str:
@@ -23,24 +23,24 @@ class Tracker(Protocol):
         """Show the figures of a step, a window or an evaluation."""
         ...
 
-    def close(self, ending: Ending, /) -> None:
-        """Send what is left."""
+    def close(self, result: AttemptResult, /) -> None:
+        """Send the rest, and end the run for this attempt."""
         ...
 
 
 def figures(line: MetricsLine) -> dict[str, float]:
-    """The figures of a line under names that tell those of windows and evaluations from those of steps."""
+    """The figures of a line, under names that distinguish those of windows and evaluations from those of steps."""
     prefix = "" if line.event == "step" else f"{line.event}/"
     return {prefix + name: value for name, value in line.values.items()}
 
 
 def run_of(record: RunRecord) -> SpinRun:
-    """The run that a record is of."""
+    """The run that a record describes."""
     return SpinRun.model_validate(record.run)
 
 
 def settings(record: RunRecord) -> dict[str, Any]:
-    """What a person compares runs by: the spec, without pod templates, which may hold secrets; versions and machine."""
+    """What people compare runs by: the spec, without pod templates, which may hold secrets; versions and machine."""
     spec: dict[str, Any] = record.run["spec"]
     shown = {name: {key: value for key, value in block.items() if key != "template"} for name, block in spec.items()}
     own = {"versions": record.versions, "machine": record.machine, "worldSize": record.world_size}
@@ -48,7 +48,12 @@ def settings(record: RunRecord) -> dict[str, Any]:
 
 
 def flattened(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no block, by its path, such as trainer.learningRate."""
+    """Every value that is not a block, by its path, such as trainer.learningRate.
+
+    Args:
+        document: Nested blocks.
+        above: Prefix of the paths.
+    """
     for name, value in document.items():
         if isinstance(value, Mapping):
             yield from flattened(value, f"{above}{name}.")
@@ -57,5 +62,5 @@ def flattened(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[st
 
 
 def folder_of(run: SpinRun, root: Path) -> Path:
-    """A folder of the run's own below one that many runs share."""
+    """The run's own folder below one that many runs share."""
     return root / run.ledger_name()

@@ -1,18 +1,26 @@
-"""Weights & Biases: its service, or files of it for later where WANDB_MODE=offline says so."""
+"""Weights & Biases: its service, or with WANDB_MODE=offline its files, for later."""
 
 from pathlib import Path
 
 import wandb
 
 from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_worker.trainer.reporting.trackers.tracker import Ending, figures, run_of, settings
+from spinrun_worker.trainer.reporting.trackers.tracker import AttemptResult, figures, run_of, settings
 
 
 class WandbTracker:
-    """A run with the uid of ours, which all attempts share."""
+    """A run with our run's uid as its id, which all attempts share."""
 
     def __init__(self, record: RunRecord, ledger: Path, _: MetricsLine) -> None:
-        """Begin the run or go on with it. Raises wandb.Error when the service refuses or does not answer."""
+        """Begin the run or resume it.
+
+        Args:
+            record: How the run was made.
+            ledger: The run's folder.
+
+        Raises:
+            wandb.Error: The service refuses or does not answer.
+        """
         run = run_of(record)
         spec = run.spec.telemetry.wandb
         assert spec is not None
@@ -24,21 +32,21 @@ class WandbTracker:
             resume="allow",
             config=settings(record),
             dir=ledger,
-            # Its own wishes for the process are left out: our output is ours, and the code is in the image.
+            # Without what it would do to the process: our output is ours, and the code is in the image.
             settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, save_code=False),
         )
-        # Not wandb's own count of calls: an attempt repeats steps after its checkpoint, and wandb would drop what is repeated.
+        # Not wandb's own count of calls: an attempt repeats the steps after its checkpoint, and wandb would drop repetitions.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         self._run.define_metric("evaluation/accuracy", step_metric="step", summary="max,last")
         self.place = str(Path(self._run.dir).parent if self._run.offline else self._run.url)
 
     def write(self, line: MetricsLine) -> None:
-        """One row, with the steps done as its axis."""
+        """Log one row, with the steps done as its axis."""
         self._run.log({**figures(line), "step": line.step, "window": line.window, "attempt": line.attempt})
 
-    def close(self, ending: Ending) -> None:
-        """Send what is left. A run that did not end goes on with the next attempt."""
-        if ending == "preempted":
+    def close(self, result: AttemptResult) -> None:
+        """Send the rest. The next attempt continues a run that has not completed."""
+        if result == "preempted":
             self._run.mark_preempting()
-        self._run.finish(exit_code=0 if ending == "complete" else 1)
+        self._run.finish(exit_code=0 if result == "complete" else 1)

@@ -1,4 +1,4 @@
-"""What a rule or a model is asked, and what it says."""
+"""What a rule or a model is shown of a completion, and the reward that comes back, or why there is none."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ FailureKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One completion to judge."""
+    """One completion to score."""
 
     prompt_id: str
     prompt: str
@@ -32,19 +32,31 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a completion has no reward.
-
-    unusable answer: the true answer is nothing that the rule can compare with. too slow: the time limit was reached.
-    crashed: the judging process died. raised: the rule raised an exception. no number: it returned none, or NaN or infinity.
-    Of an endpoint: no reply: the connection failed. server error: a status that says so. refused: it does not take this request.
-    no answer: its reply holds none.
-    """
+    """Why a completion has no reward."""
 
     kind: FailureKind
+    """Of a rule:
+
+    - unusable answer: the rule cannot compare with the true answer;
+    - too slow: the time limit was reached;
+    - crashed: the rule's process died;
+    - raised: the rule raised an exception;
+    - no number: the rule returned something other than a finite number.
+
+    Of an endpoint:
+
+    - too slow: no reply within the time limit;
+    - no reply: the connection failed;
+    - server error: a status that says so;
+    - refused: the server does not accept this request;
+    - no answer: the reply holds none.
+    """
+
     message: str
 
 
-Verdict = float | Failure
+Score = float | Failure
+"""The reward of a completion, or why it has none."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +75,17 @@ class FailureCount:
         return f"{self.what}: {self.count} ({self.kind}); the first, of prompt {self.prompt_id}: {self.message}"
 
     @classmethod
-    def of(
-        cls, verdicts: "Iterable[tuple[str, Verdict]]", *, what: str = "answers without a reward"
-    ) -> "tuple[FailureCount, ...]":
-        """The failures among verdicts, which come with their prompts' ids, by kind; the most frequent first."""
+    def of(cls, scores: "Iterable[tuple[str, Score]]", *, what: str = "answers without a reward") -> "tuple[FailureCount, ...]":
+        """Count failures by kind, the most frequent first.
+
+        Args:
+            scores: Scores with their prompts' ids.
+            what: What a failure leaves behind, in the plural, for messages.
+        """
         failures: dict[FailureKind, list[FailureCount]] = {}
-        for prompt_id, verdict in verdicts:
-            if isinstance(verdict, Failure):
-                failures.setdefault(verdict.kind, []).append(cls(verdict.kind, 1, prompt_id, verdict.message, what))
+        for prompt_id, score in scores:
+            if isinstance(score, Failure):
+                failures.setdefault(score.kind, []).append(cls(score.kind, 1, prompt_id, score.message, what))
         counts = [replace(same[0], count=len(same)) for same in failures.values()]
         return tuple(sorted(counts, key=lambda failure: -failure.count))
 
@@ -80,7 +95,7 @@ class ScoreResult:
     """The rewards of many samples."""
 
     rewards: tuple[tuple[float | None, ...], ...]
-    """One finite reward a sample, as they were given; None where there is none."""
+    """One finite reward per sample, grouped as the samples were; None where there is none."""
     failures: tuple[FailureCount, ...]
     """Why samples have no reward, the most frequent reason first."""
 
@@ -90,18 +105,18 @@ class ScoreResult:
         return [str(failure) for failure in self.failures]
 
     @classmethod
-    def of(cls, groups: Groups, verdicts: Sequence[Verdict]) -> "ScoreResult":
-        """The result of one verdict a sample, in the order of the groups."""
+    def of(cls, groups: Groups, scores: Sequence[Score]) -> "ScoreResult":
+        """The result of one score per sample, in the order of the groups."""
         prompt_ids = (prompt.id for prompt, samples in groups for _ in samples)
-        rewards = (None if isinstance(verdict, Failure) else verdict for verdict in verdicts)
-        return cls(by_group(groups, rewards), FailureCount.of(zip(prompt_ids, verdicts, strict=True)))
+        rewards = (None if isinstance(score, Failure) else score for score in scores)
+        return cls(by_group(groups, rewards), FailureCount.of(zip(prompt_ids, scores, strict=True)))
 
 
 def by_group(groups: Groups, values: Iterable[Value]) -> tuple[tuple[Value, ...], ...]:
-    """One value a sample, as the samples are grouped."""
+    """One value per sample, grouped as the samples are."""
     remaining = iter(values)
     return tuple(tuple(next(remaining) for _ in samples) for _, samples in groups)
 
 
 class UnusableAnswerError(ValueError):
-    """The true answer is nothing that the rule can compare with: a fault of the data, not of the completion."""
+    """The rule cannot compare with the true answer: a fault of the data, not of the completion."""

@@ -9,7 +9,7 @@ from spinrun_api.spec import Rule
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards import RuleScorer, build_rule
+from spinrun_worker.rewards import RuleReward, build_rule
 
 
 def prompt(name: str, answer: str | None, columns: dict[str, Any] | None = None) -> PromptRecord:
@@ -69,7 +69,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
-def python_rule(function: str, timeout_seconds: float = 10) -> RuleScorer:
+def python_rule(function: str, timeout_seconds: float = 10) -> RuleReward:
     return build_rule(Rule(kind="python", entry_point=f"myrules:{function}", timeout_seconds=timeout_seconds))
 
 
@@ -164,8 +164,8 @@ def test_what_goes_wrong_in_the_users_function_costs_that_sample_only():
     messages = {failure.kind: failure.message for failure in result.failures}
     assert messages["raised"] == "ZeroDivisionError: division by zero"
     assert messages["no number"] == "returned None"
-    assert messages["crashed"] == "the judging process died: exit code 7"
-    assert messages["too slow"] == "no verdict in 2 s"
+    assert messages["crashed"] == "the rule's process died: exit code 7"
+    assert messages["too slow"] == "no reward in 2 s"
     assert {failure.prompt_id for failure in result.failures} == {"p"}
 
 
