@@ -1,7 +1,6 @@
 """`spinrun events`: the Events of a run and its children, in the order of time."""
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -13,7 +12,7 @@ from spinrun_api.run import KIND
 from spinrun_cli.cluster.client import Access, Cluster, run
 from spinrun_cli.cluster.view import age, columns
 from spinrun_cli.text import printable
-from spinrun_kube import times
+from spinrun_kube import names, times
 from spinrun_kube.kinds import EVENT, SPIN_RUN
 
 Json = dict[str, Any]
@@ -41,16 +40,14 @@ def events_of(document: Json, events: Sequence[Json]) -> list[Json]:
     Children are known by their names: many are gone when one reads of them.
     """
     metadata = document["metadata"]
-    children = re.compile(
-        re.escape(metadata["name"]) + r"-(rollout(-\d+)?|trainer(-\d+(-\d+(-\w+)?)?)?|ledger|token|run|spinrun)(\.\w+)?"
-    )
 
     def belongs(event: Json) -> bool:
         about = event["involvedObject"]
         if about.get("kind") == KIND:
             return about.get("uid") == metadata["uid"]
         # A run of the same name before this one had children of the same names.
-        return children.fullmatch(about.get("name", "")) is not None and times.of_event(event) >= metadata["creationTimestamp"]
+        is_child = names.is_child_of(metadata["name"], about.get("kind", ""), about.get("name", ""))
+        return is_child and times.of_event(event) >= metadata["creationTimestamp"]
 
     return sorted(filter(belongs, events), key=times.of_event)
 

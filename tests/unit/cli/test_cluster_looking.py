@@ -430,6 +430,9 @@ def test_events_of_a_run_and_its_children_are_in_the_order_of_time() -> None:
         event(4, "Pod", "demo-trainer-2-0-x7k2p"),
         event(5, "StatefulSet", "demo-rollout"),
         event(6, "Pod", "demo-rollout-1"),
+        event(7, "StatefulSet", "demo-scorer"),
+        event(8, "Pod", "demo-scorer-0"),
+        event(9, "PodMonitor", "demo"),
     ]
     others = [
         event(1, "SpinRun", "demo", uid="that of an earlier run"),
