@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from spinrun_cli.local.folder import RunFolder
-from spinrun_cli.watch.folder import look
-from spinrun_cli.watch.picture import Picture, panel
+from spinrun_cli.local.watch import look
+from spinrun_cli.show.picture import Picture, panel
 
 COLUMNS = 104
 

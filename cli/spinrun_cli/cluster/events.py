@@ -10,8 +10,7 @@ import typer
 
 from spinrun_api.run import KIND
 from spinrun_cli.cluster.client import Access, Cluster, run
-from spinrun_cli.cluster.view import age, columns
-from spinrun_cli.text import printable
+from spinrun_cli.show.text import age, columns, printable
 from spinrun_kube import names, times
 from spinrun_kube.kinds import EVENT, SPIN_RUN
 

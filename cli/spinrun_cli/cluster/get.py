@@ -12,7 +12,9 @@ import yaml
 
 from spinrun_cli.cluster.client import Access, Cluster, ForbiddenError, run
 from spinrun_cli.cluster.follow import POLL_SECONDS
-from spinrun_cli.cluster.view import columns, details, parsed, pod_labels, resource_name, table_rows
+from spinrun_cli.cluster.runs import parsed, pod_labels, resource_name
+from spinrun_cli.show.details import details, table_rows
+from spinrun_cli.show.text import columns
 from spinrun_kube import times
 from spinrun_kube.kinds import EVENT, POD, SPIN_RUN, Kind
 

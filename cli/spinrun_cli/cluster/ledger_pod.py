@@ -13,7 +13,7 @@ from typing import Any
 
 from spinrun_api.run import SpinRun
 from spinrun_cli.cluster.client import Cluster, ConflictError, NotFoundError
-from spinrun_cli.cluster.view import parsed
+from spinrun_cli.cluster.runs import parsed
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_kube import names
 from spinrun_kube.kinds import CHILDREN, POD, Kind

@@ -18,7 +18,7 @@ from spinrun_cli.cluster.follow import (
     outcome,
     status_of,
 )
-from spinrun_cli.cluster.view import ledger_place, pod_labels, resource_name
+from spinrun_cli.cluster.runs import ledger_place, pod_labels, resource_name
 from spinrun_cli.errors import CommandError
 from spinrun_kube.kinds import POD, SPIN_RUN
 from spinrun_operator.api import MERGE_PATCH

@@ -10,10 +10,10 @@ from typing import Any
 from spinrun_api.run import SpinRun
 from spinrun_cli.cluster import follow
 from spinrun_cli.cluster.client import Access, Cluster, NotFoundError, UnreachableError, run
-from spinrun_cli.cluster.view import parsed, pod_labels
+from spinrun_cli.cluster.runs import parsed, pod_labels
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.questions import LogsQuestion
-from spinrun_cli.text import LineSplitter, LineWriter
+from spinrun_cli.log_lines import LineSplitter, LineWriter
+from spinrun_cli.queries import LogsQuestion
 from spinrun_kube import names, times
 from spinrun_kube.kinds import POD, SPIN_RUN
 

@@ -10,8 +10,8 @@ from spinrun_api.status import Metrics, RolloutStatus, SpinRunStatus
 from spinrun_cli.cluster.client import Access, Cluster, run
 from spinrun_cli.cluster.follow import condition, follow, is_finished, outcome
 from spinrun_cli.errors import CommandError
-from spinrun_cli.watch.picture import Outcome, Picture, WindowFigures
-from spinrun_cli.watch.show import Show
+from spinrun_cli.show.picture import Outcome, Picture, WindowFigures
+from spinrun_cli.terminal import Show
 from spinrun_kube import times
 from spinrun_kube.kinds import EVENT, SPIN_RUN
 from spinrun_protocol.wire import Activity, Progress

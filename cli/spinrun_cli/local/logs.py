@@ -7,8 +7,8 @@ from pathlib import Path
 
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.folder import RunFolder
-from spinrun_cli.questions import LogsQuestion
-from spinrun_cli.text import LineSplitter, LineWriter
+from spinrun_cli.log_lines import LineSplitter, LineWriter
+from spinrun_cli.queries import LogsQuestion
 
 POLL_SECONDS = 0.5
 _LIFE = re.compile(rb"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)

@@ -9,8 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.live import Live
 
-from spinrun_cli.local import view as views
-from spinrun_cli.local.view import View
+from spinrun_cli.show import view as views
+from spinrun_cli.show.view import View
 
 QUIET_SECONDS = 30.0
 """Longest silence of the line form."""

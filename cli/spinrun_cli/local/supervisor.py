@@ -27,7 +27,7 @@ from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.policy import Action, after, backoff_seconds
 from spinrun_cli.local.reporter import Reporter
-from spinrun_cli.local.view import View
+from spinrun_cli.show.view import View
 from spinrun_protocol import commands
 from spinrun_protocol.commands import Process
 from spinrun_protocol.environment import PREFERENCE_KEY, ROLLOUTS, SCORERS, TERMINATION_LOG, TOKEN_FILE

@@ -183,7 +183,7 @@ async def test_watch_prints_a_row_for_each_change(cluster: Cluster, control_plan
 async def test_kubectl_finds_the_plugin(cluster: Cluster, control_plane: ControlPlane, tmp_path: Path, run_file: str) -> None:
     plugin = tmp_path / "kubectl-spinrun"
     # What an installation of the package puts into PATH.
-    plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m spinrun_cli.cluster.plugin "$@"\n')
+    plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m spinrun_cli.kubectl_plugin "$@"\n')
     plugin.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "KUBECONFIG": str(control_plane.kubeconfig)}
     kubectl = (str(control_plane.kubectl_binary), "spinrun")

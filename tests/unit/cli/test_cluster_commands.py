@@ -13,7 +13,8 @@ import pytest
 import yaml
 from kubernetes.aio.config import incluster_config
 
-from spinrun_cli.cluster import client, lifecycle, plugin
+from spinrun_cli import kubectl_plugin
+from spinrun_cli.cluster import client, lifecycle
 from spinrun_cli.cluster.client import TIMEOUT_SECONDS
 from support.ports import free_port
 from unit.api.invalid_runs import MINIMAL
@@ -388,7 +389,7 @@ def test_shell_completes_the_commands() -> None:
 
 
 def test_plugin_has_the_clusters_commands_and_validate() -> None:
-    names = {command.name or command.callback.__name__ for command in plugin.app.registered_commands if command.callback}
+    names = {command.name or command.callback.__name__ for command in kubectl_plugin.app.registered_commands if command.callback}
     assert names == {"validate", "submit", "get", "suspend", "resume", "delete"} | {
         "watch",
         "logs",

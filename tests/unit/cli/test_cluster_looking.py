@@ -15,7 +15,7 @@ from spinrun_cli.cluster import ledger_pod
 from spinrun_cli.cluster.events import events_of
 from spinrun_cli.cluster.logs import chosen
 from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.questions import LogsQuestion
+from spinrun_cli.queries import LogsQuestion
 from unit.cli.fake_api_server import RUNS, UID, Answer, FakeApiServer, failure, over, spin_run
 from unit.cli.shell import Shell
 

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from spinrun_api.documents import parse_run
-from spinrun_cli.cluster.view import age, columns, details, ledger_place, table_rows
+from spinrun_cli.cluster.runs import ledger_place
+from spinrun_cli.show.details import details, table_rows
+from spinrun_cli.show.text import age, columns
 from unit.api.invalid_runs import MINIMAL
 
 Json = dict[str, Any]

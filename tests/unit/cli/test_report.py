@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.report.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg, wilson
-from spinrun_cli.report.data import RunData, load_run_data
-from spinrun_cli.report.page import CHANGES, compare
-from spinrun_cli.report.write import write_report
+from spinrun_cli.local.report import write_report
+from spinrun_cli.local.run_data import load_run_data
+from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg, wilson
+from spinrun_cli.show.page import CHANGES, compare
+from spinrun_cli.show.run_data import RunData
 from spinrun_worker.ledger import Layout, write_samples
 from unit.cli.conftest import DOCUMENT, answers
 

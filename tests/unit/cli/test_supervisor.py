@@ -15,8 +15,8 @@ from spinrun_cli.local.child import Child
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.supervisor import Outcome, Supervisor
-from spinrun_cli.local.view import View
 from spinrun_cli.overrides import read_run
+from spinrun_cli.show.view import View
 from spinrun_protocol.commands import Process
 from unit.cli import fakes
 

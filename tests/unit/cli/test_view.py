@@ -7,7 +7,7 @@ from rich.console import Console
 
 from spinrun_api.status import Metrics, RolloutStatus
 from spinrun_cli.local.reporter import LineReporter
-from spinrun_cli.local.view import View, clock, doing, duration, figures, line, panel
+from spinrun_cli.show.view import View, clock, doing, duration, figures, line, panel
 from spinrun_protocol.wire import Activity, Progress
 
 

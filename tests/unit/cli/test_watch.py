@@ -14,11 +14,11 @@ from rich.console import Console
 
 from spinrun_api.status import Metrics
 from spinrun_cli.local import logs as local_logs
+from spinrun_cli.local import watch as watch_folder
 from spinrun_cli.local.folder import RunFolder
-from spinrun_cli.text import LineWriter
-from spinrun_cli.watch import folder as watch_folder
-from spinrun_cli.watch.picture import Outcome, Picture, WindowFigures, line, panel, sparkline
-from spinrun_cli.watch.show import lines
+from spinrun_cli.log_lines import LineWriter
+from spinrun_cli.show.picture import Outcome, Picture, WindowFigures, line, panel, sparkline
+from spinrun_cli.terminal import lines
 from spinrun_protocol.termination import LastWords
 from spinrun_protocol.wire import Activity, Progress
 from unit.cli.shell import Shell

@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 from typer.testing import CliRunner
 
-from spinrun_cli.ledger import app
+from spinrun_cli.commands.ledger import app
 from spinrun_worker.ledger import LedgerWriter
 
 OTHER_UID = "ffffffff-0000-4000-8000-000000000002"
@@ -161,7 +161,7 @@ def test_without_the_workers_packages_the_command_says_what_to_install(tmp_path,
 
 def test_command_loads_neither_torch_nor_pyarrow(full):
     code = (
-        "import sys; from spinrun_cli.ledger import app\n"
+        "import sys; from spinrun_cli.commands.ledger import app\n"
         "assert 'spinrun_worker' not in sys.modules\n"
         "app(['verify', sys.argv[1]], standalone_mode=False)\n"
         "print(sorted({'torch', 'pyarrow', 'numpy'} & set(sys.modules)))"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -17,25 +17,16 @@ from rich.table import Table
 if TYPE_CHECKING:
     from spinrun_worker.ledger import Finding
 
-app = typer.Typer(no_args_is_help=True, help="Look at a run's ledger: the weights, windows and checkpoints on its volume.")
-
 NO_LEDGER = 2
-
-Root = Annotated[Path, typer.Argument(metavar="PATH", help="A run's folder on the volume, or the volume's root.")]
-Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="table for people, json for programs.")]
 
 _STYLES = {"committed": "green", "torn": "red", "foreign": "red", "superseded": "yellow", "unreadable": "red"}
 
 
-@app.command("ls")
-def list_ledger(path: Root, output: Output = "table") -> None:
-    """List every directory with its version, step, attempt, size, state and age.
-
-    The state is judged by names and sizes; `verify` also reads the files.
-    """
+def list_ledger(path: Path, *, as_json: bool) -> None:
+    """Prints every directory of the ledgers below a path. Raises typer.Exit when there are none."""
     path = path.absolute()
     directories = [finding for finding in _findings(path, hashes=False) if finding.kind is not None]
-    if output == "json":
+    if as_json:
         typer.echo(json.dumps([_document(finding) for finding in directories], indent=2))
         return
     ledgers = groupby(directories, key=lambda finding: finding.path.parent.parent)
@@ -43,16 +34,11 @@ def list_ledger(path: Root, output: Output = "table") -> None:
         Console().print(_table(inside, title="" if ledger == path else _printable(str(ledger.relative_to(path)))))
 
 
-@app.command("verify")
-def verify_ledger(path: Root, output: Output = "table") -> None:
-    """Read every file and say what is torn, foreign or superseded.
-
-    Exits with 0 when all is sound, with 1 when something is not, with 2 when PATH holds no ledger. A run that is writing at this
-    moment has something torn for as long.
-    """
+def verify_ledger(path: Path, *, as_json: bool) -> None:
+    """Reads every file of the ledgers below a path and prints what is not sound. Raises typer.Exit with the exit code."""
     findings = _findings(path, hashes=True)
     unsound = [finding for finding in findings if finding.state != "committed"]
-    if output == "json":
+    if as_json:
         typer.echo(json.dumps({"sound": not unsound, "findings": [_document(finding) for finding in findings]}, indent=2))
     else:
         console = Console(soft_wrap=True, highlight=False)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from spinrun_cli.watch.picture import Json, Picture, document, line, panel
+from spinrun_cli.show.picture import Json, Picture, document, line, panel
 
 Show = Callable[[Picture], None]
 

@@ -8,9 +8,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from spinrun_cli.local.view import duration
-from spinrun_cli.report.charts import panels, to_svg
-from spinrun_cli.report.data import RunData
+from spinrun_cli.show.charts import panels, to_svg
+from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.view import duration
 from spinrun_worker.records import ScoredGroup
 
 MOST_COMPARISONS = 60
@@ -57,7 +57,7 @@ class Comparison:
 def render(data: RunData) -> str:
     """The report as one HTML document that needs nothing else."""
     environment = Environment(
-        loader=PackageLoader("spinrun_cli.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("spinrun_cli.show", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     compared = compare(data.before, data.after)
     return environment.get_template("page.html.j2").render(

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from spinrun_cli.report.data import RunData
+from spinrun_cli.show.run_data import RunData
 from spinrun_protocol.ledger import MetricsLine
 
 PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "prefer")

@@ -12,7 +12,7 @@ FILES = ("report.html", "curves.png")
 
 def bundled(folder: Path) -> str:
     """The report of a run's folder or ledger. Raises as `write_report` does."""
-    from spinrun_cli.report.write import write_report
+    from spinrun_cli.local.report import write_report
 
     with TemporaryDirectory() as temporary:
         written = write_report(folder, Path(temporary))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import typer
 
+from spinrun_cli.bundle import unbundle
 from spinrun_cli.cluster.client import Access, Cluster, run
 from spinrun_cli.cluster.ledger_pod import Arguments, output_of, run_beside_ledger
-from spinrun_cli.report.bundle import unbundle
 from spinrun_kube.kinds import SPIN_RUN
 
 

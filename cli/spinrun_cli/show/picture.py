@@ -9,9 +9,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from spinrun_cli.local import view as views
-from spinrun_cli.local.view import View, duration
-from spinrun_cli.text import printable
+from spinrun_cli.show import view as views
+from spinrun_cli.show.text import printable
+from spinrun_cli.show.view import View, duration
 from spinrun_protocol.wire import Progress
 
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spinrun_cli.options import Context, Namespace, Overrides, client_installed
+from spinrun_cli.commands.options import Context, Namespace, Overrides, client_installed
 
 
 class DryRun(StrEnum):

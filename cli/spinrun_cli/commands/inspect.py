@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spinrun_cli.commands.options import Context, Namespace, OutputFormat, client_installed, worker_installed
 from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.options import Context, Namespace, OutputFormat, client_installed, worker_installed
-from spinrun_cli.questions import LogsQuestion, SamplesQuestion
+from spinrun_cli.queries import LogsQuestion, SamplesQuestion
 from spinrun_cli.target import local_folder
 
 if TYPE_CHECKING:
-    from spinrun_cli.report.data import RunData
+    from spinrun_cli.show.run_data import RunData
 
 Target = Annotated[
     str,
@@ -38,11 +38,11 @@ def watch(target: Target, output: Output = OutputFormat.TEXT, context: Context =
     """Follow a run to its end: a live view on a terminal, else a line for each change. Exits with 0 when it is complete, with 1
     when not; Ctrl-C only ends the view."""
     folder = _folder(target, context, namespace)
-    from spinrun_cli.watch.show import shown
+    from spinrun_cli.terminal import shown
 
     if folder is not None:
         with worker_installed():
-            from spinrun_cli.watch.folder import watch_folder
+            from spinrun_cli.local.watch import watch_folder
         follow = partial(watch_folder, folder)
     else:
         with client_installed():
@@ -129,14 +129,14 @@ def samples(
     question = SamplesQuestion(window=window, pairs=pairs, prompt=prompt, limit=limit, as_json=output is OutputFormat.JSON)
     if (folder := _folder(target, context, namespace)) is not None:
         with worker_installed():
-            from spinrun_cli.samples import show_samples
+            from spinrun_cli.local.samples import show_samples
         show_samples(folder, question)
         return
     with client_installed():
-        from spinrun_cli.cluster import beside
+        from spinrun_cli.cluster import remote
         from spinrun_cli.cluster.client import Access
 
-    beside.show_samples(target, question.arguments, Access(context, namespace), image=image)
+    remote.show_samples(target, question.arguments, Access(context, namespace), image=image)
 
 
 def report(
@@ -153,14 +153,14 @@ def report(
     """Write report.html and curves.png of a run, finished or not."""
     if (folder := _folder(target, context, namespace)) is None:
         with client_installed():
-            from spinrun_cli.cluster import beside
+            from spinrun_cli.cluster import remote
             from spinrun_cli.cluster.client import Access
 
-        learning, paths = beside.write_report(target, output or Path("reports") / target, Access(context, namespace), image=image)
+        learning, paths = remote.write_report(target, output or Path("reports") / target, Access(context, namespace), image=image)
     else:
         with worker_installed():
-            from spinrun_cli.report.bundle import bundled
-            from spinrun_cli.report.write import write_report
+            from spinrun_cli.bundle import bundled
+            from spinrun_cli.local.report import write_report
         if bundle:
             typer.echo(bundled(folder))
             return
@@ -202,14 +202,14 @@ def compare(
 def _fetched(name: str, context: str | None, namespace: str | None, image: str | None) -> "RunData":
     """A run of the cluster, from its ledger."""
     with client_installed():
-        from spinrun_cli.cluster import beside
+        from spinrun_cli.cluster import remote
         from spinrun_cli.cluster.client import Access
     from spinrun_cli.compare import from_document
 
     def arguments(ledger: str) -> list[str]:
         return ["compare", ledger, "--output", "json"]
 
-    return from_document(beside.fetch(name, arguments, Access(context, namespace), image=image))
+    return from_document(remote.fetch(name, arguments, Access(context, namespace), image=image))
 
 
 def register(app: typer.Typer) -> None:

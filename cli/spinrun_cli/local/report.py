@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.report.data import load_run_data
+from spinrun_cli.local.run_data import load_run_data
 from spinrun_worker.ledger import LedgerError
 
 
@@ -28,8 +28,8 @@ def write_report(folder: Path, output: Path) -> ReportFiles:
     except LedgerError as error:
         raise CommandError(str(error)) from error
     # matplotlib and jinja2 take a second to load.
-    from spinrun_cli.report.charts import write_picture
-    from spinrun_cli.report.page import render
+    from spinrun_cli.show.charts import write_picture
+    from spinrun_cli.show.page import render
 
     files = ReportFiles(output / "report.html", output / "curves.png", data.learning)
     partial = output / ".report.partial"

@@ -4,8 +4,7 @@ run, and `validate`."""
 import typer
 
 from spinrun_cli import main as spinrun
-from spinrun_cli.cluster.commands import register as register_cluster
-from spinrun_cli.looking import register as register_looking
+from spinrun_cli.commands import cluster, inspect, local
 
 app = typer.Typer(
     name="kubectl spinrun",
@@ -14,9 +13,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(spinrun.validate)
-register_cluster(app)
-register_looking(app)
+app.command()(local.validate)
+cluster.register(app)
+inspect.register(app)
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.questions import SamplesQuestion
+from spinrun_cli.queries import SamplesQuestion
+from spinrun_cli.show.text import hanging, printable
 from spinrun_cli.target import ledger_of
-from spinrun_cli.text import hanging, printable
 from spinrun_worker.ledger import Layout, Ledger, LedgerError, TornError, read_manifest, read_pairs, read_samples
 from spinrun_worker.records import Pair, ScoredGroup
 

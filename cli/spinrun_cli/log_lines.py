@@ -1,34 +1,10 @@
-"""Text for a terminal."""
+"""Lines of processes' logs."""
 
 import json
-from collections.abc import Sequence
 
 import typer
 
 from spinrun_protocol.logs import plain
-
-
-def printable(text: str) -> str:
-    """Text without control characters but line ends: what a model says, or a file's name, must not command the terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
-
-
-def hanging(first: str, text: str) -> str:
-    """`first` and then the text, whose further lines stand below its first."""
-    return "\n".join(line.rstrip() for line in (first + text.replace("\n", "\n" + " " * len(first))).splitlines())
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the headings: the first column from the left, the others from the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "   ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
 
 
 class LineWriter:

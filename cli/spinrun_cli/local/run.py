@@ -22,12 +22,13 @@ from spinrun_cli.local.checks import (
 )
 from spinrun_cli.local.folder import RunFolder, Start
 from spinrun_cli.local.machine import known_without_probe
+from spinrun_cli.local.report import write_report
 from spinrun_cli.local.reporter import reporter
+from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.local.supervisor import Outcome, Supervisor
-from spinrun_cli.local.view import duration
 from spinrun_cli.overrides import read_run
-from spinrun_cli.report.data import RunData, load_run_data
-from spinrun_cli.report.write import write_report
+from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.view import duration
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_worker.ledger import LedgerError
 

@@ -1,14 +1,13 @@
 """What a person sees of runs: pure functions from documents to text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from spinrun_api.documents import InvalidDocumentError, parse_run
-from spinrun_api.run import GROUP, PLURAL, SpinRun
+from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
-from spinrun_cli.errors import CommandError
-from spinrun_cli.local.view import duration
+from spinrun_cli.show.text import age, columns
+from spinrun_cli.show.view import duration
 from spinrun_kube import names, times
 
 Json = dict[str, Any]
@@ -17,48 +16,7 @@ NUM_EVENTS = 10
 """Newest events that are shown of a run."""
 
 
-def resource_name(name: str) -> str:
-    """A run as kubectl names it."""
-    return f"{PLURAL}.{GROUP}/{name}"
-
-
-def pod_labels(document: Json) -> str:
-    """Selects the pods of this very run, and not of one of the same name before it."""
-    metadata = document["metadata"]
-    return f"{names.RUN_LABEL}={metadata['name']},{names.UID_LABEL}={metadata['uid']}"
-
-
-def parsed(document: Json) -> SpinRun:
-    """The run. Raises CommandError for one that another version of SpinRun has written."""
-    try:
-        return parse_run(document, document["metadata"]["name"])
-    except InvalidDocumentError as error:
-        raise CommandError(f"{error}: this `spinrun` is of another version than the cluster's; use -o yaml") from error
-
-
-def ledger_place(document: Json) -> str:
-    """Where the ledger is once the run is deleted."""
-    try:
-        run = parsed(document)
-    except CommandError:
-        return "its ledger stays, unless storage.retain is false"
-    claim, folder, namespace = names.claim_name(run), run.ledger_name(), names.namespace(run)
-    if run.spec.storage.claim_name is not None:
-        return f"its ledger stays on your claim {claim}, folder {folder}"
-    if not run.spec.storage.retain:
-        return f"its ledger goes with the claim {claim}, as storage.retain: false asks for"
-    return f"its ledger stays on claim {claim}, folder {folder}; to delete it: kubectl delete pvc {claim} -n {namespace}"
-
-
 # --- tables --------------------------------------------------------------------------------------------------------
-
-
-def columns(rows: Iterable[Sequence[object]]) -> str:
-    """Rows of cells, the first the headings, as kubectl aligns them."""
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts)
-    return "\n".join(lines)
 
 
 def table_rows(table: Json, *, wide: bool, with_namespace: bool) -> list[list[object]]:
@@ -70,17 +28,6 @@ def table_rows(table: Json, *, wide: bool, with_namespace: bool) -> list[list[ob
         namespaces = ["NAMESPACE", *(row["object"]["metadata"]["namespace"] for row in table["rows"])]
         return [[namespace, *row] for namespace, row in zip(namespaces, rows, strict=True)]
     return rows
-
-
-def age(then: str | None, now: datetime) -> str:
-    """Time since a moment of the API, in its largest unit; empty when there was none."""
-    if not then:
-        return ""
-    seconds = max(0, int((now - datetime.fromisoformat(then)).total_seconds()))
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
 
 
 # --- one run -------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from spinrun_api.documents import InvalidDocumentError, read_documents
 from spinrun_api.status import Metrics
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.folder import RunFolder
-from spinrun_cli.watch.picture import Outcome, Picture, WindowFigures
-from spinrun_cli.watch.show import Show
+from spinrun_cli.show.picture import Outcome, Picture, WindowFigures
+from spinrun_cli.terminal import Show
 from spinrun_protocol.ledger import MetricsLine
 from spinrun_protocol.logs import plain
 from spinrun_protocol.termination import LastWords
