@@ -5,7 +5,8 @@ from typing import Any
 
 from spinrun_api.run import API_VERSION, KIND, SpinRun
 
-FIELD_MANAGER = "spinrun-operator"
+OPERATOR = "spinrun-operator"
+"""How the operator names itself: as user agent, in Events, as manager of fields and of children."""
 MANAGED_BY = "spinrun.dev/operator"
 """Value of spec.lifecycle.managedBy that means this operator, as its absence does."""
 
@@ -86,7 +87,7 @@ def labels(run: SpinRun, component: str) -> dict[str, str]:
         "app.kubernetes.io/name": "spinrun",
         "app.kubernetes.io/instance": run.metadata.name,
         COMPONENT_LABEL: component,
-        "app.kubernetes.io/managed-by": FIELD_MANAGER,
+        "app.kubernetes.io/managed-by": OPERATOR,
         RUN_LABEL: run.metadata.name,
         UID_LABEL: run.metadata.uid or "",
     }

@@ -8,9 +8,9 @@ from typing import Any
 
 from spinrun_api.run import SpinRun
 from spinrun_kube import names
+from spinrun_kube.api import Api, ApiError
 from spinrun_kube.kinds import SECRET, kind_of
 from spinrun_operator import reasons
-from spinrun_operator.api import Api, ApiError
 from spinrun_operator.children.ledger_claim import is_usable
 from spinrun_operator.observed import Refusal, child_id
 
@@ -36,7 +36,7 @@ class Applier:
         self._as_wanted: dict[str, tuple[str, str]] = {}
 
     async def apply(self, run: SpinRun, wanted: Json, live: Json | None) -> Refusal | None:
-        """Makes the child as wanted; returns why it cannot be. live: the child as it is known. Raises one of api.TRANSIENT."""
+        """Makes the child as wanted; returns why it cannot be. live: the child as it is known. Raises one of TRANSIENT."""
         document, uid = with_hash(wanted), {}
         if live is None:
             live = await self._api.get(

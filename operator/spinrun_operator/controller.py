@@ -13,9 +13,9 @@ from spinrun_api.documents import InvalidDocumentError, parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
+from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import CHILDREN, POD, POD_MONITOR, SPIN_RUN, kind_of
 from spinrun_operator import status
-from spinrun_operator.api import TRANSIENT, Api, ApiError
 from spinrun_operator.apply import Applier
 from spinrun_operator.events import EventRecorder
 from spinrun_operator.informer import Informer, version_of

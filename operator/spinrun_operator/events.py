@@ -9,11 +9,10 @@ from datetime import datetime
 
 from spinrun_api.run import API_VERSION, KIND, SpinRun
 from spinrun_kube import names, times
-from spinrun_operator.api import TRANSIENT, Api
+from spinrun_kube.api import TRANSIENT, Api
 from spinrun_operator.reconcile import Event
 from spinrun_protocol.logs import facts_of
 
-COMPONENT = "spinrun-operator"
 REMEMBERED = 2048
 QUIET_SECONDS = 30.0
 """The same news within this time of the last is not written down again."""
@@ -77,8 +76,8 @@ class EventRecorder:
             "type": kind,
             "reason": reason,
             "message": message,
-            "source": {"component": COMPONENT},
-            "reportingComponent": COMPONENT,
+            "source": {"component": names.OPERATOR},
+            "reportingComponent": names.OPERATOR,
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import POD, SECRET, Kind
 from spinrun_kube.names import RUN_LABEL
-from spinrun_operator.api import TRANSIENT, Api, ApiError
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
 

@@ -13,9 +13,9 @@ from typing import Any
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
+from spinrun_kube.api import Api
 from spinrun_kube.kinds import EVENT, POD
 from spinrun_operator import trouble
-from spinrun_operator.api import Api
 from spinrun_operator.informer import Informer
 from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_ended, is_deleted, is_over
 from spinrun_operator.progress import Target
@@ -55,7 +55,7 @@ class Observer:
     async def observe(
         self, run: SpinRun, key: Key, *, refusals: tuple[Refusal, ...], progress: TrainerProgress | None, now: datetime
     ) -> Observed:
-        """All that is known of the run's children. Raises one of api.TRANSIENT."""
+        """All that is known of the run's children. Raises one of TRANSIENT."""
         children: dict[tuple[str, str], Json] = {}
         pods: list[Json] = []
         for informer in self._informers:

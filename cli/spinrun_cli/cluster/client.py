@@ -1,24 +1,20 @@
 """The cluster as a person with a kubeconfig reaches it: requests that are tried again, and errors that say what to do."""
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 import yaml
 from kubernetes.aio import client, config
 
 from spinrun_api.run import KIND
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import POD, Kind
-from spinrun_operator.api import TRANSIENT, Api, ApiError
-from spinrun_operator.metrics import Metrics
-from spinrun_operator.settings import Settings
 
 Json = dict[str, Any]
 Result = TypeVar("Result")
@@ -61,7 +57,6 @@ class Cluster:
     """A cluster, and the namespace that is meant where none is named."""
 
     api: Api
-    client: client.ApiClient
     host: str
     namespace: str
 
@@ -87,23 +82,10 @@ class Cluster:
     async def log(self, namespace: str, pod: str, **query: str) -> AsyncGenerator[bytes]:
         """The log of a container, in pieces as they come, for as long as it lasts. query: that of the API's `log`. Raises
         CommandError."""
-        method, url, headers, content, _ = await self.client.param_serialize(
-            "GET",
-            POD.path(namespace, pod, "log"),
-            query_params=list(query.items()),
-            header_params={"Accept": "*/*"},
-            auth_settings=["BearerToken"],
-        )
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS)
         try:
-            response = (await self.client.call_api(method, url, headers, content, _request_timeout=limit)).response
-            try:
-                if response.status >= 400:
-                    raise _refusal(response.status, await response.read())
-                async for piece in response.content.iter_any():
+            async with aclosing(self.api.stream(POD.path(namespace, pod, "log"), query)) as pieces:
+                async for piece in pieces:
                     yield piece
-            finally:
-                response.close()
         except TRANSIENT as error:
             raise self._explained(error, "GET", POD, namespace, pod) from error
 
@@ -131,15 +113,6 @@ class Cluster:
                 return InvalidInputError(f"the API server refuses {about}: {_plain(error.message)}")
             case _:
                 return UnreachableError(f"the API server {self.host} cannot serve {about} now: {error}; try again later")
-
-
-def _refusal(status: int, body: bytes) -> ApiError:
-    """What the API server says instead of a log."""
-    try:
-        document = json.loads(body)
-        return ApiError(status, str(document["reason"]), str(document["message"]))
-    except (ValueError, KeyError, TypeError):
-        return ApiError(status, "", body[:200].decode("utf-8", "replace"))
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -182,8 +155,8 @@ async def connect(access: Access) -> AsyncGenerator[Cluster]:
         raise InvalidInputError(f"the kubeconfig cannot be used: {error}; see `kubectl config get-contexts`") from error
     async with api_client:
         api_client.user_agent = "spinrun"
-        api = Api(api_client, Settings(request_timeout_seconds=TIMEOUT_SECONDS), Metrics())
-        yield Cluster(api, api_client, configuration.host, access.namespace or namespace)
+        api = Api(api_client, request_timeout_seconds=TIMEOUT_SECONDS)
+        yield Cluster(api, configuration.host, access.namespace or namespace)
 
 
 async def _configure(configuration: client.Configuration, access: Access) -> str:

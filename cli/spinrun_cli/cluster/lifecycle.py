@@ -20,8 +20,8 @@ from spinrun_cli.cluster.follow import (
 )
 from spinrun_cli.cluster.runs import ledger_place, pod_labels, resource_name
 from spinrun_cli.errors import CommandError
+from spinrun_kube.api import MERGE_PATCH
 from spinrun_kube.kinds import POD, SPIN_RUN
-from spinrun_operator.api import MERGE_PATCH
 
 Json = dict[str, Any]
 

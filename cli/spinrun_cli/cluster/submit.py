@@ -15,8 +15,8 @@ from spinrun_cli.cluster.client import Access, Cluster, ConflictError, NotFoundE
 from spinrun_cli.cluster.follow import Reporter, follow, is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.overrides import PATH_FIELDS, merge, parse_override
+from spinrun_kube.api import APPLY
 from spinrun_kube.kinds import SPIN_RUN
-from spinrun_operator.api import APPLY
 
 Json = dict[str, Any]
 

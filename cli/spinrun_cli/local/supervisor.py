@@ -25,13 +25,14 @@ from spinrun_cli.local import machine as machines
 from spinrun_cli.local.child import Child, free_port
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
-from spinrun_cli.local.policy import Action, after, backoff_seconds
+from spinrun_cli.local.policy import backoff_seconds
 from spinrun_cli.local.reporter import Reporter
 from spinrun_cli.show.view import View
 from spinrun_protocol import commands
 from spinrun_protocol.commands import Process
 from spinrun_protocol.environment import PREFERENCE_KEY, ROLLOUTS, SCORERS, TERMINATION_LOG, TOKEN_FILE
 from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.policy import Action, decide
 from spinrun_protocol.termination import LastWords
 from spinrun_protocol.wire import Progress
 from spinrun_worker.ledger import LedgerError, read_metrics
@@ -331,11 +332,11 @@ class Supervisor:
         failures = 0
         while True:
             code, words = await self._attempt()
-            action = Action.RESTART_UNCOUNTED if self.trainer in self._moved else after(code, lifecycle.failure_policy)
+            action = decide(code, lifecycle.failure_policy, disrupted=self.trainer in self._moved).action
             what = words.message if words else f"exit code {code}, and no last words"
             if action is Action.COMPLETE:
                 return Outcome(ExitCode.COMPLETE, what, words)
-            if action is Action.STOP:
+            if action is Action.AWAIT_LEDGER:
                 return Outcome(ExitCode.FAILED, f"the ledger cannot be written: {what}; then go on with --resume", words)
             if action is Action.FAIL:
                 return Outcome(_exit_code(code), f"the trainer ended: {what} (log: {self.trainer.log})", words)

@@ -13,6 +13,7 @@ from spinrun_operator import reasons
 from spinrun_operator.observed import has_condition, is_deleted
 from spinrun_operator.settings import Settings
 from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.policy import Action, decide
 from spinrun_protocol.termination import LastWords
 
 Json = dict[str, Any]
@@ -66,8 +67,8 @@ def ending(job: Json, pods: list[Json]) -> Ending | None:
         return Ending(Cause.COMPLETE, "the trainer completed", ExitCode.COMPLETE, _words_of_first(pods))
     if has_condition(job, "Failed"):
         ended = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed" or _disruption(pod)]
-        # The first to end is the cause: torchrun and the Job end the others for it. Times are whole seconds; among equals,
-        # what says most goes first.
+        # The first to end is the cause: the others lose a peer, and the Job deletes their pods. Times are whole seconds; among
+        # equals, what says most goes first.
         return min((_pod_ending(pod) for pod in ended), key=_order, default=_no_pod())[1]
     return None
 
@@ -166,33 +167,39 @@ def judge(
     now: datetime,
 ) -> Verdict:
     """What follows from an ending. failed_attempts: those that counted before this one."""
-    if end.cause is Cause.COMPLETE:
-        return Verdict("Complete", reasons.COMPLETED, end.words.message if end.words else end.message)
-    rule = next((rule for rule in lifecycle.failure_policy if end.exit_code in rule.exit_codes), None)
-    if end.cause is Cause.DISRUPTION:
-        return Verdict("Restart", reasons.TRAINER_DISRUPTED, end.message)
-    if rule is not None and rule.action == "Fail":
-        return Verdict("Fail", reasons.FAILURE_POLICY, f"{end.message} (spec.lifecycle.failurePolicy: Fail)")
-    if rule is not None and rule.action == "RestartUncounted":
-        return Verdict("Restart", reasons.TRAINER_FAILED, end.message, delay_seconds=_pause(end, settings))
-    if rule is None and end.cause is Cause.EXIT:
-        if end.exit_code == ExitCode.INVALID_CONFIGURATION:
+    disrupted, out_of_memory = end.cause is Cause.DISRUPTION, end.cause is Cause.OUT_OF_MEMORY
+    # The Job says whether the trainer completed: that of one that failed may have ended with 0, and another container not.
+    code = ExitCode.COMPLETE if end.cause is Cause.COMPLETE else end.exit_code or ExitCode.FAILED
+    decision = decide(code, lifecycle.failure_policy, disrupted=disrupted, out_of_memory=out_of_memory)
+    match decision.action:
+        case Action.COMPLETE:
+            return Verdict("Complete", reasons.COMPLETED, end.words.message if end.words else end.message)
+        case Action.FAIL if decision.by_rule:
+            return Verdict("Fail", reasons.FAILURE_POLICY, f"{end.message} (spec.lifecycle.failurePolicy: Fail)")
+        case Action.FAIL:
             return Verdict("Fail", reasons.INVALID_CONFIGURATION, end.message)
-        if end.exit_code == ExitCode.PREEMPTED:
-            return Verdict("Restart", reasons.TRAINER_PREEMPTED, end.message, delay_seconds=_pause(end, settings))
-        if end.exit_code == ExitCode.LEDGER_UNAVAILABLE:
+        case Action.RESTART_UNCOUNTED if disrupted:
+            return Verdict("Restart", reasons.TRAINER_DISRUPTED, end.message)
+        case Action.RESTART_UNCOUNTED:
+            reason = _failure_reason(end) if decision.by_rule else reasons.TRAINER_PREEMPTED
+            return Verdict("Restart", reason, end.message, delay_seconds=_pause(end, settings))
+        case Action.AWAIT_LEDGER:
             delay = _ledger_delay(ledger_unavailable_since, now, settings)
             return Verdict("Restart", reasons.LEDGER_UNAVAILABLE, end.message, delay_seconds=delay, ledger_unavailable=True)
-    return _counted(end, lifecycle, settings, failed_attempts + 1)
+        case Action.RESTART:
+            return _counted(end, lifecycle, settings, failed_attempts + 1)
+
+
+def _failure_reason(end: Ending) -> str:
+    return reasons.TRAINER_OOM_KILLED if end.cause is Cause.OUT_OF_MEMORY else reasons.TRAINER_FAILED
 
 
 def _counted(end: Ending, lifecycle: Lifecycle, settings: Settings, failed: int) -> Verdict:
-    reason = reasons.TRAINER_OOM_KILLED if end.cause is Cause.OUT_OF_MEMORY else reasons.TRAINER_FAILED
     if failed > lifecycle.backoff_limit:
         message = f"{failed} failed attempts are more than backoffLimit {lifecycle.backoff_limit} allows; the last: {end.message}"
         return Verdict("Fail", reasons.BACKOFF_LIMIT_EXCEEDED, message, counted=True)
     delay = min(settings.restart_delay_seconds * 2 ** min(failed - 1, 30), settings.max_restart_delay_seconds)
-    return Verdict("Restart", reason, end.message, counted=True, delay_seconds=delay)
+    return Verdict("Restart", _failure_reason(end), end.message, counted=True, delay_seconds=delay)
 
 
 def _pause(end: Ending, settings: Settings) -> float:

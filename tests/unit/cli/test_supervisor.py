@@ -18,6 +18,7 @@ from spinrun_cli.local.supervisor import Outcome, Supervisor
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.view import View
 from spinrun_protocol.commands import Process
+from spinrun_protocol.termination import LastWords
 from unit.cli import fakes
 
 
@@ -119,6 +120,26 @@ async def test_the_trainers_exit_code_decides_what_follows(
     assert want_message in outcome.message
     assert len(stage.lives("trainer")) == want_lives
     assert stage.survivors() == []
+
+
+async def test_a_trainer_that_completed_as_a_port_moved_is_not_started_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = stage.supervisor()
+    attempts: list[int] = []
+
+    async def attempt() -> tuple[int, LastWords | None]:
+        attempts.append(len(attempts))
+        supervisor._moved.discard(supervisor.trainer)
+        if len(attempts) == 1:
+            supervisor._restart(supervisor.trainer)
+        return 0, None
+
+    monkeypatch.setattr(supervisor, "_attempt", attempt)
+
+    outcome = await supervisor._train()
+
+    assert (outcome.exit_code, len(attempts)) == (0, 1)
 
 
 async def test_each_attempt_has_a_higher_number_than_any_before(stage: Stage) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from spinrun_operator.api import ApiError
+from spinrun_kube.api import ApiError
 from spinrun_operator.apply import Applier, covers
 from spinrun_operator.children.services import rollout_service
 from unit.operator.world import run_of

@@ -112,9 +112,15 @@ RULES = [
         (Cause.EXIT, 2, RULES, ("Restart", "TrainerFailed", False)),
         (Cause.EXIT, 3, RULES, ("Restart", "TrainerFailed", True)),
         (Cause.DISRUPTION, 42, RULES, ("Restart", "TrainerDisrupted", False)),
+        (Cause.DISRUPTION, 0, [], ("Restart", "TrainerDisrupted", False)),
+        (Cause.DISRUPTION, None, [], ("Restart", "TrainerDisrupted", False)),
+        (Cause.EXIT, 0, [], ("Restart", "TrainerFailed", True)),
+        (Cause.EXIT, None, [], ("Restart", "TrainerFailed", True)),
+        (Cause.OUT_OF_MEMORY, 3, [], ("Restart", "TrainerOOMKilled", True)),
+        (Cause.OUT_OF_MEMORY, 43, RULES, ("Restart", "TrainerOOMKilled", False)),
     ],
 )
-def test_what_follows(cause: Cause, code: int, rules: list[FailureRule], want: tuple[str, str, bool]) -> None:
+def test_what_follows(cause: Cause, code: int | None, rules: list[FailureRule], want: tuple[str, str, bool]) -> None:
     end = Ending(cause, "it ended", code)
     lifecycle = Lifecycle(failure_policy=rules)
     verdict = judge(end, lifecycle, SETTINGS, failed_attempts=0, ledger_unavailable_since=None, now=START)

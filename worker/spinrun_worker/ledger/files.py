@@ -17,7 +17,7 @@ import xxhash
 from pydantic import ValidationError
 from typing_extensions import Buffer
 
-from spinrun_api.base import Record
+from spinrun_api.base import Record, first_problem
 from spinrun_protocol.ledger import FileEntry
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import LedgerUnavailableError, TornError
@@ -149,9 +149,7 @@ def read_record(path: Path, model: type[AnyRecord]) -> AnyRecord | None:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise TornError(f"{path} is no readable {model.__name__}: {f'{where}: ' if where else ''}{first['msg']}") from error
+        raise TornError(f"{path} is no readable {model.__name__}: {first_problem(error)}") from error
 
 
 def open_regular(path: Path) -> int | None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from spinrun_api import spec
+from spinrun_api.base import first_problem
 from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.rewards.dialect import Dialect, Reply, UnusableReplyError, Usage
 from spinrun_worker.rewards.verdict import Failure, FailureKind
@@ -283,9 +284,7 @@ class EndpointClient(Generic[Question, Answer]):
             self.counts["completion_tokens"] += usage.completion_tokens or 0
             return self._dialect.read(question, content)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            return Failure("no answer", self._clean(f"not the reply of such an API: {where}: {first['msg']}"))
+            return Failure("no answer", self._clean(f"not the reply of such an API: {first_problem(error)}"))
         except UnusableReplyError as error:
             return Failure("no answer", self._clean(str(error)))
 

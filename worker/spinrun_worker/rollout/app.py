@@ -13,7 +13,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
-from spinrun_api.base import Record
+from spinrun_api.base import Record, first_problem
 from spinrun_protocol.wire import End, ErrorBody, SamplesRequest, VersionWanted
 from spinrun_worker.bearer import Bearer
 from spinrun_worker.rollout.activation import Activation
@@ -204,9 +204,7 @@ async def _body(request: web.Request, model: type[AnyRecord]) -> AnyRecord:
         # Megabytes of token ids: the event loop is not kept waiting for them.
         return await asyncio.to_thread(model.model_validate_json, data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _invalid(f"{where}: {first['msg']}" if where else first["msg"]) from error
+        raise _invalid(first_problem(error)) from error
 
 
 def _invalid(error: str) -> RefusedError:
