@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spinrun_cli.commands.options import Context, Namespace, Overrides, client_installed
+from spinrun_cli.commands.options import Context, Namespace, Overrides
 
 
 class DryRun(StrEnum):
@@ -66,9 +66,8 @@ def submit(
     _check_wait(wait, timeout)
     if wait and dry_run is not DryRun.NONE:
         raise typer.BadParameter("--dry-run keeps nothing that --wait could follow: use one of them")
-    with client_installed():
-        from spinrun_cli.cluster.client import Access
-        from spinrun_cli.cluster.submit import Submission, submit_files
+    from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster.submit import Submission, submit_files
 
     submission = Submission(
         namespace=namespace,
@@ -95,9 +94,8 @@ def get(
         raise typer.BadParameter("NAME is of one namespace: use -n instead of -A")
     if watch and output not in (None, Output.WIDE):
         raise typer.BadParameter("--watch prints rows: use it without -o, or with -o wide")
-    with client_installed():
-        from spinrun_cli.cluster.client import Access
-        from spinrun_cli.cluster.get import Question, get_runs
+    from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster.get import Question, get_runs
 
     get_runs(Question(name, all_namespaces, output and output.value, watch), Access(context, namespace))
 
@@ -111,9 +109,8 @@ def suspend(
 ) -> None:
     """Pause a run: its trainer writes a checkpoint, its pods go, its ledger stays."""
     _check_wait(wait, timeout)
-    with client_installed():
-        from spinrun_cli.cluster import lifecycle
-        from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster import lifecycle
+    from spinrun_cli.cluster.client import Access
 
     lifecycle.suspend(name, Access(context, namespace), wait=wait, timeout=timeout)
 
@@ -127,9 +124,8 @@ def resume(
 ) -> None:
     """Let a suspended run go on from its checkpoint."""
     _check_wait(wait, timeout)
-    with client_installed():
-        from spinrun_cli.cluster import lifecycle
-        from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster import lifecycle
+    from spinrun_cli.cluster.client import Access
 
     lifecycle.resume(name, Access(context, namespace), wait=wait, timeout=timeout)
 
@@ -143,9 +139,8 @@ def delete(
 ) -> None:
     """Delete a run and its pods. What it has learned stays on its volume unless storage.retain is false."""
     _check_wait(wait, timeout)
-    with client_installed():
-        from spinrun_cli.cluster import lifecycle
-        from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster import lifecycle
+    from spinrun_cli.cluster.client import Access
 
     lifecycle.delete(name, Access(context, namespace), wait=wait, timeout=timeout)
 

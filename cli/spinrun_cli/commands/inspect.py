@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spinrun_cli.commands.options import Context, Namespace, OutputFormat, client_installed, worker_installed
+from spinrun_cli.commands.options import Context, Namespace, OutputFormat, worker_installed
 from spinrun_cli.errors import InvalidInputError
 from spinrun_cli.queries import LogsQuestion, SamplesQuestion
 from spinrun_cli.target import local_folder
@@ -45,9 +45,9 @@ def watch(target: Target, output: Output = OutputFormat.TEXT, context: Context =
             from spinrun_cli.local.watch import watch_folder
         follow = partial(watch_folder, folder)
     else:
-        with client_installed():
-            from spinrun_cli.cluster.client import Access
-            from spinrun_cli.cluster.watch import watch_run
+        from spinrun_cli.cluster.client import Access
+        from spinrun_cli.cluster.watch import watch_run
+
         follow = partial(watch_run, target, Access(context, namespace))
     with shown(as_json=output is OutputFormat.JSON) as show:
         last = follow(show)
@@ -94,9 +94,8 @@ def logs(
 
         show_logs(folder, question, as_json=as_json)
         return
-    with client_installed():
-        from spinrun_cli.cluster import logs as cluster_logs
-        from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster import logs as cluster_logs
+    from spinrun_cli.cluster.client import Access
 
     cluster_logs.show_logs(target, question, Access(context, namespace), as_json=as_json)
 
@@ -105,9 +104,8 @@ def events(target: Target, output: Output = OutputFormat.TEXT, context: Context 
     """List the Kubernetes Events of a run and of its children, the newest at the end."""
     if (folder := _folder(target, context, namespace)) is not None:
         raise InvalidInputError(f"{folder} is a local run, which has no Events: `spinrun logs {folder}` tells what happened")
-    with client_installed():
-        from spinrun_cli.cluster.client import Access
-        from spinrun_cli.cluster.events import show_events
+    from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster.events import show_events
 
     show_events(target, Access(context, namespace), as_json=output is OutputFormat.JSON)
 
@@ -132,9 +130,8 @@ def samples(
             from spinrun_cli.local.samples import show_samples
         show_samples(folder, question)
         return
-    with client_installed():
-        from spinrun_cli.cluster import remote
-        from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster import remote
+    from spinrun_cli.cluster.client import Access
 
     remote.show_samples(target, question.arguments, Access(context, namespace), image=image)
 
@@ -152,9 +149,8 @@ def report(
 ) -> None:
     """Write report.html and curves.png of a run, finished or not."""
     if (folder := _folder(target, context, namespace)) is None:
-        with client_installed():
-            from spinrun_cli.cluster import remote
-            from spinrun_cli.cluster.client import Access
+        from spinrun_cli.cluster import remote
+        from spinrun_cli.cluster.client import Access
 
         learning, paths = remote.write_report(target, output or Path("reports") / target, Access(context, namespace), image=image)
     else:
@@ -201,9 +197,8 @@ def compare(
 
 def _fetched(name: str, context: str | None, namespace: str | None, image: str | None) -> "RunData":
     """A run of the cluster, from its ledger."""
-    with client_installed():
-        from spinrun_cli.cluster import remote
-        from spinrun_cli.cluster.client import Access
+    from spinrun_cli.cluster import remote
+    from spinrun_cli.cluster.client import Access
     from spinrun_cli.compare import from_document
 
     def arguments(ledger: str) -> list[str]:

@@ -38,6 +38,9 @@ def local(
 
     Ctrl-C saves a checkpoint and stops everything; --resume goes on from there.
     """
+    from spinrun_cli.local.checks import check_installed
+
+    check_installed()
     from spinrun_cli.local.run import run_local
 
     raise typer.Exit(run_local(run_file, output, overrides=overrides or [], resume=resume, again=again, quiet=quiet))

@@ -36,17 +36,6 @@ Namespace = Annotated[
 
 
 @contextmanager
-def client_installed() -> Generator[None]:
-    """Says what to install when the Kubernetes client is not there."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f"{error}: the cluster's commands need the extra `operator`: pip install 'spinrun[operator]'"
-        ) from error
-
-
-@contextmanager
 def worker_installed() -> Generator[None]:
     """Says what to install when the worker's packages, which read a ledger, are not there."""
     try:

@@ -13,7 +13,6 @@ from spinrun_api.run import SpinRun
 from spinrun_cli.errors import CommandError
 from spinrun_cli.local import guard
 from spinrun_cli.local.checks import (
-    check_installed,
     check_preference,
     check_sources,
     check_trackers,
@@ -40,7 +39,6 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     """
     asked = read_run(run_file, overrides)
     wanted = for_one_machine(asked)
-    check_installed()
     check_sources(wanted)
     check_preference(wanted)
     check_trackers(wanted)

@@ -364,16 +364,6 @@ def test_finished_run_is_neither_suspended_nor_resumed(spinrun: Shell, server: F
 # --- installation --------------------------------------------------------------------------------------------------
 
 
-def test_absent_kubernetes_client_is_named_with_what_to_install() -> None:
-    program = (
-        "import sys; sys.modules['kubernetes'] = None; from spinrun_cli.main import main; sys.argv = ['spinrun', 'get']; main()"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "pip install 'spinrun[operator]'" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
-
-
 def test_help_does_not_import_the_kubernetes_client() -> None:
     program = "import sys; from spinrun_cli import main; sys.exit('kubernetes' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

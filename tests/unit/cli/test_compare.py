@@ -7,9 +7,9 @@ import pytest
 
 from spinrun_cli.bundle import bundled, unbundle
 from spinrun_cli.compare import from_document, load, to_document
-from spinrun_cli.show.comparison import differences, tables
 from spinrun_cli.errors import CommandError
 from spinrun_cli.show.charts import COMPARISONS, compared_svg
+from spinrun_cli.show.comparison import differences, tables
 from spinrun_cli.show.run_data import RunData
 from unit.cli.shell import Shell
 from unit.cli.test_report import PNG, Page
