@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from spinrun_cli.local import guard
+from spinrun_protocol import child_process
 from spinrun_protocol.commands import PYTHON, Process
 
 LONGEST_LINE = 500
@@ -45,7 +45,7 @@ class Child:
             log.flush()
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command),
+                *(sys.executable, "-I", "-S", child_process.__file__, str(os.getpid()), *command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -69,7 +69,7 @@ class Child:
 
     def kill(self) -> None:
         """Kill it with all that it has started."""
-        self._signal(guard.KILL)
+        self._signal(child_process.KILL)
 
     async def stop(self, seconds: float) -> None:
         """Ask it to end, kill it when it has not after this time, and wait until it is gone."""

@@ -11,7 +11,6 @@ import typer
 
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import CommandError
-from spinrun_cli.local import guard
 from spinrun_cli.local.checks import (
     check_preference,
     check_sources,
@@ -28,6 +27,7 @@ from spinrun_cli.local.supervisor import Outcome, Supervisor
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.view import duration
+from spinrun_protocol.child_process import adopt_orphans, kill_descendants
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_worker.ledger import LedgerError
 
@@ -68,12 +68,12 @@ def _supervise(run: SpinRun, folder: RunFolder, *, quiet: bool) -> Outcome:
         with reporter(quiet=quiet) as where:
             return await Supervisor(run, folder, where, machine=known_without_probe(run)).run()
 
-    guard.adopt_orphans()
+    adopt_orphans()
     try:
         return asyncio.run(supervise())
     finally:
         # Whatever the guards could not reach, should one have been killed itself.
-        guard.kill_descendants(os.getpid())
+        kill_descendants(os.getpid())
         shutil.rmtree(folder.scratch, ignore_errors=True)
 
 

@@ -32,6 +32,7 @@ from spinrun_protocol import commands
 from spinrun_protocol.commands import Process
 from spinrun_protocol.environment import PREFERENCE_KEY, ROLLOUTS, SCORERS, TERMINATION_LOG, TOKEN_FILE
 from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.machine import available_cores
 from spinrun_protocol.policy import Action, decide
 from spinrun_protocol.termination import LastWords
 from spinrun_protocol.wire import Progress
@@ -305,7 +306,7 @@ class Supervisor:
 
     def _threads(self, among: int) -> int:
         """Threads for each of the processes of one kind, on CPUs."""
-        return machines.share_cores(len(os.sched_getaffinity(0)), among, overlap=self.run_.spec.method.overlap)
+        return machines.share_cores(available_cores(), among, overlap=self.run_.spec.method.overlap)
 
     def _gpu_plan(self, machine: Machine) -> machines.GpuPlan:
         spec = self.run_.spec

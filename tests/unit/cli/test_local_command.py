@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import is_running
 from unit.cli import fakes
 
 SPINRUN = [sys.executable, fakes.__file__]
@@ -61,13 +62,6 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 @pytest.fixture

@@ -17,8 +17,10 @@ from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.supervisor import Outcome, Supervisor
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.view import View
+from spinrun_protocol import machine
 from spinrun_protocol.commands import Process
 from spinrun_protocol.termination import LastWords
+from support.processes import is_running
 from unit.cli import fakes
 
 
@@ -65,11 +67,10 @@ class Stage:
         return [pid for pid in pids if is_running(pid)]
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+def use_cores(monkeypatch: pytest.MonkeyPatch, number: int, cgroup: Path = Path("/nowhere")) -> None:
+    """A machine with so many cores, of which the cgroup may allow fewer."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(number)))
+    monkeypatch.setattr(machine, "CGROUP", cgroup)
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ async def test_a_scorer_that_lost_its_port_has_another_one_which_the_trainer_lea
 def test_scorers_share_the_cores_among_themselves_for_the_rollouts_wait_meanwhile(
     tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any, threads: int, dtype: str
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    use_cores(monkeypatch, 4)
     stage = Stage(tmp_path, read_run(run_file))
     serve_a_reward_model(stage, **scorer)
     supervisor = stage.supervisor()
@@ -360,7 +361,7 @@ def test_only_the_trainer_gets_the_key_of_the_preference(stage: Stage, monkeypat
 def test_rollouts_that_are_ahead_and_the_trainer_have_half_of_the_cores_each(
     tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, overlap: int, replicas: int, threads: tuple[int, str | None]
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    use_cores(monkeypatch, 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     overrides = [f"spec.method.overlap={overlap}", f"spec.rollout.replicas={replicas}"]
     supervisor = Stage(tmp_path, read_run(run_file, overrides)).supervisor()
@@ -370,6 +371,24 @@ def test_rollouts_that_are_ahead_and_the_trainer_have_half_of_the_cores_each(
     of_trainer = supervisor._trainer_process(1).environment.get("OMP_NUM_THREADS")
 
     assert (int(of_rollout), of_trainer) == threads
+
+
+def test_vllm_has_no_more_threads_than_the_containers_quota_allows(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroup = tmp_path / "cgroup"
+    cgroup.mkdir()
+    (cgroup / "cpu.max").write_text("300000 100000\n")
+    use_cores(monkeypatch, 64, cgroup)
+    stage = Stage(tmp_path, read_run(run_file))
+    serve_a_reward_model(stage)
+    supervisor = stage.supervisor()
+    assert supervisor.machine is not None
+
+    rollout = supervisor._vllm_process(supervisor.rollouts[0], supervisor.machine)
+    scorer = supervisor._scorer_process(supervisor.scorers[0], supervisor.machine)
+
+    assert [process.environment["OMP_NUM_THREADS"] for process in (rollout, scorer)] == ["3", "3"]
 
 
 def test_a_number_of_threads_that_the_user_gives_the_trainer_stays(

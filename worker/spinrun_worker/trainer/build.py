@@ -21,6 +21,7 @@ from spinrun_api.run import SpinRun
 from spinrun_api.spec import Model, SpinRunSpec, Trainer
 from spinrun_protocol.environment import ROLLOUTS, TOKEN_FILE
 from spinrun_protocol.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, RunRecord
+from spinrun_protocol.machine import available_cores
 from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
@@ -33,7 +34,7 @@ from spinrun_worker.trainer.model.memory import give_back
 from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.model.policy import Policy, load_policy, shard_policy
 from spinrun_worker.trainer.model.precision import choose_compute_dtype, use_deterministic_algorithms
-from spinrun_worker.trainer.ranks.distributed import Distributed, available_cores
+from spinrun_worker.trainer.ranks.distributed import Distributed
 from spinrun_worker.trainer.ranks.stop import StopSignal
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.recorder import Recorder
