@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.show.comparison import Runs, summary, tables
 from spinrun_cli.show.run_data import RunData
-from spinrun_cli.show.text import aligned
+from spinrun_cli.show.text import table
 from spinrun_protocol.ledger import MetricsLine
 
 Json = dict[str, Any]
@@ -61,7 +61,7 @@ def show(runs: Runs, *, as_json: bool, page: Path | None) -> None:
     if as_json:
         typer.echo(json.dumps({"runs": [to_document(label, data) for label, data in runs]}, ensure_ascii=False))
     else:
-        typer.echo("\n\n".join(aligned(rows) for rows in (summary(runs), *tables(runs))))
+        typer.echo("\n\n".join(table(rows, numbers=True) for rows in (summary(runs), *tables(runs))))
     if page is not None:
         write_page(page, runs)
         typer.echo(page, err=as_json)

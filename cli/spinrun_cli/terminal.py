@@ -1,4 +1,4 @@
-"""Pictures as they come: a screen on a terminal, lines elsewhere, JSON for programs. Nothing is written while nothing changes."""
+"""How `spinrun watch` shows a run: a screen on a terminal, lines elsewhere, JSON for programs; nothing while nothing changes."""
 
 import json
 from collections.abc import Callable, Generator
@@ -8,14 +8,15 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from spinrun_cli.show.picture import Json, Picture, document, line, panel
+from spinrun_cli.show.render import line, panel
+from spinrun_cli.show.snapshot import Json, Snapshot, document
 
-Show = Callable[[Picture], None]
+Show = Callable[[Snapshot], None]
 
 
 @contextmanager
 def shown(*, as_json: bool) -> Generator[Show]:
-    """Takes the pictures of a run, in the form that suits where the output goes."""
+    """Takes the snapshots of a run, in the form that suits where the output goes."""
     console = Console(highlight=False)
     if as_json:
         yield documents()
@@ -31,10 +32,10 @@ def lines() -> Show:
     """A line when there is something to tell."""
     last: list[tuple[object, ...]] = []
 
-    def show(picture: Picture) -> None:
-        if last != [picture.key]:
-            last[:] = [picture.key]
-            typer.echo(line(picture))
+    def show(snapshot: Snapshot) -> None:
+        if last != [snapshot.key]:
+            last[:] = [snapshot.key]
+            typer.echo(line(snapshot))
 
     return show
 
@@ -43,8 +44,8 @@ def documents() -> Show:
     """A JSON document, in one line, for each change."""
     last: list[Json] = []
 
-    def show(picture: Picture) -> None:
-        found = document(picture)
+    def show(snapshot: Snapshot) -> None:
+        found = document(snapshot)
         if last != [found]:
             last[:] = [found]
             typer.echo(json.dumps(found, ensure_ascii=False))
@@ -54,11 +55,11 @@ def documents() -> Show:
 
 def screen(live: Live) -> Show:
     """A block that is drawn anew when it has changed."""
-    last: list[Picture] = []
+    last: list[Snapshot] = []
 
-    def show(picture: Picture) -> None:
-        if last != [picture]:
-            last[:] = [picture]
-            live.update(panel(picture), refresh=True)
+    def show(snapshot: Snapshot) -> None:
+        if last != [snapshot]:
+            last[:] = [snapshot]
+            live.update(panel(snapshot), refresh=True)
 
     return show

@@ -10,7 +10,7 @@ import typer
 
 from spinrun_api.run import KIND
 from spinrun_cli.cluster.client import Access, Cluster, run
-from spinrun_cli.show.text import age, columns, printable
+from spinrun_cli.show.text import age_since, printable, table
 from spinrun_kube import names, times
 from spinrun_kube.kinds import EVENT, SPIN_RUN
 
@@ -28,7 +28,7 @@ async def _show(name: str, as_json: bool, cluster: Cluster) -> None:
     if as_json:
         typer.echo(json.dumps({"items": [_document(event) for event in found]}, indent=2))
     elif found:
-        typer.echo(columns(_rows(found, times.utc_now())))
+        typer.echo(table(_rows(found, times.utc_now())))
     else:
         typer.echo(f"There are no events of {name}: the API server forgets them, by default after an hour.", err=True)
 
@@ -66,7 +66,7 @@ def _rows(events: Sequence[Json], now: datetime) -> list[Sequence[object]]:
     rows: list[Sequence[object]] = [["LAST", "TYPE", "REASON", "OBJECT", "COUNT", "MESSAGE"]]
     for event in map(_document, events):
         message = " ".join(printable(event["message"] or "").split())
-        rows.append([age(event["time"], now), event["type"], event["reason"], event["object"], event["count"], message])
+        rows.append([age_since(event["time"], now), event["type"], event["reason"], event["object"], event["count"], message])
     return rows
 
 

@@ -14,7 +14,7 @@ from spinrun_cli.cluster.client import Access, Cluster, ForbiddenError, run
 from spinrun_cli.cluster.follow import POLL_SECONDS
 from spinrun_cli.cluster.runs import parsed, pod_labels, resource_name
 from spinrun_cli.show.details import details, table_rows
-from spinrun_cli.show.text import columns
+from spinrun_cli.show.text import table
 from spinrun_kube import times
 from spinrun_kube.kinds import EVENT, POD, SPIN_RUN, Kind
 
@@ -75,10 +75,10 @@ async def _tabulate(question: Question, namespace: str | None, cluster: Cluster)
     """Prints the table; with `watch`, also every row that changes from then on."""
     shown: dict[str, str] | None = None
     while True:
-        table = await cluster.request("GET", SPIN_RUN, namespace, question.name, accept=TABLE)
-        versions = {row["object"]["metadata"]["uid"]: row["object"]["metadata"]["resourceVersion"] for row in table["rows"]}
-        rows = table_rows(table, wide=question.output == "wide", with_namespace=question.all_namespaces)
-        headings, *lines = columns(rows).splitlines()
+        answer = await cluster.request("GET", SPIN_RUN, namespace, question.name, accept=TABLE)
+        versions = {row["object"]["metadata"]["uid"]: row["object"]["metadata"]["resourceVersion"] for row in answer["rows"]}
+        rows = table_rows(answer, wide=question.output == "wide", with_namespace=question.all_namespaces)
+        headings, *lines = table(rows).splitlines()
         if shown is None and lines:
             typer.echo(headings)
         for (uid, version), line in zip(versions.items(), lines, strict=True):

@@ -9,16 +9,9 @@ from typing import Any
 import typer
 
 from spinrun_cli.cluster.client import Access, Cluster, NotFoundError, run
-from spinrun_cli.cluster.follow import (
-    POLL_SECONDS,
-    Reporter,
-    condition,
-    follow,
-    is_finished,
-    outcome,
-    status_of,
-)
+from spinrun_cli.cluster.follow import POLL_SECONDS, ProgressPrinter, follow
 from spinrun_cli.cluster.runs import ledger_place, pod_labels, resource_name
+from spinrun_cli.cluster.status import condition, is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError
 from spinrun_kube.api import MERGE_PATCH
 from spinrun_kube.kinds import POD, SPIN_RUN
@@ -55,8 +48,8 @@ async def _set_suspend(name: str, wanted: bool, wait: bool, timeout: float | Non
     if not wait:
         return
     until, goal = (_is_suspended, "suspended") if wanted else (_is_running, "running")
-    with Reporter() as reporter:
-        after = await follow(cluster, after, reporter, until, timeout=timeout, goal=goal)
+    with ProgressPrinter() as printer:
+        after = await follow(cluster, after, printer, until, timeout=timeout, goal=goal)
     if (end := outcome(status_of(after))) is not None and end.type == "Failed":
         raise CommandError(f"{name} failed: {end.message}")
 

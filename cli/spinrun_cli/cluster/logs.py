@@ -11,6 +11,7 @@ from spinrun_api.run import SpinRun
 from spinrun_cli.cluster import follow
 from spinrun_cli.cluster.client import Access, Cluster, NotFoundError, UnreachableError, run
 from spinrun_cli.cluster.runs import parsed, pod_labels
+from spinrun_cli.cluster.status import is_finished, status_of
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.log_lines import LineSplitter, LineWriter
 from spinrun_cli.queries import LogsQuestion
@@ -76,7 +77,7 @@ async def _show(name: str, question: LogsQuestion, as_json: bool, cluster: Clust
 def _check(document: Json, found: Sequence[Source], question: LogsQuestion) -> None:
     """Raises CommandError when there is nothing to print."""
     name = document["metadata"]["name"]
-    phase = follow.status_of(document).phase or "not seen by the operator yet"
+    phase = status_of(document).phase or "not seen by the operator yet"
     if not found and question.previous:
         raise CommandError(f"{name}: no such container or attempt has an earlier life whose log is still kept")
     if not found:
@@ -166,7 +167,7 @@ async def _follow(cluster: Cluster, document: Json, question: LogsQuestion, writ
             ended = [task for task in printing.values() if task.done()]
             for task in ended:
                 task.result()
-            if follow.is_finished(document) and len(ended) == len(printing):
+            if is_finished(document) and len(ended) == len(printing):
                 return
             await asyncio.sleep(follow.POLL_SECONDS)
             document = await cluster.request("GET", SPIN_RUN, namespace, name)

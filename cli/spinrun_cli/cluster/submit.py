@@ -12,7 +12,8 @@ import typer
 from spinrun_api.documents import InvalidDocumentError, Problem, parse_run, read_documents
 from spinrun_api.run import API_VERSION, GROUP, KIND, PLURAL
 from spinrun_cli.cluster.client import Access, Cluster, ConflictError, NotFoundError, run
-from spinrun_cli.cluster.follow import Reporter, follow, is_finished, outcome, status_of
+from spinrun_cli.cluster.follow import ProgressPrinter, follow
+from spinrun_cli.cluster.status import is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.overrides import PATH_FIELDS, merge, parse_override
 from spinrun_kube.api import APPLY
@@ -118,8 +119,8 @@ async def _submit(documents: Sequence[Json], submission: Submission, cluster: Cl
     applied = [await _apply(_placed(document, submission, cluster), submission, cluster) for document in documents]
     if submission.dry_run or not submission.wait:
         return 0
-    with Reporter() as reporter:
-        wait = partial(follow, cluster, reporter=reporter, until=is_finished, timeout=submission.timeout, goal="over")
+    with ProgressPrinter() as printer:
+        wait = partial(follow, cluster, listener=printer, until=is_finished, timeout=submission.timeout, goal="over")
         results = await asyncio.gather(*map(wait, applied), return_exceptions=True)
     return max(map(_exit_code, results))
 

@@ -194,7 +194,7 @@ class RunFolder:
         except (OSError, ValidationError):
             return None
 
-    def remember_progress(self, progress: Progress) -> None:
+    def save_progress(self, progress: Progress) -> None:
         """Keep what rank 0 said, for those who watch. The run goes on without it."""
         with suppress(OSError):
             replace_text(self.progress_file, progress.model_dump_json(by_alias=True))

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spinrun_cli.show.text import age, printable
+
 if TYPE_CHECKING:
     from spinrun_worker.ledger import Finding
 
@@ -31,7 +33,7 @@ def list_ledger(path: Path, *, as_json: bool) -> None:
         return
     ledgers = groupby(directories, key=lambda finding: finding.path.parent.parent)
     for ledger, inside in ledgers:
-        Console().print(_table(inside, title="" if ledger == path else _printable(str(ledger.relative_to(path)))))
+        Console().print(_table(inside, title="" if ledger == path else _one_line(str(ledger.relative_to(path)))))
 
 
 def verify_ledger(path: Path, *, as_json: bool) -> None:
@@ -43,9 +45,9 @@ def verify_ledger(path: Path, *, as_json: bool) -> None:
     else:
         console = Console(soft_wrap=True, highlight=False)
         for finding in unsound:
-            console.print(f"[{_STYLES[finding.state]}]{finding.state:<10}[/] {escape(_printable(finding.detail))}")
+            console.print(f"[{_STYLES[finding.state]}]{finding.state:<10}[/] {escape(_one_line(finding.detail))}")
         counts = Counter(finding.state for finding in findings)
-        console.print(", ".join(f"{count} {state}" for state, count in counts.items()) + f" in {escape(_printable(str(path)))}")
+        console.print(", ".join(f"{count} {state}" for state, count in counts.items()) + f" in {escape(_one_line(str(path)))}")
     raise typer.Exit(1 if unsound else 0)
 
 
@@ -59,10 +61,10 @@ def _findings(path: Path, *, hashes: bool) -> "list[Finding]":
     try:
         findings = verify_tree(path, hashes=hashes)
     except LedgerError as error:
-        typer.echo(_printable(str(error)), err=True)
+        typer.echo(_one_line(str(error)), err=True)
         raise typer.Exit(1) from error
     if not findings:
-        typer.echo(f"{_printable(str(path))} holds no ledger: give a run's folder on the volume, or the volume's root", err=True)
+        typer.echo(f"{_one_line(str(path))} holds no ledger: give a run's folder on the volume, or the volume's root", err=True)
         raise typer.Exit(NO_LEDGER)
     return findings
 
@@ -98,7 +100,7 @@ def _table(directories: "Iterable[Finding]", *, title: str) -> Table:
             *([str(manifest.version), str(manifest.step), str(manifest.attempt)] if manifest else ["", "", ""]),
             _size(finding.size),
             f"[{_STYLES[finding.state]}]{finding.state}[/]",
-            _age(now - finding.modified),
+            age(now - finding.modified),
         )
     return table
 
@@ -111,14 +113,5 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.4g} TiB"
 
 
-def _age(seconds: float) -> str:
-    """Age in its largest unit, as kubectl shows it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)}{unit}"
-    return f"{max(0, int(seconds))}s"
-
-
-def _printable(text: str) -> str:
-    """Text from a volume without control characters: a file's name must not command the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+def _one_line(text: str) -> str:
+    return printable(text, keep="")

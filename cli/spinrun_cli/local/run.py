@@ -26,7 +26,7 @@ from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.local.supervisor import Outcome, Supervisor
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.run_data import RunData
-from spinrun_cli.show.view import duration
+from spinrun_cli.show.text import duration
 from spinrun_protocol.child_process import adopt_orphans, kill_descendants
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_worker.ledger import LedgerError

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import httpx
@@ -27,7 +27,7 @@ from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.policy import backoff_seconds
 from spinrun_cli.local.reporter import Reporter
-from spinrun_cli.show.view import View
+from spinrun_cli.show.snapshot import Snapshot, WindowFigures
 from spinrun_protocol import commands
 from spinrun_protocol.commands import Process
 from spinrun_protocol.environment import PREFERENCE_KEY, ROLLOUTS, SCORERS, TERMINATION_LOG, TOKEN_FILE
@@ -132,7 +132,7 @@ class Supervisor:
         self.backoff = backoff
         self.checkpoint_seconds = checkpoint_seconds
         self.stop_seconds = stop_seconds
-        self.view = View(run.metadata.name, str(folder.root))
+        self.snapshot = Snapshot(run.metadata.name, news=[f"logs in {folder.logs}"])
         self._ports: set[int] = set()
         self.probe = Child("probe", folder.logs / "probe.log")
         self.rollouts = [Rollout(index, folder, self._ports) for index in range(run.spec.rollout.replicas)]
@@ -180,10 +180,10 @@ class Supervisor:
         return Outcome(128 + self._signals, "go on with --resume")
 
     async def _probe(self) -> Machine:
-        self._state(self.probe, "starting")
+        self._set_state(self.probe, "starting")
         await self.probe.start(machines.PROBE, self._environment)
         code = await self.probe.wait()
-        del self.view.children[self.probe.name]
+        self._set_state(self.probe, None)
         lines = self.probe.last_lines()
         try:
             return machines.parse(lines[-1])
@@ -224,14 +224,14 @@ class Supervisor:
         """Start a child again whenever it dies. Raises GaveUpError when it never answers."""
         deaths, ever_healthy = 0, False
         while True:
-            self._state(child, "restarting" if deaths else "starting")
+            self._set_state(child, "restarting" if deaths else "starting")
             await self._start(child, process)
             code, healthy = await self._life(child, health_url())
             if child in self._moved:
                 continue
             deaths = 1 if healthy else deaths + 1
             ever_healthy = ever_healthy or healthy
-            self._state(child, "died")
+            self._set_state(child, "died")
             if child.found_port_taken():
                 self.reporter.warn(f"{child.name}: somebody else took its port; another one is tried")
                 move()
@@ -248,7 +248,7 @@ class Supervisor:
         while not ended.done():
             if not healthy and await self._answers(health_url):
                 healthy = True
-                self._state(child, "ready")
+                self._set_state(child, "ready")
             await asyncio.wait({ended}, timeout=POLL_SECONDS)
         return ended.result(), healthy
 
@@ -346,16 +346,17 @@ class Supervisor:
                 limit = f"after {failures} failed attempts (lifecycle.backoffLimit {lifecycle.backoff_limit})"
                 return Outcome(ExitCode.FAILED, _with_log(f"the trainer failed {limit}: {what}", self.trainer), words)
             seconds = self.backoff(max(failures, 1))
-            self._state(self.trainer, "restarting")
-            self.reporter.warn(f"attempt {self.view.attempt} of the trainer ended: {what}; the next starts in {seconds:g} s")
+            self._set_state(self.trainer, "restarting")
+            self.reporter.warn(f"attempt {self.snapshot.attempt} of the trainer ended: {what}; the next starts in {seconds:g} s")
             await asyncio.sleep(seconds)
 
     async def _attempt(self) -> tuple[int, LastWords | None]:
         """One life of the trainer: its exit code and last words."""
         self.folder.forget_last_words()
-        attempt = self.view.attempt = self.folder.next_attempt()
+        attempt = self.folder.next_attempt()
+        self.snapshot = replace(self.snapshot, attempt=attempt)
         self.trainer_port = free_port(self._ports)
-        self._state(self.trainer, "starting")
+        self._set_state(self.trainer, "starting")
         await self._start(self.trainer, lambda: self._trainer_process(attempt))
         code = await self.trainer.wait()
         return code, self.folder.last_words()
@@ -389,7 +390,7 @@ class Supervisor:
         """Ask rank 0 how far it is, and show it."""
         while True:
             await self._look()
-            self.reporter.show(self.view)
+            self.reporter.show(self.snapshot)
             await asyncio.sleep(POLL_SECONDS)
 
     async def _look(self) -> None:
@@ -402,12 +403,13 @@ class Supervisor:
             return  # not up yet, or about to end
         if progress.uid != self.run_.metadata.uid:
             return
-        self._state(self.trainer, "ready")
-        if progress != self.view.progress:
-            self.folder.remember_progress(progress)
-        self.view.progress = progress
-        if self.view.initial_accuracy is None and progress.metrics.accuracy is not None:
-            self.view.initial_accuracy = self._accuracy_of_version_0()
+        self._set_state(self.trainer, "ready")
+        if progress != self.snapshot.progress:
+            self.folder.save_progress(progress)
+        self.snapshot = replace(self.snapshot, progress=progress, news=())
+        if not self.snapshot.windows and progress.metrics.accuracy is not None:
+            accuracy = self._accuracy_of_version_0()
+            self.snapshot = replace(self.snapshot, windows=[] if accuracy is None else [WindowFigures(0, accuracy)])
 
     def _accuracy_of_version_0(self) -> float | None:
         try:
@@ -416,8 +418,10 @@ class Supervisor:
             return None
         return next((line.values.get("accuracy") for line in lines if line.event == "evaluation" and line.version == 0), None)
 
-    def _state(self, child: Child, state: str) -> None:
-        self.view.children[child.name] = state
+    def _set_state(self, child: Child, state: str | None) -> None:
+        """Notes the state of a child that there is to show; None: it is gone for good."""
+        others = {name: known for name, known in self.snapshot.children.items() if state or name != child.name}
+        self.snapshot = replace(self.snapshot, children=others | ({child.name: state} if state else {}))
 
     @contextmanager
     def _signals_handled(self) -> Generator[None]:

@@ -1,4 +1,4 @@
-"""Pictures of a local run: what its supervisor and its ledger say in its folder."""
+"""Snapshots of a local run: what its supervisor and its ledger say in its folder."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from spinrun_api.documents import InvalidDocumentError, read_documents
 from spinrun_api.status import Metrics
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.folder import RunFolder
-from spinrun_cli.show.picture import Outcome, Picture, WindowFigures
+from spinrun_cli.show.snapshot import Outcome, Snapshot, WindowFigures
 from spinrun_cli.terminal import Show
 from spinrun_protocol.ledger import MetricsLine
 from spinrun_protocol.logs import plain
@@ -27,8 +27,8 @@ _LINE = re.compile(r"[-\d]+ ([:\d]+),\d+ ([A-Z]+) (?:[a-z]+ \d+ )*[\w.]+: (.*)",
 """Time, level and message of a plain line of log."""
 
 
-def watch_folder(path: Path, show: Show) -> Picture:
-    """Shows a run until it has ended. Returns the last picture.
+def watch_folder(path: Path, show: Show) -> Snapshot:
+    """Shows a run until it has ended. Returns the last snapshot.
 
     Raises InvalidInputError when the folder holds no local run, CommandError when its figures cannot be read.
     """
@@ -38,14 +38,14 @@ def watch_folder(path: Path, show: Show) -> Picture:
             f"{path} is a ledger and not the folder of a local run: `spinrun report {path}` shows what is in it"
         )
     while True:
-        picture = look(folder)
-        show(picture)
-        if picture.outcome is not None:
-            return picture
+        snapshot = look(folder)
+        show(snapshot)
+        if snapshot.outcome is not None:
+            return snapshot
         time.sleep(POLL_SECONDS)
 
 
-def look(folder: RunFolder) -> Picture:
+def look(folder: RunFolder) -> Snapshot:
     """The run as its files tell it now. Raises CommandError."""
     # Before the files: what is written in its last moment must not be missed.
     at_work = folder.is_held()
@@ -64,7 +64,7 @@ def look(folder: RunFolder) -> Picture:
         progress = _recorded(lines, document)
     if outcome is not None and progress is not None:
         progress = _ended(progress, words)
-    return Picture(
+    return Snapshot(
         name=str(document.get("metadata", {}).get("name", folder.root.name)),
         phase=outcome.result if outcome else "Starting" if progress is None or progress.activity == "starting" else "Running",
         attempt=attempt,

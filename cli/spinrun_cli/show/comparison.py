@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from spinrun_cli.show.run_data import RunData
-from spinrun_cli.show.view import duration
+from spinrun_cli.show.text import duration
 from spinrun_protocol.ledger import MetricsLine
 
 Runs = Sequence[tuple[str, RunData]]

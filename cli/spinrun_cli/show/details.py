@@ -6,8 +6,7 @@ from typing import Any
 
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
-from spinrun_cli.show.text import age, columns
-from spinrun_cli.show.view import duration
+from spinrun_cli.show.text import age_since, duration, table
 from spinrun_kube import names, times
 
 Json = dict[str, Any]
@@ -19,13 +18,13 @@ NUM_EVENTS = 10
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-def table_rows(table: Json, *, wide: bool, with_namespace: bool) -> list[list[object]]:
+def table_rows(answer: Json, *, wide: bool, with_namespace: bool) -> list[list[object]]:
     """The rows of a Table as the API server makes it by the CRD's printer columns, headings first."""
-    shown = [number for number, column in enumerate(table["columnDefinitions"]) if wide or not column["priority"]]
-    headings: list[object] = [table["columnDefinitions"][number]["name"].upper() for number in shown]
-    rows = [headings, *([row["cells"][number] for number in shown] for row in table["rows"])]
+    shown = [number for number, column in enumerate(answer["columnDefinitions"]) if wide or not column["priority"]]
+    headings: list[object] = [answer["columnDefinitions"][number]["name"].upper() for number in shown]
+    rows = [headings, *([row["cells"][number] for number in shown] for row in answer["rows"])]
     if with_namespace:
-        namespaces = ["NAMESPACE", *(row["object"]["metadata"]["namespace"] for row in table["rows"])]
+        namespaces = ["NAMESPACE", *(row["object"]["metadata"]["namespace"] for row in answer["rows"])]
         return [[namespace, *row] for namespace, row in zip(namespaces, rows, strict=True)]
     return rows
 
@@ -38,9 +37,9 @@ def details(run: SpinRun, pods: Sequence[Json] | str, events: Sequence[Json] | s
     status = run.status or SpinRunStatus()
     sections = [
         "\n".join(f"{name + ':':<12}{text}" for name, text in _facts(run, status, now) if text),
-        "Conditions:\n" + _indented(columns(_conditions(status, now))),
-        "Pods:\n" + _indented(pods if isinstance(pods, str) else columns(_pods(pods, now))),
-        "Events:\n" + _indented(events if isinstance(events, str) else columns(_events(events, now))),
+        "Conditions:\n" + _indented(table(_conditions(status, now))),
+        "Pods:\n" + _indented(pods if isinstance(pods, str) else table(_pods(pods, now))),
+        "Events:\n" + _indented(events if isinstance(events, str) else table(_events(events, now))),
     ]
     return "\n\n".join(sections)
 
@@ -106,7 +105,8 @@ def _attempt(run: SpinRun, status: SpinRunStatus) -> str:
 
 def _conditions(status: SpinRunStatus, now: datetime) -> list[Sequence[object]]:
     rows = [
-        [each.type, each.status, each.reason, age(each.last_transition_time, now), each.message] for each in status.conditions
+        [each.type, each.status, each.reason, age_since(each.last_transition_time, now), each.message]
+        for each in status.conditions
     ]
     return [["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"], *rows]
 
@@ -124,7 +124,7 @@ def _pods(pods: Sequence[Json], now: datetime) -> list[list[object]]:
                 _pod_phase(pod),
                 ready,
                 restarts,
-                age(metadata["creationTimestamp"], now),
+                age_since(metadata["creationTimestamp"], now),
                 pod["spec"].get("nodeName"),
             ]
         )
@@ -145,7 +145,7 @@ def _events(events: Sequence[Json], now: datetime) -> list[Sequence[object]]:
     """The newest events, the last of them at the end."""
     newest = sorted(events, key=times.of_event)[-NUM_EVENTS:]
     rows = [
-        [age(times.of_event(event), now), event["type"], event["reason"], event.get("count", 1), event["message"]]
+        [age_since(times.of_event(event), now), event["type"], event["reason"], event.get("count", 1), event["message"]]
         for event in newest
     ]
     return [["LAST", "TYPE", "REASON", "COUNT", "MESSAGE"], *rows]

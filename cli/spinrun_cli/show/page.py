@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from spinrun_cli.show.charts import panels, to_svg
 from spinrun_cli.show.run_data import RunData
-from spinrun_cli.show.view import duration
+from spinrun_cli.show.text import duration
 from spinrun_worker.records import ScoredGroup
 
 MOST_COMPARISONS = 60

@@ -317,7 +317,7 @@ def test_wait_goes_over_an_outage_and_ends_with_the_run(spinrun: Shell, server: 
     server.answers("PATCH", Answer(201, spin_run(phase="Pending")))
     code, out, _ = spinrun("submit", str(run_file), "--wait")
     assert code == 0
-    assert out.splitlines()[1:] == ["demo: Pending", "demo: Complete (Completed): 12 windows done"]
+    assert out.splitlines()[1:] == ["demo:  Pending", "demo: Complete (Completed): 12 windows done"]
 
 
 def test_wait_for_a_run_that_fails_exits_with_one_and_the_reason(spinrun: Shell, server: FakeApiServer, run_file: Path) -> None:
@@ -329,11 +329,11 @@ def test_wait_for_a_run_that_fails_exits_with_one_and_the_reason(spinrun: Shell,
 
 
 def test_wait_ends_at_its_time(spinrun: Shell, server: FakeApiServer, run_file: Path) -> None:
-    server.answers("GET", NOT_FOUND, Answer(200, spin_run(phase="Running", window=3, windows=8, step=33, totalSteps=128)))
+    server.answers("GET", NOT_FOUND, Answer(200, spin_run(phase="Running", activity="train", window=3, windows=8, step=33, totalSteps=128)))
     server.answers("PATCH", Answer(201, spin_run()))
     code, _, error = spinrun("submit", str(run_file), "--wait", "--timeout", "0.1")
     assert code == 1
-    assert "demo is not over after 0.1 s: Running, window 3/8, step 33/128" in error
+    assert "demo is not over after 0.1 s: Running, window 4/8 train  step 33/128" in error
 
 
 @pytest.mark.parametrize(

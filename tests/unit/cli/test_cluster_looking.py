@@ -269,7 +269,7 @@ def test_watch_has_a_line_for_each_change_and_ends_with_the_run(spinrun: Shell, 
     assert out.splitlines() == [
         "demo:  Pending",
         "demo:  Running, window 2/5 train  step 6/20  accuracy 0.500  version 1  rollouts 1/2 ready",
-        "demo: Complete: 5 windows done",
+        "demo: Complete (Completed): 5 windows done",
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from spinrun_api.documents import parse_run
 from spinrun_cli.cluster.runs import ledger_place
 from spinrun_cli.show.details import details, table_rows
-from spinrun_cli.show.text import age, columns
+from spinrun_cli.show.text import age_since, table
 from unit.api.invalid_runs import MINIMAL
 
 Json = dict[str, Any]
@@ -149,7 +149,7 @@ TABLE: Json = {
 
 
 def test_columns_are_aligned_and_absent_cells_empty() -> None:
-    assert columns(table_rows(TABLE, wide=False, with_namespace=False)).splitlines() == [
+    assert table(table_rows(TABLE, wide=False, with_namespace=False)).splitlines() == [
         "NAME        PHASE",
         "demo        Running",
         "long-name",
@@ -174,4 +174,4 @@ def test_wide_table_of_all_namespaces_has_further_columns() -> None:
     ],
 )
 def test_age_is_in_its_largest_unit(then: str | None, want: str) -> None:
-    assert age(then, NOW) == want
+    assert age_since(then, NOW) == want

@@ -16,7 +16,7 @@ from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.supervisor import Outcome, Supervisor
 from spinrun_cli.overrides import read_run
-from spinrun_cli.show.view import View
+from spinrun_cli.show.snapshot import Snapshot
 from spinrun_protocol import machine
 from spinrun_protocol.commands import Process
 from spinrun_protocol.termination import LastWords
@@ -27,10 +27,10 @@ from unit.cli import fakes
 class FakeReporter:
     def __init__(self) -> None:
         self.messages: list[str] = []
-        self.views: list[View] = []
+        self.snapshots: list[Snapshot] = []
 
-    def show(self, view: View) -> None:
-        self.views.append(view)
+    def show(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
 
     def say(self, message: str) -> None:
         self.messages.append(message)
@@ -163,7 +163,7 @@ async def test_a_failed_trainer_shows_its_last_words_and_the_end_of_its_log(stag
 async def test_a_dead_rollout_is_started_again_and_the_trainer_is_left_alone(stage: Stage, role: str) -> None:
     running = asyncio.create_task(stage.play({role: "crash\nserve", "trainer": "serve"}))
     await until(lambda: (stage.fakes / "lives").exists() and stage.lives(role) == ["crash", "serve"])
-    await until(lambda: bool(stage.reporter.views) and stage.reporter.views[-1].children[f"{role}-0"] == "ready")
+    await until(lambda: bool(stage.reporter.snapshots) and stage.reporter.snapshots[-1].children[f"{role}-0"] == "ready")
 
     await interrupt(running)
 
@@ -187,7 +187,7 @@ async def test_a_vllm_that_never_answers_ends_the_run_with_its_last_lines(stage:
 async def test_a_lost_race_for_a_port_is_retried_with_another_port(stage: Stage, role: str, restarted: str) -> None:
     running = asyncio.create_task(stage.play({role: "taken\nserve"}))
     await until(lambda: starts(stage, restarted) == 2)
-    await until(lambda: set(stage.reporter.views[-1].children.values()) == {"ready"})
+    await until(lambda: set(stage.reporter.snapshots[-1].children.values()) == {"ready"})
 
     await interrupt(running)
 
@@ -224,8 +224,8 @@ def serve_a_reward_model(stage: Stage, **scorer: Any) -> None:
 async def test_scorers_live_and_end_with_the_run_and_the_trainer_knows_them(stage: Stage) -> None:
     serve_a_reward_model(stage, replicas=2)
     running = asyncio.create_task(stage.play({}))
-    await until(lambda: bool(stage.reporter.views) and len(stage.reporter.views[-1].children) == 5)
-    await until(lambda: set(stage.reporter.views[-1].children.values()) == {"ready"})
+    await until(lambda: bool(stage.reporter.snapshots) and len(stage.reporter.snapshots[-1].children) == 5)
+    await until(lambda: set(stage.reporter.snapshots[-1].children.values()) == {"ready"})
     ports = [(stage.folder.logs / f"scorer-{index}.log").read_text().split(" scorer ")[1].split()[0] for index in (0, 1)]
 
     await interrupt(running)
@@ -240,7 +240,7 @@ async def test_a_dead_scorer_is_started_again_and_the_trainer_is_left_alone(stag
     serve_a_reward_model(stage)
     running = asyncio.create_task(stage.play({"scorer": "crash\nserve"}))
     await until(lambda: (stage.fakes / "lives").exists() and stage.lives("scorer") == ["crash", "serve"])
-    await until(lambda: bool(stage.reporter.views) and stage.reporter.views[-1].children["scorer-0"] == "ready")
+    await until(lambda: bool(stage.reporter.snapshots) and stage.reporter.snapshots[-1].children["scorer-0"] == "ready")
 
     await interrupt(running)
 
@@ -263,7 +263,7 @@ async def test_a_scorer_that_lost_its_port_has_another_one_which_the_trainer_lea
     serve_a_reward_model(stage)
     running = asyncio.create_task(stage.play({"scorer": "taken\nserve"}))
     await until(lambda: starts(stage, "trainer") == 2)
-    await until(lambda: set(stage.reporter.views[-1].children.values()) == {"ready"})
+    await until(lambda: set(stage.reporter.snapshots[-1].children.values()) == {"ready"})
 
     await interrupt(running)
 
@@ -295,8 +295,8 @@ async def test_two_replicas_have_a_vllm_and_an_agent_each(stage: Stage) -> None:
     document["spec"]["rollout"] = {"replicas": 2}
     stage.run = SpinRun.model_validate(document)
     running = asyncio.create_task(stage.play({}))
-    await until(lambda: bool(stage.reporter.views) and len(stage.reporter.views[-1].children) == 5)
-    await until(lambda: set(stage.reporter.views[-1].children.values()) == {"ready"})
+    await until(lambda: bool(stage.reporter.snapshots) and len(stage.reporter.snapshots[-1].children) == 5)
+    await until(lambda: set(stage.reporter.snapshots[-1].children.values()) == {"ready"})
 
     await interrupt(running)
 
@@ -305,8 +305,8 @@ async def test_two_replicas_have_a_vllm_and_an_agent_each(stage: Stage) -> None:
 
 async def test_what_rank_0_says_is_shown_unless_it_speaks_of_another_run(stage: Stage) -> None:
     running = asyncio.create_task(stage.play({}))
-    await until(lambda: bool(stage.reporter.views) and stage.reporter.views[-1].progress is not None)
-    progress = stage.reporter.views[-1].progress
+    await until(lambda: bool(stage.reporter.snapshots) and stage.reporter.snapshots[-1].progress is not None)
+    progress = stage.reporter.snapshots[-1].progress
     assert progress is not None
     assert (progress.window, progress.step, progress.prompts_total) == (1, 4, 64)
 
@@ -317,7 +317,7 @@ async def test_a_trainer_that_does_not_end_is_killed_after_its_time(stage: Stage
     fakes.write_scripts(stage.fakes, {"trainer": "stubborn"})
     supervisor = stage.supervisor(checkpoint_seconds=0.3)
     running = asyncio.create_task(supervisor.run())
-    await until(lambda: bool(stage.reporter.views) and stage.reporter.views[-1].progress is not None)
+    await until(lambda: bool(stage.reporter.snapshots) and stage.reporter.snapshots[-1].progress is not None)
 
     await interrupt(running)
 

@@ -7,21 +7,23 @@ from rich.console import Console
 
 from spinrun_api.status import Metrics, RolloutStatus
 from spinrun_cli.local.reporter import LineReporter
-from spinrun_cli.show.view import View, clock, doing, duration, figures, line, panel
+from spinrun_cli.show.render import doing, figures, line, panel
+from spinrun_cli.show.snapshot import Snapshot, WindowFigures
+from spinrun_cli.show.text import clock, duration
 from spinrun_protocol.wire import Activity, Progress
 
 
-def view(activity: Activity, *, accuracy: float | None = None, message: str = "", version: int = 2) -> View:
+def snapshot(activity: Activity, *, accuracy: float | None = None, message: str = "", version: int = 2) -> Snapshot:
     progress = Progress(
         uid="u", attempt=1, activity=activity, window=2, windows=5, step=9, total_steps=20, version=version, prompts_done=12,
         prompts_total=64, rollouts=RolloutStatus(ready=1, desired=2, version=2), message=message, eta_seconds=135,
         metrics=Metrics(loss=0.61234, accuracy=accuracy, samples_per_second=31.5),
     )  # fmt: skip
-    return View("adding", "/runs/adding", started=0.0, progress=progress, initial_accuracy=0.511, children={"vllm-0": "ready"})
+    return Snapshot("adding", progress=progress, windows=[WindowFigures(0, 0.511)], children={"vllm-0": "ready"})
 
 
 def test_a_line_says_where_the_run_is_and_how_good() -> None:
-    assert line(view("train", accuracy=0.667), now=75) == (
+    assert line(snapshot("train", accuracy=0.667), elapsed=75) == (
         "[1:15]  window 3/5 train  step 9/20  loss 0.6123  accuracy 0.511 → 0.667  samples/s 31.5  version 2  rollouts 1/2 ready"
         "  2 min 15 s left"
     )
@@ -30,25 +32,25 @@ def test_a_line_says_where_the_run_is_and_how_good() -> None:
 @pytest.mark.parametrize(
     ("shown", "want"),
     [
-        (view("generate"), "window 3/5 generate 12/64 prompts"),
-        (view("activate", message="no rollout serves version 2"), "window 3/5 activate (no rollout serves version 2)"),
-        (view("prefer", message="the judge does not answer"), "window 3/5 prefer (the judge does not answer)"),
-        (view("finished"), "finished"),
-        (View("a", "f", children={"vllm-0": "starting", "agent-0": "ready"}), "starting (vllm-0 starting)"),
-        (View("a", "f"), "starting"),
+        (snapshot("generate"), "window 3/5 generate 12/64 prompts"),
+        (snapshot("activate", message="no rollout serves version 2"), "window 3/5 activate (no rollout serves version 2)"),
+        (snapshot("prefer", message="the judge does not answer"), "window 3/5 prefer (the judge does not answer)"),
+        (snapshot("finished"), "finished"),
+        (Snapshot("a", children={"vllm-0": "starting", "agent-0": "ready"}), "starting (vllm-0 starting)"),
+        (Snapshot("a"), "starting"),
     ],
     ids=["generate", "activate", "prefer", "finished", "starting", "nothing yet"],
 )
-def test_what_a_run_does_is_said_in_words(shown: View, want: str) -> None:
+def test_what_a_run_does_is_said_in_words(shown: Snapshot, want: str) -> None:
     assert doing(shown) == want
 
 
 def test_rollouts_that_are_behind_are_said_to_be() -> None:
-    assert ("rollouts", "1/2 ready, serving version 2") in figures(view("activate", version=3))
+    assert ("rollouts", "1/2 ready, serving version 2") in figures(snapshot("activate", version=3))
 
 
 def test_the_first_evaluation_has_nothing_to_compare_with() -> None:
-    assert "accuracy 0.511  " in line(view("train", accuracy=0.511, version=0), now=0)
+    assert "accuracy 0.511  " in line(snapshot("train", accuracy=0.511, version=0), elapsed=0)
 
 
 def test_lines_come_when_something_changes_or_after_a_while(
@@ -57,18 +59,18 @@ def test_lines_come_when_something_changes_or_after_a_while(
     steps = [(100.0, "generate"), (101.0, "generate"), (102.0, "train"), (131.0, "train"), (132.5, "train")]
     times = iter(time for time, _ in steps)
     monkeypatch.setattr("time.monotonic", lambda: next(times))
-    reporter = LineReporter()
+    reporter = LineReporter(started=0.0)
     for _, activity in steps:
-        reporter.show(view(activity))  # type: ignore[arg-type]
+        reporter.show(snapshot(activity))  # type: ignore[arg-type]
 
     clocks = [text.split("]")[0].lstrip("[") for text in capsys.readouterr().out.splitlines()]
     assert clocks == ["1:40", "1:42", "2:12"]
 
 
 def test_the_terminal_shows_the_same_and_takes_no_markup_from_names() -> None:
-    shown = view("activate", message="[bold red]not markup[/]")
+    shown = snapshot("activate", message="[bold red]not markup[/]")
     console = Console(file=io.StringIO(), width=140, force_terminal=False)
-    console.print(panel(shown, now=75))
+    console.print(panel(shown, elapsed=75))
 
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()

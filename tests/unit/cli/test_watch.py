@@ -17,7 +17,8 @@ from spinrun_cli.local import logs as local_logs
 from spinrun_cli.local import watch as watch_folder
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.log_lines import LineWriter
-from spinrun_cli.show.picture import Outcome, Picture, WindowFigures, line, panel, sparkline
+from spinrun_cli.show.render import line, panel, sparkline
+from spinrun_cli.show.snapshot import Outcome, Snapshot, WindowFigures
 from spinrun_cli.terminal import lines
 from spinrun_protocol.termination import LastWords
 from spinrun_protocol.wire import Activity, Progress
@@ -87,14 +88,14 @@ def test_watch_follows_a_run_until_nobody_works_on_it(
     monkeypatch.setattr(watch_folder, "POLL_SECONDS", 0.05)
     folder, words = RunFolder(finished_run), (finished_run / "last-words.json").read_text()
     folder.forget_last_words()
-    folder.remember_progress(progress("generate"))
+    folder.save_progress(progress("generate"))
     started = threading.Event()
 
     def work() -> None:
         with at_work(finished_run):
             started.set()
             time.sleep(0.3)
-            folder.remember_progress(progress("train"))
+            folder.save_progress(progress("train"))
             time.sleep(0.3)
             folder.last_words_file.write_text(words)
 
@@ -113,11 +114,11 @@ def test_watch_follows_a_run_until_nobody_works_on_it(
 
 def test_progress_of_an_attempt_that_has_ended_is_not_shown(finished_run: Path) -> None:
     folder = RunFolder(finished_run)
-    folder.remember_progress(progress())
+    folder.save_progress(progress())
     assert [folder.next_attempt(), folder.next_attempt()] == [1, 2]
     with at_work(finished_run):
-        picture = watch_folder.look(folder)
-    assert (picture.phase, picture.progress, picture.attempt) == ("Starting", None, 2)
+        snapshot = watch_folder.look(folder)
+    assert (snapshot.phase, snapshot.progress, snapshot.attempt) == ("Starting", None, 2)
 
 
 def test_ledger_alone_cannot_be_watched(spinrun: Shell, finished_run: Path) -> None:
@@ -129,7 +130,7 @@ def test_ledger_alone_cannot_be_watched(spinrun: Shell, finished_run: Path) -> N
 def test_line_comes_when_there_is_news_and_not_with_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     show = lines()
     for state in (progress(step=9), progress(step=10), progress("checkpoint", step=10)):
-        show(Picture("adding", "Running", 1, state))
+        show(Snapshot("adding", "Running", 1, state))
     out = capsys.readouterr().out.splitlines()
     assert [text.split("  ")[1:3] for text in out] == [
         ["Running, window 3/5 train", "step 9/20"],
@@ -139,14 +140,14 @@ def test_line_comes_when_there_is_news_and_not_with_each_step(capsys: pytest.Cap
 
 def test_line_has_the_pairs_and_ties_of_the_newest_window() -> None:
     windows = [WindowFigures(0, 0.5, pairs=47, ties=17), WindowFigures(1, 0.667)]
-    assert line(Picture("adding", "Running", 1, progress(), windows)).endswith(
+    assert line(Snapshot("adding", "Running", 1, progress(), windows)).endswith(
         "accuracy 0.500 → 0.667  version 2  pairs 47, ties 17  1 min 15 s left"
     )
 
 
 def test_line_says_what_stands_in_the_way() -> None:
-    picture = Picture("adding", "Pending", 2, trouble="QuotaExceeded: raise\x1b the quota")
-    assert line(picture) == "adding:  Pending  attempt 2  QuotaExceeded: raise� the quota"
+    snapshot = Snapshot("adding", "Pending", 2, trouble="QuotaExceeded: raise\x1b the quota")
+    assert line(snapshot) == "adding:  Pending  attempt 2  QuotaExceeded: raise� the quota"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_screen_shows_curve_table_news_and_outcome() -> None:
     windows = [WindowFigures(0, 0.5, 0.25, 47, 17, 12.8), WindowFigures(1, 0.75)]
     outcome = Outcome("Complete", "all [bold]done[/]")
     console = Console(file=io.StringIO(), width=100)
-    console.print(panel(Picture("adding", "Running", 1, progress(), windows, news=["[red]a log line[/]"], outcome=outcome)))
+    console.print(panel(Snapshot("adding", "Running", 1, progress(), windows, news=["[red]a log line[/]"], outcome=outcome)))
     assert isinstance(console.file, io.StringIO)
     shown = [" ".join(text.split()) for text in console.file.getvalue().splitlines()]
     assert shown[0] == "adding Running, window 3/5 train"
