@@ -78,7 +78,7 @@ class RunFolder:
         return self.root / "token"
 
     @property
-    def last_words_file(self) -> Path:
+    def termination_file(self) -> Path:
         """The trainer's termination log."""
         return self.root / "last-words.json"
 
@@ -149,7 +149,7 @@ class RunFolder:
                 f"{self.root} holds a run with another spec; it can go on only as it began, but for duration, lifecycle, "
                 f"telemetry, rollout.replicas and scorer:\n{lines}\nchange these back, or choose another folder with --output"
             )
-        words = self.last_words()
+        words = self.termination()
         if words is not None and words.result == "Complete" and present.spec.duration == wanted.spec.duration:
             return present, Start.FINISHED
         run = _identified(wanted, present.metadata.uid)
@@ -180,10 +180,10 @@ class RunFolder:
         replace_text(self.root / "attempt", f"{number}\n")
         return number
 
-    def last_words(self) -> LastWords | None:
+    def termination(self) -> LastWords | None:
         """What the trainer said as it last ended; None when it said nothing that is understood."""
         try:
-            return LastWords.model_validate_json(self.last_words_file.read_bytes())
+            return LastWords.model_validate_json(self.termination_file.read_bytes())
         except (OSError, ValidationError):
             return None
 
@@ -199,9 +199,9 @@ class RunFolder:
         with suppress(OSError):
             replace_text(self.progress_file, progress.model_dump_json(by_alias=True))
 
-    def forget_last_words(self) -> None:
+    def clear_termination(self) -> None:
         """A new attempt has not ended yet."""
-        self.last_words_file.unlink(missing_ok=True)
+        self.termination_file.unlink(missing_ok=True)
 
     def _begin(self, wanted: SpinRun) -> SpinRun:
         strangers = [path.name for path in self.root.iterdir() if path.name != "lock"]

@@ -23,7 +23,7 @@ from spinrun_cli.local.machine import known_without_probe
 from spinrun_cli.local.report import write_report
 from spinrun_cli.local.reporter import reporter
 from spinrun_cli.local.run_data import load_run_data
-from spinrun_cli.local.supervisor import Outcome, Supervisor
+from spinrun_cli.local.supervisor import LocalResult, Supervisor
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import duration
@@ -47,13 +47,13 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
         run, start = folder.adopt(wanted, resume=resume, again=again)
         if start is Start.FINISHED:
             typer.echo(f"{folder.root} holds a run that is complete: nothing to do but its report")
-            return _conclude(folder, Outcome(ExitCode.COMPLETE, ""), seconds=None)
+            return _conclude(folder, LocalResult(ExitCode.COMPLETE, ""), seconds=None)
         folder.prepare()
         if not quiet:
             _introduce(asked, folder, start)
         started = time.monotonic()
-        outcome = _supervise(run, folder, quiet=quiet)
-        return _conclude(folder, outcome, seconds=time.monotonic() - started)
+        result = _supervise(run, folder, quiet=quiet)
+        return _conclude(folder, result, seconds=time.monotonic() - started)
 
 
 def _introduce(asked: SpinRun, folder: RunFolder, start: Start) -> None:
@@ -63,8 +63,8 @@ def _introduce(asked: SpinRun, folder: RunFolder, start: Start) -> None:
         typer.echo(f"INFO not used on one machine: {', '.join(unused)}")
 
 
-def _supervise(run: SpinRun, folder: RunFolder, *, quiet: bool) -> Outcome:
-    async def supervise() -> Outcome:
+def _supervise(run: SpinRun, folder: RunFolder, *, quiet: bool) -> LocalResult:
+    async def supervise() -> LocalResult:
         with reporter(quiet=quiet) as where:
             return await Supervisor(run, folder, where, machine=known_without_probe(run)).run()
 
@@ -77,7 +77,7 @@ def _supervise(run: SpinRun, folder: RunFolder, *, quiet: bool) -> Outcome:
         shutil.rmtree(folder.scratch, ignore_errors=True)
 
 
-def _conclude(folder: RunFolder, outcome: Outcome, *, seconds: float | None) -> int:
+def _conclude(folder: RunFolder, result: LocalResult, *, seconds: float | None) -> int:
     """Write the report and print how it went. Returns the exit code."""
     try:
         data = load_run_data(folder.root)
@@ -86,13 +86,13 @@ def _conclude(folder: RunFolder, outcome: Outcome, *, seconds: float | None) -> 
         # The run itself is not worse for it.
         typer.echo(f"no report: {error}", err=True)
         data, page = None, None
-    if outcome.exit_code == ExitCode.COMPLETE:
+    if result.exit_code == ExitCode.COMPLETE:
         typer.echo(f"complete{_summary(data, seconds)}")
     else:
-        typer.echo(f"{'stopped' if outcome.exit_code > 128 else 'failed'}: {outcome.message}", err=True)
+        typer.echo(f"{'stopped' if result.exit_code > 128 else 'failed'}: {result.message}", err=True)
     if page is not None:
         typer.echo(f"report: {page}")
-    return outcome.exit_code
+    return result.exit_code
 
 
 def _summary(data: RunData | None, seconds: float | None) -> str:

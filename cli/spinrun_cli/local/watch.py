@@ -49,7 +49,7 @@ def look(folder: RunFolder) -> Snapshot:
     """The run as its files tell it now. Raises CommandError."""
     # Before the files: what is written in its last moment must not be missed.
     at_work = folder.is_held()
-    words = folder.last_words()
+    words = folder.termination()
     try:
         lines = read_metrics(folder.ledger / "metrics.jsonl")
     except LedgerError as error:

@@ -329,7 +329,9 @@ def test_wait_for_a_run_that_fails_exits_with_one_and_the_reason(spinrun: Shell,
 
 
 def test_wait_ends_at_its_time(spinrun: Shell, server: FakeApiServer, run_file: Path) -> None:
-    server.answers("GET", NOT_FOUND, Answer(200, spin_run(phase="Running", activity="train", window=3, windows=8, step=33, totalSteps=128)))
+    server.answers(
+        "GET", NOT_FOUND, Answer(200, spin_run(phase="Running", activity="train", window=3, windows=8, step=33, totalSteps=128))
+    )
     server.answers("PATCH", Answer(201, spin_run()))
     code, _, error = spinrun("submit", str(run_file), "--wait", "--timeout", "0.1")
     assert code == 1

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def complete(folder: RunFolder) -> None:
     words = LastWords(result="Complete", reason="Completed", message="done", exit_code=0)
-    folder.last_words_file.write_text(words.model_dump_json(by_alias=True))
+    folder.termination_file.write_text(words.model_dump_json(by_alias=True))
 
 
 def test_a_new_run_gets_a_uid_that_it_keeps(folder: RunFolder, run: SpinRun) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from spinrun_api.run import SpinRun
+from spinrun_cli.local import keeper
 from spinrun_cli.local import supervisor as supervisors
 from spinrun_cli.local.child import Child
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
-from spinrun_cli.local.supervisor import Outcome, Supervisor
+from spinrun_cli.local.processes import ProcessBuilder
+from spinrun_cli.local.supervisor import LocalResult, Supervisor
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.snapshot import Snapshot
-from spinrun_protocol import machine
 from spinrun_protocol.commands import Process
 from spinrun_protocol.termination import LastWords
 from support.processes import is_running
@@ -53,7 +54,7 @@ class Stage:
         options = {"backoff": lambda _: 0.01, "checkpoint_seconds": 10.0, "stop_seconds": 5.0} | options
         return Supervisor(self.run, self.folder, self.reporter, machine=Machine("cpu", "float32"), **options)
 
-    async def play(self, scripts: dict[str, str], **options: Any) -> Outcome:
+    async def play(self, scripts: dict[str, str], **options: Any) -> LocalResult:
         fakes.write_scripts(self.fakes, scripts)
         return await asyncio.wait_for(self.supervisor(**options).run(), 60)
 
@@ -67,17 +68,12 @@ class Stage:
         return [pid for pid in pids if is_running(pid)]
 
 
-def use_cores(monkeypatch: pytest.MonkeyPatch, number: int, cgroup: Path = Path("/nowhere")) -> None:
-    """A machine with so many cores, of which the cgroup may allow fewer."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(number)))
-    monkeypatch.setattr(machine, "CGROUP", cgroup)
-
-
 @pytest.fixture
 def stage(tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage(tmp_path, read_run(run_file))
     fakes.install(stage.fakes, monkeypatch.setattr)
     monkeypatch.setattr(supervisors, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "POLL_SECONDS", 0.05)
     return stage
 
 
@@ -129,16 +125,16 @@ async def test_a_trainer_that_completed_as_a_port_moved_is_not_started_again(
     supervisor = stage.supervisor()
     attempts: list[int] = []
 
-    async def attempt() -> tuple[int, LastWords | None]:
+    async def attempt(_: ProcessBuilder) -> tuple[int, LastWords | None]:
         attempts.append(len(attempts))
-        supervisor._moved.discard(supervisor.trainer)
+        supervisor._keeper._moved.discard(supervisor._trainer)
         if len(attempts) == 1:
-            supervisor._restart(supervisor.trainer)
+            supervisor._keeper.restart(supervisor._trainer)
         return 0, None
 
     monkeypatch.setattr(supervisor, "_attempt", attempt)
 
-    outcome = await supervisor._train()
+    outcome = await supervisor._train(supervisor._process_builder(Machine("cpu", "float32")))
 
     assert (outcome.exit_code, len(attempts)) == (0, 1)
 
@@ -175,9 +171,9 @@ async def test_a_vllm_that_never_answers_ends_the_run_with_its_last_lines(stage:
     outcome = await stage.play({"vllm": "exit 9"})
 
     assert outcome.exit_code == 1
-    assert f"vllm-0 does not start: exit code 9, {supervisors.MAX_DEATHS} times" in outcome.message
+    assert f"vllm-0 does not start: exit code 9, {keeper.MAX_DEATHS} times" in outcome.message
     assert "  | vllm says exit <b>9</b>" in outcome.message
-    assert len(stage.lives("vllm")) == supervisors.MAX_DEATHS
+    assert len(stage.lives("vllm")) == keeper.MAX_DEATHS
     assert stage.survivors() == []
 
 
@@ -254,7 +250,7 @@ async def test_a_scorer_that_never_answers_ends_the_run_with_its_last_lines(stag
     outcome = await stage.play({"scorer": "exit 9"})
 
     assert outcome.exit_code == 1
-    assert f"scorer-0 does not start: exit code 9, {supervisors.MAX_DEATHS} times" in outcome.message
+    assert f"scorer-0 does not start: exit code 9, {keeper.MAX_DEATHS} times" in outcome.message
     assert "  | scorer says exit <b>9</b>" in outcome.message
     assert stage.survivors() == []
 
@@ -269,25 +265,6 @@ async def test_a_scorer_that_lost_its_port_has_another_one_which_the_trainer_lea
 
     assert len(set(asked_ports(stage, "scorer"))) == 2
     assert (stage.fakes / "scorers").read_text() == f"http://127.0.0.1:{asked_ports(stage, 'scorer')[-1]}"
-
-
-@pytest.mark.parametrize(
-    ("scorer", "threads", "dtype"), [({}, 4, "float32"), ({"replicas": 2, "dtype": "bfloat16"}, 2, "bfloat16")], ids=str
-)
-def test_scorers_share_the_cores_among_themselves_for_the_rollouts_wait_meanwhile(
-    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any, threads: int, dtype: str
-) -> None:
-    use_cores(monkeypatch, 4)
-    stage = Stage(tmp_path, read_run(run_file))
-    serve_a_reward_model(stage, **scorer)
-    supervisor = stage.supervisor()
-    assert supervisor.machine is not None
-
-    process = supervisor._scorer_process(supervisor.scorers[0], supervisor.machine)
-
-    assert process.environment["OMP_NUM_THREADS"] == str(threads)
-    arguments = dict(zip(process.command[3::2], process.command[4::2], strict=False))
-    assert (arguments["--model"], arguments["--dtype"], arguments["--host"]) == ("/models/stern", dtype, "127.0.0.1")
 
 
 async def test_two_replicas_have_a_vllm_and_an_agent_each(stage: Stage) -> None:
@@ -331,7 +308,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def interrupt(running: "asyncio.Task[Outcome]") -> None:
+async def interrupt(running: "asyncio.Task[LocalResult]") -> None:
     os.kill(os.getpid(), signal.SIGINT)
     outcome = await asyncio.wait_for(running, 30)
     assert outcome.exit_code == 130
@@ -352,48 +329,20 @@ def asked_ports(stage: Stage, role: str) -> list[str]:
 def test_only_the_trainer_gets_the_key_of_the_preference(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPINRUN_PREFERENCE_KEY", "sk-1")
     supervisor = stage.supervisor()
+    processes = supervisor._process_builder(Machine("cpu", "float32"))
     assert "sk-1" not in supervisor._environment.values()
-    assert supervisor._trainer_process(1).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
-    assert "sk-1" not in supervisor._agent_process(supervisor.rollouts[0]).environment.values()
+    assert processes.trainer(1, 1, supervisor._rollouts, ()).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
+    assert "sk-1" not in processes.agent(supervisor._rollouts[0]).environment.values()
 
 
-@pytest.mark.parametrize(("overlap", "replicas", "threads"), [(0, 2, (2, None)), (1, 1, (2, "2")), (1, 2, (1, "2"))])
-def test_rollouts_that_are_ahead_and_the_trainer_have_half_of_the_cores_each(
-    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, overlap: int, replicas: int, threads: tuple[int, str | None]
+@pytest.mark.parametrize(("number", "want"), [(None, "1"), ("3", None)])
+def test_number_of_threads_that_the_user_gives_the_trainer_stays(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, number: str | None, want: str | None
 ) -> None:
-    use_cores(monkeypatch, 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    overrides = [f"spec.method.overlap={overlap}", f"spec.rollout.replicas={replicas}"]
-    supervisor = Stage(tmp_path, read_run(run_file, overrides)).supervisor()
-    assert supervisor.machine is not None
-
-    of_rollout = supervisor._vllm_process(supervisor.rollouts[0], supervisor.machine).environment["OMP_NUM_THREADS"]
-    of_trainer = supervisor._trainer_process(1).environment.get("OMP_NUM_THREADS")
-
-    assert (int(of_rollout), of_trainer) == threads
-
-
-def test_vllm_has_no_more_threads_than_the_containers_quota_allows(
-    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cgroup = tmp_path / "cgroup"
-    cgroup.mkdir()
-    (cgroup / "cpu.max").write_text("300000 100000\n")
-    use_cores(monkeypatch, 64, cgroup)
-    stage = Stage(tmp_path, read_run(run_file))
-    serve_a_reward_model(stage)
-    supervisor = stage.supervisor()
-    assert supervisor.machine is not None
-
-    rollout = supervisor._vllm_process(supervisor.rollouts[0], supervisor.machine)
-    scorer = supervisor._scorer_process(supervisor.scorers[0], supervisor.machine)
-
-    assert [process.environment["OMP_NUM_THREADS"] for process in (rollout, scorer)] == ["3", "3"]
-
-
-def test_a_number_of_threads_that_the_user_gives_the_trainer_stays(
-    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    if number is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     supervisor = Stage(tmp_path, read_run(run_file, ["spec.method.overlap=1"])).supervisor()
-    assert "OMP_NUM_THREADS" not in supervisor._trainer_process(1).environment
+    processes = supervisor._process_builder(Machine("cpu", "float32"))
+    assert processes.trainer(1, 1, (), ()).environment.get("OMP_NUM_THREADS") == want

@@ -87,7 +87,7 @@ def test_watch_follows_a_run_until_nobody_works_on_it(
 ) -> None:
     monkeypatch.setattr(watch_folder, "POLL_SECONDS", 0.05)
     folder, words = RunFolder(finished_run), (finished_run / "last-words.json").read_text()
-    folder.forget_last_words()
+    folder.clear_termination()
     folder.save_progress(progress("generate"))
     started = threading.Event()
 
@@ -97,7 +97,7 @@ def test_watch_follows_a_run_until_nobody_works_on_it(
             time.sleep(0.3)
             folder.save_progress(progress("train"))
             time.sleep(0.3)
-            folder.last_words_file.write_text(words)
+            folder.termination_file.write_text(words)
 
     worker = threading.Thread(target=work)
     worker.start()
