@@ -11,7 +11,7 @@ FILES = ("report.html", "curves.png")
 
 
 def bundled(folder: Path) -> str:
-    """The report of a run's folder or ledger. Raises as `write_report` does."""
+    """The report of a run's folder or ledger. It raises what `write_report` raises."""
     from spinrun_cli.local.report import write_report
 
     with TemporaryDirectory() as temporary:
@@ -21,16 +21,21 @@ def bundled(folder: Path) -> str:
 
 
 def unbundle(text: bytes, output: Path) -> tuple[str | None, list[Path]]:
-    """Writes the files of a bundle into a folder, which is made if need be. Returns what the run has learned, and the files.
+    """Writes the files of a bundle into a folder, which is made if need be.
 
-    Raises CommandError when it is no whole bundle, InvalidInputError when the folder cannot be written to.
+    Returns:
+        What the run has learned, and the files.
+
+    Raises:
+        CommandError: The text is not a whole bundle.
+        InvalidInputError: The folder cannot be written to.
     """
     try:
         document = json.loads(text)
         learning = document["learning"]
         contents = {name: base64.b64decode(document["files"][name]) for name in FILES}
     except (ValueError, KeyError, TypeError) as error:
-        raise CommandError("the report did not arrive whole: try again") from error
+        raise CommandError("the report arrived incomplete: try again") from error
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():

@@ -23,7 +23,12 @@ MOST_RUNS = 8
 
 
 def load(folder: Path) -> RunData:
-    """A local run's folder, or a ledger. Raises InvalidInputError when it is neither, CommandError when it cannot be read."""
+    """A local run's folder, or a ledger.
+
+    Raises:
+        InvalidInputError: It is neither.
+        CommandError: It cannot be read.
+    """
     from spinrun_cli.local.run_data import load_run_data
     from spinrun_worker.ledger import LedgerError
 
@@ -40,14 +45,18 @@ def to_document(label: str, data: RunData) -> Json:
 
 
 def from_document(text: bytes) -> RunData:
-    """The one run that `spinrun compare --output json` has printed elsewhere. Raises CommandError."""
+    """The one run that `spinrun compare --output json` has printed elsewhere.
+
+    Raises:
+        CommandError: The text is not the whole of one.
+    """
     try:
         (run,) = json.loads(text)["runs"]
         lines = [MetricsLine.model_validate(line) for line in run["lines"]]
         steps, windows, evaluations = ([line for line in lines if line.event == event] for event in EVENTS)
         return RunData(run["name"], run["run"], steps=steps, windows=windows, evaluations=evaluations)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise CommandError("the figures of a run did not arrive whole: try again") from error
+        raise CommandError("the figures of a run arrived incomplete: try again") from error
 
 
 EVENTS = ("step", "window", "evaluation")
@@ -57,7 +66,11 @@ EVENTS = ("step", "window", "evaluation")
 
 
 def show(runs: Runs, *, as_json: bool, page: Path | None) -> None:
-    """Prints the runs side by side and, where a page is wanted, writes it. Raises InvalidInputError when it cannot be written."""
+    """Prints the runs side by side and, where a page is wanted, writes it.
+
+    Raises:
+        InvalidInputError: It cannot be written.
+    """
     if as_json:
         typer.echo(json.dumps({"runs": [to_document(label, data) for label, data in runs]}, ensure_ascii=False))
     else:
@@ -68,7 +81,11 @@ def show(runs: Runs, *, as_json: bool, page: Path | None) -> None:
 
 
 def write_page(path: Path, runs: Runs) -> None:
-    """Writes the comparison as one HTML page that needs nothing else. Raises InvalidInputError when it cannot be written."""
+    """Writes the comparison as one HTML page that needs nothing else.
+
+    Raises:
+        InvalidInputError: It cannot be written.
+    """
     from spinrun_cli.show.comparison import render_comparison
 
     text = render_comparison(runs)

@@ -1,10 +1,21 @@
-"""What commands ask about a run, and how the same is asked elsewhere."""
+"""What commands want to know of runs, and how to ask a command elsewhere for the same."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class LogsQuestion:
+class GetQuery:
+    """What to show."""
+
+    name: str | None
+    all_namespaces: bool
+    output: str | None
+    """wide, json, yaml or name."""
+    watch: bool
+
+
+@dataclass(frozen=True)
+class LogsQuery:
     """Which logs to print, and how."""
 
     role: str | None
@@ -15,13 +26,13 @@ class LogsQuestion:
     """Name of a pod, or of a process of a local run; None: all."""
     follow: bool
     previous: bool
-    """The life before the present one."""
+    """The instance before the present one."""
     tail: int | None
-    """Newest lines of each to begin with; None: all."""
+    """Lines of each to show from the end; None: all."""
 
 
 @dataclass(frozen=True)
-class SamplesQuestion:
+class SamplesQuery:
     """Which samples or pairs to show, and how."""
 
     window: int | None
@@ -34,7 +45,7 @@ class SamplesQuestion:
     as_json: bool
 
     def arguments(self, ledger: str) -> list[str]:
-        """The arguments of `spinrun` that ask the same about a ledger elsewhere."""
+        """The arguments of `spinrun` that show the same of a ledger elsewhere."""
         window = [] if self.window is None else ["--window", str(self.window)]
         prompt = [] if self.prompt is None else ["--prompt", self.prompt]
         flags = (["--pairs"] if self.pairs else []) + (["--output", "json"] if self.as_json else [])

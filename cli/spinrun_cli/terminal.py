@@ -54,7 +54,7 @@ def documents() -> Show:
 
 
 def screen(live: Live) -> Show:
-    """A block that is drawn anew when it has changed."""
+    """A block that is redrawn when it has changed."""
     last: list[Snapshot] = []
 
     def show(snapshot: Snapshot) -> None:

@@ -18,7 +18,11 @@ Json = dict[str, Any]
 
 
 def show_events(name: str, access: Access, *, as_json: bool) -> None:
-    """Prints the Events. Raises CommandError."""
+    """Prints the Events.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
     run(access, partial(_show, name, as_json))
 
 
@@ -30,7 +34,7 @@ async def _show(name: str, as_json: bool, cluster: Cluster) -> None:
     elif found:
         typer.echo(table(_rows(found, times.utc_now())))
     else:
-        typer.echo(f"There are no events of {name}: the API server forgets them, by default after an hour.", err=True)
+        typer.echo(f"There are no events for {name}: the API server deletes them, by default after an hour.", err=True)
 
 
 def events_of(document: Json, events: Sequence[Json]) -> list[Json]:

@@ -1,4 +1,4 @@
-"""Following runs until something holds: a line for each piece of news, and on a terminal the present state below them."""
+"""Following runs until something holds: a line for each change, and on a terminal the present state below them."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ class StatusListener(Protocol):
 
 
 class ProgressPrinter:
-    """Tells how runs get on. On a terminal the newest state of each stays at the bottom; elsewhere there are plain lines only."""
+    """Tells how runs proceed: in lines and, on a terminal, with the newest state of each below them."""
 
     def __init__(self) -> None:
         self._milestones: dict[str, tuple[object, ...]] = {}
@@ -47,7 +47,7 @@ class ProgressPrinter:
         self._status.stop()
 
     def show(self, name: str, status: SpinRunStatus) -> None:
-        """The run was looked at; a line when there is news."""
+        """The run was looked at; a line when something has changed."""
         snapshot = snapshot_of(name, status)
         self._lines[name] = line(snapshot)
         self._status.update(escape("\n".join(self._lines.values())))
@@ -65,9 +65,21 @@ async def follow(
     timeout: float | None,
     goal: str,
 ) -> Json:
-    """The run, as soon as `until` holds for it. timeout: seconds, None for ever. goal: what is waited for, in words.
+    """Waits until something holds for a run, and shows it meanwhile.
 
-    Raises CommandError when the run is deleted, the time is over, or the API server stays away.
+    Args:
+        cluster: Where the run is.
+        run: Its document.
+        listener: Shows it.
+        until: What is waited for.
+        timeout: Seconds; None: for ever.
+        goal: What is waited for, in words.
+
+    Returns:
+        The document as it is then.
+
+    Raises:
+        CommandError: The run is deleted, the time is over, or the API server stays away.
     """
     name, namespace, uid = (run["metadata"][key] for key in ("name", "namespace", "uid"))
     started = answered = time.monotonic()

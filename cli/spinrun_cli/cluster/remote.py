@@ -12,7 +12,11 @@ from spinrun_kube.kinds import SPIN_RUN
 
 
 def show_samples(name: str, arguments: Arguments, access: Access, *, image: str | None) -> None:
-    """Prints what a `spinrun` command prints beside the run's ledger. Raises CommandError."""
+    """Prints what a `spinrun` command prints that runs beside the ledger.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
 
     def write(piece: bytes) -> None:
         sys.stdout.buffer.write(piece)
@@ -26,15 +30,23 @@ def show_samples(name: str, arguments: Arguments, access: Access, *, image: str 
 
 
 def write_report(name: str, output: Path, access: Access, *, image: str | None) -> tuple[str | None, list[Path]]:
-    """Makes the report of a run beside its ledger and writes it here. Returns what the run has learned, and the files.
+    """Makes the report of a run beside its ledger and writes it here.
 
-    Raises CommandError.
+    Returns:
+        What the run has learned, and the files.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
     """
     return unbundle(fetch(name, lambda ledger: ["report", ledger, "--bundle"], access, image=image), output)
 
 
 def fetch(name: str, arguments: Arguments, access: Access, *, image: str | None) -> bytes:
-    """All that a `spinrun` command prints beside the run's ledger. Raises CommandError."""
+    """All that a `spinrun` command prints that runs beside the ledger.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
 
     async def read(cluster: Cluster) -> bytes:
         document = await cluster.request("GET", SPIN_RUN, cluster.namespace, name)

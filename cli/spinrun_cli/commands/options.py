@@ -22,12 +22,13 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Replace a field, as in spec.duration.windows=3. The value is YAML. May be given many times.",
+        help="Override a field, as in spec.duration.windows=3. The value is YAML. May be repeated.",
         show_default=False,
     ),
 ]
 Context = Annotated[
-    str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.", show_default="the current one")
+    str | None,
+    typer.Option("--context", metavar="NAME", help="Context of the kubeconfig to use.", show_default="the current one"),
 ]
 Namespace = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""The folder of a local run: what is where, who may use it, and whether a start goes on with what is there.
+"""The folder of a local run: what is where, who may use it, and whether a start resumes what is there.
 
 run.yaml        the resolved SpinRun, with a uid of its own
 ledger/         the run's ledger
@@ -43,7 +43,7 @@ class Start(Enum):
     NEW = "new"
     RESUMED = "resumed"
     FINISHED = "finished"
-    """The run has ended and nothing asks for more of it."""
+    """The run has ended, and no more windows are wanted."""
 
 
 class RunFolder:
@@ -91,7 +91,9 @@ class RunFolder:
     def locked(self) -> Generator[None]:
         """Make the folder and hold it for this process.
 
-        Raises InvalidInputError when it cannot be written to, CommandError when another process holds it.
+        Raises:
+            InvalidInputError: It cannot be written to.
+            CommandError: Another process holds it.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -126,9 +128,10 @@ class RunFolder:
         return any(fields[1] == "FLOCK" and fields[5].endswith(f":{inode}") for fields in locks if len(fields) > 5)
 
     def adopt(self, wanted: SpinRun, *, resume: bool, again: bool = False) -> tuple[SpinRun, Start]:
-        """The run to go on with, its uid in it, written to run.yaml; and what kind of start this is.
+        """The run to train, its uid in it, written to run.yaml; and what kind of start this is.
 
-        Raises InvalidInputError when a run is there and may not be touched, or is not the same as the one wanted.
+        Raises:
+            InvalidInputError: A run is there and may not be touched, or is not the same as the one wanted.
         """
         if again and self.run_file.exists():
             self._move_aside()
@@ -140,17 +143,17 @@ class RunFolder:
             raise InvalidInputError(f"{error}; restore the file, or choose another folder with --output") from error
         if not resume:
             raise InvalidInputError(
-                f"{self.root} holds the run {present.metadata.name}: go on with it by --resume, start anew by --again, or choose "
-                "another folder with --output"
+                f"{self.root} holds the run {present.metadata.name}: use --resume to continue it, --again to start from "
+                "scratch, or choose another folder with --output"
             )
         if differences := changed_fields(present, wanted):
             lines = "\n".join(f"  {line}" for line in differences)
             raise InvalidInputError(
-                f"{self.root} holds a run with another spec; it can go on only as it began, but for duration, lifecycle, "
+                f"{self.root} holds a run with another spec; only these may change when it is resumed: duration, lifecycle, "
                 f"telemetry, rollout.replicas and scorer:\n{lines}\nchange these back, or choose another folder with --output"
             )
-        words = self.termination()
-        if words is not None and words.result == "Complete" and present.spec.duration == wanted.spec.duration:
+        ending = self.termination()
+        if ending is not None and ending.result == "Complete" and present.spec.duration == wanted.spec.duration:
             return present, Start.FINISHED
         run = _identified(wanted, present.metadata.uid)
         self._write_run(run)
@@ -195,7 +198,7 @@ class RunFolder:
             return None
 
     def save_progress(self, progress: Progress) -> None:
-        """Keep what rank 0 said, for those who watch. The run goes on without it."""
+        """Keep what rank 0 reported, for those who watch. The run continues without it."""
         with suppress(OSError):
             replace_text(self.progress_file, progress.model_dump_json(by_alias=True))
 

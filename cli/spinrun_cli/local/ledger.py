@@ -64,7 +64,7 @@ def _findings(path: Path, *, hashes: bool) -> "list[Finding]":
         typer.echo(_one_line(str(error)), err=True)
         raise typer.Exit(1) from error
     if not findings:
-        typer.echo(f"{_one_line(str(path))} holds no ledger: give a run's folder on the volume, or the volume's root", err=True)
+        typer.echo(f"{_one_line(str(path))} holds no ledger: name a run's folder on the volume, or the volume's root", err=True)
         raise typer.Exit(NO_LEDGER)
     return findings
 

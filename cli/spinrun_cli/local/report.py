@@ -21,7 +21,9 @@ class ReportFiles:
 def write_report(folder: Path, output: Path) -> ReportFiles:
     """Write the report of a run's folder or ledger into another folder, which is made if need be.
 
-    Raises InvalidInputError when there is no run or the output cannot be written, CommandError for figures that cannot be read.
+    Raises:
+        InvalidInputError: There is no run or the output cannot be written.
+        CommandError: For figures that cannot be read.
     """
     try:
         data = load_run_data(folder)

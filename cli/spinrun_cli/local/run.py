@@ -33,9 +33,14 @@ from spinrun_worker.ledger import LedgerError
 
 
 def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], resume: bool, again: bool, quiet: bool) -> int:
-    """Run the file's SpinRun in a folder until it ends. Returns the exit code of the command.
+    """Run the file's SpinRun in a folder until it ends.
 
-    Raises InvalidInputError and CommandError before anything has started.
+    Returns:
+        The exit code of the command.
+
+    Raises:
+        InvalidInputError: The file, or what it names, is wrong; nothing has been started.
+        CommandError: It cannot be run here; nothing has been started.
     """
     asked = read_run(run_file, overrides)
     wanted = for_one_machine(asked)
@@ -57,7 +62,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
 
 
 def _introduce(asked: SpinRun, folder: RunFolder, start: Start) -> None:
-    verb = "going on with" if start is Start.RESUMED else "starting"
+    verb = "resuming" if start is Start.RESUMED else "starting"
     typer.echo(f"{verb} {asked.metadata.name} in {folder.root} (logs in {folder.logs.name}/)")
     if unused := unused_fields(asked):
         typer.echo(f"INFO not used on one machine: {', '.join(unused)}")

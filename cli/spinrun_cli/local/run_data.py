@@ -18,7 +18,10 @@ from spinrun_worker.records import ScoredGroup
 def load_run_data(folder: Path) -> RunData:
     """Read a local run's folder, or a ledger.
 
-    Raises InvalidInputError when it is neither, TornError and LedgerUnavailableError for metrics that cannot be read.
+    Raises:
+        InvalidInputError: It is neither.
+        TornError: The metrics are damaged.
+        LedgerUnavailableError: The metrics cannot be read.
     """
     ledger = folder / "ledger" if (folder / "ledger").is_dir() else folder
     layout = Layout(ledger)
@@ -33,7 +36,7 @@ def load_run_data(folder: Path) -> RunData:
         name=str(document.get("metadata", {}).get("name", folder.resolve().name)),
         document=document,
         record=record,
-        words=_words(folder / "last-words.json"),
+        termination=_termination(folder / "last-words.json"),
         steps=[line for line in lines if line.event == "step"],
         windows=[line for line in lines if line.event == "window"],
         evaluations=evaluations,
@@ -66,7 +69,7 @@ def _record(path: Path) -> RunRecord | None:
         return None
 
 
-def _words(path: Path) -> LastWords | None:
+def _termination(path: Path) -> LastWords | None:
     try:
         return LastWords.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

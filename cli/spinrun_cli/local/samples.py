@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.queries import SamplesQuestion
+from spinrun_cli.queries import SamplesQuery
 from spinrun_cli.show.text import hanging, printable
 from spinrun_cli.target import ledger_of
 from spinrun_worker.ledger import Layout, Ledger, LedgerError, TornError, read_manifest, read_pairs, read_samples
@@ -18,40 +18,45 @@ from spinrun_worker.records import Pair, ScoredGroup
 Json = dict[str, Any]
 
 
-def show_samples(folder: Path, question: SamplesQuestion) -> None:
-    """Prints the samples or pairs of a local run's folder, or of a ledger. Raises InvalidInputError and CommandError."""
+def show_samples(folder: Path, query: SamplesQuery) -> None:
+    """Prints the samples or pairs of a local run's folder, or of a ledger.
+
+    Raises:
+        InvalidInputError: There is no such window or prompt.
+        CommandError: The ledger cannot be read.
+    """
     layout = Layout(ledger_of(folder))
     try:
-        window = _window(layout, question.window)
+        window = _window(layout, query.window)
         version = read_manifest(layout.window(window)).version
         groups = read_samples(layout.window(window) / "samples.parquet")
-        pairs = read_pairs(layout.window(window) / "pairs.parquet") if question.pairs else []
+        pairs = read_pairs(layout.window(window) / "pairs.parquet") if query.pairs else []
     except TornError as error:
         raise CommandError(f"{error}: it may be being written at this moment") from error
     except LedgerError as error:
         raise CommandError(str(error)) from error
-    wanted = [group for group in groups if _is_wanted(group.prompt.id, question.prompt)]
+    wanted = [group for group in groups if _is_wanted(group.prompt.id, query.prompt)]
     if not wanted:
-        raise InvalidInputError(f"window {window} has no prompt {question.prompt}: its prompts are {_some(groups)}")
+        raise InvalidInputError(f"window {window} has no prompt {query.prompt}: its prompts are {_some(groups)}")
     head = {"window": window, "version": version, "numPrompts": len(groups)}
-    if question.pairs:
-        shown = _pairs(wanted, [pair for pair in pairs if _is_wanted(pair.prompt_id, question.prompt)])
+    if query.pairs:
+        shown = _pairs(wanted, [pair for pair in pairs if _is_wanted(pair.prompt_id, query.prompt)])
         head["numPairs"] = len(pairs)
     else:
         shown = [_samples(group) for group in wanted]
-    shown = shown[: question.limit] if question.limit else shown
-    if question.as_json:
-        typer.echo(json.dumps(head | {"pairs" if question.pairs else "prompts": shown}, indent=2, ensure_ascii=False))
+    shown = shown[: query.limit] if query.limit else shown
+    if query.as_json:
+        typer.echo(json.dumps(head | {"pairs" if query.pairs else "prompts": shown}, indent=2, ensure_ascii=False))
         return
-    unit = "pairs" if question.pairs else "prompts"
-    total = len(pairs) if question.pairs else len(groups)
+    unit = "pairs" if query.pairs else "prompts"
+    total = len(pairs) if query.pairs else len(groups)
     typer.echo(f"window {window}, sampled from version {version}: {len(shown)} of {total} {unit}")
     for each in shown:
-        typer.echo("\n" + (_pair_text(each) if question.pairs else _group_text(each)))
+        typer.echo("\n" + (_pair_text(each) if query.pairs else _group_text(each)))
 
 
 def _window(layout: Layout, wanted: int | None) -> int:
-    """The window that is meant. Raises InvalidInputError when the ledger has none such."""
+    """The window that is meant. Raises InvalidInputError when the ledger has no such window."""
     present = Ledger(layout.root, "").present("window")
     if not present:
         raise InvalidInputError(f"{layout.root} holds no window yet: the first comes when its samples have their rewards")
@@ -101,8 +106,8 @@ def _pairs(groups: Sequence[ScoredGroup], pairs: Sequence[Pair]) -> list[Json]:
 
 
 def _side(group: ScoredGroup | None, tokens: tuple[int, ...], reward: float, reference: float | None) -> Json:
-    """One answer of a pair. A pair has its tokens only: the text is that of the sample with the same ones. What is no sample, as
-    the true answer that SPIN chooses, has none here."""
+    """One answer of a pair. A pair has its tokens only: the text is that of the sample with the same ones. What is not a
+    sample, such as the true answer that SPIN chooses, has no text here."""
     samples = group.samples if group else ()
     text = next((sample.text for sample in samples if sample.tokens == tokens), None)
     return {"text": text, "reward": reward, "numTokens": len(tokens), "referenceLogprob": reference}

@@ -28,9 +28,14 @@ _LINE = re.compile(r"[-\d]+ ([:\d]+),\d+ ([A-Z]+) (?:[a-z]+ \d+ )*[\w.]+: (.*)",
 
 
 def watch_folder(path: Path, show: Show) -> Snapshot:
-    """Shows a run until it has ended. Returns the last snapshot.
+    """Shows a run until it has ended.
 
-    Raises InvalidInputError when the folder holds no local run, CommandError when its figures cannot be read.
+    Returns:
+        The last snapshot.
+
+    Raises:
+        InvalidInputError: The folder holds no local run.
+        CommandError: Its figures cannot be read.
     """
     folder = RunFolder(path)
     if not folder.run_file.exists():
@@ -46,10 +51,14 @@ def watch_folder(path: Path, show: Show) -> Snapshot:
 
 
 def look(folder: RunFolder) -> Snapshot:
-    """The run as its files tell it now. Raises CommandError."""
+    """The run as its files tell it now.
+
+    Raises:
+        CommandError: The figures cannot be read.
+    """
     # Before the files: what is written in its last moment must not be missed.
     at_work = folder.is_held()
-    words = folder.termination()
+    termination = folder.termination()
     try:
         lines = read_metrics(folder.ledger / "metrics.jsonl")
     except LedgerError as error:
@@ -59,11 +68,11 @@ def look(folder: RunFolder) -> Snapshot:
     if progress is not None and progress.attempt < attempt and at_work:
         progress = None  # that of a trainer that has ended
     document = _document(folder)
-    outcome = None if at_work else _outcome(folder, words)
+    outcome = None if at_work else _outcome(folder, termination)
     if progress is None and lines and not at_work:
         progress = _recorded(lines, document)
     if outcome is not None and progress is not None:
-        progress = _ended(progress, words)
+        progress = _ended(progress, termination)
     return Snapshot(
         name=str(document.get("metadata", {}).get("name", folder.root.name)),
         phase=outcome.result if outcome else "Starting" if progress is None or progress.activity == "starting" else "Running",
@@ -93,12 +102,12 @@ def by_window(lines: Sequence[MetricsLine]) -> list[WindowFigures]:
     ]
 
 
-def _outcome(folder: RunFolder, words: LastWords | None) -> Outcome:
-    """How the run ended that nobody on this machine works on."""
-    if words is not None and words.result in ("Complete", "Failed"):
-        return Outcome(words.result, words.message)
-    said = words.message if words else "it was cut off before its trainer could say why"
-    return Outcome("Stopped", f"{said}; `spinrun local RUN.yaml --output {folder.root} --resume` goes on with it")
+def _outcome(folder: RunFolder, termination: LastWords | None) -> Outcome:
+    """How a run ended that no process on this machine works on."""
+    if termination is not None and termination.result in ("Complete", "Failed"):
+        return Outcome(termination.result, termination.message)
+    said = termination.message if termination else "it was cut off before its trainer could say why"
+    return Outcome("Stopped", f"{said}; `spinrun local RUN.yaml --output {folder.root} --resume` continues it")
 
 
 def _recorded(lines: Sequence[MetricsLine], document: Json) -> Progress:
@@ -123,15 +132,15 @@ def _metrics(lines: Sequence[MetricsLine]) -> Metrics:
     )
 
 
-def _ended(progress: Progress, words: LastWords | None) -> Progress:
+def _ended(progress: Progress, termination: LastWords | None) -> Progress:
     """The last progress, with what the trainer said at its end and nobody has asked for since."""
     update: Json = {"eta_seconds": None, "message": ""}
-    if words is not None:
-        update |= words.model_dump(include={"window", "step", "version"}, exclude_none=True)
-    if words is not None and words.result == "Complete":
-        update |= {"activity": "finished", "total_steps": words.step or progress.total_steps}
-    if words is not None and words.accuracy is not None:
-        update["metrics"] = progress.metrics.model_copy(update={"accuracy": words.accuracy})
+    if termination is not None:
+        update |= termination.model_dump(include={"window", "step", "version"}, exclude_none=True)
+    if termination is not None and termination.result == "Complete":
+        update |= {"activity": "finished", "total_steps": termination.step or progress.total_steps}
+    if termination is not None and termination.accuracy is not None:
+        update["metrics"] = progress.metrics.model_copy(update={"accuracy": termination.accuracy})
     return progress.model_copy(update=update)
 
 

@@ -91,7 +91,7 @@ def to_svg(panel: Panel, data: RunData) -> str:
     return _drawn(panel.title, lambda axes: panel.draw(axes, data, PLACEHOLDERS))
 
 
-def compared_svg(comparison: "Comparison", runs: Sequence[RunData]) -> str:
+def compared_svg(comparison: "ComparisonChart", runs: Sequence[RunData]) -> str:
     """A curve of several runs in one chart, in the order of the page's colours, --series-1 and so on."""
 
     def draw(axes: Axes) -> None:
@@ -396,7 +396,7 @@ PANELS = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonChart:
     """A curve of which that of several runs stand in one chart."""
 
     title: str
@@ -411,25 +411,27 @@ def _figure_of_windows(name: str) -> Callable[[RunData], tuple[list[float], list
 
 
 COMPARISONS = (
-    Comparison(
+    ComparisonChart(
         "Held-out accuracy",
         "version",
         lambda data: ([float(line.version) for line in data.evaluations], _values(data.evaluations, "accuracy")),
         _has(lambda data: data.evaluations, "accuracy"),
     ),
-    Comparison("Reward", "window", _figure_of_windows("reward/mean"), _has(_windows, "reward/mean")),
-    Comparison("Loss", "step", lambda data: _by_window(data.steps, "loss"), _has(_steps, "loss")),
-    Comparison("Margins", "step", lambda data: _by_window(data.steps, "rewards/margins"), _has(_steps, "rewards/margins")),
-    Comparison("Pairs", "window", _figure_of_windows("pairs"), _has(_windows, "pairs")),
-    Comparison("Response length", "window", _figure_of_windows("response_length/mean"), _has(_windows, "response_length/mean")),
-    Comparison(
+    ComparisonChart("Reward", "window", _figure_of_windows("reward/mean"), _has(_windows, "reward/mean")),
+    ComparisonChart("Loss", "step", lambda data: _by_window(data.steps, "loss"), _has(_steps, "loss")),
+    ComparisonChart("Margins", "step", lambda data: _by_window(data.steps, "rewards/margins"), _has(_steps, "rewards/margins")),
+    ComparisonChart("Pairs", "window", _figure_of_windows("pairs"), _has(_windows, "pairs")),
+    ComparisonChart(
+        "Response length", "window", _figure_of_windows("response_length/mean"), _has(_windows, "response_length/mean")
+    ),
+    ComparisonChart(
         "Truncated answers",
         "window",
         _figure_of_windows("response_length/truncated"),
         _has(_windows, "response_length/truncated"),
         is_share=True,
     ),
-    Comparison(
+    ComparisonChart(
         "Samples per second",
         "window",
         _figure_of_windows("throughput/samples_per_second"),

@@ -38,7 +38,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class HeldOutAnswers:
     """One held-out prompt, answered before and after."""
 
     prompt: str
@@ -78,11 +78,11 @@ CHANGES = ("learned", "lost", "wrong", "right")
 """In the order in which a reader wants to see them."""
 
 
-def compare(before: Sequence[ScoredGroup], after: Sequence[ScoredGroup]) -> list[Comparison]:
+def compare(before: Sequence[ScoredGroup], after: Sequence[ScoredGroup]) -> list[HeldOutAnswers]:
     """The prompts that both evaluations answered, the changed ones first."""
     later = {group.prompt.id: group for group in after}
     found = [
-        Comparison(_cut(group.prompt.text), group.prompt.answer, _answer(group), _answer(later[group.prompt.id]))
+        HeldOutAnswers(_cut(group.prompt.text), group.prompt.answer, _answer(group), _answer(later[group.prompt.id]))
         for group in before
         if group.prompt.id in later
     ]
@@ -136,8 +136,12 @@ def _subtitle(spec: dict[str, Any]) -> str:
 
 def _status(data: RunData) -> dict[str, Any]:
     """How the run stands: a word, its colour, and what the trainer said."""
-    if data.words is None:
-        return {"word": "Unfinished", "tone": "neutral", "message": "The run goes on, or was cut off before it could say why."}
-    tone = {"Complete": "good", "Failed": "bad"}.get(data.words.result, "neutral")
-    word = {"Preempted": "Stopped"}.get(data.words.result, data.words.result)
-    return {"word": word, "tone": tone, "message": data.words.message}
+    if data.termination is None:
+        return {
+            "word": "Unfinished",
+            "tone": "neutral",
+            "message": "The run is still in progress, or was killed.",
+        }
+    tone = {"Complete": "good", "Failed": "bad"}.get(data.termination.result, "neutral")
+    word = {"Preempted": "Stopped"}.get(data.termination.result, data.termination.result)
+    return {"word": word, "tone": tone, "message": data.termination.message}

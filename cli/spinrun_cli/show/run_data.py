@@ -18,8 +18,8 @@ class RunData:
     """The resolved SpinRun."""
     record: RunRecord | None = None
     """How the run was made; None before the trainer has written it."""
-    words: LastWords | None = None
-    """How the newest attempt ended; None while it goes on, or when the ledger is all there is."""
+    termination: LastWords | None = None
+    """How the newest attempt ended; None while it is running, or when the ledger is all there is."""
     steps: list[MetricsLine] = field(default_factory=list)
     windows: list[MetricsLine] = field(default_factory=list)
     evaluations: list[MetricsLine] = field(default_factory=list)

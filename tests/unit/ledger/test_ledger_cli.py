@@ -123,7 +123,7 @@ def test_path_without_a_ledger_gives_exit_code_2(tmp_path, command, name):
     result = spinrun_ledger(command, tmp_path / name)
 
     assert result.exit_code == 2
-    assert "holds no ledger: give a run's folder on the volume" in result.stderr
+    assert "holds no ledger: name a run's folder on the volume" in result.stderr
     assert result.stdout == ""
 
 

@@ -127,7 +127,7 @@ def test_what_cannot_be_shown_says_why() -> None:
             {"size": "1Gi"},
             "stays on claim demo-ledger, folder team/demo-867d5e77; to delete it: kubectl delete pvc demo-ledger -n team",
         ),
-        ({"size": "1Gi", "retain": False}, "goes with the claim demo-ledger"),
+        ({"size": "1Gi", "retain": False}, "is deleted with the claim demo-ledger"),
         ({"claimName": "shared"}, "stays on your claim shared, folder team/demo-867d5e77"),
     ],
 )

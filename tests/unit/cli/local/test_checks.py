@@ -20,8 +20,8 @@ def test_a_run_whose_sources_are_there_passes(run_file: Path) -> None:
     ("override", "want"),
     [
         ("spec.model.source=/none", "spec.model.source: /none is not a folder"),
-        ("spec.model.source=FOLDER/empty", "its config.json is missing or names no model_type"),
-        ("spec.model.source=FOLDER/broken", "its config.json is missing or names no model_type"),
+        ("spec.model.source=FOLDER/empty", "its config.json is missing or has no model_type"),
+        ("spec.model.source=FOLDER/broken", "its config.json is missing or has no model_type"),
         ("spec.model.source=a/b/c", "a/b/c is not the id of a Hub model"),
         ("spec.model.source=nobody/nothing-like-this", "nobody/nothing-like-this"),
         ("spec.model.tokenizer=/none", "spec.model.tokenizer: /none is not a folder"),
@@ -116,6 +116,6 @@ def test_the_package_of_a_tracker_must_be_there(run_file: Path, monkeypatch: pyt
 
 
 def test_each_tracker_of_the_spec_has_a_package_and_an_extra() -> None:
-    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert list(TRACKERS) == list(Telemetry.model_fields)
     assert TRACKERS.keys() <= extras.keys()

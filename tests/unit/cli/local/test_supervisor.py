@@ -22,7 +22,7 @@ from spinrun_cli.show.snapshot import Snapshot
 from spinrun_protocol.commands import Process
 from spinrun_protocol.termination import LastWords
 from support.processes import is_running
-from unit.cli import fakes
+from unit.cli.local import fakes
 
 
 class FakeReporter:

@@ -15,8 +15,8 @@ from spinrun_cli.cluster import ledger_pod
 from spinrun_cli.cluster.events import events_of
 from spinrun_cli.cluster.logs import chosen
 from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.queries import LogsQuestion
-from unit.cli.fake_api_server import RUNS, UID, Answer, FakeApiServer, failure, over, spin_run
+from spinrun_cli.queries import LogsQuery
+from unit.cli.cluster.fake_api_server import RUNS, UID, Answer, FakeApiServer, failure, over, spin_run
 from unit.cli.shell import Shell
 
 Json = dict[str, Any]
@@ -123,7 +123,7 @@ def test_run_that_nothing_is_left_of_needs_an_image(spinrun: Shell, ledger: Fake
     ledger.answers_at("GET", JOB, ABSENT)
     ledger.answers_at("GET", ROLLOUTS, ABSENT)
     code, _, error = spinrun("samples", "demo")
-    assert (code, "name one with --image" in error, "POST" in ledger.methods()) == (1, True, False)
+    assert (code, "choose one with --image" in error, "POST" in ledger.methods()) == (1, True, False)
     assert spinrun("samples", "demo", "--image", "mine:1")[0] == 0
     pod = made_pod(ledger)["spec"]
     assert pod["containers"][0]["image"] == "mine:1"
@@ -133,7 +133,7 @@ def test_run_that_nothing_is_left_of_needs_an_image(spinrun: Shell, ledger: Fake
 def test_run_without_a_claim_says_so_before_a_pod_is_made(spinrun: Shell, ledger: FakeApiServer) -> None:
     ledger.answers_at("GET", CLAIM, ABSENT)
     code, _, error = spinrun("samples", "demo")
-    assert (code, "its claim demo-ledger is not there" in error, "POST" in ledger.methods()) == (1, True, False)
+    assert (code, "its claim demo-ledger does not exist" in error, "POST" in ledger.methods()) == (1, True, False)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_run_without_a_claim_says_so_before_a_pod_is_made(spinrun: Shell, ledger
         ),
         ({"exitCode": 1, "message": "error: a file is damaged"}, 1, "error: a file is damaged"),
         ({"exitCode": 137, "reason": "OOMKilled"}, 1, "ended with exit code 137 (OOMKilled)"),
-        ({"exitCode": 2, "message": "Usage: spinrun\nNo such command 'samples'."}, 2, "is of another version"),
+        ({"exitCode": 2, "message": "Usage: spinrun\nNo such command 'samples'."}, 2, "has another version of SpinRun"),
     ],
     ids=["input", "nothing yet", "failure", "memory", "old image"],
 )
@@ -173,7 +173,7 @@ def test_end_of_the_command_in_the_pod_is_the_end_of_this_one(
             ),
             "(Unschedulable: no node)",
         ),
-        (pod_answer({}, phase="Failed", reason="Evicted", message="no disk"), "was ended: Evicted: no disk"),
+        (pod_answer({}, phase="Failed", reason="Evicted", message="no disk"), "was terminated: Evicted: no disk"),
     ],
     ids=["image", "node", "evicted"],
 )
@@ -308,18 +308,18 @@ ALL = [
 SCORER = pod("demo-scorer-0", {"vllm": {}, "agent": {}})
 
 
-def question(**fields: Any) -> LogsQuestion:
+def query(**fields: Any) -> LogsQuery:
     """What is asked when only these options are given."""
     nothing = {"role": None, "rank": None, "pod": None, "follow": False, "previous": False, "tail": None}
-    return LogsQuestion(**nothing | fields)
+    return LogsQuery(**nothing | fields)
 
 
 @pytest.mark.parametrize(
     ("asked", "want"),
     [
-        (question(pod="demo-rollout-0"), ["demo-rollout-0 vllm", "demo-rollout-0 agent"]),
+        (query(pod="demo-rollout-0"), ["demo-rollout-0 vllm", "demo-rollout-0 agent"]),
         (
-            question(),
+            query(),
             [
                 "demo-trainer-2-0-y",
                 "demo-trainer-2-1-z",
@@ -329,16 +329,16 @@ def question(**fields: Any) -> LogsQuestion:
                 "demo-scorer-0 agent",
             ],
         ),
-        (question(role="agent"), ["demo-rollout-0 agent", "demo-scorer-0 agent"]),
-        (question(role="scorer"), ["demo-scorer-0 vllm", "demo-scorer-0 agent"]),
-        (question(role="trainer"), ["demo-trainer-2-0-y", "demo-trainer-2-1-z"]),
-        (question(rank=3), ["demo-trainer-2-1-z"]),
-        (question(pod="demo-trainer-1-0-x"), ["demo-trainer-1-0-x"]),
-        (question(previous=True), ["demo-trainer-1-0-x", "demo-rollout-0 vllm"]),
+        (query(role="agent"), ["demo-rollout-0 agent", "demo-scorer-0 agent"]),
+        (query(role="scorer"), ["demo-scorer-0 vllm", "demo-scorer-0 agent"]),
+        (query(role="trainer"), ["demo-trainer-2-0-y", "demo-trainer-2-1-z"]),
+        (query(rank=3), ["demo-trainer-2-1-z"]),
+        (query(pod="demo-trainer-1-0-x"), ["demo-trainer-1-0-x"]),
+        (query(previous=True), ["demo-trainer-1-0-x", "demo-rollout-0 vllm"]),
     ],
     ids=["pod of a rollout", "all", "role", "scorers", "trainer", "rank", "pod", "previous"],
 )
-def test_containers_that_are_meant_are_chosen(asked: LogsQuestion, want: list[str]) -> None:
+def test_containers_that_are_meant_are_chosen(asked: LogsQuery, want: list[str]) -> None:
     document = spin_run()
     run = parse_run(document | {"spec": document["spec"] | {"trainer": {"nodes": 2, "procsPerNode": 2}}})
     assert [source.name for source in chosen(run, [*ALL, SCORER], asked)] == want
@@ -346,7 +346,7 @@ def test_containers_that_are_meant_are_chosen(asked: LogsQuestion, want: list[st
 
 def test_rank_that_the_trainer_does_not_have_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="there is no rank 1: the trainer has 1"):
-        chosen(parse_run(spin_run()), ALL, question(rank=1))
+        chosen(parse_run(spin_run()), ALL, query(rank=1))
 
 
 def test_logs_of_several_containers_are_printed_with_their_names(spinrun: Shell, server: FakeApiServer) -> None:
@@ -385,8 +385,8 @@ def test_followed_logs_go_on_with_the_pods_that_come_until_the_run_has_ended(
     ("pods", "arguments", "words"),
     [
         ([], [], "demo has no such pods: it is Suspended"),
-        (ALL[3:], [], "its containers wait: demo-trainer-2-1-z (ContainerCreating)"),
-        (ALL[2:3], ["--previous"], "has an earlier life whose log is still kept"),
+        (ALL[3:], [], "its containers are waiting: demo-trainer-2-1-z (ContainerCreating)"),
+        (ALL[2:3], ["--previous"], "no previous log is kept of such a container or attempt"),
     ],
     ids=["gone", "waiting", "first life"],
 )
@@ -460,7 +460,7 @@ def test_run_without_events_says_where_they_went(spinrun: Shell, server: FakeApi
     server.answers("GET", Answer(200, spin_run()))
     server.answers_at("GET", EVENTS, Answer(200, {"items": []}))
     code, out, error = spinrun("events", "demo")
-    assert (code, out, "the API server forgets them" in error) == (0, "", True)
+    assert (code, out, "the API server deletes them" in error) == (0, "", True)
 
 
 @pytest.mark.parametrize("command", ["watch", "logs", "events", "samples", "report", "compare"])

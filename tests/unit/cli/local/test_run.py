@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.processes import is_running
-from unit.cli import fakes
+from unit.cli.local import fakes
 
 SPINRUN = [sys.executable, fakes.__file__]
 
@@ -95,7 +95,7 @@ def test_a_signal_stops_every_process_and_leaves_a_run_that_can_be_resumed(
     _, errors = process.communicate(timeout=30)
 
     assert process.returncode == want
-    assert "go on with --resume" in errors
+    assert "to continue, add --resume" in errors
     assert command.num_survivors() == 0
     assert json.loads((command.output / "last-words.json").read_text())["result"] == "Preempted"
     assert command.run("--resume", trainer="complete").returncode == 0
@@ -161,7 +161,7 @@ def test_a_folder_with_a_run_needs_resume_or_again(command: Command) -> None:
 
     refused = command.run(trainer="complete")
     assert refused.returncode == 2
-    assert "go on with it by --resume, start anew by --again" in refused.stderr
+    assert "use --resume to continue it, --again to start from scratch" in refused.stderr
 
     changed = command.run("--resume", "--set", "spec.method.beta=0.5", trainer="complete")
     assert changed.returncode == 2

@@ -254,10 +254,10 @@ def test_followed_log_goes_on_until_the_run_has_ended(spinrun: Shell, logs: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--pod", "vllm-7"], "has no such log: there are trainer, vllm-0"),
-        (["--role", "vllm", "--previous"], "had a life before its present one"),
-        (["--rank", "0", "--role", "vllm"], "--rank is about the trainer"),
-        (["--follow", "--previous"], "what is over cannot be followed"),
+        (["--pod", "vllm-7"], "has no such log; it has trainer, vllm-0"),
+        (["--role", "vllm", "--previous"], "no such process of"),
+        (["--rank", "0", "--role", "vllm"], "--rank can only be combined with --role trainer"),
+        (["--follow", "--previous"], "--follow and --previous are mutually exclusive"),
     ],
 )
 def test_log_that_is_not_there_is_refused(spinrun: Shell, logs: Path, arguments: list[str], words: str) -> None:

@@ -18,7 +18,7 @@ from spinrun_cli.cluster import client, lifecycle
 from spinrun_cli.cluster.client import TIMEOUT_SECONDS
 from support.ports import free_port
 from unit.api.invalid_runs import MINIMAL
-from unit.cli.fake_api_server import RUNS, Answer, FakeApiServer, failure, over, spin_run, write_kubeconfig
+from unit.cli.cluster.fake_api_server import RUNS, Answer, FakeApiServer, failure, over, spin_run, write_kubeconfig
 from unit.cli.shell import Shell
 
 Json = dict[str, Any]
@@ -97,7 +97,9 @@ def test_deletion_that_was_done_by_a_lost_request_is_no_error(spinrun: Shell, se
             ["you may not get spinruns in namespace default", 'User "me" cannot'],
             id="forbidden",
         ),
-        pytest.param(failure(401, "Unauthorized", "Unauthorized"), 1, ["does not know you", "log in"], id="unauthorized"),
+        pytest.param(
+            failure(401, "Unauthorized", "Unauthorized"), 1, ["does not accept your credentials", "log in"], id="unauthorized"
+        ),
     ],
 )
 def test_refusal_is_one_line_that_says_what_to_do(
@@ -117,7 +119,7 @@ def test_refusal_is_one_line_that_says_what_to_do(
         pytest.param(
             failure(422, "Invalid", 'SpinRun.spinrun.dev "demo" is invalid: spec.model: Invalid value: {}: it cannot change'),
             2,
-            ["refuses SpinRun demo", ": spec.model: ", "it cannot change"],
+            ["rejected SpinRun demo", ": spec.model: ", "it cannot change"],
             id="invalid",
         ),
         pytest.param(
@@ -165,7 +167,7 @@ def test_server_that_is_not_there_is_named(spinrun: Shell, tmp_path: Path, monke
     monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, port)))
     code, _, error = spinrun("get")
     assert (code, len(error.splitlines())) == (1, 1)
-    assert f"the API server http://127.0.0.1:{port} is not reached" in error
+    assert f"cannot reach the API server http://127.0.0.1:{port}" in error
 
 
 def test_server_that_does_not_answer_is_given_up(spinrun: Shell, server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +268,7 @@ def test_invalid_documents_are_refused_before_any_call(spinrun: Shell, server: F
 def test_path_of_this_machine_is_refused(spinrun: Shell, server: FakeApiServer, run_file: Path, source: str) -> None:
     code, _, error = spinrun("submit", str(run_file), "--set", f"spec.model.source={source}")
     assert code == 2
-    assert "spec.model.source: names a file of this machine" in error
+    assert "spec.model.source: names a file on this machine" in error
     assert server.requests == []
 
 
@@ -275,18 +277,18 @@ def test_other_kinds_in_a_file_are_named_and_not_sent(spinrun: Shell, server: Fa
     server.answers("GET", NOT_FOUND)
     server.answers("PATCH", Answer(201, spin_run()))
     code, _, error = spinrun("submit", str(run_file))
-    assert (code, error) == (0, f"{run_file} (document 2): the ConfigMap is not sent: apply it with kubectl\n")
+    assert (code, error) == (0, f"{run_file} (document 2): skipping the ConfigMap: apply it with kubectl\n")
     assert server.methods() == ["GET", "PATCH"]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["suspend", "demo", "--timeout", "5"], "--timeout is about --wait"),
-        (["delete", "demo", "--wait", "--timeout", "soon"], "is no duration: write 90s, 10m or 2h"),
-        (["submit", "-", "--wait", "--dry-run", "server"], "--dry-run keeps nothing"),
-        (["get", "demo", "-A"], "use -n instead of -A"),
-        (["get", "-w", "-o", "json"], "--watch prints rows"),
+        (["suspend", "demo", "--timeout", "5"], "--timeout requires --wait"),
+        (["delete", "demo", "--wait", "--timeout", "soon"], "is not a valid duration: use 90s, 10m or 2h"),
+        (["submit", "-", "--wait", "--dry-run", "server"], "--wait and --dry-run are mutually exclusive"),
+        (["get", "demo", "-A"], "NAME cannot be combined with --all-namespaces"),
+        (["get", "-w", "-o", "json"], "--watch can only be combined with -o wide"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -359,7 +361,7 @@ def test_finished_run_is_neither_suspended_nor_resumed(spinrun: Shell, server: F
     server.answers("GET", Answer(200, over("Complete", "Completed", "done")))
     for command in ("suspend", "resume"):
         code, _, error = spinrun(command, "demo")
-        assert (code, error) == (1, f"error: demo is Complete already: there is nothing to {command}\n")
+        assert (code, error) == (1, f"error: demo is already Complete: there is nothing to {command}\n")
     assert set(server.methods()) == {"GET"}
 
 
@@ -393,7 +395,7 @@ def test_plugin_has_the_clusters_commands_and_validate() -> None:
 
 
 def test_scripts_of_the_package_can_be_called() -> None:
-    project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).resolve().parents[4] / "pyproject.toml").read_text())["project"]
     assert set(project["scripts"]) == {"spinrun", "kubectl-spinrun"}
     for target in project["scripts"].values():
         module, _, function = target.partition(":")
