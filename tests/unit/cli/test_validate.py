@@ -96,7 +96,7 @@ from spinrun_cli.main import main
 try:
     main()
 except SystemExit:
-    heavy = {"torch", "transformers", "pydantic", "matplotlib", "pyarrow", "httpx"} & set(sys.modules)
+    heavy = {"torch", "transformers", "pydantic", "matplotlib", "pyarrow", "httpx", "aiohttp", "kubernetes", "jinja2"} & set(sys.modules)
     sys.exit(f"imported {heavy}" if heavy else f"took {time.process_time()} s" if time.process_time() > 0.5 else 0)
 """
 
