@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from spinrun_cli.commands.options import worker_installed
+
 app = typer.Typer(no_args_is_help=True, help="Inspect a run's ledger: the weights, windows and checkpoints on its volume.")
 
 Root = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a run on the volume, or the volume's root.")]
@@ -17,7 +19,8 @@ def list_directories(path: Root, output: Output = "table") -> None:
 
     The state is derived from names and sizes; `verify` also reads the files.
     """
-    from spinrun_cli.local.ledger import list_ledger
+    with worker_installed():
+        from spinrun_cli.local.ledger import list_ledger
 
     list_ledger(path, as_json=output == "json")
 
@@ -30,6 +33,7 @@ def verify(path: Root, output: Output = "table") -> None:
 
     While a run is writing, what it writes counts as torn.
     """
-    from spinrun_cli.local.ledger import verify_ledger
+    with worker_installed():
+        from spinrun_cli.local.ledger import verify_ledger
 
-    verify_ledger(path, as_json=output == "json")
+    raise typer.Exit(0 if verify_ledger(path, as_json=output == "json") else 1)

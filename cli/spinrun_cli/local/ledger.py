@@ -7,25 +7,26 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.show.text import age, printable
-
-if TYPE_CHECKING:
-    from spinrun_worker.ledger import Finding
-
-NO_LEDGER = 2
+from spinrun_worker.ledger import Finding, LedgerError, verify_tree
 
 _STYLES = {"committed": "green", "torn": "red", "foreign": "red", "superseded": "yellow", "unreadable": "red"}
 
 
 def list_ledger(path: Path, *, as_json: bool) -> None:
-    """Prints every directory of the ledgers below a path. Raises typer.Exit when there are none."""
+    """Prints every directory of the ledgers below a path.
+
+    Raises:
+        InvalidInputError: There is no ledger.
+        CommandError: It cannot be read.
+    """
     path = path.absolute()
     directories = [finding for finding in _findings(path, hashes=False) if finding.kind is not None]
     if as_json:
@@ -36,8 +37,16 @@ def list_ledger(path: Path, *, as_json: bool) -> None:
         Console().print(_table(inside, title="" if ledger == path else _one_line(str(ledger.relative_to(path)))))
 
 
-def verify_ledger(path: Path, *, as_json: bool) -> None:
-    """Reads every file of the ledgers below a path and prints what is not sound. Raises typer.Exit with the exit code."""
+def verify_ledger(path: Path, *, as_json: bool) -> bool:
+    """Reads every file of the ledgers below a path and prints what is not sound.
+
+    Returns:
+        Whether all is sound.
+
+    Raises:
+        InvalidInputError: There is no ledger.
+        CommandError: It cannot be read.
+    """
     findings = _findings(path, hashes=True)
     unsound = [finding for finding in findings if finding.state != "committed"]
     if as_json:
@@ -48,28 +57,23 @@ def verify_ledger(path: Path, *, as_json: bool) -> None:
             console.print(f"[{_STYLES[finding.state]}]{finding.state:<10}[/] {escape(_one_line(finding.detail))}")
         counts = Counter(finding.state for finding in findings)
         console.print(", ".join(f"{count} {state}" for state, count in counts.items()) + f" in {escape(_one_line(str(path)))}")
-    raise typer.Exit(1 if unsound else 0)
+    return not unsound
 
 
-def _findings(path: Path, *, hashes: bool) -> "list[Finding]":
-    """What is in the ledgers below a path; ends the command when there are none or they cannot be reached."""
-    try:
-        from spinrun_worker.ledger import LedgerError, verify_tree
-    except ImportError as error:
-        typer.echo(f"{error}. The ledger's commands need the worker's packages: pip install 'spinrun[worker]'", err=True)
-        raise typer.Exit(NO_LEDGER) from error
+def _findings(path: Path, *, hashes: bool) -> list[Finding]:
+    """What is in the ledgers below a path. Raises InvalidInputError if there are none, CommandError if they cannot be read."""
     try:
         findings = verify_tree(path, hashes=hashes)
     except LedgerError as error:
-        typer.echo(_one_line(str(error)), err=True)
-        raise typer.Exit(1) from error
+        raise CommandError(_one_line(str(error))) from error
     if not findings:
-        typer.echo(f"{_one_line(str(path))} holds no ledger: name a run's folder on the volume, or the volume's root", err=True)
-        raise typer.Exit(NO_LEDGER)
+        raise InvalidInputError(
+            f"{_one_line(str(path))} holds no ledger: name a run's folder on the volume, or the volume's root"
+        )
     return findings
 
 
-def _document(finding: "Finding") -> dict[str, object]:
+def _document(finding: Finding) -> dict[str, object]:
     manifest = finding.manifest
     return {
         "path": str(finding.path),
@@ -86,7 +90,7 @@ def _document(finding: "Finding") -> dict[str, object]:
     }
 
 
-def _table(directories: "Iterable[Finding]", *, title: str) -> Table:
+def _table(directories: Iterable[Finding], *, title: str) -> Table:
     """One row a directory."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, header_style="bold")
     for name in ("KIND", "NUMBER", "VERSION", "STEP", "ATTEMPT", "SIZE", "STATE", "AGE"):

@@ -1,6 +1,6 @@
 """The processes of a local run: their ports and logs, what each is started with, and its share of the machine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spinrun_api.run import SpinRun
@@ -65,10 +65,8 @@ class ProcessBuilder:
     run: SpinRun
     folder: RunFolder
     machine: Machine
-    preference_key: str | None = None
-    """Key of the preference's endpoint, which only the trainer gets."""
-    user_sets_threads: bool = False
-    """Whether the user has set OMP_NUM_THREADS for the trainer."""
+    environment: Mapping[str, str]
+    """The user's, which has the key of the preference's endpoint and perhaps a number of threads for the trainer."""
 
     def vllm(self, rollout: LocalRollout) -> Process:
         """The vLLM of a rollout."""
@@ -127,11 +125,11 @@ class ProcessBuilder:
         }
         if scorers:
             environment[SCORERS] = ",".join(scorer.url for scorer in scorers)
-        if self.preference_key is not None:
-            environment[PREFERENCE_KEY] = self.preference_key
+        if PREFERENCE_KEY in self.environment:
+            environment[PREFERENCE_KEY] = self.environment[PREFERENCE_KEY]
         if self.machine.accelerator == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpu_plan().trainer)
-        elif self.run.spec.method.overlap and not self.user_sets_threads:
+        elif self.run.spec.method.overlap and "OMP_NUM_THREADS" not in self.environment:
             environment["OMP_NUM_THREADS"] = str(self._threads(self.run.spec.trainer.procs_per_node))
         return Process(process.command, process.environment | environment)
 

@@ -11,6 +11,7 @@ import typer
 
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import CommandError
+from spinrun_cli.local.adopt import Start, adopt
 from spinrun_cli.local.checks import (
     check_preference,
     check_sources,
@@ -18,7 +19,7 @@ from spinrun_cli.local.checks import (
     for_one_machine,
     unused_fields,
 )
-from spinrun_cli.local.folder import RunFolder, Start
+from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import known_without_probe
 from spinrun_cli.local.report import write_report
 from spinrun_cli.local.reporter import reporter
@@ -49,7 +50,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     check_trackers(wanted)
     folder = RunFolder(output or Path("runs") / wanted.metadata.name)
     with folder.locked():
-        run, start = folder.adopt(wanted, resume=resume, again=again)
+        run, start = adopt(folder, wanted, resume=resume, again=again)
         if start is Start.FINISHED:
             typer.echo(f"{folder.root} holds a run that is complete: nothing to do but its report")
             return _conclude(folder, LocalResult(ExitCode.COMPLETE, ""), seconds=None)

@@ -14,7 +14,7 @@ All start together: vLLM takes longest, and the trainer loads and publishes the 
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn, TypeVar
 
@@ -96,7 +96,6 @@ class Supervisor:
         self._scorers = [LocalScorer(index, folder, self._ports) for index in range(num_scorers)]
         self._trainer = Child("trainer", folder.logs / "trainer.log")
         self._trainer_port = 0
-        self._preference_key = os.environ.get(PREFERENCE_KEY)
         self._environment = {name: value for name, value in os.environ.items() if name != PREFERENCE_KEY}
         self._environment |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", TOKEN_FILE: str(folder.token_file)}
         self._client = httpx.AsyncClient(timeout=5.0, trust_env=False)
@@ -108,7 +107,7 @@ class Supervisor:
         watch = asyncio.create_task(self._watch())
         try:
             with self._requests.handled():
-                result = await first_of(self._work(), self._until_asked_to_stop())
+                result = await first_of(self._work(), stopped(self._requests))
                 await self._end_all()
                 return result
         finally:
@@ -118,8 +117,12 @@ class Supervisor:
 
     async def _work(self) -> LocalResult:
         try:
-            machine = self._machine or await self._measure_machine()
-            processes = self._process_builder(machine)
+            machine = self._machine
+            if machine is None:
+                self.set_state(self._probe, "starting")
+                machine = await measure_machine(self._probe, self._environment)
+                self._snapshot = replace(self._snapshot, children={})
+            processes = ProcessBuilder(self._run, self._folder, machine, os.environ)
             return await first_of(
                 self._train(processes),
                 *(self._keep_vllm(rollout, processes) for rollout in self._rollouts),
@@ -128,26 +131,6 @@ class Supervisor:
             )
         except GaveUpError as error:
             return LocalResult(ExitCode.FAILED, str(error))
-
-    async def _until_asked_to_stop(self) -> LocalResult:
-        await self._requests.stop.wait()
-        return LocalResult(128 + self._requests.number, "to continue, add --resume")
-
-    async def _measure_machine(self) -> Machine:
-        self.set_state(self._probe, "starting")
-        await self._probe.start(machines.PROBE, self._environment)
-        code = await self._probe.wait()
-        others = {name: state for name, state in self._snapshot.children.items() if name != self._probe.name}
-        self._snapshot = replace(self._snapshot, children=others)
-        lines = self._probe.last_lines()
-        try:
-            return machines.parse(lines[-1])
-        except (IndexError, ValueError, KeyError, TypeError) as error:
-            raise GaveUpError(with_log(f"this machine could not be measured (exit code {code})", self._probe)) from error
-
-    def _process_builder(self, machine: Machine) -> ProcessBuilder:
-        user_sets_threads = "OMP_NUM_THREADS" in self._environment
-        return ProcessBuilder(self._run, self._folder, machine, self._preference_key, user_sets_threads)
 
     # --- rollouts and scorers --------------------------------------------------------------------------------------
 
@@ -264,7 +247,7 @@ class Supervisor:
         """End every child: the trainer first, while it can still save, then the others."""
         rollouts = (child for rollout in self._rollouts for child in (rollout.agent, rollout.vllm))
         others = [self._probe, *rollouts, *(scorer.vllm for scorer in self._scorers)]
-        kill = asyncio.create_task(self._kill_when_asked([self._trainer, *others]))
+        kill = asyncio.create_task(kill_when_asked(self._requests, [self._trainer, *others], self._reporter))
         started = time.monotonic()
         await self._trainer.stop(self._checkpoint_seconds)
         await asyncio.gather(*(child.stop(self._stop_seconds) for child in others))
@@ -272,13 +255,40 @@ class Supervisor:
         if self._requests.stop.is_set():
             self._reporter.say(f"all processes have ended after {time.monotonic() - started:.1f} s")
 
-    async def _kill_when_asked(self, children: list[Child]) -> None:
-        await self._requests.stop_at_once.wait()
-        self.warn("stopping at once")
-        while True:
-            for child in children:
-                child.kill()
-            await asyncio.sleep(0.1)
+
+async def measure_machine(probe: Child, environment: Mapping[str, str]) -> Machine:
+    """What this machine has to offer, found out by a process of its own.
+
+    Args:
+        probe: The process.
+        environment: Its environment.
+
+    Raises:
+        GaveUpError: It did not find out.
+    """
+    await probe.start(machines.PROBE, environment)
+    code = await probe.wait()
+    lines = probe.last_lines()
+    try:
+        return machines.parse(lines[-1])
+    except (IndexError, ValueError, KeyError, TypeError) as error:
+        raise GaveUpError(with_log(f"this machine could not be measured (exit code {code})", probe)) from error
+
+
+async def stopped(requests: StopRequests) -> LocalResult:
+    """The result of a run that a signal stops, once it has come."""
+    await requests.stop.wait()
+    return LocalResult(128 + requests.number, "to continue, add --resume")
+
+
+async def kill_when_asked(requests: StopRequests, children: Sequence[Child], reporter: Reporter) -> NoReturn:
+    """Kills children, once a second signal has come."""
+    await requests.stop_at_once.wait()
+    reporter.warn("stopping at once")
+    while True:
+        for child in children:
+            child.kill()
+        await asyncio.sleep(0.1)
 
 
 def accuracy_of_version_0(folder: RunFolder) -> float | None:

@@ -96,7 +96,9 @@ from spinrun_cli.main import main
 try:
     main()
 except SystemExit:
-    heavy = {"torch", "transformers", "pydantic", "matplotlib", "pyarrow", "httpx", "aiohttp", "kubernetes", "jinja2"} & set(sys.modules)
+    heavy = set(sys.modules) & {
+        "torch", "transformers", "pydantic", "matplotlib", "pyarrow", "httpx", "aiohttp", "kubernetes", "jinja2", "spinrun_worker"
+    }
     sys.exit(f"imported {heavy}" if heavy else f"took {time.process_time()} s" if time.process_time() > 0.5 else 0)
 """
 

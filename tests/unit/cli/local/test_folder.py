@@ -9,7 +9,8 @@ import pytest
 from spinrun_api.documents import read_run as read_document
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.local.folder import RunFolder, Start
+from spinrun_cli.local.adopt import Start, adopt
+from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.overrides import read_run
 from spinrun_protocol.termination import LastWords
 
@@ -32,8 +33,8 @@ def complete(folder: RunFolder) -> None:
 
 
 def test_a_new_run_gets_a_uid_that_it_keeps(folder: RunFolder, run: SpinRun) -> None:
-    begun, start = folder.adopt(run, resume=False)
-    resumed, again = folder.adopt(run, resume=True)
+    begun, start = adopt(folder, run, resume=False)
+    resumed, again = adopt(folder, run, resume=True)
 
     assert (start, again) == (Start.NEW, Start.RESUMED)
     assert begun.metadata.namespace == "local"
@@ -42,15 +43,15 @@ def test_a_new_run_gets_a_uid_that_it_keeps(folder: RunFolder, run: SpinRun) -> 
 
 
 def test_resume_without_a_run_begins_one(folder: RunFolder, run: SpinRun) -> None:
-    assert folder.adopt(run, resume=True)[1] is Start.NEW
+    assert adopt(folder, run, resume=True)[1] is Start.NEW
 
 
 def test_a_run_is_not_touched_without_resume(folder: RunFolder, run: SpinRun) -> None:
-    folder.adopt(run, resume=False)
+    adopt(folder, run, resume=False)
     before = folder.run_file.read_text()
 
     with pytest.raises(InvalidInputError, match="--resume"):
-        folder.adopt(run, resume=False)
+        adopt(folder, run, resume=False)
 
     assert folder.run_file.read_text() == before
 
@@ -65,9 +66,9 @@ def test_a_run_is_not_touched_without_resume(folder: RunFolder, run: SpinRun) ->
     ],
 )
 def test_a_resumed_run_may_change_how_long_and_on_what_it_runs(folder: RunFolder, run_file: Path, override: str) -> None:
-    folder.adopt(read_run(run_file), resume=False)
+    adopt(folder, read_run(run_file), resume=False)
 
-    resumed, start = folder.adopt(read_run(run_file, [override]), resume=True)
+    resumed, start = adopt(folder, read_run(run_file, [override]), resume=True)
 
     assert start is Start.RESUMED
     assert read_document(folder.run_file).spec == resumed.spec == read_run(run_file, [override]).spec
@@ -83,30 +84,30 @@ def test_a_resumed_run_may_change_how_long_and_on_what_it_runs(folder: RunFolder
     ],
 )
 def test_a_resumed_run_may_not_become_another(folder: RunFolder, run_file: Path, override: str, want: str) -> None:
-    folder.adopt(read_run(run_file), resume=False)
+    adopt(folder, read_run(run_file), resume=False)
     before = folder.run_file.read_text()
 
     with pytest.raises(InvalidInputError) as caught:
-        folder.adopt(read_run(run_file, [override]), resume=True)
+        adopt(folder, read_run(run_file, [override]), resume=True)
 
     assert want in str(caught.value)
     assert folder.run_file.read_text() == before
 
 
 def test_a_complete_run_is_finished_unless_more_is_asked_for(folder: RunFolder, run_file: Path) -> None:
-    folder.adopt(read_run(run_file), resume=False)
+    adopt(folder, read_run(run_file), resume=False)
     complete(folder)
 
-    assert folder.adopt(read_run(run_file), resume=True)[1] is Start.FINISHED
-    assert folder.adopt(read_run(run_file, ["spec.rollout.replicas=2"]), resume=True)[1] is Start.FINISHED
-    assert folder.adopt(read_run(run_file, ["spec.duration.windows=9"]), resume=True)[1] is Start.RESUMED
+    assert adopt(folder, read_run(run_file), resume=True)[1] is Start.FINISHED
+    assert adopt(folder, read_run(run_file, ["spec.rollout.replicas=2"]), resume=True)[1] is Start.FINISHED
+    assert adopt(folder, read_run(run_file, ["spec.duration.windows=9"]), resume=True)[1] is Start.RESUMED
 
 
 def test_again_moves_the_old_run_aside_and_begins_a_new_one(folder: RunFolder, run: SpinRun) -> None:
-    uids = [folder.adopt(run, resume=False)[0].metadata.uid]
+    uids = [adopt(folder, run, resume=False)[0].metadata.uid]
     for _ in range(2):
         (folder.root / "ledger").mkdir()
-        uids.append(folder.adopt(run, resume=False, again=True)[0].metadata.uid)
+        uids.append(adopt(folder, run, resume=False, again=True)[0].metadata.uid)
 
     assert len(set(uids)) == 3
     for number, uid in zip((1, 2), uids, strict=False):
@@ -120,14 +121,14 @@ def test_a_folder_with_other_files_is_refused(folder: RunFolder, run: SpinRun) -
     (folder.root / "thesis.tex").write_text("precious")
 
     with pytest.raises(InvalidInputError, match=r"holds other files \(thesis.tex\)"):
-        folder.adopt(run, resume=False)
+        adopt(folder, run, resume=False)
 
 
 def test_a_damaged_run_file_is_named(folder: RunFolder, run: SpinRun) -> None:
     folder.run_file.write_text("kind: [")
 
     with pytest.raises(InvalidInputError, match=r"run\.yaml"):
-        folder.adopt(run, resume=True)
+        adopt(folder, run, resume=True)
 
 
 def test_only_one_process_holds_a_folder(folder: RunFolder) -> None:

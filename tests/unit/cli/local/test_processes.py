@@ -16,8 +16,8 @@ from spinrun_protocol import machine
 REWARD_MODEL = {"rewardModel": {"source": "/models/stern"}}
 
 
-def builder(tmp_path: Path, run: SpinRun) -> ProcessBuilder:
-    return ProcessBuilder(run, RunFolder(tmp_path), Machine("cpu", "float32"))
+def builder(tmp_path: Path, run: SpinRun, **environment: str) -> ProcessBuilder:
+    return ProcessBuilder(run, RunFolder(tmp_path), Machine("cpu", "float32"), environment)
 
 
 def with_scorer(run: SpinRun, **scorer: Any) -> SpinRun:
@@ -74,3 +74,16 @@ def test_vllm_has_no_more_threads_than_the_containers_quota_allows(
     scorer = processes.scorer(LocalScorer(0, processes.folder, set()))
 
     assert [process.environment["OMP_NUM_THREADS"] for process in (rollout, scorer)] == ["3", "3"]
+
+
+def test_number_of_threads_that_the_user_gives_the_trainer_stays(tmp_path: Path, run_file: Path) -> None:
+    processes = builder(tmp_path, read_run(run_file, ["spec.method.overlap=1"]), OMP_NUM_THREADS="3")
+    assert "OMP_NUM_THREADS" not in processes.trainer(1, 1, (), ()).environment
+
+
+def test_only_the_trainer_gets_the_key_of_the_preference(tmp_path: Path, run_file: Path) -> None:
+    processes = builder(tmp_path, read_run(run_file), SPINRUN_PREFERENCE_KEY="sk-1")
+    rollout = LocalRollout(0, processes.folder, set())
+    assert processes.trainer(1, 1, [rollout], ()).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
+    for process in (processes.agent(rollout), processes.vllm(rollout)):
+        assert "sk-1" not in process.environment.values()

