@@ -10,7 +10,7 @@ from datetime import datetime
 from spinrun_api.run import API_VERSION, KIND, SpinRun
 from spinrun_kube import names, times
 from spinrun_kube.api import TRANSIENT, Api
-from spinrun_operator.reconcile import Event
+from spinrun_operator.plan import Event
 from spinrun_protocol.logs import facts_of
 
 REMEMBERED = 2048

@@ -14,7 +14,7 @@ from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
 from spinrun_kube.api import Api
-from spinrun_kube.kinds import EVENT, POD
+from spinrun_kube.kinds import EVENT, POD, POD_MONITOR
 from spinrun_operator import trouble
 from spinrun_operator.informer import Informer
 from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_ended, is_deleted, is_over
@@ -50,7 +50,6 @@ class Observer:
         self._informers = informers
         self._settings = settings
         self._warnings: dict[str, _Warnings] = defaultdict(_Warnings)
-        self.has_pod_monitors = False
 
     async def observe(
         self, run: SpinRun, key: Key, *, refusals: tuple[Refusal, ...], progress: TrainerProgress | None, now: datetime
@@ -69,7 +68,7 @@ class Observer:
             refusals=refusals,
             progress=progress,
             new_token=secrets.token_urlsafe(32),
-            has_pod_monitors=self.has_pod_monitors,
+            has_pod_monitors=any(informer.kind == POD_MONITOR for informer in self._informers),
         )
         if job_is_ahead_of_its_pods(run, observed):
             observed = replace(observed, pods=await self._newest_pods(run, observed))

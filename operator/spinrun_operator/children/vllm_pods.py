@@ -13,8 +13,8 @@ Json = dict[str, Any]
 # A model of some hundred gigabytes may have to come from the Hub first.
 VLLM_STARTUP_SECONDS = 3600
 PROBE_SECONDS = 10
-LAST_WORDS: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"}
-"""The end of its log tells why a container keeps ending, where its pod is looked at."""
+TERMINATION_MESSAGE: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+"""The end of its log tells why a container is crash-looping, where its pod is looked at."""
 
 
 def statefulset(
@@ -55,7 +55,7 @@ def vllm_container(process: commands.Process, settings: Settings, *, image: str 
         resources=pods.gpus(gpus, settings),
         startupProbe=health | {"failureThreshold": VLLM_STARTUP_SECONDS // PROBE_SECONDS},
         livenessProbe=health | {"failureThreshold": 6},
-        **LAST_WORDS,
+        **TERMINATION_MESSAGE,
     )
     return pods.with_threads(container, settings)
 
@@ -80,7 +80,7 @@ def agent_container(process: commands.Process, settings: Settings, *, mounts: li
         startupProbe=_http("/healthz", period=2, failures=150),
         livenessProbe=_http("/healthz", period=10, failures=6),
         readinessProbe=_http("/readyz", period=5, failures=2),
-        **LAST_WORDS,
+        **TERMINATION_MESSAGE,
     )
 
 
