@@ -42,7 +42,13 @@ def follow_up(view: View) -> failure.FollowUp | None:
 
 
 def number_next(view: View, draft: Draft, follows: failure.FollowUp | None) -> None:
-    """Numbers the next attempt when this one is over or gone. follows: what follows from its end, unless it is gone."""
+    """Numbers the next attempt when this one is over or gone.
+
+    Args:
+        view: What is seen.
+        draft: The status.
+        follows: What follows from the end of this one; None where it has not ended, and where it is gone.
+    """
     if follows is None and not view.is_job_gone:
         return
     draft.change(attempt=view.attempt + 1, attempt_start_time=None, next_attempt_time=None, activity=None, eta=None)

@@ -120,7 +120,12 @@ class Controller:
     # --- what wakes ------------------------------------------------------------------------------------------------
 
     def run_changed(self, change: str | None, body: Json) -> None:
-        """A SpinRun was seen. change: DELETED, or anything else."""
+        """A SpinRun was seen.
+
+        Args:
+            change: What the watch says of it: DELETED, or anything else.
+            body: The run as the API server says it.
+        """
         if change == "DELETED":
             self._store.remove(body)
             self.queue.add(key_of(body))

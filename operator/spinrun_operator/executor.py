@@ -72,7 +72,11 @@ class Executor:
         return tuple(refusals)
 
     async def write_status(self, body: Json, wanted: SpinRunStatus) -> None:
-        """Writes the status when it differs. Raises Retry when the run has changed since it was read."""
+        """Writes the status when it differs.
+
+        Raises:
+            Retry: The run has changed since it was read.
+        """
         document = wanted.to_document()
         if document == body.get("status"):
             return

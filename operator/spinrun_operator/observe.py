@@ -1,4 +1,4 @@
-"""Gathering what a reconcile must know: from the informers' copies, and by asking only where something puzzles."""
+"""Gathering what a reconcile must know: from the informers' copies, and by requests only where something puzzles."""
 
 import asyncio
 import re

@@ -20,7 +20,7 @@ TERMINATION_MESSAGE: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"
 def statefulset(
     run: SpinRun, component: str, name: str, settings: Settings, *, replicas: int, user: Json, containers: list[Json]
 ) -> Json:
-    """The StatefulSet with `replicas` pods. user: the pod template of the run's author."""
+    """The StatefulSet with `replicas` pods, and the user's pod template merged over ours."""
     template = pods.pod_template(
         run, component, settings, labels={}, user=user, terminationGracePeriodSeconds=30, containers=containers
     )
@@ -43,7 +43,7 @@ def statefulset(
 
 
 def vllm_container(process: commands.Process, settings: Settings, *, image: str | None, gpus: int, mounts: list[Json]) -> Json:
-    """vLLM's container. image: the run's choice, if it makes one."""
+    """vLLM's container, of the image that the run chooses if it does."""
     default_image = settings.vllm_image if settings.accelerator == "cuda" else settings.worker_image
     health = _healthy()
     container = pods.container(
@@ -61,7 +61,7 @@ def vllm_container(process: commands.Process, settings: Settings, *, image: str 
 
 
 def arithmetic(dtype: str, settings: Settings) -> str:
-    """vLLM's number type. On a CPU, nothing here can measure what is faster; float32 is right everywhere."""
+    """vLLM's dtype. On a CPU, nothing here can measure what is faster; float32 is right everywhere."""
     if dtype != "auto":
         return dtype
     return "auto" if settings.accelerator == "cuda" else "float32"

@@ -62,7 +62,7 @@ class FollowUp:
 
 
 def attempt_end(job: Json, pods: list[Json]) -> AttemptEnd | None:
-    """How the attempt ended; None while it lasts. pods: those of the attempt."""
+    """How the attempt ended, by its Job and its pods; None while it lasts."""
     if has_condition(job, "Complete"):
         return AttemptEnd(Cause.COMPLETE, "the trainer completed", ExitCode.COMPLETE, _termination_of_first(pods))
     if has_condition(job, "Failed"):

@@ -130,7 +130,7 @@ def test_job_of_a_later_attempt_is_another_operators_and_left_alone(world: World
     ],
     ids=str,
 )
-def test_trainer_starts_anew_only_for_what_it_reads(changed: Json, restarts: bool) -> None:
+def test_trainer_restarts_only_for_what_it_reads(changed: Json, restarts: bool) -> None:
     world = running_world(**OWN_MODEL)
     world.change_spec(**changed)
     world.step()

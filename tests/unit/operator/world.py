@@ -198,7 +198,7 @@ def phase_of(world: World) -> str | None:
 
 
 def fail(world: World, attempt: int, code: int, **ended: Any) -> None:
-    """The trainer of an attempt ends by itself."""
+    """The trainer of an attempt ends on its own."""
     world.trainer_pod(attempt, phase="Failed", ended={"exitCode": code} | ended)
     world.job(attempt, "FailureTarget", "Failed")
 
