@@ -17,7 +17,7 @@ def record_start(view: View, draft: Draft) -> None:
         return
     started = times.to_text(view.now)
     draft.change(attempt_start_time=started, next_attempt_time=None, start_time=view.before.start_time or started)
-    draft.tell("Normal", reasons.TRAINER_STARTED, f"attempt {view.attempt} of the trainer is running")
+    draft.record_event("Normal", reasons.TRAINER_STARTED, f"attempt {view.attempt} of the trainer is running")
 
 
 def follow_up(view: View) -> failure.FollowUp | None:
@@ -55,12 +55,12 @@ def number_next(view: View, draft: Draft, follows: failure.FollowUp | None) -> N
     if follows is None:
         if not view.run.spec.lifecycle.suspend:
             message = f"the Job of attempt {view.attempt} is gone; starting attempt {view.attempt + 1}"
-            draft.tell("Normal", reasons.TRAINER_LOST, message)
+            draft.record_event("Normal", reasons.TRAINER_LOST, message)
         return
     _count(draft, follows)
     if follows.delay_seconds:
         draft.change(next_attempt_time=times.to_text(view.now + timedelta(seconds=follows.delay_seconds)))
-    draft.tell("Warning", follows.reason, f"attempt {view.attempt}: {follows.message}")
+    draft.record_event("Warning", follows.reason, f"attempt {view.attempt}: {follows.message}")
 
 
 def end_run(view: View, draft: Draft, follows: failure.FollowUp) -> None:
@@ -71,7 +71,7 @@ def end_run(view: View, draft: Draft, follows: failure.FollowUp) -> None:
     if is_complete:
         draft.change(activity="finished")
         _take_last_figures(view, draft)
-    draft.tell("Normal" if is_complete else "Warning", follows.reason, follows.message)
+    draft.record_event("Normal" if is_complete else "Warning", follows.reason, follows.message)
 
 
 def _count(draft: Draft, follows: failure.FollowUp) -> None:

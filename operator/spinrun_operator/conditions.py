@@ -27,7 +27,7 @@ def set_suspended(view: View, draft: Draft) -> None:
     if not view.run.spec.lifecycle.suspend:
         draft.set(SUSPENDED, False, reasons.NOT_SUSPENDED)
         if was_suspended:
-            draft.tell("Normal", reasons.RESUMED, "the run resumes")
+            draft.record_event("Normal", reasons.RESUMED, "the run resumes")
             if draft.status.start_time is not None:
                 paused = suspend.paused_seconds(view.before.paused_seconds, condition_of(view.before, SUSPENDED), view.now)
                 draft.change(paused_seconds=paused)
@@ -36,7 +36,7 @@ def set_suspended(view: View, draft: Draft) -> None:
     else:
         draft.set(SUSPENDED, True, reasons.SUSPENDED, "spec.lifecycle.suspend is true: set it to false to resume")
         if not was_suspended:
-            draft.tell("Normal", reasons.SUSPENDED, "all pods are gone; the ledger is kept")
+            draft.record_event("Normal", reasons.SUSPENDED, "all pods are gone; the ledger is kept")
 
 
 def set_ready(view: View, draft: Draft, follows: FollowUp | None) -> None:
@@ -102,7 +102,7 @@ def set_degraded(view: View, draft: Draft) -> None:
     reason, message = found
     before = condition_of(view.before, DEGRADED)
     if before is None or (before.status, before.reason) != ("True", reason):
-        draft.tell("Warning", reason, message)
+        draft.record_event("Warning", reason, message)
     draft.set(DEGRADED, True, reason, message)
 
 

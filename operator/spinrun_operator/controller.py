@@ -49,7 +49,7 @@ class Controller:
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
         self._informers: list[Informer] = []
         self._observer = Observer(api, self._informers, settings)
-        self._applier = Applier(api, self._remember)
+        self._applier = Applier(api, self._note_written)
         self._executor = Executor(api, self._store, self._applier, EventRecorder(api), metrics, clock)
         self._poller = ProgressPoller(settings, self.queue.add)
         metrics.follow_queue(self.queue.depth, self.queue.oldest_seconds)
@@ -58,7 +58,7 @@ class Controller:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def wait_for_crd(self) -> None:
-        """Waits until the API server serves SpinRuns: whoever watches a kind that is not there yet never hears of it."""
+        """Waits until the API server serves SpinRuns: whoever watches a kind that is not there yet never learns of it."""
         for attempt in itertools.count():
             if await _until_answered(lambda: self._api.has_kind(SPIN_RUN)):
                 return
@@ -103,7 +103,7 @@ class Controller:
     def problems(self) -> list[str]:
         """What keeps the operator from working, for the liveness probe."""
         limit, now = self._settings.stuck_seconds, time.monotonic()
-        silent = [informer.kind.plural for informer in self._informers if now - informer.heard > limit]
+        silent = [informer.kind.plural for informer in self._informers if now - informer.last_message > limit]
         found = [f"nothing heard of {plural} for {limit:.0f} s" for plural in silent]
         if (oldest := self.queue.oldest_seconds()) > limit:
             found.append(f"a run has been waiting for {oldest:.0f} s in the queue")
@@ -135,7 +135,7 @@ class Controller:
     def _child_changed(self, key: Key) -> None:
         self.queue.add(key, self._settings.coalesce_seconds)
 
-    def _remember(self, written: Json) -> None:
+    def _note_written(self, written: Json) -> None:
         """A child that was just written is known before the watch tells of it."""
         kind = kind_of(written)
         for informer in self._informers:

@@ -1,4 +1,4 @@
-"""The next status of a run while it is being written, and what there is to tell of the way there."""
+"""The next status of a run while it is being written, and the Events on the way there."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,7 +34,7 @@ class Draft:
         """Writes fields of the status."""
         self.status = self.status.model_copy(update=fields)
 
-    def tell(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+    def record_event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Adds an Event."""
         self.events.append(Event(kind, reason, message))
 

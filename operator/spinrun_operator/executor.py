@@ -59,7 +59,7 @@ class Executor:
             return ()
         await self.write_status(body, plan.status)
         for event in plan.events:
-            self._metrics.happened(event.reason)
+            self._metrics.count_attempt_end(event.reason)
         refusals: list[Refusal] = []
         for child in plan.apply:
             # Pods are only made when all that they mount is the run's own.
@@ -68,7 +68,7 @@ class Executor:
         for child in plan.delete:
             await self._delete(key_of(body), child, "Foreground")
         for event in plan.events:
-            await self._recorder.tell(run, event, self._clock())
+            await self._recorder.record(run, event, self._clock())
         return tuple(refusals)
 
     async def write_status(self, body: Json, wanted: SpinRunStatus) -> None:

@@ -72,9 +72,9 @@ class Metrics:
 
     def follow_runs(self, runs: Callable[[], Iterable[RunPhase]]) -> None:
         """Asks for the runs whenever the metrics are read."""
-        self._runs.ask = runs
+        self._runs.list_runs = runs
 
-    def happened(self, reason: str) -> None:
+    def count_attempt_end(self, reason: str) -> None:
         """Counts the end of an attempt if the reason is that of an Event that tells of one."""
         if reason in reasons.ATTEMPT_ENDS:
             self._attempts.labels(reason).inc()
@@ -87,11 +87,11 @@ class Metrics:
 class _Runs(Collector):
     """Phases of runs: how many there are of each, and that of each run."""
 
-    ask: Callable[[], Iterable[RunPhase]] = staticmethod(lambda: ())
+    list_runs: Callable[[], Iterable[RunPhase]] = staticmethod(lambda: ())
 
     def collect(self) -> Iterator[Metric]:
         """The phases of this moment."""
-        runs = list(self.ask())
+        runs = list(self.list_runs())
         counts = GaugeMetricFamily("spinrun_operator_runs", "SpinRuns by phase.", labels=["phase"])
         for phase, count in Tally(phase for _, _, phase in runs).items():
             counts.add_metric([phase], count)

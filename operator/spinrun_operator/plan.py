@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell people of."""
+    """An Event about the run, for people."""
 
     kind: Literal["Normal", "Warning"]
     reason: str

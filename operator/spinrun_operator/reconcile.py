@@ -41,7 +41,7 @@ def reconcile(run: SpinRun, observed: Observed, settings: Settings, now: datetim
 
 
 def _next_status(view: View) -> tuple[SpinRunStatus, list[Event]]:
-    """The new status of a run that is not over, and what to tell of the way there."""
+    """The new status of a run that is not over, and the Events on the way there."""
     draft = Draft(view.before, view.run.metadata.generation, view.now)
     draft.change(attempt=view.attempt)
     draft.status = with_progress(draft.status, view.observed.progress)
