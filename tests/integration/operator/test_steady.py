@@ -33,7 +33,7 @@ STEADY_SECONDS = 60
 async def test_fifty_steady_runs_cost_no_write_in_a_minute(
     cluster: Cluster, fake_kubelet: FakeKubelet, control_plane: ControlPlane
 ) -> None:
-    # Everything is looked at anew many times within the minute, and rank 0 is asked for its progress all the time.
+    # Everything is looked at again many times within the minute, and rank 0 is asked for its progress all the time.
     settings = replace(FAST, resync_seconds=5, coalesce_seconds=0.5, progress_seconds=5)
     names = [f"run-{number}" for number in range(RUNS)]
     async with running_operator(cluster.namespace, settings=settings) as operator:

@@ -442,7 +442,7 @@ def test_trainer_answers_the_operator_and_its_own_nodes() -> None:
     assert nodes == {"from": [{"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}}]}
 
 
-def test_only_what_the_user_says_makes_a_trainer_start_anew() -> None:
+def test_only_what_the_user_says_makes_a_trainer_restart() -> None:
     revision = trainer_revision(run_of())
     # Of a run from before: when it changes, an upgrade of the operator restarts every trainer.
     assert revision == "99bff42db04364e0"
