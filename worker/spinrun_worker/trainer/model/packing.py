@@ -9,6 +9,7 @@ continues the prompt's positions and does not see the chosen one (`attention.py`
 # P = pairs, S = completions (2P: chosen and rejected of each pair), T = packed tokens, C = tokens of the completions,
 # K = tokens to draw from
 
+import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.attention import PairLengths, PairsLayout
-from spinrun_worker.trainer.ranks.spread import spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,14 @@ def plan_step(lengths: Sequence[int], *, world_size: int, tokens_per_micro_batch
     them, some possibly empty; none exceeds tokens_per_micro_batch but by being a single pair. Depends on the arguments alone.
     """
     # The longest first: the rank with the fewest tokens takes it, and there the first micro-batch with room.
-    plan = [_first_fit(indices, lengths, tokens_per_micro_batch) for indices in spread(lengths, world_size)]
+    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    loads = [(0, rank) for rank in range(world_size)]
+    of_rank: list[list[int]] = [[] for _ in range(world_size)]
+    for index in longest_first:
+        tokens, rank = heapq.heappop(loads)
+        of_rank[rank].append(index)
+        heapq.heappush(loads, (tokens + lengths[index], rank))
+    plan = [_first_fit(indices, lengths, tokens_per_micro_batch) for indices in of_rank]
     num_micro_batches = max(map(len, plan))
     return [micro_batches + [()] * (num_micro_batches - len(micro_batches)) for micro_batches in plan]
 

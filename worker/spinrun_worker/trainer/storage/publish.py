@@ -4,6 +4,7 @@ Whole tensors are dealt out to the ranks, about the same number of bytes to each
 the one it belongs to writes it, so that none ever holds more than one gathered tensor.
 """
 
+import heapq
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ from torch.distributed.tensor import DTensor
 from spinrun_protocol.ledger import FileEntry, Kind, Manifest
 from spinrun_worker.ledger import LedgerError, LedgerWriter, TensorSpec, weights_index, write_file, write_safetensors
 from spinrun_worker.trainer.ranks.distributed import Distributed
-from spinrun_worker.trainer.ranks.spread import spread
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Largest file of weights, unless a single tensor is larger: the size that Hugging Face's own tools choose."""
@@ -92,9 +92,12 @@ def plan_shards(tensors: Sequence[TensorSpec], world_size: int, max_shard_bytes:
 
     The largest tensor first, each goes to the rank that has the fewest bytes so far.
     """
-    by_name = sorted(tensors, key=lambda spec: spec.name)
-    of_rank = spread([spec.num_bytes for spec in by_name], world_size)
-    owner = {by_name[index].name: rank for rank, indices in enumerate(of_rank) for index in indices}
+    load = [(0, rank) for rank in range(world_size)]
+    owner: dict[str, int] = {}
+    for spec in sorted(tensors, key=lambda spec: (-spec.num_bytes, spec.name)):
+        num_bytes, rank = heapq.heappop(load)
+        owner[spec.name] = rank
+        heapq.heappush(load, (num_bytes + spec.num_bytes, rank))
     files = [
         (rank, group)
         for rank in range(world_size)
