@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from spinrun_cli.report.charts import PANELS, Palette, Panel, panels, write_picture
-from spinrun_cli.report.data import RunData, load_run_data
+from spinrun_cli.local.run_data import load_run_data
+from spinrun_cli.show.charts import PANELS, Palette, Panel, panels, write_picture
+from spinrun_cli.show.run_data import RunData
 from spinrun_worker.ledger import Layout, read_samples
 
 ROOT = Path(__file__).resolve().parents[1]

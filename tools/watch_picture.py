@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from spinrun_cli.local.folder import RunFolder
-from spinrun_cli.watch.folder import look
-from spinrun_cli.watch.picture import Picture, panel
+from spinrun_cli.local.watch import look
+from spinrun_cli.show.render import panel
+from spinrun_cli.show.snapshot import Snapshot
 
 COLUMNS = 104
 
@@ -28,25 +29,25 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--window", type=int, help="wait until the run trains on this window, or ends")
     options = parser.parse_args()
-    picture = look(RunFolder(options.folder))
-    while options.window is not None and not is_there(picture, options.window):
+    snapshot = look(RunFolder(options.folder))
+    while options.window is not None and not is_there(snapshot, options.window):
         time.sleep(0.5)
-        picture = look(RunFolder(options.folder))
-    options.output.write_text(drawn(picture, str(options.folder)))
+        snapshot = look(RunFolder(options.folder))
+    options.output.write_text(drawn(snapshot, str(options.folder)))
     return 0
 
 
-def is_there(picture: Picture, window: int) -> bool:
+def is_there(snapshot: Snapshot, window: int) -> bool:
     """Whether the run trains on the window, or has ended."""
-    now = picture.progress
-    return picture.outcome is not None or (now is not None and now.window >= window and now.activity == "train")
+    now = snapshot.progress
+    return snapshot.outcome is not None or (now is not None and now.window >= window and now.activity == "train")
 
 
-def drawn(picture: Picture, folder: str) -> str:
+def drawn(snapshot: Snapshot, folder: str) -> str:
     """The screen as an SVG, in whatever fixed-width font the reader has: it fetches nothing."""
     console = Console(record=True, width=COLUMNS, force_terminal=True, color_system="truecolor", file=io.StringIO())
     console.print(f"[bold green]$[/] spinrun watch {folder}", highlight=False)
-    console.print(panel(picture))
+    console.print(panel(snapshot))
     svg = console.export_svg(title="spinrun watch", theme=MONOKAI, unique_id="watch")
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 

@@ -23,9 +23,11 @@ PATH_FIELDS = (
 
 def read_run(path: Path, overrides: Sequence[str] = ()) -> SpinRun:
     """The one SpinRun of a file, with `PATH=VALUE` overrides in place of its own fields.
-
     A path that starts with ./, ../ or ~/ is made absolute: in the file relative to the file's folder, in an override relative
-    to the working directory. Raises InvalidInputError with every problem.
+    to the working directory.
+
+    Raises:
+        InvalidInputError: The message names every problem.
     """
     try:
         ours = [document for document in read_documents(path) if document.get("kind", KIND) == KIND]
@@ -40,7 +42,11 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> SpinRun:
 
 
 def parse_override(text: str) -> Document:
-    """`spec.duration.windows=3` as {"spec": {"duration": {"windows": 3}}}. Raises InvalidInputError."""
+    """`spec.duration.windows=3` as {"spec": {"duration": {"windows": 3}}}.
+
+    Raises:
+        InvalidInputError: It is written in another way.
+    """
     path, separator, value = text.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):

@@ -39,9 +39,14 @@ CONTROL_TOKEN = 3
 
 
 def prepare(directory: Path) -> Path:
-    """Write the model to a directory, all of it or nothing, unless it is there already. Returns the directory.
+    """Write the model to a directory, all of it or nothing, unless it is there already.
 
-    Raises InvalidInputError when the directory holds something else, CommandError when a package is missing.
+    Returns:
+        The directory.
+
+    Raises:
+        InvalidInputError: The directory holds something else.
+        CommandError: A package is missing.
     """
     if all((directory / name).is_file() for name in COMPLETE):
         return directory

@@ -1,4 +1,4 @@
-"""What a command that looks at a run is about: the folder of a local run, or a run of a cluster by its name."""
+"""Which run a command means: the folder of a local run, or a run of a cluster by its name."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,14 @@ MARKS = ("run.yaml", "ledger", "OWNER.json", "run.json", "metrics.jsonl")
 
 def local_folder(target: str, *, in_cluster: bool) -> Path | None:
     """The folder that is meant; None for a run of the cluster.
+    A folder here takes precedence over a run of the same name.
 
-    A folder here comes before a run of the same name. in_cluster: the user has named a context or a namespace.
-    Raises InvalidInputError for what is neither.
+    Args:
+        target: What the user wrote.
+        in_cluster: Whether the user has named a context or a namespace.
+
+    Raises:
+        InvalidInputError: It is neither.
     """
     # The models load pydantic, which `spinrun --help` shall not wait for.
     from spinrun_api.run import NAME_PATTERN
@@ -21,7 +26,7 @@ def local_folder(target: str, *, in_cluster: bool) -> Path | None:
     path = Path(target).expanduser()
     is_name = re.fullmatch(NAME_PATTERN, target) is not None
     if in_cluster and not is_name:
-        raise InvalidInputError(f"{target} is not the name of a run, and --context and -n are about those: leave them out")
+        raise InvalidInputError(f"{target} is not the name of a run: --context and -n select runs of a cluster; remove them")
     if in_cluster or (is_name and not holds_run(path)):
         return None
     if not path.is_dir():

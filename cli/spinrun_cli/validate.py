@@ -13,7 +13,7 @@ from spinrun_api.run import KIND
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckedDocument:
     """What was found in one document of a file, or in a file that could not be read."""
 
     source: str
@@ -27,44 +27,44 @@ class Verdict:
 
 
 def validate_files(files: Sequence[Path], *, as_json: bool) -> int:
-    """Print a verdict on every SpinRun of the files. Returns the exit code: 0 when all are right, else 2."""
-    verdicts = [verdict for path in files for verdict in check_file(path)]
-    typer.echo(json.dumps(_document(verdicts), indent=2) if as_json else "\n".join(map(_text, verdicts)))
-    return 2 if any(verdict.problems for verdict in verdicts) else 0
+    """Print a checked on every SpinRun of the files. Returns the exit code: 0 when all are right, else 2."""
+    documents = [checked for path in files for checked in check_file(path)]
+    typer.echo(json.dumps(_document(documents), indent=2) if as_json else "\n".join(map(_text, documents)))
+    return 2 if any(checked.problems for checked in documents) else 0
 
 
-def check_file(path: Path) -> list[Verdict]:
-    """A verdict on every document of a file. Documents of another kind are passed over, but a file needs one SpinRun."""
+def check_file(path: Path) -> list[CheckedDocument]:
+    """A checked on every document of a file. Documents of another kind are passed over, but a file needs one SpinRun."""
     try:
         documents = read_documents(path)
     except InvalidDocumentError as error:
-        return [Verdict(str(path), problems=error.problems)]
+        return [CheckedDocument(str(path), problems=error.problems)]
     ours = [(number, document) for number, document in enumerate(documents, 1) if document.get("kind", KIND) == KIND]
     if not ours:
-        return [Verdict(str(path), problems=[Problem("kind", f"no document of kind {KIND} is in the file: write one")])]
+        return [CheckedDocument(str(path), problems=[Problem("kind", f"the file has no document of kind {KIND}: add one")])]
     return [_check(document, f"{path} (document {number})" if len(documents) > 1 else str(path)) for number, document in ours]
 
 
-def _check(document: dict[str, Any], source: str) -> Verdict:
+def _check(document: dict[str, Any], source: str) -> CheckedDocument:
     try:
-        return Verdict(source, name=parse_run(document, source).metadata.name)
+        return CheckedDocument(source, name=parse_run(document, source).metadata.name)
     except InvalidDocumentError as error:
-        return Verdict(source, problems=error.problems)
+        return CheckedDocument(source, problems=error.problems)
 
 
-def _text(verdict: Verdict) -> str:
-    if not verdict.problems:
-        return f"{verdict.source}: OK ({verdict.name})"
-    return "\n".join(f"{verdict.source}: {problem}" for problem in verdict.problems)
+def _text(checked: CheckedDocument) -> str:
+    if not checked.problems:
+        return f"{checked.source}: OK ({checked.name})"
+    return "\n".join(f"{checked.source}: {problem}" for problem in checked.problems)
 
 
-def _document(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+def _document(documents: Sequence[CheckedDocument]) -> list[dict[str, Any]]:
     return [
         {
-            "source": verdict.source,
-            "valid": not verdict.problems,
-            "name": verdict.name,
-            "problems": [{"path": problem.path, "message": problem.message} for problem in verdict.problems],
+            "source": checked.source,
+            "valid": not checked.problems,
+            "name": checked.name,
+            "problems": [{"path": problem.path, "message": problem.message} for problem in checked.problems],
         }
-        for verdict in verdicts
+        for checked in documents
     ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 Check = TypeVar("Check", bound=Callable[..., bool])
@@ -75,3 +75,10 @@ class Record(ApiModel):
 
     # A loss may be NaN. JSON has no such number: it travels as the string "NaN", which a float field reads back.
     model_config = ConfigDict(extra="ignore", frozen=True, strict=False, ser_json_inf_nan="strings")
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of the problems that a model has found, in one line: the field, if it is about one, and what is wrong."""
+    details = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in details["loc"])
+    return f"{where}: {details['msg']}" if where else details["msg"]

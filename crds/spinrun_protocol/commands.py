@@ -61,8 +61,13 @@ def vllm(
 ) -> Process:
     """vLLM's OpenAI server, on the loopback interface only: its development endpoints load weights.
 
-    dtype: vLLM's arithmetic, resolved (never auto on a CPU). threads: of OpenMP, on CPUs; None: as many as there are cores.
-    memory_share: of a GPU's memory; None: vLLM's own choice.
+    Args:
+        run: The run.
+        accelerator: What vLLM computes with.
+        dtype: vLLM's dtype, resolved (never auto on a CPU).
+        port: Where it listens.
+        threads: OpenMP's threads, on CPUs; None for as many as there are cores.
+        memory_share: Share of a GPU's memory, 0 to 1; None for vLLM's own choice.
     """
     rollout, model = run.spec.rollout, run.spec.model
     arguments: Arguments = {
@@ -109,7 +114,13 @@ def scorer(
 ) -> Process:
     """vLLM's server of the preference's own model, on the loopback interface only: it asks nobody for a token.
 
-    dtype, threads, memory_share: as for `vllm`.
+    Args:
+        run: The run.
+        accelerator: What vLLM computes with.
+        dtype: vLLM's dtype, resolved (never auto on a CPU).
+        port: Where it listens.
+        threads: OpenMP's threads, on CPUs; None for as many as there are cores.
+        memory_share: Share of a GPU's memory, 0 to 1; None for vLLM's own choice.
     """
     model, scorers = run.spec.preference.own_model, run.spec.scorers
     assert model is not None, "only a run with a model of its own has scorers"
@@ -117,7 +128,7 @@ def scorer(
     arguments: Arguments = {
         "model": model.served_name,
         "runner": "pooling",
-        # Of a model that is no classifier vLLM would make one of embeddings, and score texts by how alike they are.
+        # vLLM would turn a model that is not a classifier into one of embeddings, and score texts by how alike they are.
         "pooler-config": '{"task": "classify"}',
         "host": "127.0.0.1",
         "port": port,
@@ -141,7 +152,7 @@ def _server(
     threads: int | None,
     memory_share: float | None,
 ) -> Process:
-    """A vLLM server with what every one of ours is given. engine_args: the user's, which win."""
+    """A vLLM server with what every one of ours is given. The user's `engine_args` win."""
     environment = environment | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if accelerator == "cpu":
         # vLLM's CPU block of 128 tokens is longer than many prompts, so that the prefix cache would never hit and each of a
@@ -172,9 +183,15 @@ def _flags(arguments: Arguments) -> list[str]:
 def agent(
     *, run_file: str, ledger: str, scratch: str, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = ""
 ) -> Process:
-    """The agent beside a vLLM. host: address to listen on; empty: all.
+    """The agent beside a vLLM.
 
-    run_file: the resolved SpinRun. ledger: the run's own folder, read-only is enough. scratch: fast local space for two versions.
+    Args:
+        run_file: Path of the resolved SpinRun.
+        ledger: Path of the run's own folder; read-only is enough.
+        scratch: Path of fast local space for two versions.
+        port: Where it listens.
+        vllm_port: Where vLLM listens.
+        host: Address to listen on; empty for all.
     """
     command = [PYTHON, "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
     command += ["--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
@@ -182,7 +199,13 @@ def agent(
 
 
 def scorer_agent(*, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = "") -> Process:
-    """The agent beside a scorer's vLLM, which lets in who has the run's token. host: address to listen on; empty: all."""
+    """The agent beside a scorer's vLLM, which lets in who has the run's token.
+
+    Args:
+        port: Where it listens.
+        vllm_port: Where vLLM listens.
+        host: Address to listen on; empty for all.
+    """
     command = [PYTHON, "-m", "spinrun_worker.scorer", "--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
     return Process(command + (["--host", host] if host else []))
 
@@ -200,8 +223,15 @@ def trainer(
 ) -> Process:
     """The launcher of the trainer's ranks on one node.
 
-    ledger: the run's own folder. rendezvous: HOST:PORT of node 0; None: one node, any free port. node_rank may be a shell-free
-    reference such as $(JOB_COMPLETION_INDEX), which Kubernetes expands.
+    Args:
+        run: The run.
+        run_file: Path of the resolved SpinRun.
+        ledger: Path of the run's own folder.
+        attempt: Number of the attempt.
+        node_rank: Number of this node, or a reference without a shell such as $(JOB_COMPLETION_INDEX), which Kubernetes expands.
+        rendezvous: HOST:PORT of node 0; None for one node, which takes any free port.
+        port: Where rank 0 serves progress and metrics.
+        host: Address to listen on; empty for all.
     """
     trainer = run.spec.trainer
     command = [

@@ -52,7 +52,13 @@ class Facts(logging.Filter):
 def log_to_stderr(component: str, *, level: int | str = logging.INFO, environment: Mapping[str, str] = os.environ) -> Facts:
     """Let all of this process' loggers write to stderr, in the format of the environment. The facts may be filled in later.
 
-    component: trainer, launcher, agent, scorer or operator. A format that there is not is said, and plain lines follow.
+    Args:
+        component: trainer, launcher, agent, scorer or operator.
+        level: The least that is written.
+        environment: Where LOG_FORMAT is read. An unknown format is reported, and plain lines are written.
+
+    Returns:
+        The facts that every line has.
     """
     facts = Facts(component)
     wanted = environment.get(LOG_FORMAT, "text")

@@ -1,4 +1,4 @@
-"""What a trainer says as it ends: the pod's termination message."""
+"""The termination message of a trainer's pod: how it ended, for the operator and for people."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from spinrun_api.base import Record
 
 
 class LastWords(Record):
-    """What a trainer says as it ends: the termination message."""
+    """A termination message: what a trainer writes as it ends."""
 
     result: Literal["Complete", "Preempted", "Failed"]
     """How it ended."""

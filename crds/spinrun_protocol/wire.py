@@ -231,7 +231,7 @@ class Progress(Record):
     """What it waits for, when it waits."""
 
     trouble: str = ""
-    """What stands in the run's way outside of it, such as a judge that is down; empty: nothing. The run goes on by itself."""
+    """What stands in the run's way outside of it, such as a judge that is down, until it is gone; empty when nothing does."""
 
     eta_seconds: float | None = None
     """Seconds until the end at the present pace."""

@@ -43,5 +43,9 @@ _BY_NAME = {kind.name: kind for kind in (SPIN_RUN, POD, EVENT, POD_MONITOR, *CHI
 
 
 def kind_of(document: dict[str, Any]) -> Kind:
-    """The kind of a document. Raises KeyError for one that the operator has nothing to do with."""
+    """The kind of a document.
+
+    Raises:
+        KeyError: It is of a kind that the operator has nothing to do with.
+    """
     return _BY_NAME[document["kind"]]

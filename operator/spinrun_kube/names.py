@@ -1,10 +1,12 @@
 """Names, labels and annotations of a run's children: what finds them again."""
 
+import re
 from typing import Any
 
 from spinrun_api.run import API_VERSION, KIND, SpinRun
 
-FIELD_MANAGER = "spinrun-operator"
+OPERATOR = "spinrun-operator"
+"""How the operator names itself: as user agent, in Events, as manager of fields and of children."""
 MANAGED_BY = "spinrun.dev/operator"
 """Value of spec.lifecycle.managedBy that means this operator, as its absence does."""
 
@@ -22,6 +24,9 @@ REVISION_ANNOTATION = "spinrun.dev/revision"
 TRAINER = "trainer"
 ROLLOUT = "rollout"
 SCORER = "scorer"
+
+# What the name of a run's child has after the run's own; a StatefulSet's pod and a Job's have theirs after that of their owner.
+_CHILD_SUFFIX = re.compile(r"-(?:(?:rollout|scorer)(?:-\d+)?|trainer(?:-\d+(?:-\d+(?:-[a-z0-9]+)?)?)?|ledger|token|run|spinrun)")
 
 Json = dict[str, Any]
 
@@ -82,7 +87,7 @@ def labels(run: SpinRun, component: str) -> dict[str, str]:
         "app.kubernetes.io/name": "spinrun",
         "app.kubernetes.io/instance": run.metadata.name,
         COMPONENT_LABEL: component,
-        "app.kubernetes.io/managed-by": FIELD_MANAGER,
+        "app.kubernetes.io/managed-by": OPERATOR,
         RUN_LABEL: run.metadata.name,
         UID_LABEL: run.metadata.uid or "",
     }
@@ -120,6 +125,21 @@ def controller_of(document: Json) -> Json | None:
     """The owner reference that says who controls an object."""
     references = document.get("metadata", {}).get("ownerReferences") or ()
     return next((reference for reference in references if reference.get("controller")), None)
+
+
+def is_child_of(run_name: str, kind: str, name: str) -> bool:
+    """Whether an object is named as a run's child is, or as a pod of one.
+
+    For objects of which nothing but the name is left, as in an Event; of one that is there `belongs_to` knows more.
+
+    Args:
+        run_name: Name of the run, in whose namespace the object is.
+        kind: The object's kind: a PodMonitor has the run's own name, which others may have too.
+        name: The object's name.
+    """
+    if kind == "PodMonitor":
+        return name == run_name
+    return name.startswith(run_name) and _CHILD_SUFFIX.fullmatch(name, len(run_name)) is not None
 
 
 def belongs_to(run: SpinRun, document: Json) -> bool:

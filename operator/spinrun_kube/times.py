@@ -21,7 +21,11 @@ def to_text(time: datetime) -> str:
 
 
 def from_text(text: str) -> datetime:
-    """Reads RFC 3339. Raises ValueError."""
+    """Reads RFC 3339.
+
+    Raises:
+        ValueError: The text is something else.
+    """
     return datetime.fromisoformat(text)
 
 

@@ -7,7 +7,7 @@ import sys
 
 from kubernetes.aio.config import ConfigException
 
-from spinrun_operator.api import Api, connect
+from spinrun_kube.api import Api, connect
 from spinrun_operator.controller import Controller
 from spinrun_operator.handlers import watch_runs
 from spinrun_operator.http import serve
@@ -21,14 +21,20 @@ logger = logging.getLogger("spinrun_operator")
 async def operate(settings: Settings) -> None:
     """Runs the operator until SIGTERM or SIGINT."""
     metrics = Metrics()
-    async with await connect(settings) as api_client:
-        controller = Controller(Api(api_client, settings, metrics), settings, metrics)
+    async with await connect(pool_size=2 * settings.workers + 32) as api_client:
+        api = Api(
+            api_client,
+            request_timeout_seconds=settings.request_timeout_seconds,
+            watch_silence_seconds=settings.watch_silence_seconds,
+            observe=metrics.api_request,
+        )
+        controller = Controller(api, settings, metrics)
         async with serve(controller, metrics, settings.http_port):
             await controller.wait_for_crd()
             working = asyncio.create_task(controller.run(), name="controller")
             waking = asyncio.create_task(watch_runs(controller, settings), name="kopf")
             try:
-                # kopf ends at a signal. If either ends by an error, the process does, and Kubernetes starts it anew.
+                # kopf ends at a signal. If either ends by an error, the process does, and Kubernetes restarts it.
                 done, _ = await asyncio.wait((working, waking), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()

@@ -1,32 +1,25 @@
 """Writing what is wanted: only where it differs from what is there, and never over an object that is somebody else's."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from spinrun_api.run import SpinRun
 from spinrun_kube import names
+from spinrun_kube.api import Api, ApiError
 from spinrun_kube.kinds import SECRET, kind_of
 from spinrun_operator import reasons
-from spinrun_operator.api import Api, ApiError
 from spinrun_operator.children.ledger_claim import is_usable
+from spinrun_operator.drift import covers, digest, hash_of, projection, with_hash
 from spinrun_operator.observed import Refusal, child_id
 
 Json = dict[str, Any]
-
-_SUFFIXES = {suffix: Decimal(1024) ** power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)} | {
-    suffix: Decimal(1000) ** power for power, suffix in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)
-}
-"""Of Kubernetes' quantities; two letters come first, because a text ends with the second of them too."""
 
 
 class Applier:
     """Applies children of runs.
 
-    It remembers which differences the API server makes by itself, to not apply them for ever, and which version of an object it
-    found to be as wanted, to not compare it again.
+    It remembers which differences the API server makes of its own accord, so as not to apply them for ever, and which version of
+    an object it found to be as wanted, so as not to compare it again.
     """
 
     def __init__(self, api: Api, on_written: Callable[[Json], object]) -> None:
@@ -36,7 +29,19 @@ class Applier:
         self._as_wanted: dict[str, tuple[str, str]] = {}
 
     async def apply(self, run: SpinRun, wanted: Json, live: Json | None) -> Refusal | None:
-        """Makes the child as wanted; returns why it cannot be. live: the child as it is known. Raises one of api.TRANSIENT."""
+        """Makes the child as wanted.
+
+        Args:
+            run: The run whose child it is.
+            wanted: The child as it should be.
+            live: The child as it is known; None asks the API server for it.
+
+        Returns:
+            Why the child cannot be as wanted; None when it is.
+
+        Raises:
+            TRANSIENT: One of these, where a later attempt may succeed.
+        """
         document, uid = with_hash(wanted), {}
         if live is None:
             live = await self._api.get(
@@ -60,10 +65,10 @@ class Applier:
         return None
 
     def _differs(self, document: Json, live: Json) -> bool:
-        uid, version = live["metadata"]["uid"], (live["metadata"].get("resourceVersion", ""), _hash_of(document))
+        uid, version = live["metadata"]["uid"], (live["metadata"].get("resourceVersion", ""), hash_of(document))
         if self._as_wanted.get(uid) == version:
             return False
-        if _hash_of(live) != _hash_of(document):
+        if hash_of(live) != hash_of(document):
             return True
         if not covers(live, document) and self._settled.get(uid) != _settlement(document, live):
             return True
@@ -84,22 +89,7 @@ class Applier:
 
 def _settlement(document: Json, live: Json) -> tuple[str, str]:
     """What was wanted, and what the API server has made of it."""
-    return _hash_of(document), _digest(projection(live, document))
-
-
-def with_hash(document: Json) -> Json:
-    """The document with the annotation that says what was applied."""
-    metadata = document["metadata"]
-    annotations = metadata.get("annotations", {}) | {names.HASH_ANNOTATION: _digest(document)}
-    return document | {"metadata": metadata | {"annotations": annotations}}
-
-
-def _hash_of(document: Json) -> str:
-    return document["metadata"].get("annotations", {}).get(names.HASH_ANNOTATION, "")
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_of(document), digest(projection(live, document))
 
 
 # --- whose object it is --------------------------------------------------------------------------------------------
@@ -126,60 +116,3 @@ def _refusal(wanted: Json, error: ApiError) -> Refusal:
         return Refusal((kind, name), reasons.FORBIDDEN, f"the operator may not write {kind} {name}: {error.message}")
     message = f"the API server refuses {kind} {name}: {error.message}: correct the run's spec"
     return Refusal((kind, name), reasons.CHILD_REFUSED, message)
-
-
-# --- whether it is as wanted ---------------------------------------------------------------------------------------
-
-
-def covers(live: Any, wanted: Any) -> bool:
-    """Whether everything wanted is there; more may be there, such as defaults and what other controllers add."""
-    if isinstance(wanted, dict):
-        if not isinstance(live, dict):
-            return not wanted and live is None
-        return all(covers(live.get(name), value) for name, value in wanted.items())
-    if isinstance(wanted, list):
-        if not isinstance(live, list):
-            return not wanted and live is None
-        return len(live) >= len(wanted) and all(covers(*pair) for pair in _pairs(live, wanted))
-    return (live == wanted and isinstance(live, bool) == isinstance(wanted, bool)) or _same_quantity(live, wanted)
-
-
-def projection(live: Any, wanted: Any) -> Any:
-    """The part of `live` that `wanted` speaks of."""
-    if isinstance(wanted, dict) and isinstance(live, dict):
-        return {name: projection(live.get(name), value) for name, value in wanted.items()}
-    if isinstance(wanted, list) and isinstance(live, list):
-        return [projection(*pair) for pair in _pairs(live, wanted)]
-    return live
-
-
-def _pairs(live: list[Any], wanted: list[Any]) -> list[tuple[Any, Any]]:
-    """Each wanted entry with the live one of its name, or of its place. Others may stand between ours: injected sidecars."""
-    by_name = {name: entry for entry in live if (name := _entry_name(entry))}
-    places = [*live, *([None] * len(wanted))]
-    return [
-        (by_name.get(name) if (name := _entry_name(entry)) else place, entry)
-        for place, entry in zip(places, wanted, strict=False)
-    ]
-
-
-def _entry_name(entry: Any) -> str:
-    """What tells an entry from the others of its list; empty when only its place does."""
-    return str(entry.get("mountPath") or entry.get("name") or "") if isinstance(entry, dict) else ""
-
-
-def _same_quantity(live: Any, wanted: Any) -> bool:
-    """Whether two texts or numbers say the same amount: the API server writes 1000m as 1."""
-    left, right = _quantity(live), _quantity(wanted)
-    return left is not None and left == right
-
-
-def _quantity(value: Any) -> Decimal | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    text = str(value)
-    suffix = next((suffix for suffix in _SUFFIXES if suffix and text.endswith(suffix)), "")
-    try:
-        return Decimal(text.removesuffix(suffix)) * _SUFFIXES[suffix]
-    except InvalidOperation:
-        return None

@@ -1,33 +1,36 @@
-"""The operator as a whole: what it knows, the queue, and one pass over a run."""
+"""The operator as a whole: its life, what wakes it, and one pass over a run."""
 
 import asyncio
 import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from spinrun_api.documents import InvalidDocumentError, parse_run
-from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
+from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import CHILDREN, POD, POD_MONITOR, SPIN_RUN, kind_of
-from spinrun_operator import status
-from spinrun_operator.api import TRANSIENT, Api, ApiError
 from spinrun_operator.apply import Applier
+from spinrun_operator.conditions import with_invalid_spec
 from spinrun_operator.events import EventRecorder
-from spinrun_operator.informer import Informer, version_of
+from spinrun_operator.executor import Executor
+from spinrun_operator.informer import Informer
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.observe import Observer, progress_target
-from spinrun_operator.observed import Observed, Refusal, child_id
+from spinrun_operator.observed import Refusal
 from spinrun_operator.progress import ProgressPoller
 from spinrun_operator.queue import Key, KeyedQueue, Retry
-from spinrun_operator.reconcile import Plan, is_managed, reconcile
+from spinrun_operator.reconcile import is_managed, reconcile
 from spinrun_operator.settings import Settings
+from spinrun_operator.status import current_attempt, is_finished
+from spinrun_operator.store import RunStore, key_of
 
 Json = dict[str, Any]
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -39,25 +42,25 @@ class Controller:
         self.queue = KeyedQueue(self._work, workers=settings.workers)
         self._api = api
         self._settings = settings
+        self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
         self._metrics = metrics
         self._clock = clock
-        self._runs: dict[Key, Json] = {}
+        self._store = RunStore(api)
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
         self._informers: list[Informer] = []
         self._observer = Observer(api, self._informers, settings)
-        self._applier = Applier(api, self._remember)
-        self._recorder = EventRecorder(api)
+        self._applier = Applier(api, self._note_written)
+        self._executor = Executor(api, self._store, self._applier, EventRecorder(api), metrics, clock)
         self._poller = ProgressPoller(settings, self.queue.add)
-        self._started = time.monotonic()
         metrics.follow_queue(self.queue.depth, self.queue.oldest_seconds)
-        metrics.follow_runs(lambda: [(*key, body.get("status", {}).get("phase", "Unknown")) for key, body in self._runs.items()])
+        metrics.follow_runs(self._store.phases)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def wait_for_crd(self) -> None:
-        """Waits until the API server serves SpinRuns: whoever watches a kind that is not there yet never hears of it."""
+        """Waits until the API server serves SpinRuns: whoever watches a kind that is not there yet never learns of it."""
         for attempt in itertools.count():
-            if await self._retry_forever(lambda: self._api.has_kind(SPIN_RUN)):
+            if await _until_answered(lambda: self._api.has_kind(SPIN_RUN)):
                 return
             if attempt == 0:
                 logger.warning("the cluster has no CRD for SpinRuns yet: apply crds/spinrun.dev_spinruns.yaml")
@@ -66,14 +69,13 @@ class Controller:
     async def run(self) -> None:
         """Serves until it is cancelled."""
         try:
-            self._observer.has_pod_monitors = self._settings.pod_monitor and await self._retry_forever(
-                lambda: self._api.has_kind(POD_MONITOR)
-            )
-            kinds = [POD, *CHILDREN, *([POD_MONITOR] if self._observer.has_pod_monitors else [])]
+            kinds = [POD, *CHILDREN]
+            if self._settings.pod_monitor and await _until_answered(lambda: self._api.has_kind(POD_MONITOR)):
+                kinds.append(POD_MONITOR)
             self._informers += [
                 Informer(self._api, kind, namespace, self._settings, self._child_changed, self._applier.forget)
                 for kind in kinds
-                for namespace in self._namespaces()
+                for namespace in self._namespaces
             ]
             async with asyncio.TaskGroup() as tasks:
                 for informer in self._informers:
@@ -85,47 +87,26 @@ class Controller:
         finally:
             await self._poller.close()
 
-    def _namespaces(self) -> tuple[str | None, ...]:
-        return self._settings.watch_namespaces or (None,)
-
-    async def _retry_forever(self, call: Callable[[], Any]) -> Any:
-        while True:
-            try:
-                return await call()
-            except TRANSIENT as error:
-                logger.warning("the API server does not answer: %s", error or type(error))
-                await asyncio.sleep(1)
-
     async def _resync(self) -> None:
         """Looks at everything from time to time: what an event missed is found here."""
         while True:
             try:
-                await self._list_runs()
+                for namespace in self._namespaces:
+                    for key in await self._store.list_again(namespace):
+                        self.queue.add(key)
             except TRANSIENT as error:
                 logger.warning("listing SpinRuns: %s", error or type(error))
                 await asyncio.sleep(1)
                 continue
             await asyncio.sleep(self._settings.resync_seconds)
 
-    async def _list_runs(self) -> None:
-        for namespace in self._namespaces():
-            items, version = await self._api.list(SPIN_RUN, namespace)
-            present = {_key(item) for item in items}
-            for key, known in list(self._runs.items()):
-                if namespace in (None, key[0]) and key not in present and version_of(known) <= int(version):
-                    del self._runs[key]
-                    self.queue.add(key)
-            for item in items:
-                self._put(item)
-                self.queue.add(_key(item))
-
     def problems(self) -> list[str]:
         """What keeps the operator from working, for the liveness probe."""
         limit, now = self._settings.stuck_seconds, time.monotonic()
-        silent = [informer.kind.plural for informer in self._informers if now - informer.heard > limit]
+        silent = [informer.kind.plural for informer in self._informers if now - informer.last_message > limit]
         found = [f"nothing heard of {plural} for {limit:.0f} s" for plural in silent]
         if (oldest := self.queue.oldest_seconds()) > limit:
-            found.append(f"a run waits for {oldest:.0f} s in the queue")
+            found.append(f"a run has been waiting for {oldest:.0f} s in the queue")
         return found
 
     def is_ready(self) -> bool:
@@ -134,35 +115,27 @@ class Controller:
 
     def runs(self) -> list[Key]:
         """The runs that are known."""
-        return list(self._runs)
+        return self._store.keys()
 
     # --- what wakes ------------------------------------------------------------------------------------------------
 
     def run_changed(self, change: str | None, body: Json) -> None:
-        """A SpinRun was seen. change: DELETED, or anything else."""
-        key = _key(body)
+        """A SpinRun was seen.
+
+        Args:
+            change: What the watch says of it: DELETED, or anything else.
+            body: The run as the API server says it.
+        """
         if change == "DELETED":
-            known = self._runs.get(key)
-            if known is not None and known["metadata"]["uid"] == body["metadata"]["uid"]:
-                del self._runs[key]
-            self.queue.add(key)
-        elif self._put(body):
-            self.queue.add(key)
+            self._store.remove(body)
+            self.queue.add(key_of(body))
+        elif self._store.put(body):
+            self.queue.add(key_of(body))
 
     def _child_changed(self, key: Key) -> None:
         self.queue.add(key, self._settings.coalesce_seconds)
 
-    def _put(self, body: Json) -> bool:
-        """Takes a SpinRun in, unless it is older than what is known. Whether it was news."""
-        key = _key(body)
-        known = self._runs.get(key)
-        if known is not None and version_of(known) >= version_of(body):
-            return False
-        metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-        self._runs[key] = {**body, "metadata": metadata}
-        return True
-
-    def _remember(self, written: Json) -> None:
+    def _note_written(self, written: Json) -> None:
         """A child that was just written is known before the watch tells of it."""
         kind = kind_of(written)
         for informer in self._informers:
@@ -175,7 +148,7 @@ class Controller:
         """One pass over a run, and its result for the metrics."""
         started, result = time.monotonic(), "error"
         try:
-            again = await self._pass(key)
+            again = await self._reconcile(key)
             result = "ok"
             return again
         except Retry:
@@ -188,44 +161,29 @@ class Controller:
         finally:
             self._metrics.reconcile_seconds.labels(result).observe(time.monotonic() - started)
 
-    async def _pass(self, key: Key) -> float | None:
-        body = self._runs.get(key)
+    async def _reconcile(self, key: Key) -> float | None:
+        """Observes, decides and acts; returns the seconds until it is to be done again even if nothing happens."""
+        body = self._store.get(key)
         if body is None:
             self._forget(key)
             return None
         try:
             run = parse_run(body)
         except InvalidDocumentError as error:
-            return await self._refuse(key, body, error)
+            await self._executor.write_status(body, _invalid_status(body, error, self._clock()))
+            return None
         if not is_managed(run):
             self._poller.forget(key)
             return None
-        now = self._clock()
-        refusals = self._refusals.get(key, ())
+        now, refusals = self._clock(), self._refusals.get(key, ())
         observed = await self._observer.observe(run, key, refusals=refusals, progress=self._poller.published(key), now=now)
         plan = reconcile(run, observed, self._settings, now)
-        return await self._execute(key, run, body, observed, plan)
-
-    async def _execute(self, key: Key, run: SpinRun, body: Json, observed: Observed, plan: Plan) -> float | None:
-        """Does what the plan says, in its order."""
+        refused = await self._executor.execute(run, body, observed, plan)
         if plan.delete_run:
-            await self._delete(key, body, "Background")
             return None
-        await self._write_status(key, body, plan.status)
-        for event in plan.events:
-            self._metrics.happened(event.reason)
-        refusals: list[Refusal] = []
-        for child in plan.apply:
-            # Pods are only made when all that they mount is the run's own.
-            if not (refusals and _makes_pods(child) and child_id(child) not in observed.children):
-                refusals += await self._apply(key, run, observed, child)
-        for child in plan.delete:
-            await self._delete(key, child, "Foreground")
-        for event in plan.events:
-            await self._recorder.tell(run, event, self._clock())
-        finished = status.is_finished(plan.status)
-        self._poller.follow(key, None if finished else progress_target(run, observed, status.current_attempt(plan.status)))
-        return self._next_look(key, tuple(refusals), plan.requeue_seconds)
+        is_over = is_finished(plan.status)
+        self._poller.follow(key, None if is_over else progress_target(run, observed, current_attempt(plan.status)))
+        return self._next_look(key, refused, plan.requeue_seconds)
 
     def _next_look(self, key: Key, refusals: tuple[Refusal, ...], wanted: float | None) -> float | None:
         """At once when the status must speak of other refusals than before; in a while when there are any."""
@@ -239,73 +197,25 @@ class Controller:
         patience = self._settings.trouble_seconds if refusals else None
         return min((wait for wait in (wanted, patience) if wait is not None), default=None)
 
-    async def _write_status(self, key: Key, body: Json, wanted: SpinRunStatus) -> None:
-        """Writes the status when it differs. Raises Retry when the run has changed since it was read."""
-        document = wanted.to_document()
-        if document == body.get("status"):
-            return
-        try:
-            self._put(await self._api.replace_status({**body, "status": document}))
-        except ApiError as error:
-            if error.status in (404, 409):
-                await self._refresh(key)
-                raise Retry(f"the run has changed: {error.message}") from error
-            raise
-
-    async def _apply(self, key: Key, run: SpinRun, observed: Observed, child: Json) -> list[Refusal]:
-        """Why the child cannot be as wanted; empty when it is."""
-        if child["kind"] == "Job":
-            await self._assert_fresh(key)
-        live = observed.children.get(child_id(child))
-        try:
-            refusal = await self._applier.apply(run, child, live)
-            return [refusal] if refusal else []
-        except ApiError as error:
-            if error.status == 409:
-                raise Retry(f"{child['kind']} {child['metadata']['name']} has changed: {error.message}") from error
-            raise
-
-    async def _assert_fresh(self, key: Key) -> None:
-        """An attempt is only made from the newest status: another operator may have counted on. Raises Retry."""
-        known = self._runs[key]
-        await self._refresh(key)
-        current = self._runs.get(key)
-        if current is None or version_of(current) != version_of(known):
-            raise Retry("the run has changed", delay=0.0)
-
-    async def _refresh(self, key: Key) -> None:
-        """Reads the run anew."""
-        body = await self._api.get(SPIN_RUN, *key)
-        if body is None:
-            self._runs.pop(key, None)
-        else:
-            self._put(body)
-
-    async def _delete(self, key: Key, document: Json, propagation: str) -> None:
-        try:
-            await self._api.delete(document, propagation=propagation)
-        except ApiError as error:
-            if error.status == 409:
-                await self._refresh(key)
-                raise Retry(f"{document['kind']} {document['metadata']['name']} has changed: {error.message}") from error
-            raise
-
-    async def _refuse(self, key: Key, body: Json, error: InvalidDocumentError) -> None:
-        """A spec that the API server took and this operator does not understand: another version made the one or the other."""
-        before = SpinRunStatus()
-        with contextlib.suppress(ValueError):
-            before = SpinRunStatus.model_validate(body.get("status") or {})
-        await self._write_status(key, body, status.invalid(before, error, body["metadata"].get("generation"), self._clock()))
-
     def _forget(self, key: Key) -> None:
         self._poller.forget(key)
         self._refusals.pop(key, None)
         self.queue.forget(key)
 
 
-def _makes_pods(child: Json) -> bool:
-    return child["kind"] in ("StatefulSet", "Job")
+def _invalid_status(body: Json, error: InvalidDocumentError, now: datetime) -> SpinRunStatus:
+    """For a spec that the API server took and this operator does not understand: one of them is of another version."""
+    before = SpinRunStatus()
+    with contextlib.suppress(ValueError):
+        before = SpinRunStatus.model_validate(body.get("status") or {})
+    return with_invalid_spec(before, error, body["metadata"].get("generation"), now)
 
 
-def _key(body: Json) -> Key:
-    return body["metadata"]["namespace"], body["metadata"]["name"]
+async def _until_answered(call: Callable[[], Awaitable[Result]]) -> Result:
+    """What the API server answers, however long that takes."""
+    while True:
+        try:
+            return await call()
+        except TRANSIENT as error:
+            logger.warning("the API server does not answer: %s", error or type(error))
+            await asyncio.sleep(1)

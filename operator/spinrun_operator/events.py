@@ -1,4 +1,4 @@
-"""Telling people what happened, as Events: the same news again raises a count instead of making another Event."""
+"""Recording what happened as Events: the same news again raises a count instead of making another Event."""
 
 import logging
 import secrets
@@ -9,12 +9,11 @@ from datetime import datetime
 
 from spinrun_api.run import API_VERSION, KIND, SpinRun
 from spinrun_kube import names, times
-from spinrun_operator.api import TRANSIENT, Api
-from spinrun_operator.reconcile import Event
+from spinrun_kube.api import TRANSIENT, Api
+from spinrun_operator.plan import Event
 from spinrun_protocol.logs import facts_of
 
-COMPONENT = "spinrun-operator"
-REMEMBERED = 2048
+MAX_RECORDED = 2048
 QUIET_SECONDS = 30.0
 """The same news within this time of the last is not written down again."""
 MESSAGE_LIMIT = 1024
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class _Told:
+class _Recorded:
     """An Event that was written."""
 
     name: str
@@ -36,29 +35,29 @@ class EventRecorder:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._told: OrderedDict[tuple[str, str, str], _Told] = OrderedDict()
+        self._recorded: OrderedDict[tuple[str, str, str], _Recorded] = OrderedDict()
 
-    async def tell(self, run: SpinRun, event: Event, now: datetime) -> None:
+    async def record(self, run: SpinRun, event: Event, now: datetime) -> None:
         """Writes an Event about the run, or counts one that said the same."""
         message = event.message[:MESSAGE_LIMIT]
         logger.info("%s: %s", event.reason, message, extra=facts_of(run))
         key = (run.metadata.uid or "", event.reason, message)
-        told = self._told.get(key)
-        if told is not None and time.monotonic() - told.at < QUIET_SECONDS:
+        known = self._recorded.get(key)
+        if known is not None and time.monotonic() - known.at < QUIET_SECONDS:
             return
         try:
-            if told is None:
+            if known is None:
                 name = await self._create(run, event.kind, event.reason, message, times.to_text(now))
-                told = self._told[key] = _Told(name, 1, time.monotonic())
+                known = self._recorded[key] = _Recorded(name, 1, time.monotonic())
             else:
-                told.count, told.at = told.count + 1, time.monotonic()
-                patch = {"count": told.count, "lastTimestamp": times.to_text(now)}
-                await self._api.patch_event(names.namespace(run), told.name, patch)
+                known.count, known.at = known.count + 1, time.monotonic()
+                patch = {"count": known.count, "lastTimestamp": times.to_text(now)}
+                await self._api.patch_event(names.namespace(run), known.name, patch)
         except TRANSIENT as error:
-            self._told.pop(key, None)
+            self._recorded.pop(key, None)
             logger.warning("event %s is lost: %s", event.reason, error, extra=facts_of(run))
-        while len(self._told) > REMEMBERED:
-            self._told.popitem(last=False)
+        while len(self._recorded) > MAX_RECORDED:
+            self._recorded.popitem(last=False)
 
     async def _create(self, run: SpinRun, kind: str, reason: str, message: str, now: str) -> str:
         name = f"{run.metadata.name}.{secrets.token_hex(8)}"
@@ -77,8 +76,8 @@ class EventRecorder:
             "type": kind,
             "reason": reason,
             "message": message,
-            "source": {"component": COMPONENT},
-            "reportingComponent": COMPONENT,
+            "source": {"component": names.OPERATOR},
+            "reportingComponent": names.OPERATOR,
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,

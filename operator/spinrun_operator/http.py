@@ -11,7 +11,11 @@ from spinrun_operator.metrics import Metrics
 
 @asynccontextmanager
 async def serve(controller: Controller, metrics: Metrics, port: int) -> AsyncGenerator[None, None]:
-    """Serves while the block runs. Raises OSError when the port is taken."""
+    """Serves while the block runs.
+
+    Raises:
+        OSError: The port is taken.
+    """
     app = web.Application()
 
     async def get_metrics(_: web.Request) -> web.Response:

@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import POD, SECRET, Kind
 from spinrun_kube.names import RUN_LABEL
-from spinrun_operator.api import TRANSIENT, Api, ApiError
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
 
 Json = dict[str, Any]
 
 LONGEST_PAUSE_SECONDS = 30.0
-REMEMBERED_DELETIONS = 4096
+KEPT_DELETIONS = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Informer:
         self.kind = kind
         self.namespace = namespace
         self.synced = asyncio.Event()
-        self.heard = time.monotonic()
+        self.last_message = time.monotonic()
         """When the API server last said something."""
         self._api = api
         self._settings = settings
@@ -48,7 +48,7 @@ class Informer:
         # What a Secret holds is nobody's business here.
         self._metadata_only = kind == SECRET
         self._runs: dict[Key, dict[str, Json]] = {}
-        self._deleted: deque[str] = deque(maxlen=REMEMBERED_DELETIONS)
+        self._deleted: deque[str] = deque(maxlen=KEPT_DELETIONS)
 
     def of_run(self, key: Key) -> list[Json]:
         """The objects with the run's label."""
@@ -100,7 +100,7 @@ class Informer:
     async def _list(self) -> str:
         """Makes the copy equal to what is there now, and returns its version."""
         items, version = await self._api.list(self.kind, self.namespace, labels=RUN_LABEL, metadata_only=self._metadata_only)
-        self.heard = time.monotonic()
+        self.last_message = time.monotonic()
         present = {item["metadata"]["uid"] for item in items}
         for known in [document for run in self._runs.values() for document in run.values()]:
             # What is newer than the list came in by our own writes while the list was under way.
@@ -122,7 +122,7 @@ class Informer:
             metadata_only=self._metadata_only,
         )
         async for event in events:
-            self.heard = time.monotonic()
+            self.last_message = time.monotonic()
             if event["type"] != "BOOKMARK":
                 self._take(event["type"], event["object"])
 

@@ -23,14 +23,14 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.reconcile_seconds = Histogram(
             "spinrun_operator_reconcile_seconds",
-            "Duration of a reconcile by its result: ok, conflict or error.",
+            "Duration of a reconcile, seconds, by result: ok, conflict or error.",
             ["result"],
             registry=self.registry,
             buckets=SECONDS,
         )
         self._requests = Histogram(
             "spinrun_operator_api_request_seconds",
-            "Duration of requests to the API server by verb and result; watches are not in it.",
+            "Duration of requests to the API server, seconds, by verb and result; without watches.",
             ["verb", "result"],
             registry=self.registry,
             buckets=SECONDS,
@@ -45,11 +45,11 @@ class Metrics:
             "spinrun_operator_queue_depth", "Runs that are due or being reconciled.", registry=self.registry
         )
         self._queue_age = Gauge(
-            "spinrun_operator_queue_oldest_seconds", "Time that the run waits which waits longest.", registry=self.registry
+            "spinrun_operator_queue_oldest_seconds", "Age of the oldest run in the queue, seconds.", registry=self.registry
         )
         self._attempts = Counter(
             "spinrun_operator_attempts_ended",
-            "Attempts of trainers that ended, by reason.",
+            "Ended attempts of trainers by reason.",
             ["reason"],
             registry=self.registry,
         )
@@ -60,7 +60,7 @@ class Metrics:
         self.registry.register(self._runs)
 
     def api_request(self, verb: str, path: str, result: str, seconds: float) -> None:
-        """Counts a request that has been answered or not."""
+        """Counts a request; see `RequestObserver`."""
         self._requests.labels(verb, result).observe(seconds)
         if verb in _WRITES:
             self._writes.labels(verb, _resource(path)).inc()
@@ -72,10 +72,10 @@ class Metrics:
 
     def follow_runs(self, runs: Callable[[], Iterable[RunPhase]]) -> None:
         """Asks for the runs whenever the metrics are read."""
-        self._runs.ask = runs
+        self._runs.list_runs = runs
 
-    def happened(self, reason: str) -> None:
-        """Counts the end of an attempt. reason: of the Event that tells of it; others count nothing."""
+    def count_attempt_end(self, reason: str) -> None:
+        """Counts the end of an attempt if the reason is that of an Event that tells of one."""
         if reason in reasons.ATTEMPT_ENDS:
             self._attempts.labels(reason).inc()
 
@@ -87,18 +87,18 @@ class Metrics:
 class _Runs(Collector):
     """Phases of runs: how many there are of each, and that of each run."""
 
-    ask: Callable[[], Iterable[RunPhase]] = staticmethod(lambda: ())
+    list_runs: Callable[[], Iterable[RunPhase]] = staticmethod(lambda: ())
 
     def collect(self) -> Iterator[Metric]:
         """The phases of this moment."""
-        runs = list(self.ask())
+        runs = list(self.list_runs())
         counts = GaugeMetricFamily("spinrun_operator_runs", "SpinRuns by phase.", labels=["phase"])
         for phase, count in Tally(phase for _, _, phase in runs).items():
             counts.add_metric([phase], count)
         yield counts
         # Not `namespace`: that is the label of the operator's own, which Prometheus gives to all that it collects from it.
         names = ["run_namespace", "run", "phase"]
-        phases = GaugeMetricFamily("spinrun_operator_run_phase", "1 for the phase that a SpinRun is in.", labels=names)
+        phases = GaugeMetricFamily("spinrun_operator_run_phase", "1 for the current phase of a SpinRun.", labels=names)
         for run in runs:
             phases.add_metric(run, 1)
         yield phases

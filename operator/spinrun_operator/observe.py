@@ -1,4 +1,4 @@
-"""Gathering what a reconcile must know: from the informers' copies, and by asking only where something puzzles."""
+"""Gathering what a reconcile must know: from the informers' copies, and by requests only where something puzzles."""
 
 import asyncio
 import re
@@ -13,9 +13,9 @@ from typing import Any
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
-from spinrun_kube.kinds import EVENT, POD
+from spinrun_kube.api import Api
+from spinrun_kube.kinds import EVENT, POD, POD_MONITOR
 from spinrun_operator import trouble
-from spinrun_operator.api import Api
 from spinrun_operator.informer import Informer
 from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_ended, is_deleted, is_over
 from spinrun_operator.progress import Target
@@ -34,11 +34,11 @@ _OTHERS_WARNINGS = "type=Warning,involvedObject.kind!=SpinRun,reason!=FailedSche
 
 
 @dataclass
-class _Warnings:
-    """What was answered last."""
+class _FetchedWarnings:
+    """The warnings of a namespace, as of their last request."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    asked: float = float("-inf")
+    fetched: float = float("-inf")
     by_uid: dict[str, list[Json]] = field(default_factory=dict[str, list[Json]])
 
 
@@ -49,13 +49,12 @@ class Observer:
         self._api = api
         self._informers = informers
         self._settings = settings
-        self._warnings: dict[str, _Warnings] = defaultdict(_Warnings)
-        self.has_pod_monitors = False
+        self._warnings: dict[str, _FetchedWarnings] = defaultdict(_FetchedWarnings)
 
     async def observe(
         self, run: SpinRun, key: Key, *, refusals: tuple[Refusal, ...], progress: TrainerProgress | None, now: datetime
     ) -> Observed:
-        """All that is known of the run's children. Raises one of api.TRANSIENT."""
+        """All that is known of the run's children. Raises one of TRANSIENT."""
         children: dict[tuple[str, str], Json] = {}
         pods: list[Json] = []
         for informer in self._informers:
@@ -69,14 +68,14 @@ class Observer:
             refusals=refusals,
             progress=progress,
             new_token=secrets.token_urlsafe(32),
-            has_pod_monitors=self.has_pod_monitors,
+            has_pod_monitors=any(informer.kind == POD_MONITOR for informer in self._informers),
         )
         if job_is_ahead_of_its_pods(run, observed):
             observed = replace(observed, pods=await self._newest_pods(run, observed))
         puzzling = trouble.puzzling(run, observed, now)
         if not puzzling:
             return observed
-        warnings = await self._ask(names.namespace(run))
+        warnings = await self._warnings_of(names.namespace(run))
         notices = [notice for each in puzzling for notice in newest_notice(each, warnings.get(each["metadata"]["uid"], []), now)]
         return replace(observed, notices=tuple(notices))
 
@@ -88,17 +87,17 @@ class Observer:
         lagging = observed.attempt_pods(attempt)
         return (*(pod for pod in observed.pods if pod not in lagging), *newest)
 
-    async def _ask(self, namespace: str) -> dict[str, list[Json]]:
+    async def _warnings_of(self, namespace: str) -> dict[str, list[Json]]:
         """The namespace's warning events by the uid of what they are about. Asked once in a while for all runs of a namespace:
         the API server looks through all of its events for every question."""
         known = self._warnings[namespace]
         async with known.lock:
-            if time.monotonic() - known.asked >= self._settings.trouble_seconds:
+            if time.monotonic() - known.fetched >= self._settings.trouble_seconds:
                 events, _ = await self._api.list(EVENT, namespace, fields=_OTHERS_WARNINGS)
                 known.by_uid = defaultdict(list)
                 for event in events:
                     known.by_uid[event["involvedObject"].get("uid", "")].append(event)
-                known.asked = time.monotonic()
+                known.fetched = time.monotonic()
             return known.by_uid
 
 

@@ -1,4 +1,4 @@
-"""Asking trainers how far they are: a task a run, with timeouts, so that a silent trainer holds up nothing."""
+"""Polling trainers for how far they are: a task a run, with timeouts, so that a silent trainer holds up nothing."""
 
 import asyncio
 import logging
@@ -58,7 +58,7 @@ class ProgressPoller:
         return self._published.get(key)
 
     def follow(self, key: Key, target: Target | None) -> None:
-        """Asks the target from now on; nobody with None."""
+        """Polls the target from now on; nobody with None."""
         followed = self._followed.get(key)
         if followed is not None:
             if followed[0] == target:
@@ -66,7 +66,7 @@ class ProgressPoller:
             followed[1].cancel()
             del self._followed[key]
         if target is not None:
-            self._followed[key] = (target, asyncio.create_task(self._ask(key, target)))
+            self._followed[key] = (target, asyncio.create_task(self._poll(key, target)))
 
     def forget(self, key: Key) -> None:
         """The run is gone."""
@@ -74,13 +74,13 @@ class ProgressPoller:
         self._published.pop(key, None)
 
     async def close(self) -> None:
-        """Stops asking."""
+        """Stops polling."""
         for key in list(self._followed):
             self.forget(key)
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, key: Key, target: Target) -> None:
+    async def _poll(self, key: Key, target: Target) -> None:
         published_at = float("-inf")
         while True:
             try:
@@ -96,7 +96,12 @@ class ProgressPoller:
             await asyncio.sleep(self._settings.progress_seconds)
 
     async def _fetch(self, target: Target) -> Progress:
-        """What the trainer says now. Raises ValueError when another run or attempt answers."""
+        """What the trainer says now.
+
+        Raises:
+            ValueError: Another run or attempt answers, or what answers is not a trainer.
+            aiohttp.ClientError: Nobody answers.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), trust_env=False)
         async with self._session.get(target.url, allow_redirects=False) as response:
@@ -112,7 +117,13 @@ class ProgressPoller:
 
 
 def is_news(last: Progress | None, new: Progress, *, may_wait: bool) -> bool:
-    """Whether progress is worth a status write. may_wait: one that is only about steps and figures had its turn lately."""
+    """Whether progress is worth a status write.
+
+    Args:
+        last: The progress that was written last.
+        new: The progress of now.
+        may_wait: Whether a change of nothing but steps and figures can wait: one was written lately.
+    """
     if last is None or _milestones(last) != _milestones(new):
         return True
     return not may_wait and last.model_dump(exclude=_FLEETING) != new.model_dump(exclude=_FLEETING)

@@ -31,7 +31,7 @@ LEDGER_UNAVAILABLE: Final = "LedgerUnavailable"
 LEDGER_AVAILABLE: Final = "LedgerAvailable"
 TRAINER_STARTED: Final = "TrainerStarted"
 
-# Why a run is degraded: something stands in its way, and it goes on by itself once that is gone.
+# Why a run is degraded: something stands in its way, and it continues once that is gone.
 AS_EXPECTED: Final = "AsExpected"
 INVALID_SPEC: Final = "InvalidSpec"
 CHILD_CONFLICT: Final = "ChildConflict"

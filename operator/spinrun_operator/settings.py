@@ -95,7 +95,11 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Reads the variables that are there. Raises InvalidSettingError for one that cannot be read."""
+        """Reads the variables that are there.
+
+        Raises:
+            InvalidSettingError: One of them cannot be read.
+        """
         given = {field: environment.get(PREFIX + field.name.upper()) for field in fields(cls)}
         return cls(**{field.name: _parse(field.name, field.type, text) for field, text in given.items() if text is not None})
 

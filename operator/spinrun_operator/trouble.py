@@ -86,7 +86,7 @@ def _pod_troubles(run: SpinRun, pod: Json, patience: Patience) -> Iterator[tuple
                 claim = names.claim_name(run)
                 yield reasons.CLAIM_NOT_FOUND, f"there is no claim {claim}: create it, or name another in spec.storage.claimName"
             elif _age(pod, patience.now) >= patience.unscheduled_seconds:
-                yield reasons.POD_UNSCHEDULABLE, f"pod {name} fits no node: {message}"
+                yield reasons.POD_UNSCHEDULABLE, f"pod {name} is unschedulable: {message}"
     for container in status.get("containerStatuses") or ():
         waiting = container.get("state", {}).get("waiting", {})
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
@@ -97,7 +97,7 @@ def _pod_troubles(run: SpinRun, pod: Json, patience: Patience) -> Iterator[tuple
         elif reason in _CONFIG_REASONS:
             yield reasons.CONFIG_MISSING, f"{where}: {message or reason}: create what is missing, or correct the pod template"
         elif reason == "CrashLoopBackOff":
-            yield reasons.CONTAINER_CRASHING, f"{where} keeps ending{_last_end(container)}: see its logs"
+            yield reasons.CONTAINER_CRASHING, f"{where} is crash-looping{_last_end(container)}: see its logs"
 
 
 def _last_end(container: Json) -> str:

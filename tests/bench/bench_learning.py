@@ -22,7 +22,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from spinrun_cli.report.charts import LIGHT, SETTINGS
+from spinrun_cli.show.charts import LIGHT, SETTINGS
 from spinrun_worker.data import arithmetic
 from spinrun_worker.ledger import Layout, read_metrics
 

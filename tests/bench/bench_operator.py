@@ -28,12 +28,11 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from integration.control_plane import TOOLS, ControlPlane, new_control_plane  # noqa: E402
-from integration.operator.cluster import FAST, Cluster, spin_run  # noqa: E402
+from integration.operator.cluster import Cluster, spin_run  # noqa: E402
 from integration.operator.process import Process, operator_process  # noqa: E402
 from spinrun_kube import kinds  # noqa: E402
+from spinrun_kube.api import Api  # noqa: E402
 from spinrun_kube.names import RUN_LABEL  # noqa: E402
-from spinrun_operator.api import Api  # noqa: E402
-from spinrun_operator.metrics import Metrics  # noqa: E402
 from support.ports import free_port  # noqa: E402
 
 NAMESPACE = "bench"
@@ -76,7 +75,7 @@ def node(name: str) -> str:
 async def user(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
     """The namespace, seen by whoever starts the runs."""
     async with await config.new_client_from_config(str(control_plane.kubeconfig)) as api_client:
-        yield Cluster(Api(api_client, FAST, Metrics()), NAMESPACE)
+        yield Cluster(Api(api_client), NAMESPACE)
 
 
 async def create_all(cluster: Cluster, count: int) -> None:

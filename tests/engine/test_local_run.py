@@ -123,4 +123,4 @@ def survivors(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def is_vllm(process: psutil.Process) -> bool:
-    return CPU_SERVER in process.cmdline() and "guard.py" not in " ".join(process.cmdline())
+    return CPU_SERVER in process.cmdline() and "child_process.py" not in " ".join(process.cmdline())

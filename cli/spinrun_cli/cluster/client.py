@@ -1,24 +1,20 @@
 """The cluster as a person with a kubeconfig reaches it: requests that are tried again, and errors that say what to do."""
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 import yaml
 from kubernetes.aio import client, config
 
 from spinrun_api.run import KIND
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import POD, Kind
-from spinrun_operator.api import TRANSIENT, Api, ApiError
-from spinrun_operator.metrics import Metrics
-from spinrun_operator.settings import Settings
 
 Json = dict[str, Any]
 Result = TypeVar("Result")
@@ -45,7 +41,7 @@ class ForbiddenError(CommandError):
 
 
 class ConflictError(CommandError):
-    """Somebody else has changed the object."""
+    """Another writer has changed the object."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +57,21 @@ class Cluster:
     """A cluster, and the namespace that is meant where none is named."""
 
     api: Api
-    client: client.ApiClient
     host: str
     namespace: str
 
     async def request(self, verb: str, kind: Kind, namespace: str | None, name: str | None = None, **arguments: Any) -> Json:
-        """Sends a request about an object or, without a name, a collection; of all namespaces without one.
+        """Sends a request about an object or a collection.
 
-        arguments: those of `Api.request`. Raises CommandError.
+        Args:
+            verb: HTTP's method.
+            kind: Kind of the object.
+            namespace: None: all namespaces.
+            name: Name of the object; None: the collection.
+            arguments: Those of `Api.request`.
+
+        Raises:
+            CommandError: The cluster cannot be reached, or refuses.
         """
         for delay in (*RETRY_SECONDS, None):
             try:
@@ -81,29 +84,28 @@ class Cluster:
         raise AssertionError("the last try returns or raises")
 
     async def items(self, kind: Kind, namespace: str, **selectors: str) -> list[Json]:
-        """The objects of a namespace that the selectors select. Raises CommandError."""
+        """The objects of a namespace that the selectors select.
+
+        Raises:
+            CommandError: The cluster cannot be reached, or refuses.
+        """
         return (await self.request("GET", kind, namespace, query=selectors)).get("items") or []
 
     async def log(self, namespace: str, pod: str, **query: str) -> AsyncGenerator[bytes]:
-        """The log of a container, in pieces as they come, for as long as it lasts. query: that of the API's `log`. Raises
-        CommandError."""
-        method, url, headers, content, _ = await self.client.param_serialize(
-            "GET",
-            POD.path(namespace, pod, "log"),
-            query_params=list(query.items()),
-            header_params={"Accept": "*/*"},
-            auth_settings=["BearerToken"],
-        )
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS)
+        """The log of a container, in pieces as they come, until it ends.
+
+        Args:
+            namespace: Namespace of the pod.
+            pod: Name of the pod.
+            query: That of the API's `log`.
+
+        Raises:
+            CommandError: The cluster cannot be reached, or refuses.
+        """
         try:
-            response = (await self.client.call_api(method, url, headers, content, _request_timeout=limit)).response
-            try:
-                if response.status >= 400:
-                    raise _refusal(response.status, await response.read())
-                async for piece in response.content.iter_any():
+            async with aclosing(self.api.stream(POD.path(namespace, pod, "log"), query)) as pieces:
+                async for piece in pieces:
                     yield piece
-            finally:
-                response.close()
         except TRANSIENT as error:
             raise self._explained(error, "GET", POD, namespace, pod) from error
 
@@ -111,35 +113,26 @@ class Cluster:
         if isinstance(error, TimeoutError):
             return UnreachableError(f"the API server {self.host} did not answer within {TIMEOUT_SECONDS:g} s: check the network")
         if not isinstance(error, ApiError):
-            return UnreachableError(f"the API server {self.host} is not reached: {error}: check the network, or name a --context")
+            return UnreachableError(f"cannot reach the API server {self.host}: {error}: check the network or --context")
         where = f" in namespace {namespace}" if namespace else " in all namespaces"
         about = f"{kind.name} {name}{where}" if name else f"{kind.plural}{where}"
         match error.status:
             case 401:
-                return CommandError(f"the API server {self.host} does not know you: log in to the cluster again")
+                return CommandError(f"the API server {self.host} does not accept your credentials: log in to the cluster again")
             case 403:
                 return ForbiddenError(f"you may not {_action(verb, name)} {kind.plural}{where}: {error.message}")
             case 404 if error.reason != "NotFound":
                 return CommandError(f"the cluster does not know the kind {KIND}: install the chart first, see docs/install.md")
             case 404 if f'namespaces "{namespace}"' in error.message:
-                return NotFoundError(f"there is no namespace {namespace}: create it, or name another with -n")
+                return NotFoundError(f"there is no namespace {namespace}: create it, or choose another with -n")
             case 404:
-                return NotFoundError(f"there is no {about}: `spinrun get -A` lists what there is")
+                return NotFoundError(f"there is no {about}: `spinrun get -A` lists all runs")
             case 409:
-                return ConflictError(f"{about} was changed by somebody else: {error.message}")
+                return ConflictError(f"conflict with another change of {about}: {error.message}")
             case 400 | 422:
-                return InvalidInputError(f"the API server refuses {about}: {_plain(error.message)}")
+                return InvalidInputError(f"the API server rejected {about}: {_plain(error.message)}")
             case _:
                 return UnreachableError(f"the API server {self.host} cannot serve {about} now: {error}; try again later")
-
-
-def _refusal(status: int, body: bytes) -> ApiError:
-    """What the API server says instead of a log."""
-    try:
-        document = json.loads(body)
-        return ApiError(status, str(document["reason"]), str(document["message"]))
-    except (ValueError, KeyError, TypeError):
-        return ApiError(status, "", body[:200].decode("utf-8", "replace"))
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -158,7 +151,11 @@ def _plain(message: str) -> str:
 
 
 def run(access: Access, work: Callable[[Cluster], Awaitable[Result]]) -> Result:
-    """Does something with the cluster that is meant. Raises CommandError."""
+    """Does something with the cluster that is meant.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
 
     async def connected() -> Result:
         async with connect(access) as cluster:
@@ -171,7 +168,8 @@ def run(access: Access, work: Callable[[Cluster], Awaitable[Result]]) -> Result:
 async def connect(access: Access) -> AsyncGenerator[Cluster]:
     """The cluster that is meant: by KUBECONFIG or ~/.kube/config, in a pod without them by its service account.
 
-    Raises CommandError.
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
     """
     configuration = client.Configuration()
     try:
@@ -182,8 +180,8 @@ async def connect(access: Access) -> AsyncGenerator[Cluster]:
         raise InvalidInputError(f"the kubeconfig cannot be used: {error}; see `kubectl config get-contexts`") from error
     async with api_client:
         api_client.user_agent = "spinrun"
-        api = Api(api_client, Settings(request_timeout_seconds=TIMEOUT_SECONDS), Metrics())
-        yield Cluster(api, api_client, configuration.host, access.namespace or namespace)
+        api = Api(api_client, request_timeout_seconds=TIMEOUT_SECONDS)
+        yield Cluster(api, configuration.host, access.namespace or namespace)
 
 
 async def _configure(configuration: client.Configuration, access: Access) -> str:

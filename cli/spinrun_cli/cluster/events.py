@@ -1,7 +1,6 @@
 """`spinrun events`: the Events of a run and its children, in the order of time."""
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -11,16 +10,19 @@ import typer
 
 from spinrun_api.run import KIND
 from spinrun_cli.cluster.client import Access, Cluster, run
-from spinrun_cli.cluster.view import age, columns
-from spinrun_cli.text import printable
-from spinrun_kube import times
+from spinrun_cli.show.text import age_since, printable, table
+from spinrun_kube import names, times
 from spinrun_kube.kinds import EVENT, SPIN_RUN
 
 Json = dict[str, Any]
 
 
 def show_events(name: str, access: Access, *, as_json: bool) -> None:
-    """Prints the Events. Raises CommandError."""
+    """Prints the Events.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
     run(access, partial(_show, name, as_json))
 
 
@@ -30,9 +32,9 @@ async def _show(name: str, as_json: bool, cluster: Cluster) -> None:
     if as_json:
         typer.echo(json.dumps({"items": [_document(event) for event in found]}, indent=2))
     elif found:
-        typer.echo(columns(_rows(found, times.utc_now())))
+        typer.echo(table(_rows(found, times.utc_now())))
     else:
-        typer.echo(f"There are no events of {name}: the API server forgets them, by default after an hour.", err=True)
+        typer.echo(f"There are no events for {name}: the API server deletes them, by default after an hour.", err=True)
 
 
 def events_of(document: Json, events: Sequence[Json]) -> list[Json]:
@@ -41,16 +43,14 @@ def events_of(document: Json, events: Sequence[Json]) -> list[Json]:
     Children are known by their names: many are gone when one reads of them.
     """
     metadata = document["metadata"]
-    children = re.compile(
-        re.escape(metadata["name"]) + r"-(rollout(-\d+)?|trainer(-\d+(-\d+(-\w+)?)?)?|ledger|token|run|spinrun)(\.\w+)?"
-    )
 
     def belongs(event: Json) -> bool:
         about = event["involvedObject"]
         if about.get("kind") == KIND:
             return about.get("uid") == metadata["uid"]
         # A run of the same name before this one had children of the same names.
-        return children.fullmatch(about.get("name", "")) is not None and times.of_event(event) >= metadata["creationTimestamp"]
+        is_child = names.is_child_of(metadata["name"], about.get("kind", ""), about.get("name", ""))
+        return is_child and times.of_event(event) >= metadata["creationTimestamp"]
 
     return sorted(filter(belongs, events), key=times.of_event)
 
@@ -70,7 +70,7 @@ def _rows(events: Sequence[Json], now: datetime) -> list[Sequence[object]]:
     rows: list[Sequence[object]] = [["LAST", "TYPE", "REASON", "OBJECT", "COUNT", "MESSAGE"]]
     for event in map(_document, events):
         message = " ".join(printable(event["message"] or "").split())
-        rows.append([age(event["time"], now), event["type"], event["reason"], event["object"], event["count"], message])
+        rows.append([age_since(event["time"], now), event["type"], event["reason"], event["object"], event["count"], message])
     return rows
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,10 @@ import yaml
 
 from spinrun_cli.cluster.client import Access, Cluster, ForbiddenError, run
 from spinrun_cli.cluster.follow import POLL_SECONDS
-from spinrun_cli.cluster.view import columns, details, parsed, pod_labels, resource_name, table_rows
+from spinrun_cli.cluster.runs import parsed, pod_labels, resource_name
+from spinrun_cli.queries import GetQuery
+from spinrun_cli.show.details import details, table_rows
+from spinrun_cli.show.text import table
 from spinrun_kube import times
 from spinrun_kube.kinds import EVENT, POD, SPIN_RUN, Kind
 
@@ -21,30 +23,23 @@ Json = dict[str, Any]
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 
-@dataclass(frozen=True)
-class Question:
-    """What to show."""
+def get_runs(query: GetQuery, access: Access) -> None:
+    """Prints runs.
 
-    name: str | None
-    all_namespaces: bool
-    output: str | None
-    """wide, json, yaml or name."""
-    watch: bool
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
+    run(access, partial(_get, query))
 
 
-def get_runs(question: Question, access: Access) -> None:
-    """Prints runs. Raises CommandError."""
-    run(access, partial(_get, question))
-
-
-async def _get(question: Question, cluster: Cluster) -> None:
-    namespace = None if question.all_namespaces else cluster.namespace
-    if question.output in ("json", "yaml", "name"):
-        typer.echo(_document(await cluster.request("GET", SPIN_RUN, namespace, question.name), question.output))
-    elif question.name is None or question.output == "wide" or question.watch:
-        await _tabulate(question, namespace, cluster)
+async def _get(query: GetQuery, cluster: Cluster) -> None:
+    namespace = None if query.all_namespaces else cluster.namespace
+    if query.output in ("json", "yaml", "name"):
+        typer.echo(_document(await cluster.request("GET", SPIN_RUN, namespace, query.name), query.output))
+    elif query.name is None or query.output == "wide" or query.watch:
+        await _tabulate(query, namespace, cluster)
     else:
-        typer.echo(await _details(question.name, cluster))
+        typer.echo(await _details(query.name, cluster))
 
 
 # --- documents -----------------------------------------------------------------------------------------------------
@@ -69,23 +64,23 @@ def _without_managed_fields(run: Json) -> Json:
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-async def _tabulate(question: Question, namespace: str | None, cluster: Cluster) -> None:
+async def _tabulate(query: GetQuery, namespace: str | None, cluster: Cluster) -> None:
     """Prints the table; with `watch`, also every row that changes from then on."""
     shown: dict[str, str] | None = None
     while True:
-        table = await cluster.request("GET", SPIN_RUN, namespace, question.name, accept=TABLE)
-        versions = {row["object"]["metadata"]["uid"]: row["object"]["metadata"]["resourceVersion"] for row in table["rows"]}
-        rows = table_rows(table, wide=question.output == "wide", with_namespace=question.all_namespaces)
-        headings, *lines = columns(rows).splitlines()
+        answer = await cluster.request("GET", SPIN_RUN, namespace, query.name, accept=TABLE)
+        versions = {row["object"]["metadata"]["uid"]: row["object"]["metadata"]["resourceVersion"] for row in answer["rows"]}
+        rows = table_rows(answer, wide=query.output == "wide", with_namespace=query.all_namespaces)
+        headings, *lines = table(rows).splitlines()
         if shown is None and lines:
             typer.echo(headings)
         for (uid, version), line in zip(versions.items(), lines, strict=True):
             if (shown or {}).get(uid) != version:
                 typer.echo(line)
-        if not lines and not question.watch:
+        if not lines and not query.watch:
             where = f"namespace {namespace}" if namespace else "any namespace"
-            typer.echo(f"There is no SpinRun in {where}.", err=True)
-        if not question.watch:
+            typer.echo(f"No SpinRuns found in {where}.", err=True)
+        if not query.watch:
             return
         shown = versions if shown or lines else None
         await asyncio.sleep(POLL_SECONDS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from spinrun_api.run import SpinRun
 from spinrun_cli.cluster.client import Cluster, ConflictError, NotFoundError
-from spinrun_cli.cluster.view import parsed
+from spinrun_cli.cluster.runs import parsed
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_kube import names
 from spinrun_kube.kinds import CHILDREN, POD, Kind
@@ -40,7 +40,7 @@ HOPELESS = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "Create
 """Why a container waits when waiting longer does not help."""
 
 UNKNOWN = ("No such command", "No such option", "spinrun: not found")
-"""What is said where the image's SpinRun does not know what it is asked."""
+"""What an older SpinRun in the image says of a command that it does not know."""
 
 _KINDS = {kind.name: kind for kind in CHILDREN}
 _CLAIM, _JOB, _STATEFUL_SET = _KINDS["PersistentVolumeClaim"], _KINDS["Job"], _KINDS["StatefulSet"]
@@ -50,9 +50,15 @@ async def run_beside_ledger(
     cluster: Cluster, document: Json, arguments: Arguments, write: Callable[[bytes], object], *, image: str | None = None
 ) -> None:
     """Runs a `spinrun` command beside the run's ledger and hands its output on as it comes; the pod is deleted whatever happens.
+    Args:
+        cluster: Where the run is.
+        document: The run.
+        arguments: Of the command.
+        write: Takes the output.
+        image: To use instead of the run's own.
 
-    image: to use instead of the run's own.
-    Raises CommandError when the pod cannot start or takes too long, and what the command itself ended with.
+    Raises:
+        CommandError: The pod cannot start or takes too long, or the command itself failed.
     """
     run = parsed(document)
     namespace = names.namespace(run)
@@ -62,7 +68,7 @@ async def run_beside_ledger(
     name = pod["metadata"]["name"]
     with _signals_cancel():
         try:
-            # A request whose answer was lost is sent again; the name is no one else's.
+            # A request whose answer was lost is sent again; nobody else uses the name.
             with suppress(ConflictError):
                 await cluster.request("POST", POD, namespace, body=pod)
             ended = await _until_started(cluster, namespace, name)
@@ -78,10 +84,17 @@ async def run_beside_ledger(
 
 
 def ledger_pod(run: SpinRun, arguments: Sequence[str], image: str, template: Json, pull_policy: str) -> Json:
-    """The pod that runs `spinrun ARGUMENTS...`. template: the spec of a pod of the run.
+    """The pod that runs `spinrun ARGUMENTS...`.
 
-    It has none of the labels of the run's pods, for which the operator and `spinrun suspend --wait` would take it. With its run
-    it goes at the latest.
+    It has none of the labels of the run's pods, for which the operator and `spinrun suspend --wait` would take it. It is deleted
+    with its run at the latest.
+
+    Args:
+        run: Whose ledger it reads.
+        arguments: Of the command.
+        image: Of the container.
+        template: The spec of a pod of the run.
+        pull_policy: When the image is pulled.
     """
     script = f'exec spinrun "$@" 2>{TERMINATION_LOG}'
     container = pods.container(
@@ -131,7 +144,7 @@ async def _check_claim(cluster: Cluster, run: SpinRun) -> None:
     try:
         await cluster.request("GET", _CLAIM, names.namespace(run), name)
     except NotFoundError as error:
-        raise NotFoundError(f"{run.metadata.name} has no ledger: its claim {name} is not there, or not yet") from error
+        raise NotFoundError(f"{run.metadata.name} has no ledger: its claim {name} does not exist, or not yet") from error
 
 
 async def _source(cluster: Cluster, run: SpinRun, image: str | None) -> tuple[str, Json, str]:
@@ -148,7 +161,9 @@ async def _source(cluster: Cluster, run: SpinRun, image: str | None) -> tuple[st
             container = next(each for each in spec["containers"] if each["name"] == container_name)
             return image or container["image"], spec, container["imagePullPolicy"]
     if image is None and run.spec.trainer.image is None:
-        raise CommandError(f"{run.metadata.name} has neither trainer nor rollouts to take the image from: name one with --image")
+        raise CommandError(
+            f"{run.metadata.name} has neither trainer nor rollouts to take the image from: choose one with --image"
+        )
     defaults = Settings()
     user = defaults.run_as_user
     security = {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
@@ -168,8 +183,8 @@ async def _until_started(cluster: Cluster, namespace: str, name: str) -> Json:
             return pod
         reason, message = _obstacle(pod)
         if reason in HOPELESS or time.monotonic() - started > START_SECONDS:
-            why = f"{reason}: {message}" if reason else "nothing says why"
-            raise CommandError(f"the pod {name}, which reads the ledger, has not started ({why}); see --image")
+            why = f"{reason}: {message}" if reason else "no reason is known"
+            raise CommandError(f"the pod {name}, which reads the ledger, did not start ({why}); see --image")
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -201,7 +216,7 @@ async def _follow(cluster: Cluster, namespace: str, name: str, write: Callable[[
                     return pod
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError as error:
-        raise CommandError(f"the pod {name} was not done with the ledger after {RUN_SECONDS:g} s") from error
+        raise CommandError(f"the pod {name} was still reading the ledger after {RUN_SECONDS:g} s") from error
 
 
 def _check_end(pod: Json, run: SpinRun, ledger: str) -> None:
@@ -209,7 +224,7 @@ def _check_end(pod: Json, run: SpinRun, ledger: str) -> None:
     ended = _state(pod).get("terminated")
     if ended is None:
         status = pod["status"]
-        raise CommandError(f"the pod {pod['metadata']['name']} was ended: {status.get('reason')}: {status.get('message')}")
+        raise CommandError(f"the pod {pod['metadata']['name']} was terminated: {status.get('reason')}: {status.get('message')}")
     if ended["exitCode"] == 0:
         return
     said = (ended.get("message") or "").strip().removeprefix("error: ")
@@ -217,7 +232,7 @@ def _check_end(pod: Json, run: SpinRun, ledger: str) -> None:
         raise CommandError(f"{run.metadata.name} has written nothing to its ledger yet: see `spinrun watch {run.metadata.name}`")
     unknown = [line.strip("│ ") for line in said.splitlines() if any(each in line for each in UNKNOWN)]
     if unknown:
-        said = f"the SpinRun in the run's image is of another version ({unknown[-1]}): name a newer one with --image"
+        said = f"the run's image has another version of SpinRun ({unknown[-1]}): choose a newer image with --image"
     message = said or f"the command in the pod ended with exit code {ended['exitCode']} ({ended.get('reason')})"
     raise (InvalidInputError if ended["exitCode"] == InvalidInputError.exit_code else CommandError)(message)
 

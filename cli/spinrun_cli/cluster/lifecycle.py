@@ -9,45 +9,50 @@ from typing import Any
 import typer
 
 from spinrun_cli.cluster.client import Access, Cluster, NotFoundError, run
-from spinrun_cli.cluster.follow import (
-    POLL_SECONDS,
-    Reporter,
-    condition,
-    follow,
-    is_finished,
-    outcome,
-    status_of,
-)
-from spinrun_cli.cluster.view import ledger_place, pod_labels, resource_name
+from spinrun_cli.cluster.follow import POLL_SECONDS, ProgressPrinter, follow
+from spinrun_cli.cluster.runs import ledger_place, pod_labels, resource_name
+from spinrun_cli.cluster.status import condition, is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError
+from spinrun_kube.api import MERGE_PATCH
 from spinrun_kube.kinds import POD, SPIN_RUN
-from spinrun_operator.api import MERGE_PATCH
 
 Json = dict[str, Any]
 
 FIELD_MANAGER = "spinrun-suspend"
-"""Another than that of `submit`: a file that says otherwise than a later command meets a conflict that names the command."""
+"""Not that of `submit`: a file that contradicts a later command meets a conflict that names the command."""
 
 
 def suspend(name: str, access: Access, *, wait: bool, timeout: float | None) -> None:
-    """Suspends a run; with `wait`, until its pods are gone. Raises CommandError."""
+    """Suspends a run; with `wait`, until its pods are gone.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
     run(access, partial(_set_suspend, name, True, wait, timeout))
 
 
 def resume(name: str, access: Access, *, wait: bool, timeout: float | None) -> None:
-    """Lets a suspended run go on; with `wait`, until its trainer and rollouts are ready. Raises CommandError."""
+    """Resumes a suspended run; with `wait`, until its trainer and rollouts are ready.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
     run(access, partial(_set_suspend, name, False, wait, timeout))
 
 
 def delete(name: str, access: Access, *, wait: bool, timeout: float | None) -> None:
-    """Deletes a run and says where its ledger stays; with `wait`, until its pods are gone. Raises CommandError."""
+    """Deletes a run and says where its ledger stays; with `wait`, until its pods are gone.
+
+    Raises:
+        CommandError: The cluster cannot be reached, or refuses.
+    """
     run(access, partial(_delete, name, wait, timeout))
 
 
 async def _set_suspend(name: str, wanted: bool, wait: bool, timeout: float | None, cluster: Cluster) -> None:
     before = await cluster.request("GET", SPIN_RUN, cluster.namespace, name)
     if (end := outcome(status_of(before))) is not None:
-        raise CommandError(f"{name} is {end.type} already: there is nothing to {'suspend' if wanted else 'resume'}")
+        raise CommandError(f"{name} is already {end.type}: there is nothing to {'suspend' if wanted else 'resume'}")
     patch, query = {"spec": {"lifecycle": {"suspend": wanted}}}, {"fieldManager": FIELD_MANAGER}
     after = await cluster.request("PATCH", SPIN_RUN, cluster.namespace, name, query=query, body=patch, content_type=MERGE_PATCH)
     is_news = before["spec"]["lifecycle"]["suspend"] != wanted
@@ -55,8 +60,8 @@ async def _set_suspend(name: str, wanted: bool, wait: bool, timeout: float | Non
     if not wait:
         return
     until, goal = (_is_suspended, "suspended") if wanted else (_is_running, "running")
-    with Reporter() as reporter:
-        after = await follow(cluster, after, reporter, until, timeout=timeout, goal=goal)
+    with ProgressPrinter() as printer:
+        after = await follow(cluster, after, printer, until, timeout=timeout, goal=goal)
     if (end := outcome(status_of(after))) is not None and end.type == "Failed":
         raise CommandError(f"{name} failed: {end.message}")
 
@@ -95,6 +100,6 @@ async def _until_gone(document: Json, timeout: float | None, cluster: Cluster) -
     while pods := await cluster.items(POD, cluster.namespace, labelSelector=pod_labels(document)):
         if timeout is not None and time.monotonic() - started > timeout:
             names = ", ".join(pod["metadata"]["name"] for pod in pods)
-            raise CommandError(f"after {timeout:g} s there are still pods: {names}")
+            raise CommandError(f"after {timeout:g} s these pods are still there: {names}")
         await asyncio.sleep(POLL_SECONDS)
-    typer.echo("  all of its pods are gone")
+    typer.echo("  all its pods are gone")

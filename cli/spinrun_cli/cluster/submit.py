@@ -12,11 +12,12 @@ import typer
 from spinrun_api.documents import InvalidDocumentError, Problem, parse_run, read_documents
 from spinrun_api.run import API_VERSION, GROUP, KIND, PLURAL
 from spinrun_cli.cluster.client import Access, Cluster, ConflictError, NotFoundError, run
-from spinrun_cli.cluster.follow import Reporter, follow, is_finished, outcome, status_of
+from spinrun_cli.cluster.follow import ProgressPrinter, follow
+from spinrun_cli.cluster.status import is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.overrides import PATH_FIELDS, merge, parse_override
+from spinrun_kube.api import APPLY
 from spinrun_kube.kinds import SPIN_RUN
-from spinrun_operator.api import APPLY
 
 Json = dict[str, Any]
 
@@ -43,9 +44,14 @@ class Submission:
 
 
 def submit_files(files: Sequence[Path], overrides: Sequence[str], access: Access, submission: Submission) -> int:
-    """Submits every SpinRun of the files. Returns the exit code: 1 when a run that was waited for failed.
+    """Submits every SpinRun of the files.
 
-    Raises InvalidInputError with every problem before anything is sent, and CommandError.
+    Returns:
+        The exit code: 1 when a run that was waited for failed.
+
+    Raises:
+        InvalidInputError: The message names every problem; nothing has been sent.
+        CommandError: The cluster cannot be reached, or refuses.
     """
     documents = read_runs([STANDARD_INPUT if path == Path("-") else path for path in files], overrides)
     return run(access, partial(_submit, documents, submission))
@@ -55,7 +61,11 @@ def submit_files(files: Sequence[Path], overrides: Sequence[str], access: Access
 
 
 def read_runs(files: Sequence[Path], overrides: Sequence[str]) -> list[Json]:
-    """Every SpinRun of the files as it is to be sent. Raises InvalidInputError with every problem of every file."""
+    """Every SpinRun of the files as it is to be sent.
+
+    Raises:
+        InvalidInputError: The message names every problem of every file.
+    """
     changes = [parse_override(override) for override in overrides]
     runs: list[Json] = []
     problems: list[str] = []
@@ -85,9 +95,9 @@ def _of_our_kind(path: Path) -> list[tuple[str, Json]]:
         if document.get("kind", KIND) == KIND:
             ours.append((source, document))
         else:
-            typer.echo(f"{source}: the {document['kind']} is not sent: apply it with kubectl", err=True)
+            typer.echo(f"{source}: skipping the {document['kind']}: apply it with kubectl", err=True)
     if not ours:
-        raise InvalidDocumentError(str(path), [Problem("kind", f"no document of kind {KIND} is in the file: write one")])
+        raise InvalidDocumentError(str(path), [Problem("kind", f"the file has no document of kind {KIND}: add one")])
     return ours
 
 
@@ -98,7 +108,7 @@ def _checked(document: Json, source: str, changes: Sequence[Json]) -> Json:
     parse_run(document, source)
     local = [".".join(path) for path in PATH_FIELDS if str(_value(document, path)).startswith(("./", "../", "~/"))]
     if local:
-        message = "names a file of this machine, which no pod sees: give a Hub id, or an absolute path on the ledger's volume"
+        message = "names a file on this machine, which pods cannot see: use a Hub id, or an absolute path on the ledger's volume"
         raise InvalidDocumentError(source, [Problem(path, message) for path in local])
     metadata = {key: document["metadata"][key] for key in USERS_METADATA if key in document["metadata"]}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": document["spec"]}
@@ -118,14 +128,14 @@ async def _submit(documents: Sequence[Json], submission: Submission, cluster: Cl
     applied = [await _apply(_placed(document, submission, cluster), submission, cluster) for document in documents]
     if submission.dry_run or not submission.wait:
         return 0
-    with Reporter() as reporter:
-        wait = partial(follow, cluster, reporter=reporter, until=is_finished, timeout=submission.timeout, goal="over")
+    with ProgressPrinter() as printer:
+        wait = partial(follow, cluster, listener=printer, until=is_finished, timeout=submission.timeout, goal="over")
         results = await asyncio.gather(*map(wait, applied), return_exceptions=True)
     return max(map(_exit_code, results))
 
 
 def _exit_code(result: Json | BaseException) -> int:
-    """0 for a run that is complete. Why another could not be followed is said. Raises what is no CommandError."""
+    """0 for a run that is complete. Why another could not be followed is said. Raises what is not a CommandError."""
     if isinstance(result, CommandError):
         typer.echo(f"error: {result}", err=True)
         return result.exit_code
@@ -145,8 +155,8 @@ def _placed(document: Json, submission: Submission, cluster: Cluster) -> Json:
 
 
 async def _apply(document: Json, submission: Submission, cluster: Cluster) -> Json:
-    """Applies a run and says what came of it. Server-side: what the file no longer has goes, and what somebody else has set
-    is not overwritten unasked. Raises CommandError."""
+    """Applies a run and says what came of it. Server-side: what the file no longer has goes, and what others have set
+    is not overwritten unless asked for. Raises CommandError."""
     name, namespace = document["metadata"]["name"], document["metadata"]["namespace"]
     query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
     query |= {"dryRun": "All"} if submission.dry_run else {}
@@ -170,9 +180,9 @@ def _tell(before: Json | None, after: Json, submission: Submission) -> None:
     if submission.dry_run or submission.wait:
         return
     if (end := outcome(status_of(after))) is not None:
-        typer.echo(f"  it is {end.type}: to train again, delete it first, or submit it under another name")
+        typer.echo(f"  it is already {end.type}: to train again, delete it first, or submit it under another name")
     else:
-        typer.echo(f"  how it goes: spinrun get {name} -n {namespace}")
+        typer.echo(f"  to follow it: spinrun watch {name} -n {namespace}")
 
 
 def _content(run: Json) -> list[Any]:

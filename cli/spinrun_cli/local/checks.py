@@ -32,7 +32,11 @@ UNUSED = (
 
 
 def check_installed() -> None:
-    """Raises CommandError when the packages of the worker are missing."""
+    """Looks for the packages of the worker.
+
+    Raises:
+        CommandError: Some are missing.
+    """
     missing = [name for name in ("torch", "transformers", "peft", "aiohttp", "vllm") if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(
@@ -42,7 +46,11 @@ def check_installed() -> None:
 
 
 def check_preference(run: SpinRun) -> None:
-    """Look for the key of the preference's endpoint. Raises InvalidInputError when it is not there."""
+    """Look for the key of the preference's endpoint.
+
+    Raises:
+        InvalidInputError: It is not there.
+    """
     endpoint = run.spec.preference.endpoint
     if endpoint is not None and endpoint.secret_ref is not None and not os.environ.get(PREFERENCE_KEY, "").strip():
         raise InvalidInputError(
@@ -56,9 +64,10 @@ TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboardX", "mlflow": "mlflow"}
 
 
 def check_trackers(run: SpinRun) -> None:
-    """Look for the packages of trackers. Raises InvalidInputError naming the first that is not there.
+    """Look for the packages of trackers.
 
-    A run would go on without; but here, where nothing has begun, it is quickly mended.
+    Raises:
+        InvalidInputError: One is missing. A run would continue without it; here it is quickly fixed.
     """
     for name, package in TRACKERS.items():
         if getattr(run.spec.telemetry, name) is not None and importlib.util.find_spec(package) is None:
@@ -68,7 +77,11 @@ def check_trackers(run: SpinRun) -> None:
 
 
 def check_sources(run: SpinRun) -> None:
-    """Look for the model, the tokenizer and data files. Raises InvalidInputError naming the first that is not there."""
+    """Look for the model, the tokenizer and data files.
+
+    Raises:
+        InvalidInputError: Names the first that is missing.
+    """
     model, data = run.spec.model, run.spec.data
     _check_model("spec.model", model.source, model.revision)
     if model.tokenizer is not None and model.tokenizer.startswith("/") and not Path(model.tokenizer).is_dir():
@@ -109,7 +122,7 @@ def _check_model(block: str, source: str, revision: str | None) -> None:
         known = False
     if not known:
         raise InvalidInputError(
-            f"{block}.source: {source} is no Hugging Face model: its config.json is missing or names no model_type"
+            f"{block}.source: {source} is not a Hugging Face model: its config.json is missing or has no model_type"
         )
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from spinrun_cli.local import guard
+from spinrun_protocol import child_process
 from spinrun_protocol.commands import PYTHON, Process
 
 LONGEST_LINE = 500
@@ -26,7 +26,12 @@ class Child:
     """A process that may be started many times, one life after the other."""
 
     def __init__(self, name: str, log: Path) -> None:
-        """name: what people call it. log: file that the output of all lives is appended to."""
+        """Starts nothing yet.
+
+        Args:
+            name: What people call it.
+            log: File that the output of all lives is appended to.
+        """
         self.name = name
         self.log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -38,14 +43,19 @@ class Child:
         return self._process is not None and self._process.returncode is None
 
     async def start(self, process: Process, environment: Mapping[str, str]) -> None:
-        """Start a life. environment: of all children; what the process itself brings is added."""
+        """Start a life.
+
+        Args:
+            process: Its command line, and what it adds to the environment.
+            environment: Of all children.
+        """
         command = [sys.executable if word == PYTHON else word for word in process.command]
         with self.log.open("ab") as log:
             log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {' '.join(command)}\n".encode())
             log.flush()
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command),
+                *(sys.executable, "-I", "-S", child_process.__file__, str(os.getpid()), *command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -69,7 +79,7 @@ class Child:
 
     def kill(self) -> None:
         """Kill it with all that it has started."""
-        self._signal(guard.KILL)
+        self._signal(child_process.KILL)
 
     async def stop(self, seconds: float) -> None:
         """Ask it to end, kill it when it has not after this time, and wait until it is gone."""
@@ -92,7 +102,7 @@ class Child:
             return []
 
     def found_port_taken(self) -> bool:
-        """Whether this life ended because somebody else has its port."""
+        """Whether this life ended because another process has its port."""
         return any(PORT_TAKEN in line.lower() for line in self.last_lines(60))
 
     def _signal(self, number: signal.Signals) -> None:

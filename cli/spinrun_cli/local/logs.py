@@ -7,8 +7,8 @@ from pathlib import Path
 
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.folder import RunFolder
-from spinrun_cli.questions import LogsQuestion
-from spinrun_cli.text import LineSplitter, LineWriter
+from spinrun_cli.log_lines import LineSplitter, LineWriter
+from spinrun_cli.queries import LogsQuery
 
 POLL_SECONDS = 0.5
 _LIFE = re.compile(rb"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)
@@ -39,18 +39,20 @@ class _Log:
         return piece
 
 
-def show_logs(folder: Path, question: LogsQuestion, *, as_json: bool) -> None:
+def show_logs(folder: Path, query: LogsQuery, *, as_json: bool) -> None:
     """Prints logs of a local run, with `follow` until it has ended.
 
-    Raises InvalidInputError when there is no such process, CommandError when a log cannot be read.
+    Raises:
+        InvalidInputError: There is no such process.
+        CommandError: A log cannot be read.
     """
     run = RunFolder(folder)
-    logs = _chosen(run, question)
+    logs = _chosen(run, query)
     write = LineWriter(as_json=as_json, expected=len(logs))
     try:
         for log in logs:
-            _print_life(log, question, write)
-        while question.follow:
+            _print_life(log, query, write)
+        while query.follow:
             # Looked for before the last read: nothing is written after that.
             at_work = run.is_held()
             for log in logs:
@@ -63,29 +65,29 @@ def show_logs(folder: Path, question: LogsQuestion, *, as_json: bool) -> None:
         raise CommandError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _chosen(run: RunFolder, question: LogsQuestion) -> list[_Log]:
+def _chosen(run: RunFolder, query: LogsQuery) -> list[_Log]:
     """The logs that are meant, the trainer's first. Raises InvalidInputError when there are none."""
     present = [
         _Log(path.stem, path) for path in sorted(run.logs.glob("*.log"), key=lambda path: (path.stem != "trainer", path.stem))
     ]
     if not present:
-        raise InvalidInputError(f"{run.root} holds no logs: they are in the folder of a local run, once it has started")
+        raise InvalidInputError(f"{run.root} holds no logs: a local run writes them once it has started")
     # All ranks of a machine write into one log.
-    role = "trainer" if question.rank is not None else question.role
-    chosen = [log for log in present if role in (None, log.name.partition("-")[0]) and question.pod in (None, log.name)]
+    role = "trainer" if query.rank is not None else query.role
+    chosen = [log for log in present if role in (None, log.name.partition("-")[0]) and query.pod in (None, log.name)]
     if not chosen:
-        raise InvalidInputError(f"{run.root} has no such log: there are {', '.join(log.name for log in present)}")
-    if question.previous:
+        raise InvalidInputError(f"{run.root} has no such log; it has {', '.join(log.name for log in present)}")
+    if query.previous:
         chosen = [log for log in chosen if len(log.lives()) > 1]
     if not chosen:
-        raise InvalidInputError(f"no such process of {run.root} had a life before its present one")
+        raise InvalidInputError(f"no such process of {run.root} has a previous log")
     return chosen
 
 
-def _print_life(log: _Log, question: LogsQuestion, write: LineWriter) -> None:
-    log.position, end = log.lives()[-2 if question.previous else -1]
+def _print_life(log: _Log, query: LogsQuery, write: LineWriter) -> None:
+    log.position, end = log.lives()[-2 if query.previous else -1]
     lines = log.splitter.lines(log.read(end))
-    if not question.follow:
+    if not query.follow:
         lines += log.splitter.end()
-    for line in lines if question.tail is None else lines[max(0, len(lines) - question.tail) :]:
+    for line in lines if query.tail is None else lines[max(0, len(lines) - query.tail) :]:
         write(log.name, line)

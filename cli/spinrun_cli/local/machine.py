@@ -24,11 +24,11 @@ SHARED_GPU_MEMORY = 0.4
 
 @dataclass(frozen=True)
 class Machine:
-    """Processors and number type."""
+    """Accelerator and dtype."""
 
     accelerator: Accelerator
     dtype: str
-    """Number type of vLLM's arithmetic where the run leaves it open."""
+    """That of vLLM's arithmetic where the run leaves it open."""
     gpus: tuple[str, ...] = ()
     """GPUs by the names that CUDA_VISIBLE_DEVICES takes."""
 
@@ -36,7 +36,7 @@ class Machine:
 def known_without_probe(run: SpinRun, cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine | None:
     """The machine, when the installed vLLM is one for CPUs and there is nothing to measure; else None.
 
-    There is nothing to measure when the run names the number type, or when the processor only emulates bfloat16.
+    There is nothing to measure when the run names the dtype, or when the processor only emulates bfloat16.
     """
     if not _vllm_is_for_cpus():
         return None
@@ -63,7 +63,7 @@ def _vllm_is_for_cpus() -> bool:
 
 
 def measure() -> Machine:
-    """Look at GPUs, and without any measure which number type this processor is faster with."""
+    """Look at GPUs, and, where there are none, which dtype this processor is faster with."""
     import torch
 
     from spinrun_worker.trainer.model.precision import choose_compute_dtype
@@ -77,7 +77,13 @@ def measure() -> Machine:
 
 
 def parse(line: str) -> Machine:
-    """The machine from the probe's last line. Raises ValueError or TypeError when it is none."""
+    """The machine from the probe's last line.
+
+    Raises:
+        ValueError: The line is not JSON.
+        KeyError: Something is missing in it.
+        TypeError: It is something else.
+    """
     document = json.loads(line)
     return Machine(document["accelerator"], document["dtype"], tuple(document["gpus"]))
 
@@ -85,8 +91,11 @@ def parse(line: str) -> Machine:
 def share_cores(cores: int, among: int, *, overlap: int = 0) -> int:
     """Cores for each of the processes of one kind, at least one.
 
-    among: rollouts, scorers, or ranks of the trainer. Other kinds are not counted, because rollouts generate, then scorers score,
-    then the trainer trains, but with overlap, where the rollouts work beside the trainer: either has half of the cores.
+    Args:
+        cores: Cores that there are.
+        among: Number of rollouts, scorers, or ranks of the trainer. Other kinds are not counted, because rollouts generate, then
+            scorers score, then the trainer trains.
+        overlap: 1 where the rollouts work beside the trainer: then either has half of the cores.
     """
     return max(1, cores // (1 + overlap) // among)
 
@@ -102,9 +111,12 @@ class GpuPlan:
 
 
 def share_gpus(gpus: Sequence[str], *, servers: Sequence[int], ranks: int) -> GpuPlan:
-    """The trainer's ranks take the first GPUs, the vLLM servers the next. Too few: servers start anew at the first, and share.
+    """The trainer's ranks take the first GPUs, the vLLM servers the next; if there are too few, servers share from the first on.
 
-    servers: GPUs that each of them wants.
+    Args:
+        gpus: GPUs by their names.
+        servers: GPUs that each vLLM server needs.
+        ranks: Ranks of the trainer.
     """
     alone = ranks + sum(servers) <= len(gpus)
     others = cycle(gpus[ranks:] if alone else gpus)

@@ -9,8 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.live import Live
 
-from spinrun_cli.local import view as views
-from spinrun_cli.local.view import View
+from spinrun_cli.show import render
+from spinrun_cli.show.snapshot import Snapshot
 
 QUIET_SECONDS = 30.0
 """Longest silence of the line form."""
@@ -19,8 +19,8 @@ QUIET_SECONDS = 30.0
 class Reporter(Protocol):
     """Where a supervisor tells what happens."""
 
-    def show(self, view: View) -> None:
-        """The state has been looked at again."""
+    def show(self, snapshot: Snapshot) -> None:
+        """The run has been looked at again."""
 
     def say(self, message: str) -> None:
         """Something happened that is worth a line."""
@@ -32,7 +32,7 @@ class Reporter(Protocol):
 class QuietReporter:
     """Warnings only, on stderr."""
 
-    def show(self, view: View) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Says nothing."""
 
     def say(self, message: str) -> None:
@@ -46,16 +46,22 @@ class QuietReporter:
 class LineReporter(QuietReporter):
     """A line when something changes, and one every QUIET_SECONDS."""
 
-    def __init__(self) -> None:
+    def __init__(self, started: float) -> None:
+        """Says nothing yet.
+
+        Args:
+            started: When the run began, by time.monotonic().
+        """
+        self._started = started
         self._key: tuple[object, ...] | None = None
         self._last = 0.0
 
-    def show(self, view: View) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """A line, when it is time for one."""
         now = time.monotonic()
-        if view.key != self._key or now - self._last >= QUIET_SECONDS:
-            self._key, self._last = view.key, now
-            self.say(views.line(view, now))
+        if snapshot.key != self._key or now - self._last >= QUIET_SECONDS:
+            self._key, self._last = snapshot.key, now
+            self.say(render.line(snapshot, elapsed=now - self._started))
 
     def say(self, message: str) -> None:
         """A line on stdout."""
@@ -65,12 +71,13 @@ class LineReporter(QuietReporter):
 class LiveReporter:
     """A block at the bottom of the terminal; messages scroll above it."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, started: float) -> None:
         self._live = live
+        self._started = started
 
-    def show(self, view: View) -> None:
-        """Draw the block anew."""
-        self._live.update(views.panel(view, time.monotonic()))
+    def show(self, snapshot: Snapshot) -> None:
+        """Redraws the block."""
+        self._live.update(render.panel(snapshot, elapsed=time.monotonic() - self._started))
 
     def say(self, message: str) -> None:
         """A line above the block."""
@@ -84,11 +91,11 @@ class LiveReporter:
 @contextmanager
 def reporter(*, quiet: bool) -> Generator[Reporter]:
     """The form that suits where the output goes."""
-    console = Console()
+    console, started = Console(), time.monotonic()
     if quiet:
         yield QuietReporter()
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            yield LiveReporter(live)
+            yield LiveReporter(live, started)
     else:
-        yield LineReporter()
+        yield LineReporter(started)

@@ -1,21 +1,22 @@
 """Keeps the processes of a local run alive until the trainer has ended, and then none of them.
 
-    probe      once: which number type vLLM shall compute in
+    probe      once: which dtype vLLM shall compute in
     vLLM       restarted when it dies             agent      likewise
     scorer     likewise, where the run serves the model that prefers
     trainer    one attempt after the other, as its exit code says
 
 All start together: vLLM takes longest, and the trainer loads and publishes the first version meanwhile.
+
+    processes  what each is started with          keeper     starts servers again
+    stop       what signals ask for               child      one process, under a guard
 """
 
 import asyncio
 import os
-import signal
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -24,84 +25,35 @@ from spinrun_api.run import SpinRun
 from spinrun_cli.local import machine as machines
 from spinrun_cli.local.child import Child, free_port
 from spinrun_cli.local.folder import RunFolder
+from spinrun_cli.local.keeper import GaveUpError, Keeper, with_log
 from spinrun_cli.local.machine import Machine
-from spinrun_cli.local.policy import Action, after, backoff_seconds
+from spinrun_cli.local.policy import backoff_seconds
+from spinrun_cli.local.processes import LOOPBACK, LocalRollout, LocalScorer, ProcessBuilder
 from spinrun_cli.local.reporter import Reporter
-from spinrun_cli.local.view import View
-from spinrun_protocol import commands
-from spinrun_protocol.commands import Process
-from spinrun_protocol.environment import PREFERENCE_KEY, ROLLOUTS, SCORERS, TERMINATION_LOG, TOKEN_FILE
+from spinrun_cli.local.stop import StopRequests
+from spinrun_cli.show.snapshot import Snapshot, WindowFigures
+from spinrun_protocol.environment import PREFERENCE_KEY, TOKEN_FILE
 from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.policy import Action, decide
 from spinrun_protocol.termination import LastWords
 from spinrun_protocol.wire import Progress
 from spinrun_worker.ledger import LedgerError, read_metrics
 
 T = TypeVar("T")
 
-LOOPBACK = "127.0.0.1"
-MAX_DEATHS = 5
-"""A vLLM, agent or scorer that has died this often and never answered will not answer the next time either."""
 POLL_SECONDS = 1.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How the run ended, for now."""
+class LocalResult:
+    """How `spinrun local` ends."""
 
     exit_code: int
     """Exit code of the command."""
     message: str
     """What happened and what to do."""
-    words: LastWords | None = None
+    termination: LastWords | None = None
     """What the trainer said as it ended."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a vLLM server gets of the machine."""
-
-    threads: int | None = None
-    """Of OpenMP, on CPUs."""
-    memory_share: float | None = None
-    """Of a GPU's memory; None: vLLM's own choice."""
-    environment: dict[str, str] = field(default_factory=dict[str, str])
-
-
-class GaveUpError(Exception):
-    """A process does not start, however often."""
-
-
-class Rollout:
-    """A vLLM and its agent, and their ports."""
-
-    def __init__(self, index: int, folder: RunFolder, ports: set[int]) -> None:
-        self.index = index
-        self.vllm = Child(f"vllm-{index}", folder.logs / f"vllm-{index}.log")
-        self.agent = Child(f"agent-{index}", folder.logs / f"agent-{index}.log")
-        self.scratch = folder.scratch / f"agent-{index}"
-        self.vllm_port = free_port(ports)
-        self.agent_port = free_port(ports)
-
-    @property
-    def url(self) -> str:
-        """Where the trainer finds the agent."""
-        return f"http://{LOOPBACK}:{self.agent_port}"
-
-
-class Scorer:
-    """A vLLM that serves the preference's model, and its port. The trainer asks it without an agent in between: it listens on the
-    loopback interface, like all that the rollouts do."""
-
-    def __init__(self, index: int, folder: RunFolder, ports: set[int]) -> None:
-        self.index = index
-        self.vllm = Child(f"scorer-{index}", folder.logs / f"scorer-{index}.log")
-        self.port = free_port(ports)
-
-    @property
-    def url(self) -> str:
-        """Where the trainer finds it."""
-        return f"http://{LOOPBACK}:{self.port}"
 
 
 class Supervisor:
@@ -118,344 +70,234 @@ class Supervisor:
         checkpoint_seconds: float = 60.0,
         stop_seconds: float = 15.0,
     ) -> None:
-        """Prepare everything and start nothing.
+        """Prepares everything and starts nothing.
 
-        machine: None: found out by the probe. backoff: seconds to wait after a number of failures in a row.
-        checkpoint_seconds: time for the trainer to end in good order. stop_seconds: the same for the others.
+        Args:
+            run: The run, with its uid.
+            folder: Where it is.
+            reporter: Tells the person what happens.
+            machine: None: found out by the probe.
+            backoff: Seconds to wait after a number of failures in a row.
+            checkpoint_seconds: Time for the trainer to end in good order.
+            stop_seconds: The same for the others.
         """
-        self.run_ = run
-        self.folder = folder
-        self.reporter = reporter
-        self.machine = machine
-        self.backoff = backoff
-        self.checkpoint_seconds = checkpoint_seconds
-        self.stop_seconds = stop_seconds
-        self.view = View(run.metadata.name, str(folder.root))
+        self._run = run
+        self._folder = folder
+        self._reporter = reporter
+        self._machine = machine
+        self._backoff = backoff
+        self._checkpoint_seconds = checkpoint_seconds
+        self._stop_seconds = stop_seconds
+        self._snapshot = Snapshot(run.metadata.name, news=[f"logs in {folder.logs}"])
         self._ports: set[int] = set()
-        self.probe = Child("probe", folder.logs / "probe.log")
-        self.rollouts = [Rollout(index, folder, self._ports) for index in range(run.spec.rollout.replicas)]
-        scorers = run.spec.scorers
-        self.scorers = [Scorer(index, folder, self._ports) for index in range(scorers.replicas if scorers is not None else 0)]
-        self.trainer = Child("trainer", folder.logs / "trainer.log")
-        self.trainer_port = 0
-        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._environment[TOKEN_FILE] = str(folder.token_file)
-        self._preference_key = self._environment.pop(PREFERENCE_KEY, None)
+        self._probe = Child("probe", folder.logs / "probe.log")
+        self._rollouts = [LocalRollout(index, folder, self._ports) for index in range(run.spec.rollout.replicas)]
+        num_scorers = run.spec.scorers.replicas if run.spec.scorers is not None else 0
+        self._scorers = [LocalScorer(index, folder, self._ports) for index in range(num_scorers)]
+        self._trainer = Child("trainer", folder.logs / "trainer.log")
+        self._trainer_port = 0
+        self._environment = {name: value for name, value in os.environ.items() if name != PREFERENCE_KEY}
+        self._environment |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", TOKEN_FILE: str(folder.token_file)}
         self._client = httpx.AsyncClient(timeout=5.0, trust_env=False)
-        self._signals = 0
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
-        # Children that we end ourselves, because the port of one that they talk to has changed.
-        self._moved: set[Child] = set()
+        self._keeper = Keeper(self._environment, self, backoff, self._client)
+        self._requests = StopRequests(self._announce_stop)
 
-    async def run(self) -> Outcome:
+    async def run(self) -> LocalResult:
         """Run until the trainer is done, gives up, or a signal asks to stop. No child is left when this returns."""
         watch = asyncio.create_task(self._watch())
         try:
-            with self._signals_handled():
-                outcome = await first_of(self._work(), self._asked_to_stop())
+            with self._requests.handled():
+                result = await first_of(self._work(), stopped(self._requests))
                 await self._end_all()
-                return outcome
+                return result
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await self._client.aclose()
 
-    async def _work(self) -> Outcome:
+    async def _work(self) -> LocalResult:
         try:
-            self.machine = self.machine or await self._probe()
+            machine = self._machine
+            if machine is None:
+                self.set_state(self._probe, "starting")
+                machine = await measure_machine(self._probe, self._environment)
+                self._snapshot = replace(self._snapshot, children={})
+            processes = ProcessBuilder(self._run, self._folder, machine, os.environ)
             return await first_of(
-                self._train(),
-                *(self._keep_vllm(rollout, self.machine) for rollout in self.rollouts),
-                *(self._keep_agent(rollout) for rollout in self.rollouts),
-                *(self._keep_scorer(scorer, self.machine) for scorer in self.scorers),
+                self._train(processes),
+                *(self._keep_vllm(rollout, processes) for rollout in self._rollouts),
+                *(self._keep_agent(rollout, processes) for rollout in self._rollouts),
+                *(self._keep_scorer(scorer, processes) for scorer in self._scorers),
             )
         except GaveUpError as error:
-            return Outcome(ExitCode.FAILED, str(error))
+            return LocalResult(ExitCode.FAILED, str(error))
 
-    async def _asked_to_stop(self) -> Outcome:
-        await self._stop.wait()
-        return Outcome(128 + self._signals, "go on with --resume")
+    # --- rollouts and scorers --------------------------------------------------------------------------------------
 
-    async def _probe(self) -> Machine:
-        self._state(self.probe, "starting")
-        await self.probe.start(machines.PROBE, self._environment)
-        code = await self.probe.wait()
-        del self.view.children[self.probe.name]
-        lines = self.probe.last_lines()
-        try:
-            return machines.parse(lines[-1])
-        except (IndexError, ValueError, KeyError, TypeError) as error:
-            raise GaveUpError(_with_log(f"this machine could not be measured (exit code {code})", self.probe)) from error
-
-    # Rollouts and scorers
-
-    async def _keep_vllm(self, rollout: Rollout, machine: Machine) -> Outcome:
+    async def _keep_vllm(self, rollout: LocalRollout, processes: ProcessBuilder) -> NoReturn:
         def move() -> None:
             rollout.vllm_port = free_port(self._ports)
-            self._restart(rollout.agent)
+            self._keeper.restart(rollout.agent)
 
-        return await self._keep(
+        await self._keeper.keep(
             rollout.vllm,
-            lambda: self._vllm_process(rollout, machine),
+            lambda: processes.vllm(rollout),
             lambda: f"http://{LOOPBACK}:{rollout.vllm_port}/health",
             move,
         )
 
-    async def _keep_agent(self, rollout: Rollout) -> Outcome:
+    async def _keep_agent(self, rollout: LocalRollout, processes: ProcessBuilder) -> NoReturn:
         def move() -> None:
             rollout.agent_port = free_port(self._ports)
-            self._restart(self.trainer)
+            self._keeper.restart(self._trainer)
 
-        return await self._keep(rollout.agent, lambda: self._agent_process(rollout), lambda: f"{rollout.url}/healthz", move)
+        await self._keeper.keep(rollout.agent, lambda: processes.agent(rollout), lambda: f"{rollout.url}/healthz", move)
 
-    async def _keep_scorer(self, scorer: Scorer, machine: Machine) -> Outcome:
+    async def _keep_scorer(self, scorer: LocalScorer, processes: ProcessBuilder) -> NoReturn:
         def move() -> None:
             scorer.port = free_port(self._ports)
-            self._restart(self.trainer)
+            self._keeper.restart(self._trainer)
 
-        return await self._keep(scorer.vllm, lambda: self._scorer_process(scorer, machine), lambda: f"{scorer.url}/health", move)
+        await self._keeper.keep(scorer.vllm, lambda: processes.scorer(scorer), lambda: f"{scorer.url}/health", move)
 
-    async def _keep(
-        self, child: Child, process: Callable[[], Process], health_url: Callable[[], str], move: Callable[[], None]
-    ) -> Outcome:
-        """Start a child again whenever it dies. Raises GaveUpError when it never answers."""
-        deaths, ever_healthy = 0, False
-        while True:
-            self._state(child, "restarting" if deaths else "starting")
-            await self._start(child, process)
-            code, healthy = await self._life(child, health_url())
-            if child in self._moved:
-                continue
-            deaths = 1 if healthy else deaths + 1
-            ever_healthy = ever_healthy or healthy
-            self._state(child, "died")
-            if child.found_port_taken():
-                self.reporter.warn(f"{child.name}: somebody else took its port; another one is tried")
-                move()
-            elif deaths == 1:
-                self.reporter.warn(_with_log(f"{child.name} ended with exit code {code} and is started again", child, count=5))
-            if deaths >= MAX_DEATHS and not ever_healthy:
-                raise GaveUpError(_with_log(f"{child.name} does not start: exit code {code}, {deaths} times", child))
-            await asyncio.sleep(self.backoff(deaths))
+    def set_state(self, child: Child, state: str) -> None:
+        """Notes what a child does, to be shown."""
+        self._snapshot = replace(self._snapshot, children={**self._snapshot.children, child.name: state})
 
-    async def _life(self, child: Child, health_url: str) -> tuple[int, bool]:
-        """Wait for a child's end. Its exit code, and whether it ever answered."""
-        ended = asyncio.create_task(child.wait())
-        healthy = False
-        while not ended.done():
-            if not healthy and await self._answers(health_url):
-                healthy = True
-                self._state(child, "ready")
-            await asyncio.wait({ended}, timeout=POLL_SECONDS)
-        return ended.result(), healthy
+    def warn(self, message: str) -> None:
+        """Tells the person what went wrong."""
+        self._reporter.warn(message)
 
-    async def _answers(self, url: str) -> bool:
-        with suppress(httpx.HTTPError):
-            return (await self._client.get(url)).is_success
-        return False
+    # --- the trainer -----------------------------------------------------------------------------------------------
 
-    async def _start(self, child: Child, process: Callable[[], Process]) -> None:
-        """Start a life with the ports of this moment, and end it again if one of them moved while it was being started."""
-        self._moved.discard(child)
-        await child.start(process(), self._environment)
-        if child in self._moved:
-            child.terminate()
-
-    def _restart(self, child: Child) -> None:
-        """End a child so that it is started anew with other ports; that is no failure of its own."""
-        self._moved.add(child)
-        child.terminate()
-
-    def _vllm_process(self, rollout: Rollout, machine: Machine) -> Process:
-        spec = self.run_.spec
-        dtype = machine.dtype if spec.model.dtype == "auto" else spec.model.dtype
-        place = self._place(machine, rollout.index, among=len(self.rollouts))
-        process = commands.vllm(
-            self.run_,
-            accelerator=machine.accelerator,
-            dtype=dtype,
-            port=rollout.vllm_port,
-            threads=place.threads,
-            memory_share=place.memory_share,
-        )
-        return Process(process.command, process.environment | place.environment)
-
-    def _scorer_process(self, scorer: Scorer, machine: Machine) -> Process:
-        scorers = self.run_.spec.scorers
-        assert scorers is not None, "there is one"
-        place = self._place(machine, len(self.rollouts) + scorer.index, among=len(self.scorers))
-        process = commands.scorer(
-            self.run_,
-            accelerator=machine.accelerator,
-            dtype=machine.dtype if scorers.dtype == "auto" else scorers.dtype,
-            port=scorer.port,
-            threads=place.threads,
-            memory_share=place.memory_share,
-        )
-        return Process(process.command, process.environment | place.environment)
-
-    def _place(self, machine: Machine, index: int, *, among: int) -> Place:
-        """What a vLLM server gets of the machine. index: among all servers. among: those that work at the same time."""
-        if machine.accelerator == "cpu":
-            return Place(threads=self._threads(among))
-        plan = self._gpu_plan(machine)
-        return Place(memory_share=plan.memory_share, environment={"CUDA_VISIBLE_DEVICES": ",".join(plan.servers[index])})
-
-    def _threads(self, among: int) -> int:
-        """Threads for each of the processes of one kind, on CPUs."""
-        return machines.share_cores(len(os.sched_getaffinity(0)), among, overlap=self.run_.spec.method.overlap)
-
-    def _gpu_plan(self, machine: Machine) -> machines.GpuPlan:
-        spec = self.run_.spec
-        servers = [spec.rollout.tensor_parallel_size] * len(self.rollouts)
-        servers += [spec.scorers.tensor_parallel_size] * len(self.scorers) if spec.scorers is not None else []
-        return machines.share_gpus(machine.gpus, servers=servers, ranks=spec.trainer.procs_per_node)
-
-    def _agent_process(self, rollout: Rollout) -> Process:
-        rollout.scratch.mkdir(parents=True, exist_ok=True)
-        return commands.agent(
-            run_file=str(self.folder.run_file),
-            ledger=str(self.folder.ledger),
-            scratch=str(rollout.scratch),
-            port=rollout.agent_port,
-            vllm_port=rollout.vllm_port,
-            host=LOOPBACK,
-        )
-
-    # Trainer
-
-    async def _train(self) -> Outcome:
+    async def _train(self, processes: ProcessBuilder) -> LocalResult:
         """One attempt after the other, until one completes or no other is to follow."""
-        lifecycle = self.run_.spec.lifecycle
+        lifecycle = self._run.spec.lifecycle
         failures = 0
         while True:
-            code, words = await self._attempt()
-            action = Action.RESTART_UNCOUNTED if self.trainer in self._moved else after(code, lifecycle.failure_policy)
-            what = words.message if words else f"exit code {code}, and no last words"
+            code, termination = await self._attempt(processes)
+            action = decide(code, lifecycle.failure_policy, disrupted=self._keeper.has_moved(self._trainer)).action
+            what = termination.message if termination else f"exit code {code} without a message"
             if action is Action.COMPLETE:
-                return Outcome(ExitCode.COMPLETE, what, words)
-            if action is Action.STOP:
-                return Outcome(ExitCode.FAILED, f"the ledger cannot be written: {what}; then go on with --resume", words)
+                return LocalResult(ExitCode.COMPLETE, what, termination)
+            if action is Action.AWAIT_LEDGER:
+                message = f"the ledger cannot be written: {what}; then continue with --resume"
+                return LocalResult(ExitCode.FAILED, message, termination)
             if action is Action.FAIL:
-                return Outcome(_exit_code(code), f"the trainer ended: {what} (log: {self.trainer.log})", words)
+                # The command's own exit code for a trainer that is not to be tried again.
+                exit_code = code if code == ExitCode.INVALID_CONFIGURATION else ExitCode.FAILED
+                return LocalResult(exit_code, f"the trainer ended: {what} (log: {self._trainer.log})", termination)
             failures += action is Action.RESTART
             if failures > lifecycle.backoff_limit:
                 limit = f"after {failures} failed attempts (lifecycle.backoffLimit {lifecycle.backoff_limit})"
-                return Outcome(ExitCode.FAILED, _with_log(f"the trainer failed {limit}: {what}", self.trainer), words)
-            seconds = self.backoff(max(failures, 1))
-            self._state(self.trainer, "restarting")
-            self.reporter.warn(f"attempt {self.view.attempt} of the trainer ended: {what}; the next starts in {seconds:g} s")
+                message = with_log(f"the trainer failed {limit}: {what}", self._trainer)
+                return LocalResult(ExitCode.FAILED, message, termination)
+            seconds = self._backoff(max(failures, 1))
+            self.set_state(self._trainer, "restarting")
+            attempt = self._snapshot.attempt
+            self.warn(f"attempt {attempt} of the trainer ended: {what}; starting attempt {attempt + 1} in {seconds:g} s")
             await asyncio.sleep(seconds)
 
-    async def _attempt(self) -> tuple[int, LastWords | None]:
-        """One life of the trainer: its exit code and last words."""
-        self.folder.forget_last_words()
-        attempt = self.view.attempt = self.folder.next_attempt()
-        self.trainer_port = free_port(self._ports)
-        self._state(self.trainer, "starting")
-        await self._start(self.trainer, lambda: self._trainer_process(attempt))
-        code = await self.trainer.wait()
-        return code, self.folder.last_words()
-
-    def _trainer_process(self, attempt: int) -> Process:
-        process = commands.trainer(
-            self.run_,
-            run_file=str(self.folder.run_file),
-            ledger=str(self.folder.ledger),
-            attempt=attempt,
-            port=self.trainer_port,
-            host=LOOPBACK,
+    async def _attempt(self, processes: ProcessBuilder) -> tuple[int, LastWords | None]:
+        """One life of the trainer: its exit code, and what it said as it ended."""
+        self._folder.clear_termination()
+        attempt = self._folder.next_attempt()
+        self._snapshot = replace(self._snapshot, attempt=attempt)
+        self._trainer_port = free_port(self._ports)
+        self.set_state(self._trainer, "starting")
+        await self._keeper.start(
+            self._trainer, lambda: processes.trainer(attempt, self._trainer_port, self._rollouts, self._scorers)
         )
-        environment = {
-            ROLLOUTS: ",".join(rollout.url for rollout in self.rollouts),
-            TERMINATION_LOG: str(self.folder.last_words_file),
-        }
-        if self.scorers:
-            environment[SCORERS] = ",".join(scorer.url for scorer in self.scorers)
-        if self._preference_key is not None:
-            environment[PREFERENCE_KEY] = self._preference_key
-        if self.machine is not None and self.machine.accelerator == "cuda":
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpu_plan(self.machine).trainer)
-        elif self.run_.spec.method.overlap and "OMP_NUM_THREADS" not in self._environment:
-            environment["OMP_NUM_THREADS"] = str(self._threads(self.run_.spec.trainer.procs_per_node))
-        return Process(process.command, process.environment | environment)
+        code = await self._trainer.wait()
+        return code, self._folder.termination()
 
-    # Watching and ending
+    # --- watching and ending ---------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Ask rank 0 how far it is, and show it."""
+        """Shows the run, again and again."""
         while True:
-            await self._look()
-            self.reporter.show(self.view)
+            if self._trainer.running:
+                await self._update_progress()
+            self._reporter.show(self._snapshot)
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _look(self) -> None:
-        if not self.trainer.running:
-            return
+    async def _update_progress(self) -> None:
+        """Asks rank 0 how far it is."""
         try:
-            response = await self._client.get(f"http://{LOOPBACK}:{self.trainer_port}/progress")
+            response = await self._client.get(f"http://{LOOPBACK}:{self._trainer_port}/progress")
             progress = Progress.model_validate_json(response.content)
         except (httpx.HTTPError, ValidationError):
             return  # not up yet, or about to end
-        if progress.uid != self.run_.metadata.uid:
+        if progress.uid != self._run.metadata.uid:
             return
-        self._state(self.trainer, "ready")
-        if progress != self.view.progress:
-            self.folder.remember_progress(progress)
-        self.view.progress = progress
-        if self.view.initial_accuracy is None and progress.metrics.accuracy is not None:
-            self.view.initial_accuracy = self._accuracy_of_version_0()
+        self.set_state(self._trainer, "ready")
+        if progress != self._snapshot.progress:
+            self._folder.save_progress(progress)
+        windows = self._snapshot.windows
+        if not windows and progress.metrics.accuracy is not None:
+            accuracy = accuracy_of_version_0(self._folder)
+            windows = [] if accuracy is None else [WindowFigures(0, accuracy)]
+        self._snapshot = replace(self._snapshot, progress=progress, windows=windows, news=())
 
-    def _accuracy_of_version_0(self) -> float | None:
-        try:
-            lines = read_metrics(self.folder.ledger / "metrics.jsonl")
-        except LedgerError:
-            return None
-        return next((line.values.get("accuracy") for line in lines if line.event == "evaluation" and line.version == 0), None)
-
-    def _state(self, child: Child, state: str) -> None:
-        self.view.children[child.name] = state
-
-    @contextmanager
-    def _signals_handled(self) -> Generator[None]:
-        loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._on_signal, number)
-        try:
-            yield
-        finally:
-            for number in STOP_SIGNALS:
-                loop.remove_signal_handler(number)
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self._stop.is_set():
-            self._hurry.set()
-            return
-        self._signals = number
-        self._stop.set()
-        if self.trainer.running:
-            self.reporter.say("stopping: the trainer saves a checkpoint; Ctrl-C again stops at once")
+    def _announce_stop(self) -> None:
+        if self._trainer.running:
+            self._reporter.say("stopping: the trainer saves a checkpoint; Ctrl-C again stops at once")
 
     async def _end_all(self) -> None:
         """End every child: the trainer first, while it can still save, then the others."""
-        rollouts = (child for rollout in self.rollouts for child in (rollout.agent, rollout.vllm))
-        others = [self.probe, *rollouts, *(scorer.vllm for scorer in self.scorers)]
-        hurry = asyncio.create_task(self._kill_when_asked([self.trainer, *others]))
+        rollouts = (child for rollout in self._rollouts for child in (rollout.agent, rollout.vllm))
+        others = [self._probe, *rollouts, *(scorer.vllm for scorer in self._scorers)]
+        kill = asyncio.create_task(kill_when_asked(self._requests, [self._trainer, *others], self._reporter))
         started = time.monotonic()
-        await self.trainer.stop(self.checkpoint_seconds)
-        await asyncio.gather(*(child.stop(self.stop_seconds) for child in others))
-        hurry.cancel()
-        if self._stop.is_set():
-            self.reporter.say(f"all processes have ended after {time.monotonic() - started:.1f} s")
+        await self._trainer.stop(self._checkpoint_seconds)
+        await asyncio.gather(*(child.stop(self._stop_seconds) for child in others))
+        kill.cancel()
+        if self._requests.stop.is_set():
+            self._reporter.say(f"all processes have ended after {time.monotonic() - started:.1f} s")
 
-    async def _kill_when_asked(self, children: list[Child]) -> None:
-        await self._hurry.wait()
-        self.reporter.warn("stopping at once")
-        while True:
-            for child in children:
-                child.kill()
-            await asyncio.sleep(0.1)
+
+async def measure_machine(probe: Child, environment: Mapping[str, str]) -> Machine:
+    """What this machine has to offer, found out by a process of its own.
+
+    Args:
+        probe: The process.
+        environment: Its environment.
+
+    Raises:
+        GaveUpError: It did not find out.
+    """
+    await probe.start(machines.PROBE, environment)
+    code = await probe.wait()
+    lines = probe.last_lines()
+    try:
+        return machines.parse(lines[-1])
+    except (IndexError, ValueError, KeyError, TypeError) as error:
+        raise GaveUpError(with_log(f"this machine could not be measured (exit code {code})", probe)) from error
+
+
+async def stopped(requests: StopRequests) -> LocalResult:
+    """The result of a run that a signal stops, once it has come."""
+    await requests.stop.wait()
+    return LocalResult(128 + requests.number, "to continue, add --resume")
+
+
+async def kill_when_asked(requests: StopRequests, children: Sequence[Child], reporter: Reporter) -> NoReturn:
+    """Kills children, once a second signal has come."""
+    await requests.stop_at_once.wait()
+    reporter.warn("stopping at once")
+    while True:
+        for child in children:
+            child.kill()
+        await asyncio.sleep(0.1)
+
+
+def accuracy_of_version_0(folder: RunFolder) -> float | None:
+    """Held-out accuracy of the model that the run began with; None where it has not been evaluated or cannot be read."""
+    try:
+        lines = read_metrics(folder.ledger / "metrics.jsonl")
+    except LedgerError:
+        return None
+    return next((line.values.get("accuracy") for line in lines if line.event == "evaluation" and line.version == 0), None)
 
 
 async def first_of(*coroutines: Awaitable[T]) -> T:
@@ -468,13 +310,3 @@ async def first_of(*coroutines: Awaitable[T]) -> T:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _exit_code(code: int) -> int:
-    """The command's own exit code for a trainer that is not to be tried again."""
-    return code if code == ExitCode.INVALID_CONFIGURATION else ExitCode.FAILED
-
-
-def _with_log(message: str, child: Child, *, count: int = 20) -> str:
-    lines = child.last_lines(count)
-    return "\n".join([f"{message}. The end of {child.log}:", *(f"  | {line}" for line in lines or ["(empty)"])])

@@ -96,7 +96,14 @@ def pod_template(
 ) -> Json:
     """The pod template of a component with the user's merged over it.
 
-    labels: further ones of ours. What finds the pods again is ours, whatever the user's template says.
+    Args:
+        run: The run.
+        component: TRAINER, ROLLOUT or SCORER.
+        settings: The operator's.
+        labels: Further labels of ours. What finds the pods again is ours, whatever the user's template says.
+        user: The user's pod template.
+        containers: Ours, with their mounts, from which the volumes follow.
+        **spec: Further fields of the pod's spec.
     """
     ours = names.labels(run, component) | labels
     identity = {"runAsUser": settings.run_as_user, "runAsGroup": settings.run_as_user, "fsGroup": settings.run_as_user}

@@ -49,10 +49,10 @@ def trainer_job(run: SpinRun, settings: Settings, *, attempt: int) -> Json:
 
 
 def trainer_revision(run: SpinRun) -> str:
-    """Hash of everything in the spec that a trainer reads at its start: when it changes, the trainer must start anew.
+    """Hash of everything in the spec that a trainer reads at its start: when it changes, the trainer must restart.
 
-    Not of the Job, and not of defaults: a newer operator may build the one otherwise and know more fields, and must not disturb a
-    trainer for that.
+    Not of the Job, and not of defaults: a newer operator may build the Job in another way and know more fields, and must not
+    disturb a trainer for that.
     """
     spec = run.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"lifecycle"})
     rollout: Json = spec.get("rollout", {})

@@ -13,14 +13,14 @@ Json = dict[str, Any]
 # A model of some hundred gigabytes may have to come from the Hub first.
 VLLM_STARTUP_SECONDS = 3600
 PROBE_SECONDS = 10
-LAST_WORDS: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"}
-"""The end of its log tells why a container keeps ending, where its pod is looked at."""
+TERMINATION_MESSAGE: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+"""The end of its log tells why a container is crash-looping, where its pod is looked at."""
 
 
 def statefulset(
     run: SpinRun, component: str, name: str, settings: Settings, *, replicas: int, user: Json, containers: list[Json]
 ) -> Json:
-    """The StatefulSet with `replicas` pods. user: the pod template of the run's author."""
+    """The StatefulSet with `replicas` pods, and the user's pod template merged over ours."""
     template = pods.pod_template(
         run, component, settings, labels={}, user=user, terminationGracePeriodSeconds=30, containers=containers
     )
@@ -43,7 +43,7 @@ def statefulset(
 
 
 def vllm_container(process: commands.Process, settings: Settings, *, image: str | None, gpus: int, mounts: list[Json]) -> Json:
-    """vLLM's container. image: the run's choice, if it makes one."""
+    """vLLM's container, of the image that the run chooses if it does."""
     default_image = settings.vllm_image if settings.accelerator == "cuda" else settings.worker_image
     health = _healthy()
     container = pods.container(
@@ -55,13 +55,13 @@ def vllm_container(process: commands.Process, settings: Settings, *, image: str 
         resources=pods.gpus(gpus, settings),
         startupProbe=health | {"failureThreshold": VLLM_STARTUP_SECONDS // PROBE_SECONDS},
         livenessProbe=health | {"failureThreshold": 6},
-        **LAST_WORDS,
+        **TERMINATION_MESSAGE,
     )
     return pods.with_threads(container, settings)
 
 
 def arithmetic(dtype: str, settings: Settings) -> str:
-    """vLLM's number type. On a CPU, nothing here can measure what is faster; float32 is right everywhere."""
+    """vLLM's dtype. On a CPU, nothing here can measure what is faster; float32 is right everywhere."""
     if dtype != "auto":
         return dtype
     return "auto" if settings.accelerator == "cuda" else "float32"
@@ -80,7 +80,7 @@ def agent_container(process: commands.Process, settings: Settings, *, mounts: li
         startupProbe=_http("/healthz", period=2, failures=150),
         livenessProbe=_http("/healthz", period=10, failures=6),
         readinessProbe=_http("/readyz", period=5, failures=2),
-        **LAST_WORDS,
+        **TERMINATION_MESSAGE,
     )
 
 

@@ -13,12 +13,13 @@ from spinrun_operator import reasons
 from spinrun_operator.observed import has_condition, is_deleted
 from spinrun_operator.settings import Settings
 from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.policy import Action, decide
 from spinrun_protocol.termination import LastWords
 
 Json = dict[str, Any]
 
 MESSAGE_LIMIT = 1000
-"""Characters of a trainer's last words that go into a condition."""
+"""Characters of a trainer's termination message that go into a condition."""
 
 # What a kubelet says of a container of which it knows nothing any more: the node was lost or restarted.
 _LOST_CONTAINER = "ContainerStatusUnknown"
@@ -35,19 +36,19 @@ class Cause(Enum):
 
 
 @dataclass(frozen=True)
-class Ending:
+class AttemptEnd:
     """How an attempt ended."""
 
     cause: Cause
     message: str
     exit_code: int | None = None
-    words: LastWords | None = None
+    termination: LastWords | None = None
     lived_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What follows."""
+class FollowUp:
+    """What follows the end of an attempt."""
 
     action: Literal["Complete", "Fail", "Restart"]
     reason: str
@@ -60,40 +61,41 @@ class Verdict:
 # --- what happened -------------------------------------------------------------------------------------------------
 
 
-def ending(job: Json, pods: list[Json]) -> Ending | None:
-    """How the attempt ended; None while it goes on. pods: those of the attempt."""
+def attempt_end(job: Json, pods: list[Json]) -> AttemptEnd | None:
+    """How the attempt ended, by its Job and its pods; None while it lasts."""
     if has_condition(job, "Complete"):
-        return Ending(Cause.COMPLETE, "the trainer completed", ExitCode.COMPLETE, _words_of_first(pods))
+        return AttemptEnd(Cause.COMPLETE, "the trainer completed", ExitCode.COMPLETE, _termination_of_first(pods))
     if has_condition(job, "Failed"):
         ended = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed" or _disruption(pod)]
-        # The first to end is the cause: torchrun and the Job end the others for it. Times are whole seconds; among equals,
-        # what says most goes first.
-        return min((_pod_ending(pod) for pod in ended), key=_order, default=_no_pod())[1]
+        # The first to end is the cause: the others lose a peer, and the Job deletes their pods. Times are whole seconds; among
+        # equals, what says most goes first.
+        return min((_pod_end(pod) for pod in ended), key=_order, default=_no_pod())[1]
     return None
 
 
-def _order(candidate: tuple[str, Ending]) -> tuple[str, bool, bool]:
+def _order(candidate: tuple[str, AttemptEnd]) -> tuple[str, bool, bool]:
     finished, end = candidate
     return finished, end.cause is Cause.DISRUPTION, end.exit_code == ExitCode.PREEMPTED
 
 
-def _no_pod() -> tuple[str, Ending]:
-    """A pod that failed by itself stays with its Job; one that is gone was taken away."""
-    return "", Ending(Cause.DISRUPTION, "the trainer's pod was removed before its end could be read")
+def _no_pod() -> tuple[str, AttemptEnd]:
+    """A pod that failed on its own stays with its Job; one that is gone was taken away."""
+    return "", AttemptEnd(Cause.DISRUPTION, "the trainer's pod was removed before its end could be read")
 
 
-def _pod_ending(pod: Json) -> tuple[str, Ending]:
+def _pod_end(pod: Json) -> tuple[str, AttemptEnd]:
     """When and how a pod ended."""
     name, container, state = pod["metadata"]["name"], *_terminated(pod)
     code, finished = state.get("exitCode"), state.get("finishedAt") or "9"
     if why := _disruption(pod, state):
-        end = Ending(Cause.DISRUPTION, f"pod {name}: {why}", code)
+        end = AttemptEnd(Cause.DISRUPTION, f"pod {name}: {why}", code)
     elif state.get("reason") == "OOMKilled":
-        end = Ending(Cause.OUT_OF_MEMORY, f"pod {name}: {_memory_message(pod, container)}", code)
+        end = AttemptEnd(Cause.OUT_OF_MEMORY, f"pod {name}: {_memory_message(pod, container)}", code)
     else:
-        words = last_words(state.get("message", ""))
-        said = words.message if words else state.get("message") or state.get("reason") or "no message"
-        end = Ending(Cause.EXIT, f"pod {name} exited with code {code}: {said[:MESSAGE_LIMIT]}", code, words, _lived(state))
+        termination = read_termination(state.get("message", ""))
+        said = termination.message if termination else state.get("message") or state.get("reason") or "no message"
+        message = f"pod {name} exited with code {code}: {said[:MESSAGE_LIMIT]}"
+        end = AttemptEnd(Cause.EXIT, message, code, termination, _lived(state))
     return finished, end
 
 
@@ -128,7 +130,7 @@ def _memory_message(pod: Json, container: str) -> str:
     limit = next(specs, {}).get("resources", {}).get("limits", {}).get("memory")
     where = f"spec.trainer.template.spec.containers[{container}].resources.limits.memory"
     if limit is None:
-        return f"container {container} was killed for want of memory on its node: request memory, or lower tokensPerMicroBatch"
+        return f"container {container} was OOM-killed, as its node is out of memory: request memory, or lower tokensPerMicroBatch"
     return f"container {container} reached its memory limit of {limit}: raise {where}, or lower tokensPerMicroBatch"
 
 
@@ -139,13 +141,15 @@ def _lived(state: Json) -> float:
         return 0.0
 
 
-def _words_of_first(pods: list[Json]) -> LastWords | None:
-    """What rank 0 said at the end of a run that completed."""
-    spoken = (last_words(_terminated(pod)[1].get("message", "")) for pod in sorted(pods, key=lambda pod: pod["metadata"]["name"]))
-    return next((words for words in spoken if words), None)
+def _termination_of_first(pods: list[Json]) -> LastWords | None:
+    """The termination message of rank 0, whose run completed."""
+    found = (
+        read_termination(_terminated(pod)[1].get("message", "")) for pod in sorted(pods, key=lambda pod: pod["metadata"]["name"])
+    )
+    return next((each for each in found if each), None)
 
 
-def last_words(message: str) -> LastWords | None:
+def read_termination(message: str) -> LastWords | None:
     """The termination message as the trainer writes it; None for any other text, such as the end of a log."""
     try:
         return LastWords.model_validate_json(message)
@@ -156,47 +160,62 @@ def last_words(message: str) -> LastWords | None:
 # --- what follows --------------------------------------------------------------------------------------------------
 
 
-def judge(
-    end: Ending,
+def follow_up(
+    end: AttemptEnd,
     lifecycle: Lifecycle,
     settings: Settings,
     *,
     failed_attempts: int,
     ledger_unavailable_since: datetime | None,
     now: datetime,
-) -> Verdict:
-    """What follows from an ending. failed_attempts: those that counted before this one."""
-    if end.cause is Cause.COMPLETE:
-        return Verdict("Complete", reasons.COMPLETED, end.words.message if end.words else end.message)
-    rule = next((rule for rule in lifecycle.failure_policy if end.exit_code in rule.exit_codes), None)
-    if end.cause is Cause.DISRUPTION:
-        return Verdict("Restart", reasons.TRAINER_DISRUPTED, end.message)
-    if rule is not None and rule.action == "Fail":
-        return Verdict("Fail", reasons.FAILURE_POLICY, f"{end.message} (spec.lifecycle.failurePolicy: Fail)")
-    if rule is not None and rule.action == "RestartUncounted":
-        return Verdict("Restart", reasons.TRAINER_FAILED, end.message, delay_seconds=_pause(end, settings))
-    if rule is None and end.cause is Cause.EXIT:
-        if end.exit_code == ExitCode.INVALID_CONFIGURATION:
-            return Verdict("Fail", reasons.INVALID_CONFIGURATION, end.message)
-        if end.exit_code == ExitCode.PREEMPTED:
-            return Verdict("Restart", reasons.TRAINER_PREEMPTED, end.message, delay_seconds=_pause(end, settings))
-        if end.exit_code == ExitCode.LEDGER_UNAVAILABLE:
+) -> FollowUp:
+    """What follows the end of an attempt.
+
+    Args:
+        end: How it ended.
+        lifecycle: The run's, with backoffLimit and failurePolicy.
+        settings: The operator's, with the waits between attempts.
+        failed_attempts: Attempts before this one that counted as failures.
+        ledger_unavailable_since: When the ledger's volume was first found not to be writable, if it still is not.
+        now: The time.
+    """
+    disrupted, out_of_memory = end.cause is Cause.DISRUPTION, end.cause is Cause.OUT_OF_MEMORY
+    # Whether the trainer completed is for the Job to say: one can fail by a sidecar, or by a deadline of its pods.
+    code = ExitCode.COMPLETE if end.cause is Cause.COMPLETE else end.exit_code or ExitCode.FAILED
+    decision = decide(code, lifecycle.failure_policy, disrupted=disrupted, out_of_memory=out_of_memory)
+    match decision.action:
+        case Action.COMPLETE:
+            return FollowUp("Complete", reasons.COMPLETED, end.termination.message if end.termination else end.message)
+        case Action.FAIL if decision.by_rule:
+            return FollowUp("Fail", reasons.FAILURE_POLICY, f"{end.message} (spec.lifecycle.failurePolicy: Fail)")
+        case Action.FAIL:
+            return FollowUp("Fail", reasons.INVALID_CONFIGURATION, end.message)
+        case Action.RESTART_UNCOUNTED if disrupted:
+            return FollowUp("Restart", reasons.TRAINER_DISRUPTED, end.message)
+        case Action.RESTART_UNCOUNTED:
+            reason = _failure_reason(end) if decision.by_rule else reasons.TRAINER_PREEMPTED
+            return FollowUp("Restart", reason, end.message, delay_seconds=_pause(end, settings))
+        case Action.AWAIT_LEDGER:
             delay = _ledger_delay(ledger_unavailable_since, now, settings)
-            return Verdict("Restart", reasons.LEDGER_UNAVAILABLE, end.message, delay_seconds=delay, ledger_unavailable=True)
-    return _counted(end, lifecycle, settings, failed_attempts + 1)
+            return FollowUp("Restart", reasons.LEDGER_UNAVAILABLE, end.message, delay_seconds=delay, ledger_unavailable=True)
+        case Action.RESTART:
+            return _counted(end, lifecycle, settings, failed_attempts + 1)
 
 
-def _counted(end: Ending, lifecycle: Lifecycle, settings: Settings, failed: int) -> Verdict:
-    reason = reasons.TRAINER_OOM_KILLED if end.cause is Cause.OUT_OF_MEMORY else reasons.TRAINER_FAILED
+def _failure_reason(end: AttemptEnd) -> str:
+    return reasons.TRAINER_OOM_KILLED if end.cause is Cause.OUT_OF_MEMORY else reasons.TRAINER_FAILED
+
+
+def _counted(end: AttemptEnd, lifecycle: Lifecycle, settings: Settings, failed: int) -> FollowUp:
     if failed > lifecycle.backoff_limit:
         message = f"{failed} failed attempts are more than backoffLimit {lifecycle.backoff_limit} allows; the last: {end.message}"
-        return Verdict("Fail", reasons.BACKOFF_LIMIT_EXCEEDED, message, counted=True)
+        return FollowUp("Fail", reasons.BACKOFF_LIMIT_EXCEEDED, message, counted=True)
     delay = min(settings.restart_delay_seconds * 2 ** min(failed - 1, 30), settings.max_restart_delay_seconds)
-    return Verdict("Restart", reason, end.message, counted=True, delay_seconds=delay)
+    return FollowUp("Restart", _failure_reason(end), end.message, counted=True, delay_seconds=delay)
 
 
-def _pause(end: Ending, settings: Settings) -> float:
-    """What is not counted could go round for ever: an attempt that did not live long is not followed at once."""
+def _pause(end: AttemptEnd, settings: Settings) -> float:
+    """What is not counted could restart for ever: an attempt that did not live long is not followed at once."""
     return max(0.0, settings.restart_delay_seconds - end.lived_seconds)
 
 

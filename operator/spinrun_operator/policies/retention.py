@@ -9,7 +9,7 @@ Json = dict[str, Any]
 
 
 def superseded_jobs(jobs: list[Json], attempt: int) -> list[Json]:
-    """Jobs to delete: all but the current attempt's, and that of the attempt before when it failed by itself."""
+    """Jobs to delete: all but the current attempt's, and that of the attempt before when it failed on its own."""
     return [job for job in jobs if not is_deleted(job) and not _is_kept(job, attempt)]
 
 

@@ -8,10 +8,9 @@ from spinrun_kube import times
 
 
 def wanted_servers(spec: SpinRunSpec, replicas: int, *, over: bool, trainer_alive: bool) -> int:
-    """Pods of rollouts or scorers that the run should have. A trainer that still writes its checkpoint keeps them: it may be
-    sampling.
+    """Pods of rollouts or scorers that the run should have: `replicas`, as the spec asks for, or none.
 
-    replicas: what the spec asks for.
+    A trainer that still writes its checkpoint keeps them: it may be sampling.
     """
     return 0 if (over or spec.lifecycle.suspend) and not trainer_alive else replicas
 

@@ -9,9 +9,8 @@ from kubernetes.aio import config
 from integration.chart.release import Release
 from integration.control_plane import ControlPlane, new_control_plane, new_namespace
 from integration.fake_kubelet import FakeKubelet
-from integration.operator.cluster import FAST, Cluster
-from spinrun_operator.api import Api
-from spinrun_operator.metrics import Metrics
+from integration.operator.cluster import Cluster
+from spinrun_kube.api import Api
 from unit.chart.helm import build_helm
 
 MONITORING = ("PodMonitor", "ServiceMonitor")
@@ -66,4 +65,4 @@ async def release(control_plane: ControlPlane, fake_kubelet: FakeKubelet) -> Asy
 async def cluster(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Cluster]:
     """The namespace of a team that has runs, seen by an administrator."""
     async with await config.new_client_from_config(str(control_plane.kubeconfig)) as api_client:
-        yield Cluster(Api(api_client, FAST, Metrics()), namespace)
+        yield Cluster(Api(api_client), namespace)

@@ -75,7 +75,7 @@ async def test_run_lives_from_submit_to_delete(
     assert deleted.out.splitlines() == [
         f"{NAME} deleted",
         f"  its ledger stays on {claim}; to delete it: kubectl delete pvc demo-ledger -n {cluster.namespace}",
-        "  all of its pods are gone",
+        "  all its pods are gone",
     ]
     assert await cluster.get("PersistentVolumeClaim", "demo-ledger")
     gone = await spinrun("get", "demo")
@@ -146,7 +146,7 @@ async def test_what_the_api_server_refuses_is_shown_with_field_and_message(
     await cluster.api.replace_status(created | {"status": {"startTime": "2026-01-01T00:00:00Z"}})
     refused = await spinrun("submit", run_file, "--set", "spec.method.beta=0.2")
     assert refused.code == 2
-    assert "refuses SpinRun demo" in refused.error
+    assert "rejected SpinRun demo" in refused.error
     assert "spec.method: " in refused.error
     assert "spec.method cannot change once the run has started: make a new SpinRun" in refused.error
 
@@ -183,7 +183,7 @@ async def test_watch_prints_a_row_for_each_change(cluster: Cluster, control_plan
 async def test_kubectl_finds_the_plugin(cluster: Cluster, control_plane: ControlPlane, tmp_path: Path, run_file: str) -> None:
     plugin = tmp_path / "kubectl-spinrun"
     # What an installation of the package puts into PATH.
-    plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m spinrun_cli.cluster.plugin "$@"\n')
+    plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m spinrun_cli.kubectl_plugin "$@"\n')
     plugin.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "KUBECONFIG": str(control_plane.kubeconfig)}
     kubectl = (str(control_plane.kubectl_binary), "spinrun")

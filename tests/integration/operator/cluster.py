@@ -10,9 +10,9 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client
 
+from spinrun_kube.api import MERGE_PATCH, Api, ApiError, connect
 from spinrun_kube.kinds import CHILDREN, EVENT, POD, SPIN_RUN, kind_of
 from spinrun_kube.names import RUN_LABEL
-from spinrun_operator.api import MERGE_PATCH, Api, ApiError, connect
 from spinrun_operator.controller import Controller
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.settings import Settings
@@ -184,7 +184,12 @@ class WatchedApi(Api):
     on_death: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        super().__init__(self.api_client, self.settings, self.metrics)
+        super().__init__(
+            self.api_client,
+            request_timeout_seconds=self.settings.request_timeout_seconds,
+            watch_silence_seconds=self.settings.watch_silence_seconds,
+            observe=self.metrics.api_request,
+        )
 
     async def request(self, verb: str, path: str, **arguments: Any) -> Json:
         """Sends, as far as the test lets it."""
@@ -214,7 +219,7 @@ class RunningOperator:
     async def start(self, **disturbance: Any) -> None:
         """Starts it; see WatchedApi for how to disturb it."""
         self.metrics = Metrics()
-        self._client = await connect(self.settings)
+        self._client = await connect()
         self.api = WatchedApi(self._client, self.settings, self.metrics, on_death=self.die, **disturbance)
         self.controller = Controller(self.api, self.settings, self.metrics)
         self._tasks = [asyncio.create_task(self.controller.run()), asyncio.create_task(self._wake())]

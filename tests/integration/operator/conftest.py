@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from integration.control_plane import ControlPlane
-from integration.operator.cluster import FAST, Cluster, RunningOperator, running_operator
-from spinrun_operator.api import Api, connect
-from spinrun_operator.metrics import Metrics
+from integration.operator.cluster import Cluster, RunningOperator, running_operator
+from spinrun_kube.api import Api, connect
 
 CRD = Path(__file__).resolve().parents[3] / "crds" / "spinrun.dev_spinruns.yaml"
 
@@ -26,8 +25,8 @@ async def cluster(
 ) -> AsyncIterator[Cluster]:
     """The test's namespace. The operator finds the cluster by KUBECONFIG, as it does on an administrator's machine."""
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
-    async with await connect(FAST) as api_client:
-        yield Cluster(Api(api_client, FAST, Metrics()), namespace)
+    async with await connect() as api_client:
+        yield Cluster(Api(api_client), namespace)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ async def test_spec_changed_there_and_back_leaves_the_children_as_they_were(
 
 
 async def contents(cluster: Cluster) -> dict[str, Json]:
-    """The children without what changes by itself."""
+    """The children without what Kubernetes changes."""
     found = await cluster.children()
     fleeting = ("managedFields", "resourceVersion", "generation")
     return {

@@ -9,8 +9,8 @@ import pytest
 from integration.operator.cluster import Cluster, spin_run
 from spinrun_api.documents import parse_run, read_run
 from spinrun_api.run import SpinRun
+from spinrun_kube.api import ApiError
 from spinrun_kube.kinds import SPIN_RUN
-from spinrun_operator.api import ApiError
 from unit.api.invalid_runs import INVALID, MINIMAL
 
 pytestmark = pytest.mark.cluster

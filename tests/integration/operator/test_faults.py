@@ -21,8 +21,8 @@ from integration.operator.cluster import (
     running_operator,
     spin_run,
 )
+from spinrun_kube.api import Api
 from spinrun_kube.kinds import Kind
-from spinrun_operator.api import Api
 
 pytestmark = pytest.mark.cluster
 

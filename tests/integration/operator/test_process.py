@@ -38,7 +38,7 @@ async def test_process_runs_a_spinrun_answers_its_probes_and_ends_at_sigterm(
             assert await operator.process.wait() == 0
 
 
-async def test_killed_process_is_followed_by_one_that_goes_on(
+async def test_next_process_continues_where_a_killed_one_stopped(
     cluster: Cluster, fake_kubelet: FakeKubelet, control_plane: ControlPlane
 ) -> None:
     async with operator_process(control_plane.kubeconfig, cluster.namespace) as first:

@@ -52,7 +52,9 @@ async def test_scorer_that_keeps_ending_is_named_with_its_last_words(
     fake_kubelet.script(Exit(1, message=words, container="vllm", times=9), name="demo-scorer-0")
     await cluster.create(spin_run(preference=REWARD_MODEL))
     condition = await cluster.until_condition("Degraded", "True", "ContainerCrashing")
-    assert "demo-scorer-0, container vllm keeps ending (Error, exit code 1): RuntimeError: Unsupported" in condition["message"]
+    assert (
+        "demo-scorer-0, container vllm is crash-looping (Error, exit code 1): RuntimeError: Unsupported" in condition["message"]
+    )
 
 
 async def test_preference_that_is_changed_before_the_start_leaves_no_pod_of_a_scorer(

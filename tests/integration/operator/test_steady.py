@@ -20,8 +20,8 @@ from integration.fake_pod import Exit
 from integration.operator.cluster import FAST, Cluster, RunningOperator, running_operator, spin_run
 from integration.operator.conftest import CRD
 from integration.operator.process import operator_process
-from spinrun_operator.api import TRANSIENT, USER_AGENT, Api
-from spinrun_operator.metrics import Metrics
+from spinrun_kube.api import TRANSIENT, Api
+from spinrun_kube.names import OPERATOR
 
 pytestmark = pytest.mark.cluster
 
@@ -33,7 +33,7 @@ STEADY_SECONDS = 60
 async def test_fifty_steady_runs_cost_no_write_in_a_minute(
     cluster: Cluster, fake_kubelet: FakeKubelet, control_plane: ControlPlane
 ) -> None:
-    # Everything is looked at anew many times within the minute, and rank 0 is asked for its progress all the time.
+    # Everything is looked at again many times within the minute, and rank 0 is asked for its progress all the time.
     settings = replace(FAST, resync_seconds=5, coalesce_seconds=0.5, progress_seconds=5)
     names = [f"run-{number}" for number in range(RUNS)]
     async with running_operator(cluster.namespace, settings=settings) as operator:
@@ -68,7 +68,7 @@ def writes_in_audit_log(log: Path, namespace: str, since: float) -> Counter[str]
     for line in log.read_text().splitlines():
         entry = json.loads(line)
         about = entry.get("objectRef") or {}
-        ours = entry.get("userAgent") == USER_AGENT and about.get("namespace") == namespace
+        ours = entry.get("userAgent") == OPERATOR and about.get("namespace") == namespace
         if ours and entry["verb"] not in ("get", "list", "watch") and entry["requestReceivedTimestamp"] >= start:
             found[f"{entry['verb']} {about.get('resource')}"] += 1
     return found
@@ -83,7 +83,7 @@ async def test_api_server_is_restarted_under_the_operator(tmp_path: Path) -> Non
             await config.new_client_from_config(str(control_plane.kubeconfig)) as api_client,
             operator_process(control_plane.kubeconfig, namespace) as operator,
         ):
-            cluster = Cluster(Api(api_client, FAST, Metrics()), namespace)
+            cluster = Cluster(Api(api_client), namespace)
             await cluster.create(spin_run())
             await cluster.until("all children are there", lambda: has_children(cluster, 10))
             start_again = kill_api_server(tmp_path / "control-plane")

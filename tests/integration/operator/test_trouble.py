@@ -1,4 +1,4 @@
-"""What stands in a run's way is said in a condition that names the remedy, and the run goes on by itself once it is gone."""
+"""What stands in a run's way is said in a condition that names the remedy, and the run continues once that is gone."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ async def test_pod_that_fits_no_node_is_named_until_the_template_is_corrected(
 ) -> None:
     await cluster.create(spin_run(trainer={"template": {"spec": {"nodeSelector": {"gpu": "h200"}}}}))
     condition = await cluster.until_condition("Degraded", "True", "PodUnschedulable")
-    assert "fits no node" in condition["message"]
+    assert "is unschedulable" in condition["message"]
     await cluster.change_spec("demo", trainer={"template": {"spec": {"nodeSelector": {"gpu": None}}}})
     await is_well(cluster)
 
@@ -108,5 +108,5 @@ async def test_crashing_rollout_is_named(cluster: Cluster, fake_kubelet: FakeKub
 
 
 async def crashed(cluster: Cluster) -> bool:
-    """Whether an event told of a container that keeps ending."""
+    """Whether an event told of a container that is crash-looping."""
     return "ContainerCrashing" in {event["reason"] for event in await cluster.events()}

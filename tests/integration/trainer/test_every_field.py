@@ -31,7 +31,7 @@ from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.trainer_job import trainer_job
 from spinrun_operator.policies.deadline import deadline
-from spinrun_operator.policies.failure import Cause, Ending, judge
+from spinrun_operator.policies.failure import AttemptEnd, Cause, follow_up
 from spinrun_operator.policies.suspend import wanted_servers
 from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
@@ -227,8 +227,8 @@ def _learner(run: SpinRun) -> tuple[Policy, Learner]:
 
 def verdict(run: SpinRun, _: Attempts) -> object:
     """What follows from a first failure with exit code 7."""
-    end = Ending(Cause.EXIT, "it failed", exit_code=7)
-    return judge(end, run.spec.lifecycle, Settings(), failed_attempts=0, ledger_unavailable_since=None, now=START)
+    end = AttemptEnd(Cause.EXIT, "it failed", exit_code=7)
+    return follow_up(end, run.spec.lifecycle, Settings(), failed_attempts=0, ledger_unavailable_since=None, now=START)
 
 
 def latest_end(run: SpinRun, _: Attempts) -> object:

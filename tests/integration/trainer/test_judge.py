@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spinrun_cli.report.write import write_report
+from spinrun_cli.local.report import write_report
 from spinrun_protocol.environment import PREFERENCE_KEY
 from spinrun_worker.ledger import read_pairs, read_samples
 from support.fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, serving

@@ -14,7 +14,7 @@ from spinrun_protocol.termination import LastWords
 from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import Layout, write_samples
 from spinrun_worker.records import PromptRecord, ScoredGroup
-from unit.cli.fake_api_server import FakeApiServer, fake_api_server
+from unit.cli.cluster.fake_api_server import FakeApiServer, fake_api_server
 from unit.cli.shell import Shell
 
 DOCUMENT: dict[str, Any] = {

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from spinrun_api.documents import parse_run
 from spinrun_api.status import Phase
-from spinrun_cli.cluster import plugin
+from spinrun_cli import kubectl_plugin
 from spinrun_cli.overrides import merge
 from spinrun_operator import reasons, status
 from spinrun_operator.metrics import Metrics
@@ -177,11 +177,13 @@ def test_every_value_that_a_page_names_is_the_charts(page: str) -> None:
 
 def test_every_command_has_a_row() -> None:
     tables = "".join(page.partition("| command | does |")[2].partition("\n\n")[0] for page in (INSTALL, WATCHING))
-    assert set(re.findall(r"`spinrun (\w+)", tables)) == {command.callback.__name__ for command in plugin.app.registered_commands}
+    assert set(re.findall(r"`spinrun (\w+)", tables)) == {
+        command.callback.__name__ for command in kubectl_plugin.app.registered_commands
+    }
 
 
 def test_every_option_that_the_page_on_watching_names_is_the_commands() -> None:
-    commands = {command.name: command for command in typer.main.get_command(plugin.app).commands.values()}  # type: ignore[attr-defined]
+    commands = {command.name: command for command in typer.main.get_command(kubectl_plugin.app).commands.values()}  # type: ignore[attr-defined]
     shown = re.findall(r"^\$ (?:kubectl )?spinrun (\w+)(.*)$", WATCHING, re.MULTILINE)
     assert {name for name, _ in shown} >= {"watch", "logs", "events", "samples", "compare", "report"}
     for name, rest in shown:

@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-
-from spinrun_cli.compare import differences, from_document, load, tables, to_document
-from spinrun_cli.errors import CommandError
-from spinrun_cli.report.bundle import bundled, unbundle
-from spinrun_cli.report.charts import COMPARISONS, compared_svg
-from spinrun_cli.report.data import RunData
-from unit.cli.shell import Shell
 from unit.cli.test_report import PNG, Page
+
+from spinrun_cli.bundle import bundled, unbundle
+from spinrun_cli.compare import from_document, load, to_document
+from spinrun_cli.errors import CommandError
+from spinrun_cli.show.charts import COMPARISONS, compared_svg
+from spinrun_cli.show.comparison import differences, tables
+from spinrun_cli.show.run_data import RunData
+from unit.cli.shell import Shell
 
 
 def test_runs_stand_side_by_side_by_the_names_that_the_user_gave(spinrun: Shell, finished_run: Path) -> None:
@@ -69,7 +70,7 @@ def test_run_is_the_same_after_its_journey_as_a_document(spinrun: Shell, finishe
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"runs": [{"name": "a", "run": {}, "lines": [{}]}]}'])
 def test_document_that_was_cut_is_refused(text: bytes) -> None:
-    with pytest.raises(CommandError, match="did not arrive whole"):
+    with pytest.raises(CommandError, match="arrived incomplete"):
         from_document(text)
 
 
@@ -88,6 +89,6 @@ def test_bundled_report_is_the_same_where_it_arrives(finished_run: Path, tmp_pat
 
 def test_bundle_that_was_cut_writes_nothing(finished_run: Path, tmp_path: Path) -> None:
     text = json.dumps({"learning": None, "files": {"report.html": ""}})
-    with pytest.raises(CommandError, match="did not arrive whole"):
+    with pytest.raises(CommandError, match="arrived incomplete"):
         unbundle(text.encode(), tmp_path / "there")
     assert not (tmp_path / "there").exists()

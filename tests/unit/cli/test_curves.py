@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from spinrun_api.documents import read_run
-from spinrun_cli.report.data import load_run_data
+from spinrun_cli.local.run_data import load_run_data
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "reading-the-curves.md").read_text()

@@ -5,19 +5,35 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
+from typing import NamedTuple
 
 import pytest
-from typer.testing import CliRunner
 
-from spinrun_cli.ledger import app
 from spinrun_worker.ledger import LedgerWriter
+from unit.cli.shell import Shell
 
 OTHER_UID = "ffffffff-0000-4000-8000-000000000002"
 
 
-def spinrun_ledger(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
+@pytest.fixture
+def spinrun_ledger(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """`spinrun ledger ARGUMENTS`."""
+    spinrun = Shell(capsys, monkeypatch)
+    return lambda *arguments: Ended(*spinrun("ledger", *map(str, arguments)))
 
 
 @pytest.fixture
@@ -29,7 +45,7 @@ def full(writer: LedgerWriter, put) -> LedgerWriter:
     return writer
 
 
-def test_listing_shows_each_directory(full):
+def test_listing_shows_each_directory(full, spinrun_ledger):
     three_hours_ago = time.time() - 3 * 3600
     os.utime(full.layout.weights(0) / "MANIFEST.json", (three_hours_ago, three_hours_ago))
     (full.begin("checkpoint", 32) / "half").write_bytes(b"x" * 2048)
@@ -49,7 +65,7 @@ def test_listing_shows_each_directory(full):
     assert rows[5][:5] == ["checkpoint", "32", "2", "KiB", "torn"]
 
 
-def test_listing_for_programs(full):
+def test_listing_for_programs(full, spinrun_ledger):
     result = spinrun_ledger("ls", full.root, "--output", "json")
 
     rows = json.loads(result.output)
@@ -65,7 +81,7 @@ def test_listing_for_programs(full):
     assert abs(datetime.fromisoformat(rows[0]["modified"]).timestamp() - time.time()) < 600
 
 
-def test_listing_of_a_volume_names_the_runs(full, tmp_path, put):
+def test_listing_of_a_volume_names_the_runs(full, tmp_path, put, spinrun_ledger):
     other = LedgerWriter(tmp_path / "volume" / "other" / "run-ffffffff", OTHER_UID, 1)
     other.claim()
     put(other, "weights", 0)
@@ -81,7 +97,7 @@ def test_listing_of_a_volume_names_the_runs(full, tmp_path, put):
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
-def test_sound_ledger_verifies_with_exit_code_0(full, output):
+def test_sound_ledger_verifies_with_exit_code_0(full, output, spinrun_ledger):
     result = spinrun_ledger("verify", full.root, "--output", output)
 
     assert result.exit_code == 0
@@ -89,7 +105,7 @@ def test_sound_ledger_verifies_with_exit_code_0(full, output):
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
-def test_what_is_not_sound_is_named_and_gives_exit_code_1(full, root, uid, tmp_path, put, output):
+def test_what_is_not_sound_is_named_and_gives_exit_code_1(full, root, uid, tmp_path, put, output, spinrun_ledger):
     file = full.layout.window(0) / "model.safetensors"
     file.write_bytes(b"X" + file.read_bytes()[1:])
     (full.begin("checkpoint", 32) / "half").write_bytes(b"x")
@@ -119,15 +135,15 @@ def test_what_is_not_sound_is_named_and_gives_exit_code_1(full, root, uid, tmp_p
 
 @pytest.mark.parametrize("command", ["ls", "verify"])
 @pytest.mark.parametrize("name", ["", "missing"])
-def test_path_without_a_ledger_gives_exit_code_2(tmp_path, command, name):
+def test_path_without_a_ledger_gives_exit_code_2(tmp_path, command, name, spinrun_ledger):
     result = spinrun_ledger(command, tmp_path / name)
 
     assert result.exit_code == 2
-    assert "holds no ledger: give a run's folder on the volume" in result.stderr
+    assert "holds no ledger: name a run's folder on the volume" in result.stderr
     assert result.stdout == ""
 
 
-def test_names_on_a_volume_cannot_command_the_terminal(full):
+def test_names_on_a_volume_cannot_command_the_terminal(full, spinrun_ledger):
     (full.root / "weights" / "\x1b[2J[red]evil").mkdir()
 
     result = spinrun_ledger("verify", full.root)
@@ -137,31 +153,32 @@ def test_names_on_a_volume_cannot_command_the_terminal(full):
     assert "[red]evil does not have a name that SpinRun gives" in result.output
 
 
-def test_volume_that_cannot_be_read_is_named(full, tmp_path, monkeypatch):
+def test_volume_that_cannot_be_read_is_named(full, tmp_path, monkeypatch, spinrun_ledger):
     from spinrun_worker.ledger import LedgerUnavailableError
 
     def refuse(*_: object, **__: object) -> None:
         raise LedgerUnavailableError("Cannot list /volume: Stale file handle. Remount the network volume")
 
-    monkeypatch.setattr("spinrun_worker.ledger.verify_tree", refuse)
+    monkeypatch.setattr("spinrun_cli.local.ledger.verify_tree", refuse)
     result = spinrun_ledger("verify", full.root)
 
     assert result.exit_code == 1
     assert "Stale file handle" in result.stderr
 
 
-def test_without_the_workers_packages_the_command_says_what_to_install(tmp_path, monkeypatch):
+def test_without_the_workers_packages_the_command_says_what_to_install(tmp_path, monkeypatch, spinrun_ledger):
     monkeypatch.setitem(sys.modules, "spinrun_worker.ledger", None)
+    monkeypatch.delitem(sys.modules, "spinrun_cli.local.ledger", raising=False)
 
     result = spinrun_ledger("verify", tmp_path)
 
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "pip install 'spinrun[worker]'" in result.stderr
 
 
 def test_command_loads_neither_torch_nor_pyarrow(full):
     code = (
-        "import sys; from spinrun_cli.ledger import app\n"
+        "import sys; from spinrun_cli.commands.ledger import app\n"
         "assert 'spinrun_worker' not in sys.modules\n"
         "app(['verify', sys.argv[1]], standalone_mode=False)\n"
         "print(sorted({'torch', 'pyarrow', 'numpy'} & set(sys.modules)))"

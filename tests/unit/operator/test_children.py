@@ -9,6 +9,7 @@ import pytest
 from spinrun_api.documents import read_run
 from spinrun_api.run import SpinRun
 from spinrun_kube import names
+from spinrun_kube.kinds import CHILDREN, POD_MONITOR
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
 from spinrun_operator.children.network_policy import rollout_network_policy, scorer_network_policy, trainer_network_policy
 from spinrun_operator.children.pod_monitor import pod_monitor
@@ -19,7 +20,8 @@ from spinrun_operator.children.service_account import service_account
 from spinrun_operator.children.services import rollout_service, scorer_service, trainer_service
 from spinrun_operator.children.token_secret import token_secret
 from spinrun_operator.children.trainer_job import trainer_job, trainer_revision
-from unit.operator.world import SETTINGS, UID, run_of
+from spinrun_operator.observed import Observed
+from unit.operator.world import SETTINGS, UID, World, run_of
 
 Json = dict[str, Any]
 CUDA = replace(SETTINGS, accelerator="cuda")
@@ -94,6 +96,36 @@ def test_every_child_is_labelled_and_owned_by_its_run(child: Json) -> None:
         "controller": True,
         "blockOwnerDeletion": False,
     }
+
+
+def test_every_child_and_its_pods_are_known_by_name() -> None:
+    world = World(run=with_scorers(), observed=Observed(has_pod_monitors=True, new_token="secret"))
+    children = world.step().apply
+    kinds = {child["kind"] for child in children}
+    assert kinds == {kind.name for kind in (*CHILDREN, POD_MONITOR)}
+    named = [(child["kind"], child["metadata"]["name"]) for child in children]
+    pods = [("Pod", f"{name}-0") for kind, name in named if kind == "StatefulSet"]
+    pods += [("Pod", f"{name}-1-x7k2p") for kind, name in named if kind == "Job"]
+    assert len(pods) == 3
+    for kind, name in [*named, *pods]:
+        assert names.is_child_of("demo", kind, name), (kind, name)
+        assert not names.is_child_of("dem", kind, name), (kind, name)
+        assert not names.is_child_of("demo-2", kind, name), (kind, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("Pod", "demo"),
+        ("PodMonitor", "demo-rollout"),
+        ("Pod", "demo-two-rollout-0"),
+        ("Pod", "demo-rollout-trainer-1-0-abcde"),
+        ("ConfigMap", "demo-scorer-run"),
+        ("Secret", "token"),
+    ],
+)
+def test_objects_of_others_are_not_taken_for_children(kind: str, name: str) -> None:
+    assert not names.is_child_of("demo", kind, name)
 
 
 def test_longest_names_fit() -> None:
@@ -410,7 +442,7 @@ def test_trainer_answers_the_operator_and_its_own_nodes() -> None:
     assert nodes == {"from": [{"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}}]}
 
 
-def test_only_what_the_user_says_makes_a_trainer_start_anew() -> None:
+def test_only_what_the_user_says_makes_a_trainer_restart() -> None:
     revision = trainer_revision(run_of())
     # Of a run from before: when it changes, an upgrade of the operator restarts every trainer.
     assert revision == "99bff42db04364e0"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spinrun_api.spec import FailureRule, Lifecycle
-from spinrun_operator.policies.failure import Cause, Ending, ending, judge, last_words
+from spinrun_operator.policies.failure import AttemptEnd, Cause, attempt_end, follow_up, read_termination
 from spinrun_protocol.termination import LastWords
 from unit.operator.world import SETTINGS, START, pod_of
 
@@ -50,17 +50,18 @@ def pod(name: str = "a", *, phase: str = "Failed", deleted: bool = False, **more
     ],
 )
 def test_cause_of_a_failed_job(pods: list[Json], cause: Cause, code: int | None) -> None:
-    end = ending(FAILED, pods)
+    end = attempt_end(FAILED, pods)
     assert end is not None
     assert (end.cause, end.exit_code) == (cause, code)
 
 
-def test_job_that_goes_on_has_no_ending() -> None:
-    assert ending({"status": {"conditions": [{"type": "FailureTarget", "status": "True"}]}}, [pod(ended={"exitCode": 1})]) is None
+def test_attempt_has_not_ended_before_its_job() -> None:
+    failing: Json = {"status": {"conditions": [{"type": "FailureTarget", "status": "True"}]}}
+    assert attempt_end(failing, [pod(ended={"exitCode": 1})]) is None
 
 
 def test_out_of_memory_names_the_limit_and_where_it_is_set() -> None:
-    end = ending(FAILED, [pod(ended={"exitCode": 137, "reason": "OOMKilled"})])
+    end = attempt_end(FAILED, [pod(ended={"exitCode": 137, "reason": "OOMKilled"})])
     assert end is not None
     assert "memory limit of 4Gi" in end.message
     assert "spec.trainer.template.spec.containers[trainer].resources.limits.memory" in end.message
@@ -71,21 +72,21 @@ def test_sidecar_that_fails_is_named_when_the_trainer_did_not() -> None:
     document["status"]["containerStatuses"].append(
         {"name": "proxy", "state": {"terminated": {"exitCode": 9, "finishedAt": "2026-01-01T12:00:30Z"}}}
     )
-    end = ending(FAILED, [document])
+    end = attempt_end(FAILED, [document])
     assert end is not None
     assert end.exit_code == 9
 
 
 @pytest.mark.parametrize("text", ["", "Killed", "{}", '{"result": "Complete"', "[1]", '{"result": 7}'])
 def test_other_text_is_not_taken_for_last_words(text: str) -> None:
-    assert last_words(text) is None
+    assert read_termination(text) is None
 
 
 def test_last_words_are_read() -> None:
     words = LastWords(result="Failed", reason="NoPairs", message="all rewards are equal", exit_code=1)
-    end = ending(FAILED, [pod(ended={"exitCode": 1, "message": words.model_dump_json()})])
+    end = attempt_end(FAILED, [pod(ended={"exitCode": 1, "message": words.model_dump_json()})])
     assert end is not None
-    assert end.words == words
+    assert end.termination == words
     assert end.message == "pod a exited with code 1: all rewards are equal"
 
 
@@ -112,40 +113,46 @@ RULES = [
         (Cause.EXIT, 2, RULES, ("Restart", "TrainerFailed", False)),
         (Cause.EXIT, 3, RULES, ("Restart", "TrainerFailed", True)),
         (Cause.DISRUPTION, 42, RULES, ("Restart", "TrainerDisrupted", False)),
+        (Cause.DISRUPTION, 0, [], ("Restart", "TrainerDisrupted", False)),
+        (Cause.DISRUPTION, None, [], ("Restart", "TrainerDisrupted", False)),
+        (Cause.EXIT, 0, [], ("Restart", "TrainerFailed", True)),
+        (Cause.EXIT, None, [], ("Restart", "TrainerFailed", True)),
+        (Cause.OUT_OF_MEMORY, 3, [], ("Restart", "TrainerOOMKilled", True)),
+        (Cause.OUT_OF_MEMORY, 43, RULES, ("Restart", "TrainerOOMKilled", False)),
     ],
 )
-def test_what_follows(cause: Cause, code: int, rules: list[FailureRule], want: tuple[str, str, bool]) -> None:
-    end = Ending(cause, "it ended", code)
+def test_what_follows(cause: Cause, code: int | None, rules: list[FailureRule], want: tuple[str, str, bool]) -> None:
+    end = AttemptEnd(cause, "it ended", code)
     lifecycle = Lifecycle(failure_policy=rules)
-    verdict = judge(end, lifecycle, SETTINGS, failed_attempts=0, ledger_unavailable_since=None, now=START)
-    assert (verdict.action, verdict.reason, verdict.counted) == want
+    follows = follow_up(end, lifecycle, SETTINGS, failed_attempts=0, ledger_unavailable_since=None, now=START)
+    assert (follows.action, follows.reason, follows.counted) == want
 
 
 @pytest.mark.parametrize(("failed", "limit", "want"), [(0, 0, "Fail"), (5, 6, "Restart"), (6, 6, "Fail"), (0, 1, "Restart")])
 def test_run_fails_when_restarts_are_used_up(failed: int, limit: int, want: str) -> None:
-    end, lifecycle = Ending(Cause.EXIT, "boom", 1), Lifecycle(backoff_limit=limit)
-    verdict = judge(end, lifecycle, SETTINGS, failed_attempts=failed, ledger_unavailable_since=None, now=START)
-    assert verdict.action == want
+    end, lifecycle = AttemptEnd(Cause.EXIT, "boom", 1), Lifecycle(backoff_limit=limit)
+    follows = follow_up(end, lifecycle, SETTINGS, failed_attempts=failed, ledger_unavailable_since=None, now=START)
+    assert follows.action == want
 
 
 @pytest.mark.parametrize(("failed", "want"), [(0, 10), (1, 20), (2, 40), (4, 160), (5, 300), (400, 300)])
 def test_wait_doubles_with_each_failure_up_to_five_minutes(failed: int, want: float) -> None:
-    end, lifecycle = Ending(Cause.EXIT, "boom", 1), Lifecycle(backoff_limit=1000)
-    verdict = judge(end, lifecycle, SETTINGS, failed_attempts=failed, ledger_unavailable_since=None, now=START)
-    assert verdict.delay_seconds == want
+    end, lifecycle = AttemptEnd(Cause.EXIT, "boom", 1), Lifecycle(backoff_limit=1000)
+    follows = follow_up(end, lifecycle, SETTINGS, failed_attempts=failed, ledger_unavailable_since=None, now=START)
+    assert follows.delay_seconds == want
 
 
 @pytest.mark.parametrize(("lasted", "want"), [(None, 10), (5, 10), (40, 40), (4000, 300)])
 def test_wait_for_the_ledger_is_as_long_again_as_it_has_lasted(lasted: float | None, want: float) -> None:
     since = None if lasted is None else START - timedelta(seconds=lasted)
-    verdict = judge(
-        Ending(Cause.EXIT, "full", 4), Lifecycle(), SETTINGS, failed_attempts=0, ledger_unavailable_since=since, now=START
+    follows = follow_up(
+        AttemptEnd(Cause.EXIT, "full", 4), Lifecycle(), SETTINGS, failed_attempts=0, ledger_unavailable_since=since, now=START
     )
-    assert verdict.delay_seconds == want
+    assert follows.delay_seconds == want
 
 
 @pytest.mark.parametrize(("lived", "want"), [(0.0, 10), (4.0, 6), (3600.0, 0)])
 def test_preempted_trainer_that_hardly_lived_is_not_followed_at_once(lived: float, want: float) -> None:
-    end = Ending(Cause.EXIT, "preempted", 3, lived_seconds=lived)
-    verdict = judge(end, Lifecycle(), SETTINGS, failed_attempts=0, ledger_unavailable_since=None, now=START)
-    assert verdict.delay_seconds == want
+    end = AttemptEnd(Cause.EXIT, "preempted", 3, lived_seconds=lived)
+    follows = follow_up(end, Lifecycle(), SETTINGS, failed_attempts=0, ledger_unavailable_since=None, now=START)
+    assert follows.delay_seconds == want

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from spinrun_kube.api import ApiError
 from spinrun_kube.kinds import CHILDREN, POD, SECRET
-from spinrun_operator.api import ApiError
 from spinrun_operator.informer import Informer, slim
 from unit.operator.world import SETTINGS
 

@@ -32,6 +32,6 @@ def test_ends_of_attempts_are_counted_from_zero_and_other_news_is_not() -> None:
     metrics = Metrics()
     assert shown(metrics, "spinrun_operator_attempts_ended_total") == {(reason,): 0 for reason in reasons.ATTEMPT_ENDS}
     for reason in (reasons.TRAINER_STARTED, reasons.TRAINER_FAILED, reasons.TRAINER_FAILED, reasons.SUSPENDED):
-        metrics.happened(reason)
+        metrics.count_attempt_end(reason)
     counts = shown(metrics, "spinrun_operator_attempts_ended_total")
     assert {key: value for key, value in counts.items() if value} == {("TrainerFailed",): 2}

@@ -29,7 +29,11 @@ def waiting(reason: str, message: str = "", **more: Any) -> list[Json]:
 @pytest.mark.parametrize(
     ("pod", "reason", "message"),
     [
-        ({"conditions": [unschedulable("0/3 nodes are available")]}, "PodUnschedulable", "fits no node: 0/3 nodes are available"),
+        (
+            {"conditions": [unschedulable("0/3 nodes are available")]},
+            "PodUnschedulable",
+            "is unschedulable: 0/3 nodes are available",
+        ),
         (
             {"conditions": [unschedulable('persistentvolumeclaim "demo-ledger" not found')]},
             "ClaimNotFound",
@@ -44,7 +48,7 @@ def waiting(reason: str, message: str = "", **more: Any) -> list[Json]:
         (
             {"containerStatuses": waiting("CrashLoopBackOff", lastState={"terminated": {"reason": "Error", "exitCode": 7}})},
             "ContainerCrashing",
-            "keeps ending (Error, exit code 7)",
+            "is crash-looping (Error, exit code 7)",
         ),
     ],
 )
@@ -65,7 +69,7 @@ def test_pod_that_does_not_start_says_why(pod: Json, reason: str, message: str) 
         ("x" * 1000, ": " + "x" * 300),
     ],
 )
-def test_scorer_that_keeps_ending_says_so_with_the_end_of_its_log(message: str, want: str) -> None:
+def test_crash_looping_scorer_says_so_with_the_end_of_its_log(message: str, want: str) -> None:
     world = running_world(preference={"rewardModel": {"source": "org/stern"}})
     ended = {"terminated": {"reason": "Error", "exitCode": 1, "message": message}}
     status = {"name": "vllm", "image": "vllm:1", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended}
@@ -73,7 +77,7 @@ def test_scorer_that_keeps_ending_says_so_with_the_end_of_its_log(message: str, 
     found = first_trouble(world.run, world.observed, PATIENCE)
     assert found is not None
     assert found[0] == "ContainerCrashing"
-    assert found[1] == f"pod demo-scorer-0, container vllm keeps ending (Error, exit code 1){want}: see its logs"
+    assert found[1] == f"pod demo-scorer-0, container vllm is crash-looping (Error, exit code 1){want}: see its logs"
 
 
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])

@@ -10,13 +10,17 @@ from spinrun_api.run import SpinRun
 from spinrun_api.status import Condition
 from spinrun_kube import names, times
 from spinrun_operator.observed import Observed, TrainerProgress, child_id
-from spinrun_operator.reconcile import Event, Plan, reconcile
+from spinrun_operator.plan import Event, Plan
+from spinrun_operator.reconcile import reconcile
 from spinrun_operator.settings import Settings
+from spinrun_protocol.wire import Progress
 
 Json = dict[str, Any]
 
 START = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
+OWN_MODEL: Json = {"preference": {"rewardModel": {"source": "org/stern"}}}
+"""Of a run that serves the model of its preference itself."""
 SETTINGS = Settings(accelerator="cpu", worker_image="worker:1", vllm_image="vllm:1")
 
 
@@ -183,3 +187,23 @@ def running_world(**spec: Any) -> World:
     world.bind_claim()
     world.settle()
     return world
+
+
+# --- what several tests say ----------------------------------------------------------------------------------------
+
+
+def phase_of(world: World) -> str | None:
+    """The run's phase."""
+    return world.run.status.phase if world.run.status else None
+
+
+def fail(world: World, attempt: int, code: int, **ended: Any) -> None:
+    """The trainer of an attempt ends on its own."""
+    world.trainer_pod(attempt, phase="Failed", ended={"exitCode": code} | ended)
+    world.job(attempt, "FailureTarget", "Failed")
+
+
+def progress_of(**fields: Any) -> TrainerProgress:
+    """What rank 0 says."""
+    base = {"uid": UID, "attempt": 1, "activity": "train", "window": 1, "windows": 4, "step": 20, "total_steps": 64}
+    return TrainerProgress(Progress.model_validate(base | fields), START + timedelta(seconds=30))

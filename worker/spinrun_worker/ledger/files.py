@@ -17,9 +17,8 @@ import xxhash
 from pydantic import ValidationError
 from typing_extensions import Buffer
 
-from spinrun_api.base import Record
+from spinrun_api.base import Record, first_problem
 from spinrun_protocol.ledger import FileEntry
-from spinrun_worker.errors import first_problem
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import LedgerUnavailableError, TornError
 

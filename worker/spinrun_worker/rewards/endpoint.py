@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from spinrun_api import spec
-from spinrun_worker.errors import ConfigurationError, Preempted, first_problem
+from spinrun_api.base import first_problem
+from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.rewards.dialect import Dialect, Reply, UnusableReplyError, Usage
 from spinrun_worker.rewards.score import Failure, FailureKind
 

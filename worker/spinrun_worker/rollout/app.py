@@ -13,10 +13,9 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
-from spinrun_api.base import Record
+from spinrun_api.base import Record, first_problem
 from spinrun_protocol.wire import End, ErrorBody, SamplesRequest, VersionWanted
 from spinrun_worker.bearer import Bearer
-from spinrun_worker.errors import first_problem
 from spinrun_worker.rollout.activation import Activator
 from spinrun_worker.rollout.gate import Gate, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics

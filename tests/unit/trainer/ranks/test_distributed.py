@@ -1,12 +1,9 @@
 import os
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerUnavailableError
-from spinrun_worker.trainer.ranks.distributed import Distributed, available_cores
+from spinrun_worker.trainer.ranks.distributed import Distributed
 
 
 class DemandingError(Exception):
@@ -94,24 +91,3 @@ def test_error_says_which_rank_raised_it(run_ranks: Any) -> None:
     first, second = run_ranks(2, fail_in_turns)
     assert first["agree"][2]["__notes__"] == ["(raised on rank 1)"]
     assert "__notes__" not in second["agree"][2]
-
-
-@pytest.mark.parametrize(
-    ("files", "want"),
-    [
-        ({"cpu.max": "150000 100000"}, 1),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu.max": "10000000 100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({"cpu.max": "nonsense"}, None),
-        ({}, None),
-    ],
-    ids=str,
-)
-def test_cores_are_those_that_the_container_may_use(tmp_path: Path, files: dict[str, str], want: int | None) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content + "\n")
-    assert available_cores(tmp_path) == (want or len(os.sched_getaffinity(0)))

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial, wraps
-from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import torch
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from spinrun_protocol.commands import Accelerator
+from spinrun_protocol.machine import available_cores
 from spinrun_worker.trainer.ranks.launcher import STORE_FD
 
 logger = logging.getLogger(__name__)
@@ -267,23 +267,3 @@ def _limit_threads(local_world_size: int) -> None:
     """Divide the cores among this machine's ranks, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // local_world_size))
-
-
-def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Number of cores that this process may use: those that it may run on, or the container's CPU limit if that is lower."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cpu_quota(cgroup)
-    return cores if quota is None else max(1, min(cores, int(quota)))
-
-
-def _cpu_quota(cgroup: Path) -> float | None:
-    """CPU limit of the container in cores, from cgroup v2 or v1; None where there is none."""
-    try:
-        if (cgroup / "cpu.max").exists():
-            quota, period = (cgroup / "cpu.max").read_text().split()
-        else:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        return None if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None

@@ -13,7 +13,6 @@ are still writing the checkpoint, and kills them 30 s later. And it holds all of
 """
 
 import argparse
-import ctypes
 import logging
 import math
 import os
@@ -29,6 +28,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from spinrun_api.documents import InvalidDocumentError, read_run
+from spinrun_protocol.child_process import die_with_parent
 from spinrun_protocol.commands import RENDEZVOUS_PORT
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.logs import facts_of, log_to_stderr
@@ -44,8 +44,6 @@ RANK_MODULE = "spinrun_worker.trainer"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WATCHED = {*STOP_SIGNALS, signal.SIGCHLD}
 MAX_WAIT_SECONDS = 3600.0
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -133,9 +131,8 @@ class RankProcesses:
 
     def _before_exec(self) -> None:
         """In the child: die with the launcher, and unblock the signals that the launcher blocks."""
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self._launcher:
-            os._exit(ExitCode.FAILED)  # it died before prctl
+        if not die_with_parent(self._launcher):
+            os._exit(ExitCode.FAILED)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
     def wait(self, *, grace_seconds: float, peer_seconds: float) -> list[RankExit]:

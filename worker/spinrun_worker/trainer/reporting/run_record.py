@@ -9,7 +9,8 @@ import torch
 
 from spinrun_api.run import SpinRun
 from spinrun_protocol.ledger import RunRecord
-from spinrun_worker.trainer.ranks.distributed import Distributed, available_cores
+from spinrun_protocol.machine import available_cores
+from spinrun_worker.trainer.ranks.distributed import Distributed
 
 LIBRARIES = ("spinrun", "torch", "transformers", "peft", "safetensors", "tokenizers", "datasets", "numpy")
 

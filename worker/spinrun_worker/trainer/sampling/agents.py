@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
+from spinrun_api.base import first_problem
 from spinrun_protocol.wire import (
     End,
     ErrorBody,
@@ -89,14 +90,14 @@ class AgentClient:
         try:
             return VersionState.model_validate_json(await _body(response))
         except ValidationError as error:
-            raise AgentError("Malformed", f"what it says of its version is no VersionState: {_first(error)}") from error
+            raise AgentError("Malformed", f"what it says of its version is no VersionState: {first_problem(error)}") from error
 
     async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[SampleGroup | PromptFailed]:
         async for line in _split_lines(response.content):
             try:
                 record = _LINE.validate_json(line)
             except ValidationError as error:
-                raise AgentError("Malformed", f"a line of its stream is no answer: {_first(error)}") from error
+                raise AgentError("Malformed", f"a line of its stream is no answer: {first_problem(error)}") from error
             if isinstance(record, End):
                 return
             yield record
@@ -210,8 +211,3 @@ async def _split_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         size += len(rest)
         if size > MAX_LINE_BYTES:
             raise AgentError("Malformed", f"a line of its stream is longer than {MAX_LINE_BYTES} bytes")
-
-
-def _first(error: ValidationError) -> str:
-    details = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(map(str, details['loc']))}: {details['msg']}"

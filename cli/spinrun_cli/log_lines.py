@@ -1,0 +1,48 @@
+"""Lines of processes' logs."""
+
+import json
+
+import typer
+
+from spinrun_protocol.logs import plain
+
+
+class LineWriter:
+    """Prints the lines of processes, as soon as there are several with the name of its process before each.
+
+    Lines that are for programs are shown as people read them, unless programs read these too.
+    """
+
+    def __init__(self, *, as_json: bool, expected: int = 1) -> None:
+        """expected: how many processes there are to begin with."""
+        self._as_json = as_json
+        self._expected = expected
+        self._seen: set[str] = set()
+
+    def __call__(self, process: str, line: str) -> None:
+        """Prints a line. A progress bar draws over itself: only its last state is shown."""
+        line = line.rstrip("\r").rpartition("\r")[2]
+        self._seen.add(process)
+        if self._as_json:
+            typer.echo(json.dumps({"process": process, "line": line}, ensure_ascii=False))
+        elif max(self._expected, len(self._seen)) > 1:
+            typer.echo(f"[{process}] {plain(line)}")
+        else:
+            typer.echo(plain(line))
+
+
+class LineSplitter:
+    """Lines out of pieces of a text that are cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def lines(self, piece: bytes) -> list[str]:
+        """The lines that are whole with this piece."""
+        *whole, self._rest = (self._rest + piece).split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
+
+    def end(self) -> list[str]:
+        """What is left after the last line end, which is one line or none."""
+        rest, self._rest = self._rest, b""
+        return [rest.decode(errors="replace")] if rest else []

@@ -1,1 +1,0 @@
-"""The report of a run: one HTML page and one picture, made from the ledger alone."""

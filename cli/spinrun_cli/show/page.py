@@ -1,0 +1,147 @@
+"""The page: what the template is given. Everything from the run is text there, and escaped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from spinrun_cli.show.charts import panels, to_svg
+from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.text import duration
+from spinrun_worker.records import ScoredGroup
+
+MOST_COMPARISONS = 60
+LONGEST_TEXT = 800
+"""Characters of an answer that are shown."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure at the top of the page."""
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer to a held-out prompt."""
+
+    text: str
+    mark: str
+    """right, wrong, or none where there is no reward."""
+    reward: str
+
+
+@dataclass(frozen=True)
+class HeldOutAnswers:
+    """One held-out prompt, answered before and after."""
+
+    prompt: str
+    expected: str | None
+    before: Answer
+    after: Answer
+
+    @property
+    def change(self) -> str:
+        """What became of the answer: learned, lost, wrong or right."""
+        if self.before.mark == self.after.mark:
+            return "right" if self.after.mark == "right" else "wrong"
+        return "learned" if self.after.mark == "right" else "lost"
+
+
+def render(data: RunData) -> str:
+    """The report as one HTML document that needs nothing else."""
+    environment = Environment(
+        loader=PackageLoader("spinrun_cli.show", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    compared = compare(data.before, data.after)
+    return environment.get_template("page.html.j2").render(
+        data=data,
+        subtitle=_subtitle(data.document.get("spec", {})),
+        status=_status(data),
+        tiles=tiles(data),
+        charts=[(panel, Markup(to_svg(panel, data))) for panel in panels(data)],
+        comparisons=compared[:MOST_COMPARISONS],
+        num_compared=len(compared),
+        changes={change: sum(item.change == change for item in compared) for change in CHANGES},
+        last_version=data.evaluations[-1].version if data.evaluations else None,
+        spec_text=yaml.safe_dump(data.document, sort_keys=False, allow_unicode=True, width=110) if data.document else "",
+    )
+
+
+CHANGES = ("learned", "lost", "wrong", "right")
+"""In the order in which a reader wants to see them."""
+
+
+def compare(before: Sequence[ScoredGroup], after: Sequence[ScoredGroup]) -> list[HeldOutAnswers]:
+    """The prompts that both evaluations answered, the changed ones first."""
+    later = {group.prompt.id: group for group in after}
+    found = [
+        HeldOutAnswers(_cut(group.prompt.text), group.prompt.answer, _answer(group), _answer(later[group.prompt.id]))
+        for group in before
+        if group.prompt.id in later
+    ]
+    return sorted(found, key=lambda item: CHANGES.index(item.change))
+
+
+def _answer(group: ScoredGroup) -> Answer:
+    if not group.samples:
+        return Answer("", "none", "no answer")
+    reward = group.rewards[0]
+    if reward is None:
+        return Answer(_cut(group.samples[0].text), "none", "no reward")
+    return Answer(_cut(group.samples[0].text), "right" if reward >= 1 else "wrong", f"{reward:g}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text)} characters)"
+
+
+def tiles(data: RunData) -> list[Tile]:
+    """The figures that a reader looks for first, as far as they are known."""
+    found: list[Tile] = []
+    if data.accuracy and data.best:
+        first, last = data.accuracy[0], data.accuracy[-1]
+        prompts = data.evaluations[-1].values.get("num_prompts")
+        over = f"over {prompts:.0f} held-out prompts" if prompts else "held out"
+        value = f"{first:.3f} → {last:.3f}" if len(data.accuracy) > 1 else f"{first:.3f}"
+        found.append(Tile("Accuracy", value, f"{last - first:+.3f} {over}" if len(data.accuracy) > 1 else over))
+        found.append(Tile("Best", f"{data.best.accuracy:.3f}", f"version {data.best.version}"))
+    if data.windows:
+        pairs = sum(line.values.get("pairs", 0.0) for line in data.windows)
+        found.append(Tile("Training", f"{data.num_steps} steps", f"{len(data.windows)} windows, {pairs:.0f} pairs"))
+    if speeds := [line.values[SPEED] for line in data.windows if SPEED in line.values]:
+        samples = sum(line.values.get("samples", 0.0) for line in data.windows)
+        found.append(Tile("Generation", f"{sum(speeds) / len(speeds):.1f}/s", f"{samples:.0f} samples" if samples else "samples"))
+    if data.seconds is not None:
+        found.append(Tile("Time", duration(data.seconds), "first to last figure"))
+    return found
+
+
+SPEED = "throughput/samples_per_second"
+
+
+def _subtitle(spec: dict[str, Any]) -> str:
+    """Model, data and method in one line."""
+    prompts, method = spec.get("data", {}).get("prompts", {}), spec.get("method", {})
+    model = str(spec.get("model", {}).get("source", ""))
+    data = " ".join(str(prompts[key]) for key in ("source", "config") if prompts.get(key))
+    return " · ".join(part for part in (model, data, str(method.get("name", ""))) if part)
+
+
+def _status(data: RunData) -> dict[str, Any]:
+    """How the run stands: a word, its colour, and what the trainer said."""
+    if data.termination is None:
+        return {
+            "word": "Unfinished",
+            "tone": "neutral",
+            "message": "The run is still in progress, or was killed.",
+        }
+    tone = {"Complete": "good", "Failed": "bad"}.get(data.termination.result, "neutral")
+    word = {"Preempted": "Stopped"}.get(data.termination.result, data.termination.result)
+    return {"word": word, "tone": tone, "message": data.termination.message}

@@ -1,0 +1,76 @@
+"""Words, times and tables as text."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+# --- text ----------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str, *, keep: str = "\n") -> str:
+    """Text without control characters: what a model says, or a file's name, must not command the terminal.
+
+    Args:
+        text: Any text.
+        keep: Control characters that stay.
+    """
+    return "".join(each if each.isprintable() or each in keep else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def hanging(first: str, text: str) -> str:
+    """`first` and then the text, whose further lines stand below its first."""
+    return "\n".join(line.rstrip() for line in (first + text.replace("\n", "\n" + " " * len(first))).splitlines())
+
+
+# --- times ---------------------------------------------------------------------------------------------------------
+
+
+def age(seconds: float) -> str:
+    """Seconds in their largest unit, as kubectl shows an age."""
+    whole = max(0, int(seconds))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if whole >= 2 * length:
+            return f"{whole // length}{unit}"
+    return f"{whole}s"
+
+
+def age_since(then: str | None, now: datetime) -> str:
+    """Time since a moment of the API; empty when there was none."""
+    return age((now - datetime.fromisoformat(then)).total_seconds()) if then else ""
+
+
+def clock(seconds: float) -> str:
+    """75 as 1:15."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def duration(seconds: float) -> str:
+    """75 as 1 min 15 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Iterable[Sequence[object]], *, numbers: bool = False) -> str:
+    """Rows of cells, the first the headings, aligned as kubectl does; an absent cell is empty.
+
+    Args:
+        rows: The rows, all of one length.
+        numbers: Whether all columns but the first hold numbers, which are aligned at their right.
+    """
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = (
+        "   ".join(
+            cell.rjust(width) if numbers and index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in texts
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,122 @@
+"""Carrying out what was decided: the status first, then the children, then the Events."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from spinrun_api.run import SpinRun
+from spinrun_api.status import SpinRunStatus
+from spinrun_kube.api import Api, ApiError
+from spinrun_operator.apply import Applier
+from spinrun_operator.events import EventRecorder
+from spinrun_operator.informer import version_of
+from spinrun_operator.metrics import Metrics
+from spinrun_operator.observed import Observed, Refusal, child_id
+from spinrun_operator.plan import Plan
+from spinrun_operator.queue import Key, Retry
+from spinrun_operator.store import RunStore, key_of
+
+Json = dict[str, Any]
+
+
+class Executor:
+    """Writes what plans say. Whatever has changed since it was read is not written over: it raises Retry."""
+
+    def __init__(
+        self,
+        api: Api,
+        store: RunStore,
+        applier: Applier,
+        recorder: EventRecorder,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._applier = applier
+        self._recorder = recorder
+        self._metrics = metrics
+        self._clock = clock
+
+    async def execute(self, run: SpinRun, body: Json, observed: Observed, plan: Plan) -> tuple[Refusal, ...]:
+        """Does what the plan says, in its order.
+
+        Args:
+            run: The run.
+            body: The same as the API server said it.
+            observed: What was seen when the plan was made.
+            plan: What to do.
+
+        Returns:
+            The children that cannot be as they should.
+
+        Raises:
+            Retry: The run or one of its children has changed meanwhile.
+            TRANSIENT: One of these: the API server cannot do it now.
+        """
+        if plan.delete_run:
+            await self._delete(key_of(body), body, "Background")
+            return ()
+        await self.write_status(body, plan.status)
+        for event in plan.events:
+            self._metrics.count_attempt_end(event.reason)
+        refusals: list[Refusal] = []
+        for child in plan.apply:
+            # Pods are only made when all that they mount is the run's own.
+            if not (refusals and _makes_pods(child) and child_id(child) not in observed.children):
+                refusals += await self._apply(run, key_of(body), observed, child)
+        for child in plan.delete:
+            await self._delete(key_of(body), child, "Foreground")
+        for event in plan.events:
+            await self._recorder.record(run, event, self._clock())
+        return tuple(refusals)
+
+    async def write_status(self, body: Json, wanted: SpinRunStatus) -> None:
+        """Writes the status when it differs.
+
+        Raises:
+            Retry: The run has changed since it was read.
+        """
+        document = wanted.to_document()
+        if document == body.get("status"):
+            return
+        try:
+            self._store.put(await self._api.replace_status({**body, "status": document}))
+        except ApiError as error:
+            if error.status in (404, 409):
+                await self._store.refresh(key_of(body))
+                raise Retry(f"the run has changed: {error.message}") from error
+            raise
+
+    async def _apply(self, run: SpinRun, key: Key, observed: Observed, child: Json) -> list[Refusal]:
+        """Why the child cannot be as wanted; empty when it is."""
+        if child["kind"] == "Job":
+            await self._assert_fresh(key)
+        try:
+            refusal = await self._applier.apply(run, child, observed.children.get(child_id(child)))
+        except ApiError as error:
+            if error.status == 409:
+                raise Retry(f"{child['kind']} {child['metadata']['name']} has changed: {error.message}") from error
+            raise
+        return [refusal] if refusal else []
+
+    async def _assert_fresh(self, key: Key) -> None:
+        """An attempt is only made from the newest status: another operator may have numbered the next. Raises Retry."""
+        known = self._store.get(key)
+        await self._store.refresh(key)
+        current = self._store.get(key)
+        if known is None or current is None or version_of(current) != version_of(known):
+            raise Retry("the run has changed", delay=0.0)
+
+    async def _delete(self, key: Key, document: Json, propagation: str) -> None:
+        try:
+            await self._api.delete(document, propagation=propagation)
+        except ApiError as error:
+            if error.status == 409:
+                await self._store.refresh(key)
+                raise Retry(f"{document['kind']} {document['metadata']['name']} has changed: {error.message}") from error
+            raise
+
+
+def _makes_pods(child: Json) -> bool:
+    return child["kind"] in ("StatefulSet", "Job")

@@ -1,0 +1,80 @@
+"""The runs that are known, each as the API server last said it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from spinrun_kube.api import Api
+from spinrun_kube.kinds import SPIN_RUN
+from spinrun_operator.informer import version_of
+from spinrun_operator.queue import Key
+
+Json = dict[str, Any]
+
+
+def key_of(body: Json) -> Key:
+    """Namespace and name of a run."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+class RunStore:
+    """A copy of the SpinRuns. News comes by watches, by lists and by our own writes, in any order: the newest version stays."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._runs: dict[Key, Json] = {}
+
+    def get(self, key: Key) -> Json | None:
+        """The run; None when there is none of that name."""
+        return self._runs.get(key)
+
+    def keys(self) -> list[Key]:
+        """All runs."""
+        return list(self._runs)
+
+    def phases(self) -> Iterator[tuple[str, str, str]]:
+        """Namespace, name and phase of all runs."""
+        return ((*key, body.get("status", {}).get("phase", "Unknown")) for key, body in self._runs.items())
+
+    def put(self, body: Json) -> bool:
+        """Takes a run in, unless it is older than what is known. Whether it was news."""
+        key = key_of(body)
+        known = self._runs.get(key)
+        if known is not None and version_of(known) >= version_of(body):
+            return False
+        metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+        self._runs[key] = {**body, "metadata": metadata}
+        return True
+
+    def remove(self, body: Json) -> None:
+        """Takes out a run that was deleted, unless another one has its name by now."""
+        known = self._runs.get(key_of(body))
+        if known is not None and known["metadata"]["uid"] == body["metadata"]["uid"]:
+            del self._runs[key_of(body)]
+
+    async def refresh(self, key: Key) -> None:
+        """Reads a run again from the API server. Raises one of TRANSIENT."""
+        body = await self._api.get(SPIN_RUN, *key)
+        if body is None:
+            self._runs.pop(key, None)
+        else:
+            self.put(body)
+
+    async def list_again(self, namespace: str | None) -> list[Key]:
+        """Makes the copy of a namespace, or of all, equal to what is there now. Raises one of TRANSIENT.
+
+        Returns:
+            The runs that are there, and those that were and are not any more.
+        """
+        items, version = await self._api.list(SPIN_RUN, namespace)
+        present = [key_of(item) for item in items]
+        gone = [
+            key
+            for key, known in self._runs.items()
+            # What is newer than the list came in while the list was under way.
+            if namespace in (None, key[0]) and key not in present and version_of(known) <= int(version)
+        ]
+        for key in gone:
+            del self._runs[key]
+        for item in items:
+            self.put(item)
+        return gone + present

@@ -1,0 +1,89 @@
+"""What the processes of a local run are started with, and their share of the machine."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spinrun_api.run import SpinRun
+from spinrun_cli.local.folder import RunFolder
+from spinrun_cli.local.machine import Machine
+from spinrun_cli.local.processes import LocalRollout, LocalScorer, ProcessBuilder
+from spinrun_cli.overrides import read_run
+from spinrun_protocol import machine
+
+REWARD_MODEL = {"rewardModel": {"source": "/models/stern"}}
+
+
+def builder(tmp_path: Path, run: SpinRun, **environment: str) -> ProcessBuilder:
+    return ProcessBuilder(run, RunFolder(tmp_path), Machine("cpu", "float32"), environment)
+
+
+def with_scorer(run: SpinRun, **scorer: Any) -> SpinRun:
+    """The run with a reward model that it serves."""
+    document = run.to_document()
+    document["spec"] |= {"preference": REWARD_MODEL, "scorer": scorer}
+    return SpinRun.model_validate(document)
+
+
+def use_cores(monkeypatch: pytest.MonkeyPatch, number: int, cgroup: Path = Path("/nowhere")) -> None:
+    """A machine with so many cores, of which the cgroup may allow fewer."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(number)))
+    monkeypatch.setattr(machine, "CGROUP", cgroup)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "threads", "dtype"), [({}, 4, "float32"), ({"replicas": 2, "dtype": "bfloat16"}, 2, "bfloat16")], ids=str
+)
+def test_scorers_share_the_cores_among_themselves_for_the_rollouts_wait_meanwhile(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any, threads: int, dtype: str
+) -> None:
+    use_cores(monkeypatch, 4)
+    processes = builder(tmp_path, with_scorer(read_run(run_file), **scorer))
+
+    process = processes.scorer(LocalScorer(0, processes.folder, set()))
+
+    assert process.environment["OMP_NUM_THREADS"] == str(threads)
+    arguments = dict(zip(process.command[3::2], process.command[4::2], strict=False))
+    assert (arguments["--model"], arguments["--dtype"], arguments["--host"]) == ("/models/stern", dtype, "127.0.0.1")
+
+
+@pytest.mark.parametrize(("overlap", "replicas", "threads"), [(0, 2, (2, None)), (1, 1, (2, "2")), (1, 2, (1, "2"))])
+def test_rollouts_that_are_ahead_and_the_trainer_have_half_of_the_cores_each(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch, overlap: int, replicas: int, threads: tuple[int, str | None]
+) -> None:
+    use_cores(monkeypatch, 4)
+    overrides = [f"spec.method.overlap={overlap}", f"spec.rollout.replicas={replicas}"]
+    processes = builder(tmp_path, read_run(run_file, overrides))
+
+    of_rollout = processes.vllm(LocalRollout(0, processes.folder, set())).environment["OMP_NUM_THREADS"]
+    of_trainer = processes.trainer(1, 1, (), ()).environment.get("OMP_NUM_THREADS")
+
+    assert (int(of_rollout), of_trainer) == threads
+
+
+def test_vllm_has_no_more_threads_than_the_containers_quota_allows(
+    tmp_path: Path, run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text("300000 100000\n")
+    use_cores(monkeypatch, 64, cgroup=tmp_path)
+    processes = builder(tmp_path, with_scorer(read_run(run_file)))
+
+    rollout = processes.vllm(LocalRollout(0, processes.folder, set()))
+    scorer = processes.scorer(LocalScorer(0, processes.folder, set()))
+
+    assert [process.environment["OMP_NUM_THREADS"] for process in (rollout, scorer)] == ["3", "3"]
+
+
+def test_number_of_threads_that_the_user_gives_the_trainer_stays(tmp_path: Path, run_file: Path) -> None:
+    processes = builder(tmp_path, read_run(run_file, ["spec.method.overlap=1"]), OMP_NUM_THREADS="3")
+    assert "OMP_NUM_THREADS" not in processes.trainer(1, 1, (), ()).environment
+
+
+def test_only_the_trainer_gets_the_key_of_the_preference(tmp_path: Path, run_file: Path) -> None:
+    processes = builder(tmp_path, read_run(run_file), SPINRUN_PREFERENCE_KEY="sk-1")
+    rollout = LocalRollout(0, processes.folder, set())
+    assert processes.trainer(1, 1, [rollout], ()).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
+    for process in (processes.agent(rollout), processes.vllm(rollout)):
+        assert "sk-1" not in process.environment.values()

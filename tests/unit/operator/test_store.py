@@ -1,0 +1,88 @@
+"""What is known of the SpinRuns, in whatever order news comes."""
+
+from typing import Any
+
+from spinrun_operator.store import RunStore
+
+Json = dict[str, Any]
+
+KEY = ("team", "demo")
+
+
+def body(version: int, *, name: str = "demo", namespace: str = "team", uid: str = "u", **status: Any) -> Json:
+    """A SpinRun as the API server says it."""
+    metadata = {"name": name, "namespace": namespace, "uid": uid, "resourceVersion": str(version), "managedFields": [{}]}
+    return {"metadata": metadata, "status": status}
+
+
+class FakeApi:
+    """An API server with these runs."""
+
+    def __init__(self, *runs: Json, version: int = 100) -> None:
+        self.runs = list(runs)
+        self.version = version
+
+    async def get(self, _: Any, namespace: str, name: str) -> Json | None:
+        found = [run for run in self.runs if (run["metadata"]["namespace"], run["metadata"]["name"]) == (namespace, name)]
+        return found[0] if found else None
+
+    async def list(self, _: Any, namespace: str | None) -> tuple[list[Json], str]:
+        return [run for run in self.runs if namespace in (None, run["metadata"]["namespace"])], str(self.version)
+
+
+def store_of(api: FakeApi, *known: Json) -> RunStore:
+    """A store that knows these runs."""
+    store = RunStore(api)  # type: ignore[arg-type]
+    for run in known:
+        assert store.put(run)
+    return store
+
+
+def version_in(store: RunStore) -> str | None:
+    """The version of the run that is known."""
+    known = store.get(KEY)
+    return None if known is None else known["metadata"]["resourceVersion"]
+
+
+def test_only_a_newer_version_is_news() -> None:
+    store = store_of(FakeApi(), body(7))
+    assert [store.put(body(version)) for version in (6, 7, 8)] == [False, False, True]
+    assert version_in(store) == "8"
+    assert "managedFields" not in (store.get(KEY) or {})["metadata"]
+
+
+def test_deletion_of_an_earlier_run_does_not_take_out_its_namesake() -> None:
+    store = store_of(FakeApi(), body(9, uid="second"))
+    store.remove(body(8, uid="first"))
+    assert store.keys() == [KEY]
+    store.remove(body(10, uid="second"))
+    assert store.keys() == []
+
+
+async def test_list_finds_what_came_and_what_went() -> None:
+    gone, other = body(80, name="gone"), body(80, name="other", namespace="elsewhere")
+    store = store_of(FakeApi(body(95)), gone, other)
+    assert await store.list_again("team") == [("team", "gone"), KEY]
+    assert sorted(store.keys()) == [("elsewhere", "other"), KEY]
+    assert await store.list_again(None) == [("elsewhere", "other"), KEY]
+
+
+async def test_run_that_is_newer_than_the_list_stays() -> None:
+    store = store_of(FakeApi(version=100), body(101))
+    assert await store.list_again(None) == []
+    assert store.keys() == [KEY]
+
+
+async def test_run_is_read_again_or_found_to_be_gone() -> None:
+    api = FakeApi(body(9))
+    store = store_of(api, body(7))
+    await store.refresh(KEY)
+    assert version_in(store) == "9"
+    api.runs = []
+    await store.refresh(KEY)
+    assert version_in(store) is None
+
+
+def test_phase_is_unknown_until_the_operator_has_written_one() -> None:
+    store = store_of(FakeApi(), body(1), body(1, name="other", phase="Running"))
+    assert list(store.phases()) == [("team", "demo", "Unknown"), ("team", "other", "Running")]
