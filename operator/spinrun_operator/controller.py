@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from spinrun_api.documents import InvalidDocumentError, parse_run
+from spinrun_api.documents import InvalidDocumentError, parse_stored_run
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
@@ -194,7 +194,7 @@ class Controller:
             self._forget(key)
             return None
         try:
-            run = parse_run(body)
+            run = parse_stored_run(body)
         except InvalidDocumentError as error:
             return await self._refuse(key, body, error)
         if not is_managed(run):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from spinrun_api.documents import InvalidDocumentError, parse_run
+from spinrun_api.documents import InvalidDocumentError, parse_stored_run
 from spinrun_api.run import GROUP, PLURAL, SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_cli.errors import CommandError
@@ -31,7 +31,7 @@ def pod_labels(document: Json) -> str:
 def parsed(document: Json) -> SpinRun:
     """The run. Raises CommandError for one that another version of SpinRun has written."""
     try:
-        return parse_run(document, document["metadata"]["name"])
+        return parse_stored_run(document, document["metadata"]["name"])
     except InvalidDocumentError as error:
         raise CommandError(f"{error}: this `spinrun` is of another version than the cluster's; use -o yaml") from error
 

@@ -6,7 +6,7 @@ the same invalid documents to both.
 
 from spinrun_api.spec.data import Data, Evaluation, Prompts
 from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
-from spinrun_api.spec.method import Cringe, Method, of_window
+from spinrun_api.spec.method import Cringe, Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage, of_window
 from spinrun_api.spec.model import Model
 from spinrun_api.spec.preference import (
     JUDGE_TEMPLATE,
@@ -36,6 +36,7 @@ __all__ = [
     "Evaluation",
     "FailureRule",
     "GroundTruth",
+    "Ipo",
     "Judge",
     "Lifecycle",
     "Lora",
@@ -46,13 +47,17 @@ __all__ = [
     "Prompts",
     "Ranker",
     "RewardModel",
+    "Robust",
     "Rollout",
     "Rule",
     "RuleKind",
     "Scorer",
     "ScoringModel",
     "SecretKey",
+    "Sigmoid",
     "SpinRunSpec",
+    "Sppo",
+    "SppoAdvantage",
     "Storage",
     "Telemetry",
     "Tensorboard",

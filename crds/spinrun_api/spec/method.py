@@ -1,15 +1,68 @@
-"""The block `method`."""
+"""The block `method`: how answers become a training signal, with a block for the settings of each loss that has some."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
+from pydantic.alias_generators import to_snake
 
-from spinrun_api.base import ApiModel, rule
+from spinrun_api.base import ApiModel, ModelRule, models_in, rule
 
 
-class Cringe(ApiModel):
-    """The loss `cringe` in numbers."""
+class LossSettings(ApiModel):
+    """Settings of one loss. In `Method` their block has the name of the loss."""
+
+
+class Sigmoid(LossSettings):
+    """Settings of the loss sigmoid."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
+    """Assumed share of pairs whose preference is wrong, below one half (conservative DPO). 0 trusts every pair."""
+
+
+class Robust(LossSettings):
+    """Settings of the loss robust."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
+    """Assumed share of pairs whose preference is flipped, below one half. 0 trusts every pair."""
+
+
+class Ipo(LossSettings):
+    """Settings of the loss ipo."""
+
+    average: bool = True
+    """Take log-probs per token, so that an answer's length does not change the margin; false sums them."""
+
+
+class Sppo(LossSettings):
+    """Settings of the loss sppo."""
+
+    eta: float = Field(default=1000.0, gt=0, le=1_000_000)
+    """Nats of log-ratio between an answer that always wins and one that always loses: η of the paper. Its authors take 1000, and
+    call 1/η beta."""
+
+    include_self: bool = True
+    """Whether an answer's win rate counts a draw with itself, as its authors do."""
+
+
+class SppoAdvantage(LossSettings):
+    """Settings of the loss sppoAdvantage."""
+
+    eta: float = Field(default=1.0, gt=0, le=1_000_000)
+    """Nats of log-ratio for each unit of advantage. verl takes 1."""
+
+    advantage: Literal["prompt", "batch"] = "prompt"
+    """What an answer's reward is measured against. prompt: the prompt's answers. batch: all answers of the window, as verl does;
+    a prompt may then have a single answer."""
+
+    kappa: float = Field(default=1.0, ge=0, le=1000)
+    """How much the best answers weigh in what a reward is measured against. 0: the mean of all; larger moves from it towards the
+    highest reward. verl takes 1."""
+
+
+class Cringe(LossSettings):
+    """Settings of the loss cringe."""
 
     weight: float = Field(default=1.0, gt=0, le=1000)
     """Weight of the rejected answer's part of the loss against the chosen answer's: α of the paper."""
@@ -56,31 +109,23 @@ class Method(ApiModel):
     beta_by_window: list[Annotated[float, Field(gt=0, le=1000)]] | None = Field(default=None, min_length=1, max_length=1000)
     """In place of `beta`: that of window 0, 1, and so on; the last one holds for all later windows."""
 
-    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
-    """For sigmoid (conservative DPO) and robust: assumed share of pairs whose preference is wrong, below one half. 0 trusts
-    every pair."""
+    sigmoid: Sigmoid | None = None
+    """Settings of the loss sigmoid. Absent: their defaults."""
 
-    ipo_average: bool = True
-    """For ipo: take log-probs per token, so that an answer's length does not change the margin; false sums them."""
+    robust: Robust | None = None
+    """Settings of the loss robust. Absent: their defaults."""
 
-    eta: float | None = Field(default=None, gt=0, le=1_000_000)
-    """For the method sppo: nats of log-ratio between an answer that always wins and one that always loses; for the loss
-    sppoAdvantage, nats for each unit of advantage. Absent: 1000 for the loss sppo, as its authors take it, who call 1/η beta, and
-    1 for sppoAdvantage, as verl does."""
+    ipo: Ipo | None = None
+    """Settings of the loss ipo. Absent: their defaults."""
 
-    include_self: bool = True
-    """For the loss sppo: whether an answer's win rate counts a draw with itself, as its authors do."""
+    sppo: Sppo | None = None
+    """Settings of the loss sppo. Absent: their defaults."""
 
-    advantage: Literal["prompt", "batch"] = "prompt"
-    """For the loss sppoAdvantage: what an answer's reward is measured against. prompt: the prompt's answers. batch: all answers
-    of the window, as verl does; a prompt may then have a single answer."""
-
-    kappa: float = Field(default=1.0, ge=0, le=1000)
-    """For the loss sppoAdvantage: how much the best answers weigh in what a reward is measured against. 0: the mean of all;
-    larger moves from it towards the highest reward. verl takes 1."""
+    sppo_advantage: SppoAdvantage | None = None
+    """Settings of the loss sppoAdvantage. Absent: their defaults."""
 
     cringe: Cringe | None = None
-    """For cringe: its settings. Absent: their defaults."""
+    """Settings of the loss cringe. Absent: their defaults."""
 
     sft_weight: float = Field(default=0.0, ge=0, le=1000)
     """Weight of the chosen answer's negative log-likelihood, in nats per token, that is added to the loss (RPO,
@@ -128,6 +173,7 @@ class Method(ApiModel):
     min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""
 
+    # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
     @rule(
         cel="!has(self.name) || self.name != 'spin' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
         " && (!has(self.minMargin) || self.minMargin == 0.0))",
@@ -143,28 +189,6 @@ class Method(ApiModel):
     def _base_is_for_online_dpo(self) -> bool:
         return self.pairing != "bestVsBase" or self.name == "onlineDPO"
 
-    # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
-    @rule(
-        cel="!has(self.labelSmoothing) || self.labelSmoothing == 0.0 || self.loss in ['sigmoid', 'robust']",
-        message="labelSmoothing is for the losses sigmoid and robust: remove it or choose one of them",
-    )
-    def _smoothing_is_for_losses_that_have_it(self) -> bool:
-        return self.label_smoothing == 0.0 or self.loss in ("sigmoid", "robust")
-
-    @rule(
-        cel="!has(self.ipoAverage) || self.ipoAverage || self.loss == 'ipo'",
-        message="ipoAverage is for the loss ipo: remove it or set loss: ipo",
-    )
-    def _average_is_for_ipo(self) -> bool:
-        return self.ipo_average or self.loss == "ipo"
-
-    @rule(
-        cel="!has(self.cringe) || self.loss == 'cringe'",
-        message="the block cringe is for the loss cringe: remove it or set loss: cringe",
-    )
-    def _cringe_is_for_its_loss(self) -> bool:
-        return self.cringe is None or self.loss == "cringe"
-
     @rule(
         cel="!has(self.name) || !has(self.loss) || (self.name == 'sppo') == (self.loss in ['sppo', 'sppoAdvantage'])",
         message="the method sppo has the losses sppo and sppoAdvantage, which no other method has: set name to sppo and loss to "
@@ -173,35 +197,12 @@ class Method(ApiModel):
     def _sppo_has_its_losses(self) -> bool:
         return (self.name == "sppo") == (self.loss in ("sppo", "sppoAdvantage"))
 
-    # 1000 was the default once, and stands in documents from then.
-    @rule(
-        cel="!has(self.eta) || self.eta == 1000.0 || (has(self.name) && self.name == 'sppo')",
-        message="eta is for the method sppo: remove it or set name and loss to sppo",
-    )
-    def _eta_is_for_sppo(self) -> bool:
-        return self.eta in (None, 1000.0) or self.name == "sppo"
-
-    @rule(
-        cel="!has(self.includeSelf) || self.includeSelf || self.loss == 'sppo'",
-        message="includeSelf is for the loss sppo: remove it or set name and loss to sppo",
-    )
-    def _win_rates_are_for_sppo(self) -> bool:
-        return self.include_self or self.loss == "sppo"
-
     @rule(
         cel="!has(self.minMargin) || self.minMargin <= 1.0 || self.loss != 'sppo'",
         message="win rates differ by 1 at most: with the loss sppo, minMargin must not be above 1",
     )
     def _margin_is_one_of_win_rates(self) -> bool:
         return self.min_margin <= 1 or self.loss != "sppo"
-
-    @rule(
-        cel="((!has(self.advantage) || self.advantage == 'prompt') && (!has(self.kappa) || self.kappa == 1.0))"
-        " || self.loss == 'sppoAdvantage'",
-        message="advantage and kappa are for the loss sppoAdvantage: remove them or set name to sppo and loss to sppoAdvantage",
-    )
-    def _advantages_are_for_their_loss(self) -> bool:
-        return (self.advantage == "prompt" and self.kappa == 1.0) or self.loss == "sppoAdvantage"
 
     @rule(
         cel="!has(self.loss) || self.loss != 'sppoAdvantage' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
@@ -277,9 +278,69 @@ class Method(ApiModel):
         """The settings of the loss cringe; None with another loss."""
         return (self.cringe or Cringe()) if self.loss == "cringe" else None
 
+    def resolved(self) -> "Method":
+        """The method with the block of its loss filled in where the document leaves it out, as one compares methods."""
+        block = LOSS_BLOCKS.get(self.loss)
+        name = to_snake(self.loss)
+        return self if block is None or getattr(self, name) is not None else self.model_copy(update={name: block()})
+
+
+LOSS_BLOCKS: Mapping[str, type[LossSettings]] = {
+    field.alias or name: block
+    for name, field in Method.model_fields.items()
+    for block in models_in(field.annotation)
+    if issubclass(block, LossSettings)
+}
+"""The blocks with settings of a loss, by its name, which is theirs too."""
+
+
+def _is_for_its_loss(loss: str) -> ModelRule:
+    return ModelRule(
+        cel=f"!has(self.{loss}) || self.loss == '{loss}'",
+        message=f"the block {loss} is for the loss {loss}: remove it or set loss: {loss}",
+        holds=lambda method: getattr(method, to_snake(loss)) is None or method.loss == loss,
+    )
+
+
+Method.rules |= {f"_{to_snake(loss)}_is_for_its_loss": _is_for_its_loss(loss) for loss in LOSS_BLOCKS}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A field that was one of `method` itself, and is one of the block of each loss that has it."""
+
+    old: str
+    """Its name in `method`."""
+
+    new: str
+    """Its name in the blocks."""
+
+    losses: tuple[str, ...]
+    """The losses that have it."""
+
     @property
-    def log_ratio_scale(self) -> float:
-        """η: nats of log-ratio for a unit of win rate or of advantage."""
-        if self.eta is not None:
-            return self.eta
-        return 1.0 if self.loss == "sppoAdvantage" else 1000.0
+    def path(self) -> str:
+        """Where it was."""
+        return f"spec.method.{self.old}"
+
+    @property
+    def place(self) -> str:
+        """Where it belongs today, for people."""
+        first, *others = (f"spec.method.{loss}.{self.new}" for loss in self.losses)
+        return first + "".join(f" (or {path} for the loss {loss})" for path, loss in zip(others, self.losses[1:], strict=True))
+
+    @property
+    def refusal(self) -> str:
+        """What is wrong with a document that has it, and what to do."""
+        return f"{self.path} has moved to {self.place}: write it there"
+
+
+MOVED = (
+    Moved("labelSmoothing", "labelSmoothing", ("sigmoid", "robust")),
+    Moved("ipoAverage", "average", ("ipo",)),
+    Moved("eta", "eta", ("sppo", "sppoAdvantage")),
+    Moved("includeSelf", "includeSelf", ("sppo",)),
+    Moved("advantage", "advantage", ("sppoAdvantage",)),
+    Moved("kappa", "kappa", ("sppoAdvantage",)),
+)
+"""What v1alpha1 had elsewhere once: refused where a user writes it, converted where a run was stored with it."""

@@ -97,11 +97,15 @@ class SpinRunSpec(ApiModel):
         return self.scorer is None or self.preference.own_model is not None
 
     @rule(
-        cel="self.method.name == 'spin' || self.method.advantage == 'batch' || self.rollout.samplesPerPrompt >= 2",
+        # `advantage` itself stands in runs from before it moved, of which everything but the method may still change.
+        cel="self.method.name == 'spin' || self.rollout.samplesPerPrompt >= 2"
+        " || (has(self.method.sppoAdvantage) && self.method.sppoAdvantage.advantage == 'batch')"
+        " || (has(self.method.advantage) && self.method.advantage == 'batch')",
         message="a prompt's own answers are compared with each other: rollout.samplesPerPrompt must be at least 2",
     )
     def _there_are_samples_to_compare(self) -> bool:
-        one_will_do = self.method.name == "spin" or self.method.advantage == "batch"
+        advantages = self.method.sppo_advantage
+        one_will_do = self.method.name == "spin" or (advantages is not None and advantages.advantage == "batch")
         return one_will_do or self.rollout.samples_per_prompt >= 2
 
     @rule(

@@ -1,6 +1,7 @@
 """Losses over pairs: pure functions of summed log-probs. `docs/methods.md` says when to use which.
 
-A new loss is a function here, a line in LOSSES, its name in `method.loss`, a test and a line in that page.
+A new loss is a function here, a line in LOSSES, its name in `method.loss`, a block of `Method` where it has settings of its
+own, a test and a line in that page.
 """
 
 # ruff: noqa: N815 - shape suffixes
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spinrun_api.spec import Method
+from spinrun_api.spec import Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage
 
 EXO_FLOOR = 1e-3
 """Probability that exo's target gives to the rejected completion. With none the target's log-prob would be infinite."""
@@ -95,8 +96,8 @@ def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3.
     """
-    scaled_B = method.beta * pairs.margins
-    return -(1 - method.label_smoothing) * logsigmoid(scaled_B) - method.label_smoothing * logsigmoid(-scaled_B)
+    scaled_B, smoothing = method.beta * pairs.margins, (method.sigmoid or Sigmoid()).label_smoothing
+    return -(1 - smoothing) * logsigmoid(scaled_B) - smoothing * logsigmoid(-scaled_B)
 
 
 def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
@@ -107,9 +108,9 @@ def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
 def ipo(pairs: PairLogprobs, method: Method) -> Tensor:
     """[B] IPO: (h - 1/(2β))², arXiv 2310.12036, eq. 17; its τ is β.
 
-    ipoAverage takes log-probs per token, as the paper's authors did for their results; without it they are summed.
+    With `average` log-probs are taken per token, as the paper's authors did for their results; without it they are summed.
     """
-    measured = pairs.per_token() if method.ipo_average else pairs
+    measured = pairs.per_token() if (method.ipo or Ipo()).average else pairs
     return (measured.margins - 1 / (2 * method.beta)).square()
 
 
@@ -118,7 +119,7 @@ def robust(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Source: arXiv 2403.00409.
     """
-    scaled_B, flipped = method.beta * pairs.margins, method.label_smoothing
+    scaled_B, flipped = method.beta * pairs.margins, (method.robust or Robust()).label_smoothing
     return (-(1 - flipped) * logsigmoid(scaled_B) + flipped * logsigmoid(-scaled_B)) / (1 - 2 * flipped)
 
 
@@ -166,7 +167,7 @@ def sppo(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Source: arXiv 2405.00675, eq. 4.7, as its authors' trainer averages it over the two completions; its beta is 1/η.
     """
-    targets_B2 = method.log_ratio_scale * (pairs.rewards_B2 - 0.5)
+    targets_B2 = (method.sppo or Sppo()).eta * (pairs.rewards_B2 - 0.5)
     return (pairs.policy_B2 - pairs.reference_B2 - targets_B2).square().mean(dim=1)
 
 
@@ -175,7 +176,7 @@ def sppo_advantage(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Divided by half the answers this is the mean of (log-ratio - η A)² over them: verl's recipe/sppo.
     """
-    targets_B2 = method.log_ratio_scale * pairs.rewards_B2
+    targets_B2 = (method.sppo_advantage or SppoAdvantage()).eta * pairs.rewards_B2
     return (pairs.policy_B2 - pairs.reference_B2 - targets_B2).square().mean(dim=1)
 
 

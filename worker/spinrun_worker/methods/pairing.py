@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
-from spinrun_api.spec import Method
+from spinrun_api.spec import Method, Sppo, SppoAdvantage
 from spinrun_worker.records import Pair, ScoredGroup
 
 
@@ -50,19 +50,19 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
     are_win_rates: the rewards already are win rates, among the prompt's other samples.
     """
     if method.loss == "sppoAdvantage":
-        return couple_groups(groups, method)
+        return couple_groups(groups, method.sppo_advantage or SppoAdvantage())
 
     def outcome(group: ScoredGroup) -> Outcome:
         rated = _rated(group)
         if method.name == "sppo":
             by_win_rate = _with_self if are_win_rates else _by_win_rate
-            rated = by_win_rate(rated, include_self=method.include_self)
+            rated = by_win_rate(rated, include_self=(method.sppo or Sppo()).include_self)
         return _pair_group(group, rated, method, seed)
 
     return _counted(map(outcome, groups), groups)
 
 
-def couple_groups(groups: Sequence[ScoredGroup], method: Method) -> Pairing:
+def couple_groups(groups: Sequence[ScoredGroup], settings: SppoAdvantage) -> Pairing:
     """All rewarded samples of a window with their advantages, by twos of one prompt: best and worst, the next best and worst …
 
     The one in the middle is alone: chosen when its advantage is at least 0, else rejected. Samples without tokens are left out.
@@ -70,11 +70,11 @@ def couple_groups(groups: Sequence[ScoredGroup], method: Method) -> Pairing:
     window's. Source: verl's recipe/sppo, where the window is one training batch.
     """
     ranked_groups = [[sample for sample in _rated(group) if sample.tokens] for group in groups]
-    window_baseline = _soft_mean([sample.reward for ranked in ranked_groups for sample in ranked], method.kappa)
+    window_baseline = _soft_mean([sample.reward for ranked in ranked_groups for sample in ranked], settings.kappa)
     pairs: list[Pair] = []
     for group, ranked in zip(groups, ranked_groups, strict=True):
-        of_prompt = method.advantage == "prompt"
-        baseline = _soft_mean([sample.reward for sample in ranked], method.kappa) if of_prompt else window_baseline
+        of_prompt = settings.advantage == "prompt"
+        baseline = _soft_mean([sample.reward for sample in ranked], settings.kappa) if of_prompt else window_baseline
         pairs += _couples(group, [replace(sample, reward=sample.reward - baseline) for sample in ranked])
     return Pairing(
         tuple(pairs),
