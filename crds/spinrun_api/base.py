@@ -46,7 +46,7 @@ def rule(*, cel: str, message: str) -> Callable[[Check], Check]:
 
 
 class ApiModel(BaseModel):
-    """A part of a document: camelCase outside, snake_case inside, unknown fields refused, no value of another type taken.
+    """A part of a document: camelCase outside, snake_case inside, unknown fields and values of another type refused.
 
     The docstring below a field becomes its description in the CRD and in `kubectl explain`.
     """

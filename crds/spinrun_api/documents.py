@@ -31,7 +31,7 @@ class Problem:
 
 
 class InvalidDocumentError(ValueError):
-    """A document that is not a SpinRun; `problems` names everything that is wrong with it."""
+    """A document that is not a valid SpinRun; `problems` names everything that is wrong with it."""
 
     def __init__(self, source: str, problems: list[Problem]) -> None:
         self.source = source

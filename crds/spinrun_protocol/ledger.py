@@ -116,13 +116,13 @@ class RunRecord(Record):
     """Version of Python and of every library that has a say in the result."""
 
     machine: dict[str, Any]
-    """Processor or GPU, cores, and the measurement that chose the number type."""
+    """Processor or GPU, cores, and the measurement that chose the dtype."""
 
     compute_dtype: str
-    """Number type of the trainer's arithmetic."""
+    """Dtype of the trainer's arithmetic."""
 
     published_dtype: str
-    """Number type of the published weights."""
+    """Dtype of the published weights."""
 
     base_digest: str | None = None
     """xxh3-128 of the source's weights where adapters are trained beside them. Absent where they are trained themselves."""

@@ -18,7 +18,7 @@ class Prompts(ApiModel):
     (addition, subtraction or multiplication of two numbers from 1 to LARGEST), which is also its default."""
 
     split: Text = "train"
-    """Split of a Hub data set. For `arithmetic`: train or test, which share no question."""
+    """Split of a Hub data set. For `arithmetic`: train or test, which have no question in common."""
 
     prompt_column: Text = "prompt"
     """Column that holds the prompt's text."""
@@ -51,7 +51,7 @@ class Evaluation(Prompts):
     """
 
     split: Text = "test"
-    """Split of a Hub data set. For `arithmetic`: train or test, which share no question."""
+    """Split of a Hub data set. For `arithmetic`: train or test, which have no question in common."""
 
     every_windows: int = Field(default=1, ge=1)
     """Evaluate version 0, every this many windows, and the last version."""

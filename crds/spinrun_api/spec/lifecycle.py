@@ -1,4 +1,4 @@
-"""The blocks `duration` and `lifecycle`: when a run pauses, is tried again, and ends."""
+"""The blocks `duration` and `lifecycle`: how long a run trains, and when it pauses, is retried, and is deleted."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from spinrun_api.spec.types import Text
 
 
 class Duration(ApiModel):
-    """How long the run goes on: exactly one of the three."""
+    """How long the run trains: exactly one of the three."""
 
     windows: int | None = Field(default=None, ge=1)
     """Windows to train."""
@@ -29,10 +29,10 @@ class Duration(ApiModel):
 
 
 class FailureRule(ApiModel):
-    """What to do when the trainer ends in a certain way. The first rule that fits decides."""
+    """What to do when the trainer ends in a certain way. The first rule that matches decides."""
 
     exit_codes: list[Annotated[int, Field(ge=1, le=255)]] = Field(min_length=1, max_length=64)
-    """Exit codes of the trainer's container that this rule is about."""
+    """Exit codes of the trainer's container that the rule covers."""
 
     action: Literal["Fail", "Restart", "RestartUncounted"]
     """Fail: the run fails at once. Restart: a new attempt that counts against backoffLimit.
@@ -40,13 +40,13 @@ class FailureRule(ApiModel):
 
 
 class Lifecycle(ApiModel):
-    """When a run pauses, is tried again, and goes away."""
+    """When a run pauses, is retried, and is deleted."""
 
     suspend: bool = False
-    """true removes the pods after a checkpoint and keeps the ledger; false goes on where it was."""
+    """true removes the pods after a checkpoint and keeps the ledger; false resumes from there."""
 
     backoff_limit: int = Field(default=6, ge=0, le=1000)
-    """Failed attempts of the trainer that are tried again before the run fails. Preemptions do not count."""
+    """Failed attempts of the trainer that are retried before the run fails. Preemptions do not count."""
 
     active_deadline_seconds: int | None = Field(default=None, ge=1)
     """Longest time from the first start, pauses excluded, after which the run fails."""
@@ -58,4 +58,4 @@ class Lifecycle(ApiModel):
     """Name of another controller that runs this SpinRun. Absent or spinrun.dev/operator: this operator."""
 
     failure_policy: list[FailureRule] = Field(default_factory=list[FailureRule], max_length=32)
-    """Rules by exit code, before the built-in ones (2 fails at once, 3 is not counted, others count)."""
+    """Rules by exit code, which come before the built-in ones (2 fails at once, 3 is not counted, others count)."""

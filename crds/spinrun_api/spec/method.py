@@ -153,22 +153,22 @@ class Method(ApiModel):
 
     overlap: int = Field(default=0, ge=0, le=1)
     """Windows that the rollouts are ahead of the trainer. 0: they answer a window's prompts with the very weights that it begins
-    to train, and the trainer waits for them. 1: they answer the next window's while this one trains, so that nobody waits for
-    the longer part; a window then learns from answers of the version before (arXiv 2410.18252)."""
+    to train, and the trainer waits for them. 1: they answer the next window's while this one trains, so that neither waits
+    for the other; a window then learns from answers of the version before (arXiv 2410.18252)."""
 
     reference_logprobs: Literal["trainer", "rollouts"] = "trainer"
     """Who computes the log-probs of a window's pairs under its reference. trainer: a forward pass over them, which a window's
-    first step needs none of. rollouts: vLLM, while it samples. The first step's pairs, which the trainer computes anyway, show
+    first step can do without. rollouts: vLLM, while it samples. The first step's pairs, which the trainer computes anyway, show
     how far the two are apart in every window; beyond `maxMismatch` the trainer computes the rest of that window too."""
 
     max_mismatch: float = Field(default=0.05, gt=0, le=1000)
     """For `referenceLogprobs: rollouts`: mean absolute difference of an answer's log-prob between rollouts and trainer, in nats
-    per token, up to which theirs is taken."""
+    per token, up to which the rollouts' are used."""
 
     pairing: Literal["bestVsWorst", "bestVsRandom", "bestVsBase", "allPairs"] = "bestVsWorst"
     """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
     bestVsRandom: highest against a random lower one. bestVsBase: highest against an answer of version 0, sampled before window 0
-    to every prompt that the run draws. allPairs: every two."""
+    to every prompt that the run draws. allPairs: every pair."""
 
     min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""

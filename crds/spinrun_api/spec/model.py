@@ -14,14 +14,14 @@ class Model(ApiModel):
     ledger volume or in the image."""
 
     revision: Text | None = None
-    """Branch, tag or commit of a Hub model. Absent: the Hub's default branch. Name a commit for a run that can be repeated."""
+    """Branch, tag or commit of a Hub model. Absent: the Hub's default branch. Name a commit to make the run repeatable."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the published weights and of vLLM's arithmetic. auto: weights as the source stores them;
-    arithmetic in bfloat16 on GPUs and, on CPUs, in whichever type a short measurement finds faster."""
+    """Dtype of the published weights and of vLLM's arithmetic. auto: weights as the source stores them; arithmetic in bfloat16 on
+    GPUs and, on CPUs, in whichever dtype a short measurement finds faster."""
 
     trust_remote_code: bool = False
-    """Allow the source to bring Python code of its own, which then runs in the pods. Off, because it is code from elsewhere."""
+    """Allow the source to bring Python code of its own, which then runs in the pods. Off by default: it comes from elsewhere."""
 
     tokenizer: Text | None = None
     """Hub id or path of the tokenizer. Absent: the model's own."""

@@ -54,25 +54,25 @@ class GroundTruth(ApiModel):
     """The true answers of the data, preferred to whatever the model says."""
 
     rule: Rule = Field(default_factory=lambda: Rule(kind="exact"))
-    """What counts as right in the curves of reward and accuracy. It has no say in pairs. By default the text must be equal."""
+    """What counts as right in the curves of reward and accuracy. It does not affect pairs. By default the text must be equal."""
 
 
 class Endpoint(ApiModel):
-    """A server that is asked over HTTP."""
+    """A server that gets requests over HTTP."""
 
     secret_ref: SecretKey | None = None
     """The Secret with the key that is sent as a bearer token. `spinrun local` takes the key from the environment variable
     SPINRUN_PREFERENCE_KEY instead. Absent: no key is sent."""
 
     concurrency: int = Field(default=16, ge=1, le=1024)
-    """Requests under way at once."""
+    """Requests in flight at once."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests begun in a minute, evenly spaced. Absent: no limit but the server's own."""
+    """Requests started per minute, evenly spaced. Absent: no limit but the server's own."""
 
     timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
-    """Longest time for one request. One that takes longer is tried again; a server that answers nobody for half a minute makes
-    the run wait."""
+    """Longest time for one request. One that takes longer is tried again; a server that answers no request for half a minute
+    makes the run wait."""
 
 
 JUDGE_TEMPLATE = """Compare two answers to the same request. Which one is better: correct, helpful and to the point? Neither \
@@ -130,8 +130,8 @@ class ScoringModel(Endpoint):
     itself, as the block `scorer` says. In place of url."""
 
     revision: Text | None = None
-    """Branch, tag or commit of a Hub model in source. Absent: the Hub's default branch. Name a commit for a run that can be
-    repeated."""
+    """Branch, tag or commit of a Hub model in source. Absent: the Hub's default branch. Name a commit to make the run
+    repeatable."""
 
     url: BaseUrl | None = None
     """Where a vLLM with --runner pooling is, such as http://scores:8000; /classify for a reward model and /score for a ranker are
@@ -209,13 +209,13 @@ class Preference(ApiModel):
     """A rule over the text of the answer."""
 
     judge: Judge | None = None
-    """A language model that compares answers by twos. An answer's reward is the share of comparisons that it wins."""
+    """A language model that compares answers pairwise. An answer's reward is the share of comparisons that it wins."""
 
     reward_model: RewardModel | None = None
     """A model that gives each answer a number, its reward."""
 
     ranker: Ranker | None = None
-    """A model that compares answers by twos, as a judge does, and says a number instead of a text."""
+    """A model that compares answers pairwise, as a judge does, and returns a number instead of text."""
 
     ground_truth: GroundTruth | None = None
     """The data's true answer is better than any other. For the method spin."""
@@ -259,12 +259,12 @@ class Preference(ApiModel):
 
     @property
     def compares(self) -> bool:
-        """Whether answers are compared by twos, so that their rewards are win rates."""
+        """Whether answers are compared pairwise, so that their rewards are win rates."""
         return self.max_comparisons is not None
 
     @property
     def needs_answer(self) -> bool:
-        """Whether a row of the prompts without the true answer is of no use."""
+        """Whether a row of the prompts is useless without the true answer."""
         return self.ground_truth is not None or (self.scoring is not None and self.scoring.needs_answer)
 
     @property

@@ -12,7 +12,7 @@ class Rollout(ApiModel):
     """The vLLM servers that answer prompts."""
 
     replicas: int = Field(default=1, ge=1, le=1000)
-    """Number of vLLM servers. May be changed while the run goes on."""
+    """Number of vLLM servers. May be changed while the run is active."""
 
     samples_per_prompt: int = Field(default=8, ge=1, le=1024)
     """Answers sampled for each prompt. More make a tie less likely and cost generation time. For the method spin one will
@@ -47,10 +47,10 @@ class Scorer(ApiModel):
     """The vLLM servers of the preference's model, where that has a source."""
 
     replicas: int = Field(default=1, ge=1, le=1000)
-    """Number of vLLM servers, among which requests are divided. May be changed while the run goes on."""
+    """Number of vLLM servers, among which requests are divided. May be changed while the run is active."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of vLLM's arithmetic. auto: on GPUs vLLM's choice by how the source stores its weights; on CPUs that of the
+    """Dtype of vLLM's arithmetic. auto: on GPUs vLLM's choice by how the source stores its weights; on CPUs that of the
     rollouts."""
 
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)

@@ -47,16 +47,16 @@ class SpinRunSpec(ApiModel):
     """The FSDP job that trains: pods with the same number of ranks in each."""
 
     duration: Duration = Field(default_factory=lambda: Duration(epochs=1))
-    """How long the run goes on. One epoch unless said otherwise."""
+    """How long the run trains. One epoch unless said otherwise."""
 
     storage: Storage = Field(default_factory=lambda: Storage(size="50Gi"))
     """The volume that holds the ledger."""
 
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
-    """When the run pauses, is tried again, and goes away."""
+    """When the run pauses, is retried, and is deleted."""
 
     telemetry: Telemetry = Field(default_factory=Telemetry)
-    """Experiment trackers that figures and settings of the run also go to."""
+    """Experiment trackers that also get the figures and settings of the run."""
 
     @rule(
         cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source == 'arithmetic' || has(self.data.prompts.answerColumn)",

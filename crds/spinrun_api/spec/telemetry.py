@@ -9,7 +9,7 @@ from spinrun_api.spec.types import SecretKey, Text
 
 
 class Wandb(ApiModel):
-    """Weights & Biases. What else it knows to be told stands in its own environment variables, such as WANDB_MODE, WANDB_TAGS or
+    """Weights & Biases. Set anything else through its own environment variables, such as WANDB_MODE, WANDB_TAGS or
     WANDB_BASE_URL, in `trainer.template`."""
 
     project: Text
@@ -32,7 +32,7 @@ class Tensorboard(ApiModel):
 
 
 class Mlflow(ApiModel):
-    """MLflow. Further settings stand in its own environment variables, such as MLFLOW_TRACKING_USERNAME, in
+    """MLflow. Set anything else through its own environment variables, such as MLFLOW_TRACKING_USERNAME, in
     `trainer.template`."""
 
     # Neither a user's name nor a query, as in a BaseUrl.
@@ -49,7 +49,7 @@ class Mlflow(ApiModel):
 
 
 class Telemetry(ApiModel):
-    """Experiment trackers that figures and settings of the run also go to. One that cannot be reached neither stops nor slows a
+    """Experiment trackers that also get the figures and settings of the run. One that cannot be reached neither stops nor slows a
     run."""
 
     wandb: Wandb | None = None

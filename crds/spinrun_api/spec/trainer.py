@@ -43,7 +43,7 @@ class Trainer(ApiModel):
     longer than this is a micro-batch of its own."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the arithmetic; the weights that the optimizer updates are float32 in any case. auto: bfloat16 on GPUs, on
+    """Dtype of the arithmetic; the weights that the optimizer updates are float32 in any case. auto: bfloat16 on GPUs, on
     CPUs the faster of the two as measured at the run's start, which run.json records."""
 
     lora: Lora | None = None

@@ -57,14 +57,17 @@ class PairLogprobs:
 
 
 PairLoss = Callable[[PairLogprobs, Method], Tensor]
-"""[B] the loss of each pair by itself, in nats where it is a likelihood. Reads the method's settings, not its name."""
+"""[B] the loss of each single pair, in nats where it is a likelihood. Reads the method's settings, not its name."""
 
 
 def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] the method's loss of each pair. A step's loss is their sum over all ranks divided by `num_pairs`.
+    """The method's loss of each pair. A step's loss is their sum over all ranks divided by `num_pairs`.
 
     sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733. klWeight
     adds an estimate of the divergence from the reference.
+
+    Returns:
+        [B] losses, nats.
     """
     losses_B = LOSSES[method.loss](pairs, method)
     if method.sft_weight != 0:
@@ -75,14 +78,19 @@ def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
 
 
 def num_pairs(num_tokens_P2: Tensor, method: Method) -> float:
-    """What a step's sum of losses is divided by: its pairs; for sppoAdvantage, whose answers may be alone, half its answers."""
+    """What a step's sum of losses is divided by: its pairs; for sppoAdvantage, whose answers may be alone, half its answers.
+
+    Args:
+        num_tokens_P2: [P, 2] tokens of the completions of the step's pairs; 0 beside an answer that is alone.
+        method: The method of the run.
+    """
     if method.loss == "sppoAdvantage":
         return (num_tokens_P2 > 0).sum().item() / 2
     return float(len(num_tokens_P2))
 
 
 def divergences(pairs: PairLogprobs) -> Tensor:
-    """[B] KL(policy ‖ reference) as estimated from each pair, nats an answer: the mean of ½ (log-ratio)² over its completions.
+    """[B] KL(policy ‖ reference) as estimated from each pair, nats per answer: the mean of ½ (log-ratio)² over its completions.
 
     Source: k2 of http://joschu.net/blog/kl-approx.html, over whole completions. Of the estimators there it is the one whose
     gradient, over samples of the policy, is that of the divergence: arXiv 2506.09477. k3 as a loss has another, and a sum over
