@@ -108,10 +108,10 @@ def _root_schema() -> Json:
 
 
 def _keep_moved_fields(method: Json) -> None:
-    """Let runs that were stored with the fields that have moved keep them: of others the API server prunes them unseen.
+    """Keep the fields that have moved for runs that were stored with them: the API server silently prunes unknown ones.
 
-    Whoever writes them is told their new places. Of a stored run the API server tolerates them as long as `method` stays the
-    same, as it does with every rule that an unchanged part breaks.
+    Whoever writes them is told their new places. In a stored run the API server tolerates them as long as `method` stays the
+    same, because it does not check rules again over a part that did not change.
     """
     for moved in MOVED:
         today = method["properties"][moved.losses[0]]["properties"][moved.new]

@@ -94,7 +94,7 @@ def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
 
 
 def parse_stored_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
-    """The SpinRun of a document that SpinRun or the API server has stored, maybe an earlier version of SpinRun.
+    """The SpinRun of a stored document, which may be from an earlier version of SpinRun.
 
     Raises:
         InvalidDocumentError: As from `parse_run`.
@@ -103,7 +103,7 @@ def parse_stored_run(document: Mapping[str, Any], source: str = "document") -> S
 
 
 def read_run(path: Path) -> SpinRun:
-    """The one SpinRun of a file that SpinRun has written, maybe an earlier version of it.
+    """The one SpinRun of a file that SpinRun has written, possibly an earlier version of it.
 
     Raises:
         InvalidDocumentError: There is none or more than one, or as from `parse_run`.
@@ -117,8 +117,8 @@ def read_run(path: Path) -> SpinRun:
 def in_todays_shape(document: Mapping[str, Any]) -> dict[str, Any]:
     """A stored document with the fields that have moved since in their new places.
 
-    Values that are the default there are left out. A document that never set them then stays as it is for those who compare
-    it with another, or hash it: most runs do not notice that they were converted.
+    Values that are the default there are left out: a document that never set them is then the same as one written today, for
+    those who compare or hash it, and most runs do not notice that they were converted.
     """
     result, spec = dict(document), document.get("spec")
     method = spec.get("method") if isinstance(spec, Mapping) else None
@@ -127,7 +127,7 @@ def in_todays_shape(document: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in method.items() if name not in {moved.old for moved in MOVED}}
     loss = str(method.get("loss", Method.model_fields["loss"].default))
     defaults = LOSS_BLOCKS[loss]().to_document() if loss in LOSS_BLOCKS else {}
-    # Of the fields of other losses, the rules of then allowed only values without effect.
+    # Fields of other losses are dropped: the rules of that time allowed them only values without effect.
     settings = {moved.new: method[moved.old] for moved in MOVED if moved.old in method and loss in moved.losses}
     settings = {name: value for name, value in settings.items() if value != defaults[name]}
     if settings:

@@ -190,6 +190,15 @@ async def test_table_shows_the_columns_that_people_look_for(cluster: Cluster) ->
     assert table["rows"][0]["cells"][:8] == ["demo", "Running", 3, 48, 0.75, 2, 3, 2]
 
 
+async def test_explain_shows_the_settings_of_a_loss_and_where_old_fields_have_gone(
+    control_plane: ControlPlane, cluster: Cluster
+) -> None:
+    block = await control_plane.kubectl_async("explain", "spinrun.spec.method.ipo")
+    assert "Settings of the loss ipo." in block
+    assert "average\t<boolean>" in block
+    assert "Moved to spec.method.ipo.average." in await control_plane.kubectl_async("explain", "spinrun.spec.method.ipoAverage")
+
+
 async def test_short_name_and_category_are_known(cluster: Cluster) -> None:
     resources = await cluster.api.request("GET", "/apis/spinrun.dev/v1alpha1")
     (resource,) = [each for each in resources["resources"] if each["name"] == "spinruns"]
