@@ -9,8 +9,11 @@ from spinrun_api.spec.types import SecretKey, Text
 
 
 class Wandb(ApiModel):
-    """Weights & Biases. Set anything else through its own environment variables, such as WANDB_MODE, WANDB_TAGS or
-    WANDB_BASE_URL, in `trainer.template`."""
+    """Weights & Biases.
+
+    Set anything else through its own environment variables, such as WANDB_MODE, WANDB_TAGS or WANDB_BASE_URL, in
+    `trainer.template`.
+    """
 
     project: Text
     """Project that the run is shown in, under its own name."""
@@ -32,8 +35,10 @@ class Tensorboard(ApiModel):
 
 
 class Mlflow(ApiModel):
-    """MLflow. Set anything else through its own environment variables, such as MLFLOW_TRACKING_USERNAME, in
-    `trainer.template`."""
+    """MLflow.
+
+    Set anything else through its own environment variables, such as MLFLOW_TRACKING_USERNAME, in `trainer.template`.
+    """
 
     # Neither a user's name nor a query, as in a BaseUrl.
     tracking_uri: Annotated[str, StringConstraints(pattern=r"^[^@?#\s]+$", max_length=1024)] | None = None
@@ -49,8 +54,10 @@ class Mlflow(ApiModel):
 
 
 class Telemetry(ApiModel):
-    """Experiment trackers that also get the figures and settings of the run. One that cannot be reached neither stops nor slows a
-    run."""
+    """Experiment trackers that also get the figures and settings of the run.
+
+    One that cannot be reached neither stops nor slows a run.
+    """
 
     wandb: Wandb | None = None
     """Weights & Biases. Absent: nothing goes there."""

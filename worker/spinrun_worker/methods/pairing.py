@@ -68,7 +68,7 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
 
 
 def couple_groups(groups: Sequence[ScoredGroup], settings: SppoAdvantage) -> Pairing:
-    """All rewarded samples of a window with their advantages, two of a prompt in a row: best and worst, the next best and worst …
+    """Pair all rewarded samples of a window with their advantages: a prompt's best with its worst, the next best with the next.
 
     The one in the middle is alone: chosen when its advantage is at least 0, else rejected. Samples without tokens are left out.
     A sample's advantage is r - (1/κ) log mean exp(κ r), the mean over its prompt's samples or, with advantage: batch, over the
