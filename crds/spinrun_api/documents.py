@@ -120,10 +120,10 @@ def in_todays_shape(document: Mapping[str, Any]) -> dict[str, Any]:
     Values that are the default there are left out: a document that never set them is then the same as one written today, for
     those who compare or hash it, and most runs do not notice that they were converted.
     """
-    result, spec = dict(document), document.get("spec")
+    spec = document.get("spec")
     method = spec.get("method") if isinstance(spec, Mapping) else None
-    if not isinstance(method, Mapping):
-        return result
+    if not isinstance(spec, Mapping) or not isinstance(method, Mapping):
+        return dict(document)
     kept = {name: value for name, value in method.items() if name not in {moved.old for moved in MOVED}}
     loss = str(method.get("loss", Method.model_fields["loss"].default))
     defaults = LOSS_BLOCKS[loss]().to_document() if loss in LOSS_BLOCKS else {}
@@ -132,7 +132,7 @@ def in_todays_shape(document: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in settings.items() if value != defaults[name]}
     if settings:
         kept[loss] = settings | kept.get(loss, {})
-    return result | {"spec": {**spec, "method": kept}}
+    return {**document, "spec": {**spec, "method": kept}}
 
 
 def _problem(details: ErrorDetails) -> Problem:
