@@ -21,7 +21,7 @@ TOKEN = "secret"
 def running_agent() -> Generator[str]:
     """URL of an agent that answers by script; see scripted_agent.py for why."""
     port = free_port()
-    script = Path(__file__).parents[2] / "scripted_agent.py"
+    script = Path(__file__).parents[2] / "support" / "scripted_agent.py"
     process = subprocess.Popen([sys.executable, script, "--port", str(port), "--token", TOKEN])
     url = f"http://127.0.0.1:{port}"
     try:
