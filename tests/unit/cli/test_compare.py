@@ -4,16 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from spinrun_api.spec import Method
 from spinrun_cli.compare import differences, from_document, load, tables, to_document
 from spinrun_cli.errors import CommandError
 from spinrun_cli.report.bundle import bundled, unbundle
 from spinrun_cli.report.charts import COMPARISONS, compared_svg
 from spinrun_cli.report.data import RunData
-from support.documents import method_before
-from unit.cli.conftest import DOCUMENT
 from unit.cli.shell import Shell
 from unit.cli.test_report import PNG, Page
 
@@ -41,15 +37,6 @@ def test_run_without_a_figure_leaves_its_cells_empty(finished_run: Path) -> None
 def test_fields_of_the_specs_that_differ_are_named() -> None:
     runs = [(name, RunData(name, {"spec": {"method": {"beta": beta}, "model": {}}})) for name, beta in (("a", 0.1), ("b", 0.2))]
     assert differences(runs) == [["field", "a", "b"], ["spec.method.beta", "0.1", "0.2"]]
-
-
-def test_run_from_before_its_settings_moved_is_not_told_apart_from_one_of_today(finished_run: Path) -> None:
-    today = Method.model_validate({"loss": "ipo", "ipo": {"average": False}}).to_document()
-    runs: list[tuple[str, RunData]] = []
-    for label, method in (("before", method_before(loss="ipo", ipoAverage=False)), ("today", today)):
-        (finished_run / "run.yaml").write_text(yaml.safe_dump(DOCUMENT | {"spec": DOCUMENT["spec"] | {"method": method}}))
-        runs.append((label, load(finished_run)))
-    assert differences(runs) == [["field", "before", "today"]]
 
 
 def test_page_has_a_chart_for_each_figure_with_a_curve_for_each_run(spinrun: Shell, finished_run: Path, tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from spinrun_api.documents import read_run as read_document
 from spinrun_api.run import SpinRun
@@ -14,7 +12,6 @@ from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.folder import RunFolder, Start
 from spinrun_cli.overrides import read_run
 from spinrun_protocol.termination import LastWords
-from support.documents import method_before
 
 
 @pytest.fixture
@@ -94,36 +91,6 @@ def test_a_resumed_run_may_not_become_another(folder: RunFolder, run_file: Path,
 
     assert want in str(caught.value)
     assert folder.run_file.read_text() == before
-
-
-@pytest.mark.parametrize(
-    ("before", "override"),
-    [
-        ({}, "spec.method.loss=sigmoid"),
-        ({"loss": "ipo", "ipoAverage": False}, "spec.method={loss: ipo, ipo: {average: false}}"),
-        ({"name": "sppo", "loss": "sppo", "eta": 1000.0}, "spec.method={name: sppo, loss: sppo, sppo: {eta: 1000}}"),
-    ],
-    ids=["defaults", "a setting", "a setting that is the default"],
-)
-def test_a_run_that_was_begun_before_its_settings_moved_is_resumed(
-    folder: RunFolder, run_file: Path, before: dict[str, Any], override: str
-) -> None:
-    begun, _ = folder.adopt(read_run(run_file, [override]), resume=False)
-    document = begun.to_document()
-    document["spec"]["method"] = method_before(**before)
-    folder.run_file.write_text(yaml.safe_dump(document))
-
-    resumed, start = folder.adopt(read_run(run_file, [override]), resume=True)
-
-    assert start is Start.RESUMED
-    assert resumed == begun
-    assert read_document(folder.run_file) == begun
-
-
-def test_a_block_with_the_defaults_is_the_same_run_as_no_block(folder: RunFolder, run_file: Path) -> None:
-    folder.adopt(read_run(run_file), resume=False)
-
-    assert folder.adopt(read_run(run_file, ["spec.method.sigmoid={}"]), resume=True)[1] is Start.RESUMED
 
 
 def test_a_complete_run_is_finished_unless_more_is_asked_for(folder: RunFolder, run_file: Path) -> None:
