@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from spinrun_api.documents import parse_stored_run, read_run
+from spinrun_api.documents import read_run
 from spinrun_api.run import SpinRun
 from spinrun_kube import names
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
@@ -19,7 +19,6 @@ from spinrun_operator.children.service_account import service_account
 from spinrun_operator.children.services import rollout_service, scorer_service, trainer_service
 from spinrun_operator.children.token_secret import token_secret
 from spinrun_operator.children.trainer_job import trainer_job, trainer_revision
-from support.documents import method_before
 from unit.operator.world import SETTINGS, UID, run_of
 
 Json = dict[str, Any]
@@ -419,29 +418,6 @@ def test_only_what_the_user_says_makes_a_trainer_start_anew() -> None:
     assert trainer_revision(run_of(trainer={"learningRate": 5e-7, "optimizer": "adamw"})) == revision, "the defaults"
     assert trainer_revision(run_of(trainer={"learningRate": 1e-6})) != revision
     assert trainer_revision(run_of(rollout={"samplesPerPrompt": 5})) != revision
-
-
-@pytest.mark.parametrize(
-    ("method", "before", "restarts"),
-    [
-        ({}, "99bff42db04364e0", False),
-        ({"loss": "ipo"}, "9b6a7eff8d1bb657", False),
-        ({"loss": "robust"}, "c4e09388abf55301", False),
-        ({"loss": "cringe", "cringe": {}}, "7193511ba234398a", False),
-        ({"name": "sppo", "loss": "sppo"}, "a551429e0b0de05d", False),
-        ({"name": "sppo", "loss": "sppoAdvantage"}, "bbda29d69c3ac067", False),
-        # The image of the trainer that runs cannot read where they stand now.
-        ({"loss": "ipo", "ipoAverage": False}, "b87f32033d531478", True),
-        ({"labelSmoothing": 0.1}, "ca5224e2288f7225", True),
-    ],
-    ids=str,
-)
-def test_trainer_of_a_run_from_before_its_settings_moved_starts_again_only_where_some_are_set(
-    method: Json, before: str, restarts: bool
-) -> None:
-    document = run_of().to_document()
-    stored = parse_stored_run(document | {"spec": document["spec"] | {"method": method_before(**method)}})
-    assert (trainer_revision(stored) != before) == restarts
 
 
 def test_the_key_of_a_judge_reaches_the_trainer_alone_and_only_by_reference() -> None:
