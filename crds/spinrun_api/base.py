@@ -1,9 +1,9 @@
 """What every model of the API shares: names, strictness, descriptions taken from docstrings, and rules over several fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
@@ -13,7 +13,7 @@ Check = TypeVar("Check", bound=Callable[..., bool])
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule over several fields of a model, once for Python and once for the API server."""
+    """A rule over several fields, as the API server checks it."""
 
     cel: str
     """The rule in the Common Expression Language; `self` is the object."""
@@ -22,18 +22,31 @@ class Rule:
     """What is wrong and what to do, when the rule does not hold."""
 
 
+@dataclass(frozen=True)
+class ModelRule(Rule):
+    """A rule over several fields of a model, once for the API server and once for Python."""
+
+    holds: Callable[[Any], bool]
+    """Whether a model keeps the rule."""
+
+
 def rule(*, cel: str, message: str) -> Callable[[Check], Check]:
-    """Makes a method that says whether a model is right into a rule of the model, here and, as `cel`, in the CRD."""
+    """Make a method a rule of its model.
+
+    Args:
+        cel: The rule as the CRD has it. The method says the same in Python: it returns whether the model keeps the rule.
+        message: What is wrong and what to do, when the rule does not hold.
+    """
 
     def mark(check: Check) -> Check:
-        vars(check)["__rule__"] = Rule(cel, message)
+        vars(check)["__rule__"] = ModelRule(cel, message, check)
         return check
 
     return mark
 
 
 class ApiModel(BaseModel):
-    """A part of a document: camelCase outside, snake_case inside, unknown fields refused, no value of another type taken.
+    """A part of a document: camelCase outside, snake_case inside, unknown fields and values of another type refused.
 
     The docstring below a field becomes its description in the CRD and in `kubectl explain`.
     """
@@ -47,8 +60,8 @@ class ApiModel(BaseModel):
         validate_default=True,
     )
 
-    rules: ClassVar[dict[str, Rule]] = {}
-    """The rules of this model in the order of their definition, by the name of the method that checks them."""
+    rules: ClassVar[dict[str, ModelRule]] = {}
+    """The rules of this model in the order of their definition, each under the name of its method."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -57,7 +70,7 @@ class ApiModel(BaseModel):
 
     @model_validator(mode="after")
     def _keeps_its_rules(self) -> Self:
-        broken = [rule.message for name, rule in self.rules.items() if not getattr(self, name)()]
+        broken = [rule.message for rule in self.rules.values() if not rule.holds(self)]
         if broken:
             raise ValueError("; ".join(broken))
         return self
@@ -67,13 +80,21 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def models_in(annotation: object) -> Iterator[type[ApiModel]]:
+    """The models that a type mentions, as in list[Block] and Block | None."""
+    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
 class Record(ApiModel):
     """A document that one of our processes writes and another reads.
 
     Unknown fields are ignored: during an upgrade the writer may be newer than the reader.
     """
 
-    # A loss may be NaN. JSON has no such number: it travels as the string "NaN", which a float field reads back.
+    # A loss may be NaN, which JSON does not have: it travels as the string "NaN", which a float field reads back.
     model_config = ConfigDict(extra="ignore", frozen=True, strict=False, ser_json_inf_nan="strings")
 
 

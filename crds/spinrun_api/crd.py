@@ -5,15 +5,16 @@ null, exclusive limits in OpenAPI's way, defaults that the API server fills in, 
 """
 
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, cast, get_args
+from collections.abc import Mapping
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel
 
-from spinrun_api.base import ApiModel, Rule
+from spinrun_api.base import ApiModel, Rule, models_in
 from spinrun_api.run import GROUP, KIND, MAX_NAME_LENGTH, NAME_PATTERN, PLURAL, VERSION, SpinRun
 from spinrun_api.spec import SpinRunSpec
+from spinrun_api.spec.method import MOVED
 from spinrun_api.status import SpinRunStatus
 
 Json = dict[str, Any]
@@ -89,6 +90,8 @@ def _column(name: str, kind: str, path: str, priority: int) -> Json:
 
 def _root_schema() -> Json:
     description = (SpinRun.__doc__ or "").strip()
+    spec = structural_schema(SpinRunSpec)
+    _keep_moved_fields(spec["properties"]["method"])
     return {
         "type": "object",
         "description": description,
@@ -97,11 +100,24 @@ def _root_schema() -> Json:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": structural_schema(SpinRunSpec),
+            "spec": spec,
             "status": structural_schema(SpinRunStatus),
         },
         "x-kubernetes-validations": [*map(_validation, NAME_RULES), *map(_immutability, IMMUTABLE)],
     }
+
+
+def _keep_moved_fields(method: Json) -> None:
+    """Keep the fields that have moved for runs that were stored with them: the API server silently prunes unknown ones.
+
+    Whoever writes them is told their new places. In a stored run the API server tolerates them as long as `method` stays the
+    same, because it does not check rules again over a part that did not change.
+    """
+    for moved in MOVED:
+        today = method["properties"][moved.losses[0]]["properties"][moved.new]
+        limits = {key: value for key, value in today.items() if key != "default"}
+        method["properties"][moved.old] = limits | {"description": f"Moved to {moved.place}."}
+        method["x-kubernetes-validations"].append(_validation(Rule(f"!has(self.{moved.old})", moved.refusal)))
 
 
 def _validation(rule: Rule) -> Json:
@@ -161,7 +177,13 @@ def _default(value: object) -> Json:
 
 
 def _value(schema: Json, definitions: Json, models: list[type[ApiModel]]) -> Json:
-    """The schema of any value. models: those that its type mentions; at most one, in this API."""
+    """The schema of any value.
+
+    Args:
+        schema: Its JSON schema.
+        definitions: What the schema refers to.
+        models: Those that its type mentions; at most one, in this API.
+    """
     if "$ref" in schema:
         return _object(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions, models[0])
     if options := schema.get("anyOf"):
@@ -219,14 +241,6 @@ def _limits(schema: Json) -> Json:
         if (limit := schema.get(f"exclusive{side}")) is not None:
             result |= {side.lower(): limit, f"exclusive{side}": True}
     return result
-
-
-def models_in(annotation: object) -> Iterator[type[ApiModel]]:
-    """The models that a type mentions, as in list[Block] and Block | None."""
-    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from models_in(argument)
 
 
 def _one_line(text: str) -> str:

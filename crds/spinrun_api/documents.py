@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from spinrun_api.base import ApiModel, models_in
 from spinrun_api.run import KIND, SpinRun
+from spinrun_api.spec.method import LOSS_BLOCKS, MOVED, Method
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Problem:
 
 
 class InvalidDocumentError(ValueError):
-    """A document that is not a SpinRun; `problems` names everything that is wrong with it."""
+    """A document that is not a valid SpinRun; `problems` names everything that is wrong with it."""
 
     def __init__(self, source: str, problems: list[Problem]) -> None:
         self.source = source
@@ -49,7 +51,8 @@ _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
 def read_documents(path: Path) -> list[dict[str, Any]]:
     """All YAML documents of a file that are not empty.
 
-    Raises InvalidDocumentError when the file cannot be read, is not YAML, or holds something else than mappings.
+    Raises:
+        InvalidDocumentError: The file cannot be read, is not YAML, or holds something other than mappings.
     """
     try:
         documents = [document for document in yaml.load_all(path.read_text("utf-8"), _Loader) if document is not None]
@@ -66,30 +69,78 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_value(text: str) -> Any:
-    """One value written in YAML, read as it would be in a document. Raises yaml.YAMLError."""
+    """One value written in YAML, read as it would be in a document.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+    """
     return yaml.load(text, _Loader)
 
 
 def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
-    """The SpinRun that a document describes, defaults filled in. Raises InvalidDocumentError with every problem."""
+    """The SpinRun that a user's document describes, defaults filled in.
+
+    Args:
+        document: The document as it was written: of the shape of today.
+        source: What the problems name as their place, such as a file.
+
+    Raises:
+        InvalidDocumentError: The document is not a valid SpinRun; the error has every problem.
+    """
     try:
         return SpinRun.model_validate(document)
     except ValidationError as error:
         raise InvalidDocumentError(source, [_problem(details) for details in error.errors()]) from error
 
 
+def parse_stored_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
+    """The SpinRun of a stored document, which may be from an earlier version of SpinRun.
+
+    Raises:
+        InvalidDocumentError: As from `parse_run`.
+    """
+    return parse_run(in_todays_shape(document), source)
+
+
 def read_run(path: Path) -> SpinRun:
-    """The one SpinRun of a file. Raises InvalidDocumentError when there is none or more than one."""
+    """The one SpinRun of a file that SpinRun has written, possibly an earlier version of it.
+
+    Raises:
+        InvalidDocumentError: There is none or more than one, or as from `parse_run`.
+    """
     documents = [document for document in read_documents(path) if document.get("kind", KIND) == KIND]
     if len(documents) != 1:
         raise InvalidDocumentError(str(path), [Problem("", f"must hold exactly one {KIND}, holds {len(documents)}")])
-    return parse_run(documents[0], str(path))
+    return parse_stored_run(documents[0], str(path))
+
+
+def in_todays_shape(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored document with the fields that have moved since in their new places.
+
+    Values that are the default there are left out: a document that never set them is then the same as one written today, for
+    those who compare or hash it, and most runs do not notice that they were converted.
+    """
+    spec = document.get("spec")
+    method = spec.get("method") if isinstance(spec, Mapping) else None
+    if not isinstance(spec, Mapping) or not isinstance(method, Mapping):
+        return dict(document)
+    kept = {name: value for name, value in method.items() if name not in {moved.old for moved in MOVED}}
+    loss = str(method.get("loss", Method.model_fields["loss"].default))
+    defaults = LOSS_BLOCKS[loss]().to_document() if loss in LOSS_BLOCKS else {}
+    # Fields of other losses are dropped: the rules of that time allowed them only values without effect.
+    settings = {moved.new: method[moved.old] for moved in MOVED if moved.old in method and loss in moved.losses}
+    settings = {name: value for name, value in settings.items() if value != defaults[name]}
+    if settings:
+        kept[loss] = settings | kept.get(loss, {})
+    return {**document, "spec": {**spec, "method": kept}}
 
 
 def _problem(details: ErrorDetails) -> Problem:
     path = ".".join(str(part) for part in details["loc"])
     kind, value = details["type"], details["input"]
     if kind == "extra_forbidden":
+        if moved := next((moved for moved in MOVED if moved.path == path), None):
+            return Problem(path, moved.refusal.removeprefix(f"{path} "))
         return Problem(path, f"unknown field{_suggestion(details['loc'])}: remove it or correct its name")
     if kind == "missing":
         return Problem(path, "is required: add it")
@@ -106,21 +157,15 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _field_names(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _field_names(model: type[ApiModel], location: tuple[int | str, ...]) -> list[str]:
     """Outside names of the fields of the block at a location."""
     for part in location:
         fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-        found = _model_in(fields.get(str(part)))
+        found = next(models_in(fields.get(str(part))), None)
         if found is None:
             return []
         model = found
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    """The model of `Block` or `Block | None`."""
-    candidates = (annotation, *cast(tuple[object, ...], getattr(annotation, "__args__", ())))
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
 
 
 def _shown(value: object) -> str:

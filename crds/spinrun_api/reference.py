@@ -7,6 +7,7 @@ from typing import Any
 
 from spinrun_api.crd import COLUMNS, IMMUTABLE, NAME_RULES, custom_resource_definition
 from spinrun_api.run import API_VERSION, KIND
+from spinrun_api.spec.method import MOVED
 
 Json = dict[str, Any]
 
@@ -44,8 +45,12 @@ def _blocks(path: str, schema: Json) -> Iterator[tuple[str, Json]]:
 
 def _section(path: str, block: Json) -> str:
     """One block: what it is, its fields, and the rules over them."""
+    moved = MOVED if path == "spec.method" else ()
+    hidden = {each.old for each in moved}
     required = block.get("required", [])
-    rows = [_row(path, name, field, required=name in required) for name, field in block["properties"].items()]
+    rows = [
+        _row(path, name, field, required=name in required) for name, field in block["properties"].items() if name not in hidden
+    ]
     parts = [
         f"{'##' if '.' not in path else '###'} {path}",
         block["description"],
@@ -53,8 +58,11 @@ def _section(path: str, block: Json) -> str:
     ]
     if path.removeprefix("spec.") in IMMUTABLE:
         parts.insert(2, "It cannot change once the run has started: make a new SpinRun.")
-    if rules := [rule["message"] for rule in block.get("x-kubernetes-validations", [])]:
+    refusals = {each.refusal for each in moved}
+    if rules := [rule["message"] for rule in block.get("x-kubernetes-validations", []) if rule["message"] not in refusals]:
         parts.append("Rules:\n\n" + _bullets(rules))
+    if moved:
+        parts.append("Moved since earlier versions:\n\n" + _bullets([f"`{each.old}` to {each.place}" for each in moved]))
     return "\n\n".join(parts)
 
 

@@ -65,7 +65,8 @@ class SpinRun(ApiModel):
     def ledger_name(self) -> str:
         """The run's folder on the volume, relative to the volume's root: <namespace>/<name>-<uid8>.
 
-        Raises ValueError when the run has no uid yet.
+        Raises:
+            ValueError: The run has no uid yet.
         """
         if self.metadata.uid is None:
             raise ValueError(f"SpinRun {self.metadata.name} has no metadata.uid yet, so it has no ledger")

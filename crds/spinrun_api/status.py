@@ -34,7 +34,7 @@ class Condition(StatusModel):
     """When `status` last changed, RFC 3339."""
 
     observed_generation: int | None = None
-    """Generation of the spec that the observation is about."""
+    """Generation of the spec that was observed."""
 
 
 class RolloutStatus(StatusModel):
@@ -103,10 +103,10 @@ class SpinRunStatus(StatusModel):
     """What holds now."""
 
     observed_generation: int | None = None
-    """Generation of the spec that this status is about."""
+    """Generation of the spec that this status describes."""
 
     attempt: int | None = None
-    """Number of the trainer's life, from 1."""
+    """Number of the trainer's current attempt, from 1."""
 
     failed_attempts: int | None = None
     """Attempts that count against backoffLimit."""

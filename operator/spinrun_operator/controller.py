@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
-from spinrun_api.documents import InvalidDocumentError, parse_run
+from spinrun_api.documents import InvalidDocumentError, parse_stored_run
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
 from spinrun_kube.api import TRANSIENT, Api, ApiError
@@ -168,7 +168,7 @@ class Controller:
             self._forget(key)
             return None
         try:
-            run = parse_run(body)
+            run = parse_stored_run(body)
         except InvalidDocumentError as error:
             await self._executor.write_status(body, _invalid_status(body, error, self._clock()))
             return None

@@ -54,8 +54,10 @@ METHODS: Mapping[str, Json] = {
     "onlineDPO": {"method": {"loss": "sigmoid"}},
     "onlineDPO, cringe": {"method": {"loss": "cringe"}},
     "spin": {"method": {"name": "spin", "loss": "sigmoid"}, "preference": GROUND_TRUTH, "rollout": {"samplesPerPrompt": 1}},
-    "sppo": {"method": {"name": "sppo", "loss": "sppo", "eta": 10.0}},
-    "sppo, advantage": {"method": {"name": "sppo", "loss": "sppoAdvantage", "advantage": "prompt", "eta": 10.0}},
+    "sppo": {"method": {"name": "sppo", "loss": "sppo", "sppo": {"eta": 10.0}}},
+    "sppo, advantage": {
+        "method": {"name": "sppo", "loss": "sppoAdvantage", "sppoAdvantage": {"advantage": "prompt", "eta": 10.0}}
+    },
 }
 """What each has instead of the demo's fields; all else, from the learning rate to the number of prompts, is the demo's."""
 

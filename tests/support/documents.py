@@ -21,3 +21,28 @@ def letters_run(name: str, **spec: Any) -> Json:
     }
     metadata = {"name": name}
     return {"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": copy.deepcopy(blocks | spec)}
+
+
+def method_before(**method: Any) -> Json:
+    """A method as ledgers and API servers hold it from before the settings of a loss had a block: every default filled in."""
+    defaults: Json = {
+        "name": "onlineDPO",
+        "loss": "sigmoid",
+        "beta": 0.1,
+        "labelSmoothing": 0.0,
+        "ipoAverage": True,
+        "includeSelf": True,
+        "advantage": "prompt",
+        "kappa": 1.0,
+        "sftWeight": 0.0,
+        "klWeight": 0.0,
+        "lengthDesensitize": 1.0,
+        "refUpdateFreq": 16,
+        "replayWindows": 0,
+        "overlap": 0,
+        "referenceLogprobs": "trainer",
+        "maxMismatch": 0.05,
+        "pairing": "bestVsWorst",
+        "minMargin": 0.0,
+    }
+    return defaults | method

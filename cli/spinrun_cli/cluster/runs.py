@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spinrun_api.documents import InvalidDocumentError, parse_run
+from spinrun_api.documents import InvalidDocumentError, parse_stored_run
 from spinrun_api.run import GROUP, PLURAL, SpinRun
 from spinrun_cli.errors import CommandError
 from spinrun_kube import names
@@ -28,7 +28,7 @@ def parsed(document: Json) -> SpinRun:
         CommandError: Another version of SpinRun has written it.
     """
     try:
-        return parse_run(document, document["metadata"]["name"])
+        return parse_stored_run(document, document["metadata"]["name"])
     except InvalidDocumentError as error:
         raise CommandError(f"{error}: this `spinrun` is of another version than the cluster's; use -o yaml") from error
 

@@ -104,7 +104,7 @@ def changed_fields(present: SpinRun, wanted: SpinRun) -> list[str]:
 
 
 def _fixed_part(run: SpinRun) -> dict[str, Any]:
-    spec = run.spec.to_document()
+    spec = run.spec.model_copy(update={"method": run.spec.method.resolved()}).to_document()
     for keys in CHANGEABLE:
         block = spec
         for key in keys[:-1]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from spinrun_api.documents import InvalidDocumentError, read_documents
+from spinrun_api.documents import InvalidDocumentError, in_todays_shape, read_documents
 from spinrun_cli.errors import InvalidInputError
 from spinrun_cli.show.run_data import RunData
 from spinrun_protocol.ledger import MetricsLine, RunRecord
@@ -28,7 +28,7 @@ def load_run_data(folder: Path) -> RunData:
     if not any(path.exists() for path in (folder / "run.yaml", layout.run_record, layout.metrics)):
         raise InvalidInputError(f"{folder} holds neither a local run nor a ledger: name a folder with run.yaml or run.json in it")
     record = _record(layout.run_record)
-    document = _document(folder / "run.yaml") or (record.run if record else {})
+    document = in_todays_shape(_document(folder / "run.yaml") or (record.run if record else {}))
     lines = read_metrics(layout.metrics)
     evaluations = [line for line in lines if line.event == "evaluation"]
     notes: list[str] = []

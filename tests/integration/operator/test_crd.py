@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from integration.operator.cluster import Cluster, spin_run
-from spinrun_api.documents import parse_run, read_run
+from spinrun_api.documents import parse_run, read_documents
 from spinrun_api.run import SpinRun
 from spinrun_kube.api import ApiError
 from spinrun_kube.kinds import SPIN_RUN
@@ -37,10 +37,7 @@ async def test_every_invalid_document_is_refused_with_the_field_that_parse_run_n
 
 
 async def test_every_example_is_taken_as_it_is_written(cluster: Cluster) -> None:
-    written = {
-        example.name: read_run(example).model_dump(mode="json", by_alias=True, exclude_unset=True)
-        for example in EXAMPLES.glob("*.yaml")
-    }
+    written = {example.name: document for example in EXAMPLES.glob("*.yaml") for document in read_documents(example)}
     said = {name: await refusal(cluster, _in(document, cluster.namespace)) for name, document in written.items()}
     assert "sppo-advantage.yaml" in said
     assert {name: message for name, message in said.items() if message} == {}

@@ -19,8 +19,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from spinrun_api.base import ApiModel
-from spinrun_api.crd import models_in
+from spinrun_api.base import ApiModel, models_in
 from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Preference, SpinRunSpec
@@ -403,14 +402,16 @@ CASES = [
         FOUR_WINDOWS,
         {"preference": {"groundTruth": {"rule": {"kind": "regex", "pattern": "1"}}}},
     ),
-    Case("method.eta", ABSENT, 2.0, step, SPPO),
-    Case("method.includeSelf", ABSENT, False, pairs, SPPO),
-    Case("method.advantage", ABSENT, "batch", pairs, ADVANTAGE),
-    Case("method.kappa", ABSENT, 2.0, pairs, ADVANTAGE),
+    Case("method.sppo.eta", ABSENT, 2.0, step, SPPO),
+    Case("method.sppo.includeSelf", ABSENT, False, pairs, SPPO),
+    Case("method.sppoAdvantage.eta", ABSENT, 2.0, step, ADVANTAGE),
+    Case("method.sppoAdvantage.advantage", ABSENT, "batch", pairs, ADVANTAGE),
+    Case("method.sppoAdvantage.kappa", ABSENT, 2.0, pairs, ADVANTAGE),
     Case("method.loss", ABSENT, "hinge", step),
     Case("method.beta", ABSENT, 0.5, step),
-    Case("method.labelSmoothing", ABSENT, 0.1, step),
-    Case("method.ipoAverage", ABSENT, False, step, {"method.loss": "ipo"}),
+    Case("method.sigmoid.labelSmoothing", ABSENT, 0.1, step),
+    Case("method.robust.labelSmoothing", ABSENT, 0.1, step, {"method.loss": "robust"}),
+    Case("method.ipo.average", ABSENT, False, step, {"method.loss": "ipo"}),
     *(
         Case(f"method.cringe.{name}", ABSENT, value, step, {"method.loss": "cringe", "method.cringe": {}})
         for name, value in {"weight": 2.0, "bias": 5.0, "temperature": 1.0, "topK": 1}.items()

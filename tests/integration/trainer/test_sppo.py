@@ -14,7 +14,7 @@ from support.trainer_process import Attempts
 
 def test_sppo_trains_towards_win_rates(attempts: Attempts, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
-    method = {"name": "sppo", "loss": "sppo", "eta": 100.0, "refUpdateFreq": 2}
+    method = {"name": "sppo", "loss": "sppo", "sppo": {"eta": 100.0}, "refUpdateFreq": 2}
 
     assert attempts.run(ledger, method=method) == 0, attempts.log(1).read_text()
 
@@ -36,7 +36,8 @@ def test_sppo_trains_towards_win_rates(attempts: Attempts, tmp_path: Path) -> No
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_sppo_by_advantages_trains_on_every_answer(num_samples: int, attempts: Attempts, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
-    method = {"name": "sppo", "loss": "sppoAdvantage", "advantage": "batch", "kappa": 0.0, "eta": 5.0, "refUpdateFreq": 2}
+    settings = {"advantage": "batch", "kappa": 0.0, "eta": 5.0}
+    method = {"name": "sppo", "loss": "sppoAdvantage", "sppoAdvantage": settings, "refUpdateFreq": 2}
     rollout = {"samplesPerPrompt": num_samples, "maxTokens": 8}
     rule = {"kind": "regex", "pattern": "1"}
 

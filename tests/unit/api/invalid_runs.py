@@ -1,10 +1,15 @@
-"""Documents that are no valid SpinRun: the CRD and parse_run must refuse each, and name the same field."""
+"""Documents that are not valid SpinRuns: the CRD and parse_run must refuse each, and name the same field."""
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
+
+from spinrun_api.spec import Method
+from spinrun_api.spec.method import LOSS_BLOCKS, MOVED
 
 Json = dict[str, Any]
+
+LOSSES: tuple[str, ...] = get_args(Method.model_fields["loss"].annotation)
 
 MINIMAL: Json = {
     "apiVersion": "spinrun.dev/v1alpha1",
@@ -48,6 +53,11 @@ class Invalid:
 JUDGE: Json = {"url": "https://judge/v1", "model": "wise"}
 SCORES: Json = {"url": "http://scores:8000", "model": "stern"}
 OWN: Json = {"source": "org/stern"}
+SPPO: Json = {"name": "sppo", "loss": "sppo"}
+ADVANTAGE: Json = {"name": "sppo", "loss": "sppoAdvantage"}
+
+LOSS_WITH_ITS_METHOD: dict[str, Json] = {loss: {"loss": loss} for loss in LOSSES} | {"sppo": SPPO, "sppoAdvantage": ADVANTAGE}
+"""For each loss the method that takes it."""
 
 
 def wrong(path: str, value: Any, field: str | None = None, **further: Any) -> Invalid:
@@ -95,8 +105,9 @@ INVALID: dict[str, Invalid] = {
     "beta-zero": wrong("spec.method.beta", 0),
     "beta-negative": wrong("spec.method.beta", -0.1),
     "beta-too-large": wrong("spec.method.beta", 1001),
-    "label-smoothing-one-half": wrong("spec.method.labelSmoothing", 0.5),
-    "label-smoothing-negative": wrong("spec.method.labelSmoothing", -0.1),
+    "label-smoothing-one-half": wrong("spec.method.sigmoid.labelSmoothing", 0.5),
+    "label-smoothing-negative": wrong("spec.method.sigmoid.labelSmoothing", -0.1),
+    "flipped-labels-one-half": wrong("spec.method.robust.labelSmoothing", 0.5, spec__method__loss="robust"),
     "reference-updated-backwards": wrong("spec.method.refUpdateFreq", -1),
     "window-without-steps": wrong("spec.method.rolloutUpdateFreq", 0),
     "beta-of-a-window-zero": wrong("spec.method.betaByWindow", [0.1, 0]),
@@ -114,8 +125,11 @@ INVALID: dict[str, Invalid] = {
     "cringe-among-none": wrong("spec.method.cringe", {"topK": 0}, "spec.method.cringe.topK", spec__method__loss="cringe"),
     "min-margin-negative": wrong("spec.method.minMargin", -1),
     "min-margin-without-limit": wrong("spec.method.minMargin", 1e10),
-    "kappa-negative": wrong("spec.method.kappa", -1),
-    "unknown-advantage": wrong("spec.method.advantage", "window"),
+    "kappa-negative": wrong("spec.method", ADVANTAGE | {"sppoAdvantage": {"kappa": -1}}, "spec.method.sppoAdvantage.kappa"),
+    "unknown-advantage": wrong(
+        "spec.method", ADVANTAGE | {"sppoAdvantage": {"advantage": "window"}}, "spec.method.sppoAdvantage.advantage"
+    ),
+    "unknown-setting-of-a-loss": wrong("spec.method.sigmoid", {"average": True}, "spec.method.sigmoid.average"),
     "unknown-loss": wrong("spec.method.loss", "hinge2"),
     "unknown-pairing": wrong("spec.method.pairing", "random"),
     "no-sample": wrong("spec.rollout.samplesPerPrompt", 0),
@@ -205,10 +219,19 @@ INVALID: dict[str, Invalid] = {
     "engine-argument-that-is-truth": wrong("spec.rollout.engineArgs", {"enforce-eager": True}),
     "entry-point-without-function": wrong("spec.preference.rule.entryPoint", "rewards", spec__preference__rule__kind="python"),
     # Rules over several fields.
-    "label-smoothing-without-its-loss": wrong("spec.method", {"loss": "ipo", "labelSmoothing": 0.1}),
-    "label-smoothing-of-cringe": wrong("spec.method", {"loss": "cringe", "labelSmoothing": 0.1}),
-    "ipo-average-without-ipo": wrong("spec.method", {"loss": "hinge", "ipoAverage": False}),
-    "cringe-without-its-loss": wrong("spec.method", {"loss": "hinge", "cringe": {"topK": 2}}, "spec.method"),
+    **{
+        f"block-{block}-of-the-loss-{loss}": wrong(
+            "spec.method", LOSS_WITH_ITS_METHOD[loss] | {block: {}}, f"the block {block} is for the loss {block}"
+        )
+        for block in LOSS_BLOCKS
+        for loss in LOSSES
+        if loss != block
+    },
+    "block-without-a-loss": wrong("spec.method.ipo", {}, "the block ipo is for the loss ipo"),
+    **{
+        f"{moved.old}-where-it-was": wrong(f"spec.method.{moved.old}", value, moved.place)
+        for moved, value in zip(MOVED, (0.0, True, 1000.0, True, "prompt", 1.0), strict=True)
+    },
     "spin-by-a-rule": wrong("spec.method.name", "spin", "method.name"),
     "ground-truth-for-online-dpo": wrong("spec.preference", {"groundTruth": {}}, "preference.groundTruth"),
     "spin-with-pairing": wrong("spec.method", {"name": "spin", "pairing": "allPairs"}, spec__preference={"groundTruth": {}}),
@@ -222,27 +245,22 @@ INVALID: dict[str, Invalid] = {
     ),
     "sppo-with-another-loss": wrong("spec.method", {"name": "sppo"}),
     "sppo-loss-with-another-method": wrong("spec.method", {"loss": "sppo"}),
-    "eta-without-sppo": wrong("spec.method", {"eta": 2.0}),
-    "win-rates-without-sppo": wrong("spec.method", {"includeSelf": False}),
-    "win-rates-with-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "includeSelf": False}),
-    "margin-that-no-win-rates-have": wrong("spec.method", {"name": "sppo", "loss": "sppo", "minMargin": 1.5}),
+    "margin-that-no-win-rates-have": wrong("spec.method", SPPO | {"minMargin": 1.5}),
     "advantages-with-another-method": wrong("spec.method", {"loss": "sppoAdvantage"}),
     "advantages-of-spin": wrong("spec.method", {"name": "spin", "loss": "sppoAdvantage"}, spec__preference={"groundTruth": {}}),
-    "advantage-without-its-loss": wrong("spec.method", {"name": "sppo", "loss": "sppo", "advantage": "batch"}),
-    "kappa-without-its-loss": wrong("spec.method", {"kappa": 2.0}),
-    "pairing-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "pairing": "allPairs"}),
-    "base-answers-of-sppo": wrong("spec.method", {"name": "sppo", "loss": "sppo", "pairing": "bestVsBase"}),
+    "pairing-of-advantages": wrong("spec.method", ADVANTAGE | {"pairing": "allPairs"}),
+    "base-answers-of-sppo": wrong("spec.method", SPPO | {"pairing": "bestVsBase"}),
     "base-answer-without-a-comparison": wrong(
         "spec.preference", {"ranker": SCORES | {"maxComparisons": 8}}, "maxComparisons", spec__method={"pairing": "bestVsBase"}
     ),
-    "margin-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "minMargin": 0.1}),
-    "sft-weight-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "sftWeight": 0.1}),
-    "lengths-of-advantages": wrong("spec.method", {"name": "sppo", "loss": "sppoAdvantage", "lengthDesensitize": 0.5}),
+    "margin-of-advantages": wrong("spec.method", ADVANTAGE | {"minMargin": 0.1}),
+    "sft-weight-of-advantages": wrong("spec.method", ADVANTAGE | {"sftWeight": 0.1}),
+    "lengths-of-advantages": wrong("spec.method", ADVANTAGE | {"lengthDesensitize": 0.5}),
     "one-sample-among-those-of-its-prompt": wrong(
         "spec.rollout.samplesPerPrompt",
         1,
         "rollout.samplesPerPrompt",
-        spec__method={"name": "sppo", "loss": "sppoAdvantage"},
+        spec__method=ADVANTAGE,
     ),
     "spin-without-any-answers": wrong(
         "spec.data.prompts.source",
@@ -281,7 +299,7 @@ INVALID: dict[str, Invalid] = {
         {"judge": JUDGE},
         "maxComparisons",
         spec__rollout__samplesPerPrompt=1,
-        spec__method={"name": "sppo", "loss": "sppoAdvantage", "advantage": "batch"},
+        spec__method=ADVANTAGE | {"sppoAdvantage": {"advantage": "batch"}},
     ),
     "judge-of-more-samples-than-comparisons": wrong(
         "spec.preference", {"judge": JUDGE | {"maxComparisons": 7}}, "maxComparisons"
@@ -289,7 +307,8 @@ INVALID: dict[str, Invalid] = {
     "judged-evaluation-without-answers": wrong(
         "spec.data.evaluation.source", "openai/gsm8k", "data.evaluation.answerColumn", spec__preference={"judge": JUDGE}
     ),
-    "eta-zero": wrong("spec.method", {"name": "sppo", "loss": "sppo", "eta": 0}, "spec.method.eta"),
+    "eta-zero": wrong("spec.method", SPPO | {"sppo": {"eta": 0}}, "spec.method.sppo.eta"),
+    "eta-zero-of-advantages": wrong("spec.method", ADVANTAGE | {"sppoAdvantage": {"eta": 0}}, "spec.method.sppoAdvantage.eta"),
     "one-sample": wrong("spec.rollout.samplesPerPrompt", 1, "rollout.samplesPerPrompt"),
     "reference-between-publications": wrong("spec.method", {"refUpdateFreq": 6, "rolloutUpdateFreq": 4}),
     "window-longer-than-a-reference": wrong("spec.method", {"rolloutUpdateFreq": 32}),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from spinrun_api.documents import read_run
+from spinrun_api.documents import read_documents
 from spinrun_cli.main import app
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[3] / "examples").glob("*.yaml"))
@@ -30,6 +30,6 @@ def test_example_begins_with_what_it_is_and_how_it_is_started(example: Path) -> 
 
 
 def test_no_two_examples_have_the_same_name() -> None:
-    names = [read_run(example).metadata.name for example in EXAMPLES]
+    names = [document["metadata"]["name"] for example in EXAMPLES for document in read_documents(example)]
 
     assert sorted(set(names)) == sorted(names)

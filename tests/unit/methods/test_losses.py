@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from spinrun_api.spec import Cringe, Method, Model
+from spinrun_api.spec.method import LOSS_BLOCKS
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import RunError
 from spinrun_worker.methods.losses import EXO_FLOOR, LOSSES, PairLogprobs, divergences, pair_losses
@@ -85,7 +86,7 @@ LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
     [
         # -log σ(0.3)
         pytest.param({}, -LOG_SIGMOID_03, id="sigmoid"),
-        pytest.param({"labelSmoothing": 0.1}, -0.9 * LOG_SIGMOID_03 - 0.1 * LOG_SIGMOID_MINUS_03, id="smoothed"),
+        pytest.param({"sigmoid": {"labelSmoothing": 0.1}}, -0.9 * LOG_SIGMOID_03 - 0.1 * LOG_SIGMOID_MINUS_03, id="smoothed"),
         # -log σ(6)
         pytest.param({"beta": 2.0}, 0.0024756851377301, id="larger beta"),
         # 1 - 0.3
@@ -95,10 +96,12 @@ LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
         # (2/4 + 1/2 - 5)²
         pytest.param({"loss": "ipo"}, 16.0, id="ipo per token"),
         # (3 - 5)²
-        pytest.param({"loss": "ipo", "ipoAverage": False}, 4.0, id="ipo summed"),
+        pytest.param({"loss": "ipo", "ipo": {"average": False}}, 4.0, id="ipo summed"),
         pytest.param({"loss": "robust"}, -LOG_SIGMOID_03, id="robust without noise"),
         pytest.param(
-            {"loss": "robust", "labelSmoothing": 0.1}, (-0.9 * LOG_SIGMOID_03 + 0.1 * LOG_SIGMOID_MINUS_03) / 0.8, id="robust"
+            {"loss": "robust", "robust": {"labelSmoothing": 0.1}},
+            (-0.9 * LOG_SIGMOID_03 + 0.1 * LOG_SIGMOID_MINUS_03) / 0.8,
+            id="robust",
         ),
         # p (log p - log 0.999) + q (log q - log 0.001), p = σ(0.3) = 0.574442516811659
         pytest.param(
@@ -120,13 +123,15 @@ LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
         # σ(-13 / 2) · (8 + 3)
         pytest.param({"loss": "cringe", "cringe": {"temperature": 2.0}}, 0.0015011822567369917 * 11, id="cringe, sharper gate"),
         # ½ (2 - 8 · 0.25)² + ½ (-1 + 8 · 0.125)²
-        pytest.param({"name": "sppo", "loss": "sppo", "eta": 8.0}, 0.0, id="sppo at its targets"),
+        pytest.param({"name": "sppo", "loss": "sppo", "sppo": {"eta": 8.0}}, 0.0, id="sppo at its targets"),
         # ½ (2 - 16 · 0.25)² + ½ (-1 + 16 · 0.125)²
-        pytest.param({"name": "sppo", "loss": "sppo", "eta": 16.0}, 2.5, id="sppo"),
+        pytest.param({"name": "sppo", "loss": "sppo", "sppo": {"eta": 16.0}}, 2.5, id="sppo"),
         # ½ (2 - 0.75)² + ½ (-1 - 0.375)²
         pytest.param({"name": "sppo", "loss": "sppoAdvantage"}, 1.7265625, id="sppoAdvantage"),
         # ½ (2 - 4 · 0.75)² + ½ (-1 - 4 · 0.375)²
-        pytest.param({"name": "sppo", "loss": "sppoAdvantage", "eta": 4.0}, 3.625, id="sppoAdvantage with eta"),
+        pytest.param(
+            {"name": "sppo", "loss": "sppoAdvantage", "sppoAdvantage": {"eta": 4.0}}, 3.625, id="sppoAdvantage with eta"
+        ),
         # 0.7 + 0.5 · 8/4
         pytest.param({"loss": "hinge", "sftWeight": 0.5}, 1.7, id="with sftWeight"),
         # 0.7 + 0.5 · ½ (2² + 1²) / 2
@@ -232,7 +237,7 @@ def test_kl_weight_leaves_the_loss_at_the_reference_as_it_is(loss: str):
 
 
 def test_robust_may_be_negative():
-    loss, _ = ours(OnePair(90.0, -20.0), loss="robust", labelSmoothing=0.3)
+    loss, _ = ours(OnePair(90.0, -20.0), loss="robust", robust={"labelSmoothing": 0.3})
 
     assert loss == pytest.approx(-7.4999, rel=1e-4)  # (0.7 · 4.5e-5 - 0.3 · 10) / 0.4
 
@@ -250,12 +255,18 @@ def test_loss_and_gradient_stay_finite_far_from_the_reference(loss: str, label_s
     far = [OnePair(chosen, rejected, 0.0, 0.0) for chosen in (-2000.0, 0.0, 2000.0) for rejected in (-2000.0, 0.0, 2000.0)]
     inputs = tensors(far, dtype)
 
-    losses_B = pair_losses(inputs, method_with(loss, beta=1.0, labelSmoothing=label_smoothing, klWeight=0.1))
+    smoothed = {loss: {"labelSmoothing": label_smoothing}} if label_smoothing else {}
+    losses_B = pair_losses(inputs, method_with(loss, beta=1.0, klWeight=0.1, **smoothed))
     losses_B.sum().backward()
 
     assert losses_B.isfinite().all()
     assert inputs.policy_B2.grad is not None
     assert inputs.policy_B2.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", LOSS_BLOCKS)
+def test_absent_block_stands_for_the_defaults_of_its_loss(loss: str):
+    assert ours(BY_HAND, **method_with(loss).to_document()) == ours(BY_HAND, **method_with(loss, **{loss: {}}).to_document())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -405,7 +416,7 @@ def test_the_first_step_knows_its_weighted_reference_to_the_last_bit(llama: Path
 
 @pytest.mark.parametrize("advantage", ["prompt", "batch"])
 def test_sppo_by_advantages_is_the_mean_over_all_answers_however_they_are_packed(advantage: str, llama: Path):
-    method = method_with("sppoAdvantage", advantage=advantage, eta=3.0, kappa=0.5)
+    method = method_with("sppoAdvantage", sppoAdvantage={"advantage": advantage, "eta": 3.0, "kappa": 0.5})
     rewards = [(0.5, 2.0, 1.0), (0.0, 1.0), (4.0,), (1.0, 3.0, 0.0, 2.0), (-2.0,)]
     answers = iter(random_pairs(20, seed=1))
     window = [
@@ -619,7 +630,7 @@ def test_length_desensitize_is_that_of_trl(
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("label_smoothing", [0.1, 0.49])
 def test_robust_is_that_of_trl_for_flipped_labels(trl: Original, label_smoothing: float, beta: float, pair: OnePair):
-    got = ours(pair, loss="robust", beta=beta, labelSmoothing=label_smoothing)
+    got = ours(pair, loss="robust", beta=beta, robust={"labelSmoothing": label_smoothing})
 
     assert_same(got, trl(pair, "robust", beta=beta, label_smoothing=label_smoothing))
 
@@ -646,7 +657,7 @@ def test_smoothed_sigmoid_mixes_two_of_trl_which_ignores_label_smoothing(trl: Or
         (1 - smoothing) * one + smoothing * other for one, other in zip(as_it_is[1], reversed(flipped[1]), strict=True)
     ]
     assert as_it_is == trl(pair, "sigmoid", beta=beta)
-    assert_same(ours(pair, beta=beta, labelSmoothing=smoothing), (want_loss, want_gradient))
+    assert_same(ours(pair, beta=beta, sigmoid={"labelSmoothing": smoothing}), (want_loss, want_gradient))
 
 
 @pytest.mark.parametrize("pair", INPUTS)
@@ -654,7 +665,7 @@ def test_smoothed_sigmoid_mixes_two_of_trl_which_ignores_label_smoothing(trl: Or
 def test_summed_ipo_is_that_of_trl_for_answers_of_one_token(trl: Original, beta: float, pair: OnePair):
     of_one_token = OnePair(*astuple(pair)[:4], 1, 1)
 
-    assert_same(ours(pair, loss="ipo", beta=beta, ipoAverage=False), trl(of_one_token, "ipo", beta=beta))
+    assert_same(ours(pair, loss="ipo", beta=beta, ipo={"average": False}), trl(of_one_token, "ipo", beta=beta))
 
 
 @pytest.mark.parametrize("pair", INPUTS)
@@ -677,7 +688,7 @@ def test_hard_sppo_is_twice_that_of_its_authors(beta: float, pair: OnePair):
 def test_sppo_with_certain_wins_is_half_of_hard_sppo():
     certain = OnePair(-35.2, -41.7, -36.0, -39.9, chosen_reward=1.0, rejected_reward=0.0)
 
-    loss, gradient = ours(certain, name="sppo", loss="sppo", eta=1000.0)
+    loss, gradient = ours(certain, name="sppo", loss="sppo", sppo={"eta": 1000.0})
     hard_loss, hard_gradient = ours(certain, loss="sppoHard", beta=0.001)
 
     assert loss == pytest.approx(hard_loss / 2, rel=1e-12)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinrun_api.spec import Method
+from spinrun_api.spec import Method, Sppo
 from spinrun_protocol.wire import Sample
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import PromptRecord, ScoredGroup
@@ -180,7 +180,7 @@ def test_sppo_pairs_the_most_frequent_winner_with_the_most_frequent_loser_and_ke
 
 
 def test_win_rates_need_not_count_a_draw_with_oneself():
-    (made,) = pair(group("p", (1.0, 2.0, 0.0)), **SPPO, includeSelf=False).pairs
+    (made,) = pair(group("p", (1.0, 2.0, 0.0)), **SPPO, sppo={"includeSelf": False}).pairs
 
     assert made.chosen_reward == pytest.approx((LOGISTIC_OF_1 + LOGISTIC_OF_2) / 2, rel=1e-12)
     assert made.rejected_reward == pytest.approx(1 - made.chosen_reward, rel=1e-12)
@@ -194,7 +194,7 @@ def test_the_winner_of_five_certain_comparisons_has_a_rate_of_nine_tenths_as_wit
 
 @pytest.mark.parametrize(("include_self", "want"), [(True, (5 / 6, 0.25)), (False, (0.9, 0.2))])
 def test_win_rates_of_a_judge_are_taken_as_they_are(include_self: bool, want: tuple[float, float]):
-    method = Method(name="sppo", loss="sppo", include_self=include_self)
+    method = Method(name="sppo", loss="sppo", sppo=Sppo(include_self=include_self))
     # Of six answers, each with five opponents and, with itself, a draw.
     rates = (0.9, 0.6, 0.5, 0.4, 0.4, 0.2)
     (made,) = pair_groups([group("p", rates)], method, seed=0, are_win_rates=True).pairs
@@ -212,7 +212,7 @@ def test_win_rates_keep_the_order_of_rewards_and_stay_probabilities(
     rewards: list[float | None], pairing: str, include_self: bool
 ):
     by_reward = pair(group("p", rewards), pairing="allPairs")
-    by_rate = pair(group("p", rewards), pairing=pairing, includeSelf=include_self, **SPPO)
+    by_rate = pair(group("p", rewards), pairing=pairing, sppo={"includeSelf": include_self}, **SPPO)
 
     # Rewards that differ by less than a float can say of a probability are a tie.
     assert {(made.chosen, made.rejected) for made in by_rate.pairs} <= {(made.chosen, made.rejected) for made in by_reward.pairs}
@@ -241,7 +241,7 @@ def test_advantages_couple_the_best_with_the_worst_and_leave_the_middle_alone():
 
 
 def test_an_answer_in_the_middle_is_chosen_when_it_is_no_worse_than_what_it_is_measured_against():
-    made = pair(group("p", (0.0, 1.0, 1.0)), **ADVANTAGE, kappa=0.0)
+    made = pair(group("p", (0.0, 1.0, 1.0)), **ADVANTAGE, sppoAdvantage={"kappa": 0.0})
 
     assert [(couple.chosen, couple.rejected) for couple in made.pairs] == [((1,), (0,)), ((2,), ())]
     assert made.pairs[1].rejected_reward == 0.0
@@ -259,7 +259,7 @@ def test_an_answer_in_the_middle_is_chosen_when_it_is_no_worse_than_what_it_is_m
 def test_kappa_and_advantage_say_what_a_reward_is_measured_against(settings: dict[str, Any], want: list[float]):
     window = [group("a", (4.5, 2.5), [(1,), (2,)]), group("b", (1.0, 0.0), [(3,), (4,)])]
 
-    got = advantages(pair(*window, **ADVANTAGE, **settings))
+    got = advantages(pair(*window, **ADVANTAGE, sppoAdvantage=settings))
 
     # The mean of n exponentials of which one counts is a log n below it.
     assert [got[(token,)] for token in (1, 2, 3, 4)] == pytest.approx(want, abs=2e-3)
@@ -285,7 +285,7 @@ def test_with_advantages_every_answer_with_a_reward_is_trained_on_once_and_besid
     data: st.DataObject, rewards: list[list[float | None]], advantage: str, kappa: float
 ):
     window = [group(f"p{number}", each, [(number, index) for index in range(len(each))]) for number, each in enumerate(rewards)]
-    settings = {**ADVANTAGE, "advantage": advantage, "kappa": kappa}
+    settings = {**ADVANTAGE, "sppoAdvantage": {"advantage": advantage, "kappa": kappa}}
     made = pair(*window, **settings)
 
     finite = {

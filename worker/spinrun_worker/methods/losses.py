@@ -1,6 +1,7 @@
 """Losses over pairs: pure functions of summed log-probs. `docs/methods.md` says when to use which.
 
-A new loss is a function here, a line in LOSSES, its name in `method.loss`, a test and a line in that page.
+A new loss is a function here, a line in LOSSES, its name in `method.loss`, a block of `Method` where it has settings of its
+own, a test and a line in that page.
 """
 
 # ruff: noqa: N815 - shape suffixes
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spinrun_api.spec import Method
+from spinrun_api.spec import Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage
 
 EXO_FLOOR = 1e-3
 """Probability that exo's target gives to the rejected completion. With none the target's log-prob would be infinite."""
@@ -56,14 +57,17 @@ class PairLogprobs:
 
 
 PairLoss = Callable[[PairLogprobs, Method], Tensor]
-"""[B] the loss of each pair by itself, in nats where it is a likelihood. Reads the method's settings, not its name."""
+"""[B] the loss of each single pair, in nats where it is a likelihood. Reads the method's settings, not its name."""
 
 
 def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] the method's loss of each pair. A step's loss is their sum over all ranks divided by `num_pairs`.
+    """The method's loss of each pair. A step's loss is their sum over all ranks divided by `num_pairs`.
 
     sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733. klWeight
     adds an estimate of the divergence from the reference.
+
+    Returns:
+        [B] losses, nats.
     """
     losses_B = LOSSES[method.loss](pairs, method)
     if method.sft_weight != 0:
@@ -74,14 +78,19 @@ def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
 
 
 def num_pairs(num_tokens_P2: Tensor, method: Method) -> float:
-    """What a step's sum of losses is divided by: its pairs; for sppoAdvantage, whose answers may be alone, half its answers."""
+    """What a step's sum of losses is divided by: its pairs; for sppoAdvantage, whose answers may be alone, half its answers.
+
+    Args:
+        num_tokens_P2: [P, 2] tokens of the completions of the step's pairs; 0 beside an answer that is alone.
+        method: The method of the run.
+    """
     if method.loss == "sppoAdvantage":
         return (num_tokens_P2 > 0).sum().item() / 2
     return float(len(num_tokens_P2))
 
 
 def divergences(pairs: PairLogprobs) -> Tensor:
-    """[B] KL(policy ‖ reference) as estimated from each pair, nats an answer: the mean of ½ (log-ratio)² over its completions.
+    """[B] KL(policy ‖ reference) as estimated from each pair, nats per answer: the mean of ½ (log-ratio)² over its completions.
 
     Source: k2 of http://joschu.net/blog/kl-approx.html, over whole completions. Of the estimators there it is the one whose
     gradient, over samples of the policy, is that of the divergence: arXiv 2506.09477. k3 as a loss has another, and a sum over
@@ -95,8 +104,8 @@ def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3.
     """
-    scaled_B = method.beta * pairs.margins
-    return -(1 - method.label_smoothing) * logsigmoid(scaled_B) - method.label_smoothing * logsigmoid(-scaled_B)
+    scaled_B, smoothing = method.beta * pairs.margins, (method.sigmoid or Sigmoid()).label_smoothing
+    return -(1 - smoothing) * logsigmoid(scaled_B) - smoothing * logsigmoid(-scaled_B)
 
 
 def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
@@ -107,9 +116,9 @@ def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
 def ipo(pairs: PairLogprobs, method: Method) -> Tensor:
     """[B] IPO: (h - 1/(2β))², arXiv 2310.12036, eq. 17; its τ is β.
 
-    ipoAverage takes log-probs per token, as the paper's authors did for their results; without it they are summed.
+    With `average` log-probs are taken per token, as the paper's authors did for their results; without it they are summed.
     """
-    measured = pairs.per_token() if method.ipo_average else pairs
+    measured = pairs.per_token() if (method.ipo or Ipo()).average else pairs
     return (measured.margins - 1 / (2 * method.beta)).square()
 
 
@@ -118,7 +127,7 @@ def robust(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Source: arXiv 2403.00409.
     """
-    scaled_B, flipped = method.beta * pairs.margins, method.label_smoothing
+    scaled_B, flipped = method.beta * pairs.margins, (method.robust or Robust()).label_smoothing
     return (-(1 - flipped) * logsigmoid(scaled_B) + flipped * logsigmoid(-scaled_B)) / (1 - 2 * flipped)
 
 
@@ -166,7 +175,7 @@ def sppo(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Source: arXiv 2405.00675, eq. 4.7, as its authors' trainer averages it over the two completions; its beta is 1/η.
     """
-    targets_B2 = method.log_ratio_scale * (pairs.rewards_B2 - 0.5)
+    targets_B2 = (method.sppo or Sppo()).eta * (pairs.rewards_B2 - 0.5)
     return (pairs.policy_B2 - pairs.reference_B2 - targets_B2).square().mean(dim=1)
 
 
@@ -175,7 +184,7 @@ def sppo_advantage(pairs: PairLogprobs, method: Method) -> Tensor:
 
     Divided by half the answers this is the mean of (log-ratio - η A)² over them: verl's recipe/sppo.
     """
-    targets_B2 = method.log_ratio_scale * pairs.rewards_B2
+    targets_B2 = (method.sppo_advantage or SppoAdvantage()).eta * pairs.rewards_B2
     return (pairs.policy_B2 - pairs.reference_B2 - targets_B2).square().mean(dim=1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
-from spinrun_api.spec import Method
+from spinrun_api.spec import Method, Sppo, SppoAdvantage
 from spinrun_worker.records import Pair, ScoredGroup
 
 
@@ -20,7 +20,7 @@ class Pairing:
     ties: int
     """Groups without two rewards that differ by minMargin."""
     identical: int
-    """Groups whose pairs would be of the same tokens, differently rewarded: a rule that is not sure of itself."""
+    """Groups whose pairs would be of the same tokens, differently rewarded: a rule that contradicts itself."""
     unrated: int
     """Groups with fewer than two rewarded samples."""
     dropped_samples: int
@@ -47,34 +47,39 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
 
     Samples without a finite reward are never in a pair. For sppo the rewards of the pairs are win rates. The same arguments give
     the same pairs, where chance decides too. The loss sppoAdvantage has all samples instead: see `couple_groups`.
-    are_win_rates: the rewards already are win rates, among the prompt's other samples.
+
+    Args:
+        groups: The window's prompts with their scored samples.
+        method: The method of the run.
+        seed: Of the draws of bestVsRandom.
+        are_win_rates: The rewards already are win rates, among the prompt's other samples.
     """
     if method.loss == "sppoAdvantage":
-        return couple_groups(groups, method)
+        return couple_groups(groups, method.sppo_advantage or SppoAdvantage())
 
     def outcome(group: ScoredGroup) -> Outcome:
         rated = _rated(group)
         if method.name == "sppo":
             by_win_rate = _with_self if are_win_rates else _by_win_rate
-            rated = by_win_rate(rated, include_self=method.include_self)
+            rated = by_win_rate(rated, include_self=(method.sppo or Sppo()).include_self)
         return _pair_group(group, rated, method, seed)
 
     return _counted(map(outcome, groups), groups)
 
 
-def couple_groups(groups: Sequence[ScoredGroup], method: Method) -> Pairing:
-    """All rewarded samples of a window with their advantages, by twos of one prompt: best and worst, the next best and worst …
+def couple_groups(groups: Sequence[ScoredGroup], settings: SppoAdvantage) -> Pairing:
+    """Pair all rewarded samples of a window with their advantages: a prompt's best with its worst, the next best with the next.
 
     The one in the middle is alone: chosen when its advantage is at least 0, else rejected. Samples without tokens are left out.
     A sample's advantage is r - (1/κ) log mean exp(κ r), the mean over its prompt's samples or, with advantage: batch, over the
     window's. Source: verl's recipe/sppo, where the window is one training batch.
     """
     ranked_groups = [[sample for sample in _rated(group) if sample.tokens] for group in groups]
-    window_baseline = _soft_mean([sample.reward for ranked in ranked_groups for sample in ranked], method.kappa)
+    window_baseline = _soft_mean([sample.reward for ranked in ranked_groups for sample in ranked], settings.kappa)
     pairs: list[Pair] = []
     for group, ranked in zip(groups, ranked_groups, strict=True):
-        of_prompt = method.advantage == "prompt"
-        baseline = _soft_mean([sample.reward for sample in ranked], method.kappa) if of_prompt else window_baseline
+        of_prompt = settings.advantage == "prompt"
+        baseline = _soft_mean([sample.reward for sample in ranked], settings.kappa) if of_prompt else window_baseline
         pairs += _couples(group, [replace(sample, reward=sample.reward - baseline) for sample in ranked])
     return Pairing(
         tuple(pairs),
@@ -113,8 +118,13 @@ _NOBODY = _Rated(tokens=(), reward=0.0)
 def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], method: Method) -> Pairing:
     """Make the pairs of a window as `bestVsBase` does: a prompt's best sample chosen, the one of version 0 rejected.
 
-    base: for each group one of the same prompt with that sample, or with none. Where the best is no better than the sample of
-    version 0 by method.minMargin there is no pair, and the prompt counts as a tie.
+    Where the best is not better than the sample of version 0 by method.minMargin there is no pair, and the prompt counts as a
+    tie.
+
+    Args:
+        groups: The window's prompts with their scored samples.
+        base: For each group one of the same prompt with the sample of version 0, or without any.
+        method: The method of the run.
     """
     outcomes: Iterable[Outcome] = (
         _against_base(group, _rated(group)[:1], _rated(of_base), method) for group, of_base in zip(groups, base, strict=True)
@@ -123,7 +133,12 @@ def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], m
 
 
 def _counted(outcomes: Iterable[Outcome], groups: Sequence[ScoredGroup]) -> Pairing:
-    """What became of groups, whose samples are all that could have been paired."""
+    """The pairs of a window, and how many groups have none for which reason.
+
+    Args:
+        outcomes: What became of each group.
+        groups: Those whose samples could have been paired.
+    """
     pairs: list[Pair] = []
     without: list[NoPair] = []
     for outcome in outcomes:
@@ -152,8 +167,14 @@ def _against_base(group: ScoredGroup, best: Sequence[_Rated], base: Sequence[_Ra
 def pair_with_truths(groups: Sequence[ScoredGroup], encode: Callable[[str], tuple[int, ...]]) -> Pairing:
     """Make the pairs of a window as SPIN does, arXiv 2401.01335: the true answer chosen, each own sample rejected.
 
-    encode: token ids of a true answer, its end token included. A sample of the same text or the same tokens makes no pair. The
-    rewards of the pairs are 1 and 0, whatever the samples' own. Raises ValueError for a prompt without a true answer.
+    A sample of the same text or the same tokens makes no pair. The rewards of the pairs are 1 and 0, whatever the samples' own.
+
+    Args:
+        groups: The window's prompts with their samples.
+        encode: Gives the token ids of a true answer, its end token included.
+
+    Raises:
+        ValueError: A prompt has no true answer.
     """
     by_group = [_against_truth(group, encode) for group in groups]
     return Pairing(
@@ -191,7 +212,11 @@ def _by_win_rate(ranked: Sequence[_Rated], *, include_self: bool) -> list[_Rated
     """The same samples in the same order, each with its win rate instead of its reward: the mean probability to win.
 
     A reward wins against another with the logistic probability of their difference: the model of Bradley and Terry, by which
-    reward models are trained. include_self: each sample also meets itself, a draw, as SPPO's authors count.
+    reward models are trained.
+
+    Args:
+        ranked: The rated samples of a prompt.
+        include_self: Each sample also meets itself, a draw, as SPPO's authors count.
     """
     if len(ranked) < 2:
         return list(ranked)

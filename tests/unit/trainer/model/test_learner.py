@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import SGD, Optimizer
 from transformers import AutoModelForCausalLM
 
-from spinrun_api.spec import Method, Model, Trainer
+from spinrun_api.spec import Method, Model, Sigmoid, Trainer
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.learner import Learner, NonFiniteError
 from spinrun_worker.trainer.model.optimizer import make_optimizer
@@ -107,7 +107,7 @@ def test_the_first_step_after_the_reference_pass_has_loss_ln_2_to_the_last_bit(n
 
 
 def test_figures_follow_their_definitions(llama: Path):
-    trained = learner(load_policy(Model(source=str(llama))), method=Method(beta=0.5, label_smoothing=0.2))
+    trained = learner(load_policy(Model(source=str(llama))), method=Method(beta=0.5, sigmoid=Sigmoid(label_smoothing=0.2)))
     at_reference = trained.reference_logprobs(random_pairs(2))
     # The policy has moved away from the reference by: chosen +2 and -4, rejected -1 and +3.
     pairs = [

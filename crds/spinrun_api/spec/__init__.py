@@ -1,0 +1,67 @@
+"""The spec of a SpinRun: what a user writes. A module for each block, and `spec.py` for the whole.
+
+`crd.py` turns these models into the CustomResourceDefinition; each rule brings its CEL expression for it, and a test feeds
+the same invalid documents to both.
+"""
+
+from spinrun_api.spec.data import Data, Evaluation, Prompts
+from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
+from spinrun_api.spec.method import Cringe, Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage, of_window
+from spinrun_api.spec.model import Model
+from spinrun_api.spec.preference import (
+    JUDGE_TEMPLATE,
+    Endpoint,
+    GroundTruth,
+    Judge,
+    Preference,
+    Ranker,
+    RewardModel,
+    Rule,
+    RuleKind,
+    ScoringModel,
+)
+from spinrun_api.spec.rollout import Rollout, Scorer
+from spinrun_api.spec.spec import SpinRunSpec
+from spinrun_api.spec.storage import Storage
+from spinrun_api.spec.telemetry import Mlflow, Telemetry, Tensorboard, Wandb
+from spinrun_api.spec.trainer import Lora, Trainer
+from spinrun_api.spec.types import SecretKey
+
+__all__ = [
+    "JUDGE_TEMPLATE",
+    "Cringe",
+    "Data",
+    "Duration",
+    "Endpoint",
+    "Evaluation",
+    "FailureRule",
+    "GroundTruth",
+    "Ipo",
+    "Judge",
+    "Lifecycle",
+    "Lora",
+    "Method",
+    "Mlflow",
+    "Model",
+    "Preference",
+    "Prompts",
+    "Ranker",
+    "RewardModel",
+    "Robust",
+    "Rollout",
+    "Rule",
+    "RuleKind",
+    "Scorer",
+    "ScoringModel",
+    "SecretKey",
+    "Sigmoid",
+    "SpinRunSpec",
+    "Sppo",
+    "SppoAdvantage",
+    "Storage",
+    "Telemetry",
+    "Tensorboard",
+    "Trainer",
+    "Wandb",
+    "of_window",
+]

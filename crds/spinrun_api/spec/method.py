@@ -1,0 +1,346 @@
+"""The block `method`: how answers become a training signal, with a block for the settings of each loss that has some."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.alias_generators import to_snake
+
+from spinrun_api.base import ApiModel, ModelRule, models_in, rule
+
+
+class LossSettings(ApiModel):
+    """Settings of one loss. In `Method` their block has the name of the loss."""
+
+
+class Sigmoid(LossSettings):
+    """Settings of the loss sigmoid."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
+    """Assumed share of pairs whose preference is wrong, below one half (conservative DPO). 0 trusts every pair."""
+
+
+class Robust(LossSettings):
+    """Settings of the loss robust."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
+    """Assumed share of pairs whose preference is flipped, below one half. 0 trusts every pair."""
+
+
+class Ipo(LossSettings):
+    """Settings of the loss ipo."""
+
+    average: bool = True
+    """Take log-probs per token, so that an answer's length does not change the margin; false sums them."""
+
+
+class Sppo(LossSettings):
+    """Settings of the loss sppo."""
+
+    eta: float = Field(default=1000.0, gt=0, le=1_000_000)
+    """Nats of log-ratio between an answer that always wins and one that always loses: η of the paper. Its authors take 1000, and
+    call 1/η beta."""
+
+    include_self: bool = True
+    """Whether an answer's win rate counts a draw with itself, as its authors do."""
+
+
+class SppoAdvantage(LossSettings):
+    """Settings of the loss sppoAdvantage."""
+
+    eta: float = Field(default=1.0, gt=0, le=1_000_000)
+    """Nats of log-ratio for each unit of advantage. verl takes 1."""
+
+    advantage: Literal["prompt", "batch"] = "prompt"
+    """What an answer's reward is measured against. prompt: the prompt's answers. batch: all answers of the window, as verl does;
+    a prompt may then have a single answer."""
+
+    kappa: float = Field(default=1.0, ge=0, le=1000)
+    """How much the best answers weigh in what a reward is measured against. 0: the mean of all; larger moves from it towards the
+    highest reward. verl takes 1."""
+
+
+class Cringe(LossSettings):
+    """Settings of the loss cringe."""
+
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """Weight of the rejected answer's part of the loss against the chosen answer's: α of the paper."""
+
+    bias: float = Field(default=0.0, ge=-1_000_000, le=1_000_000)
+    """How much likelier the chosen answer must be than the rejected one, in nats, for a pair to count half; beyond it a pair
+    fades out of the loss. b of the paper."""
+
+    temperature: float = Field(default=10.0, gt=0, le=1_000_000)
+    """Over how many nats a pair fades out: τ of the paper. Small: at once."""
+
+    top_k: int = Field(default=5, ge=1, le=100)
+    """Each token of a rejected answer is contrasted with one drawn from this many of the likeliest other tokens."""
+
+
+def of_window(values: Sequence[float], window: int) -> float:
+    """The value of a window from a list by window, whose last one holds for all later windows."""
+    return values[min(window, len(values) - 1)]
+
+
+class Method(ApiModel):
+    """How answers become a training signal."""
+
+    name: Literal["onlineDPO", "spin", "sppo"] = "onlineDPO"
+    """onlineDPO: a prompt's own samples become pairs, as `pairing` says. spin: each own sample is rejected in favour of the
+    data's true answer (arXiv 2401.01335); an own one that says the same makes no pair. sppo: as onlineDPO, but an answer counts
+    by how often it wins against the prompt's other ones (2405.00675)."""
+
+    loss: Literal[
+        "sigmoid", "hinge", "ipo", "robust", "exo", "nca", "apoZero", "apoDown", "sppoHard", "cringe", "sppo", "sppoAdvantage"
+    ] = "sigmoid"
+    """sigmoid: DPO (arXiv 2305.18290). hinge: SLiC (2305.10425). ipo: a squared distance to a fixed margin (2310.12036).
+    robust: DPO made unbiased for flipped preferences (2403.00409). exo: reverse KL to the preference (2402.00856).
+    nca: keeps chosen answers likely (2402.05369). apoZero: chosen up, rejected down; apoDown: both down (2408.06266).
+    sppoHard: SPPO with certain preferences (2405.00675). cringe: likelihood of the chosen answer and, token by token, other
+    tokens than the rejected answer's (2312.16682); it has no reference. sppo: each log-ratio towards its answer's win rate
+    (2405.00675), for the method sppo. sppoAdvantage: the log-ratio of every answer, not only of pairs, towards its advantage, for
+    the method sppo too (verl's recipe/sppo)."""
+
+    beta: float = Field(default=0.1, gt=0, le=1000)
+    """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice. For sppoHard it is 1/η,
+    for which SPPO's authors take 0.001."""
+
+    beta_by_window: list[Annotated[float, Field(gt=0, le=1000)]] | None = Field(default=None, min_length=1, max_length=1000)
+    """In place of `beta`: that of window 0, 1, and so on; the last one holds for all later windows."""
+
+    sigmoid: Sigmoid | None = None
+    """Settings of the loss sigmoid. Absent: their defaults."""
+
+    robust: Robust | None = None
+    """Settings of the loss robust. Absent: their defaults."""
+
+    ipo: Ipo | None = None
+    """Settings of the loss ipo. Absent: their defaults."""
+
+    sppo: Sppo | None = None
+    """Settings of the loss sppo. Absent: their defaults."""
+
+    sppo_advantage: SppoAdvantage | None = None
+    """Settings of the loss sppoAdvantage. Absent: their defaults."""
+
+    cringe: Cringe | None = None
+    """Settings of the loss cringe. Absent: their defaults."""
+
+    sft_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of the chosen answer's negative log-likelihood, in nats per token, that is added to the loss (RPO,
+    arXiv 2404.19733). 0 adds none."""
+
+    kl_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of an estimate of the policy's divergence from the reference on the pair's answers, in nats an answer, that is added
+    to the loss. 0 adds none."""
+
+    length_desensitize: float = Field(default=1.0, ge=0, le=1)
+    """Weight of the tokens of a pair's longer answer that stand beyond the length of the shorter one: α of LD-DPO
+    (arXiv 2409.06411). 1 counts all alike; 0 leaves them out."""
+
+    ref_update_freq: int = Field(default=16, ge=0, le=1_000_000)
+    """Optimizer steps after which the weights of the moment become the reference. 0: it stays version 0, the source model."""
+
+    rollout_update_freq: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Optimizer steps of a window, after which the trained weights are published and the rollouts answer with them. Absent:
+    refUpdateFreq, so that a window is compared with the weights that its answers come from. With fewer, windows share a
+    reference, which each reads back from the ledger."""
+
+    replay_windows: int = Field(default=0, ge=0, le=1000)
+    """Train also on the pairs of this many windows before, compared with this window's reference. Each of them makes a window
+    longer by as many steps as it has without; refUpdateFreq and rolloutUpdateFreq count steps without."""
+
+    overlap: int = Field(default=0, ge=0, le=1)
+    """Windows that the rollouts are ahead of the trainer. 0: they answer a window's prompts with the very weights that it begins
+    to train, and the trainer waits for them. 1: they answer the next window's while this one trains, so that neither waits
+    for the other; a window then learns from answers of the version before (arXiv 2410.18252)."""
+
+    reference_logprobs: Literal["trainer", "rollouts"] = "trainer"
+    """Who computes the log-probs of a window's pairs under its reference. trainer: a forward pass over them, which a window's
+    first step can do without. rollouts: vLLM, while it samples. The first step's pairs, which the trainer computes anyway, show
+    how far the two are apart in every window; beyond `maxMismatch` the trainer computes the rest of that window too."""
+
+    max_mismatch: float = Field(default=0.05, gt=0, le=1000)
+    """For `referenceLogprobs: rollouts`: mean absolute difference of an answer's log-prob between rollouts and trainer, in nats
+    per token, up to which the rollouts' are used."""
+
+    pairing: Literal["bestVsWorst", "bestVsRandom", "bestVsBase", "allPairs"] = "bestVsWorst"
+    """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
+    bestVsRandom: highest against a random lower one. bestVsBase: highest against an answer of version 0, sampled before window 0
+    to every prompt that the run draws. allPairs: every pair."""
+
+    min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
+    """Rewards that differ by less than this make no pair."""
+
+    # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
+    @rule(
+        cel="!has(self.name) || self.name != 'spin' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
+        " && (!has(self.minMargin) || self.minMargin == 0.0))",
+        message="method spin pairs the true answer with every own one, whatever their rewards: remove pairing and minMargin",
+    )
+    def _pairing_is_for_rewards(self) -> bool:
+        return self.name != "spin" or (self.pairing == "bestVsWorst" and self.min_margin == 0.0)
+
+    @rule(
+        cel="!has(self.pairing) || self.pairing != 'bestVsBase' || !has(self.name) || self.name == 'onlineDPO'",
+        message="the pairing bestVsBase is for the method onlineDPO: choose another pairing, or remove name and loss",
+    )
+    def _base_is_for_online_dpo(self) -> bool:
+        return self.pairing != "bestVsBase" or self.name == "onlineDPO"
+
+    @rule(
+        cel="!has(self.name) || !has(self.loss) || (self.name == 'sppo') == (self.loss in ['sppo', 'sppoAdvantage'])",
+        message="the method sppo has the losses sppo and sppoAdvantage, which no other method has: set name to sppo and loss to "
+        "one of them, or neither",
+    )
+    def _sppo_has_its_losses(self) -> bool:
+        return (self.name == "sppo") == (self.loss in ("sppo", "sppoAdvantage"))
+
+    @rule(
+        cel="!has(self.minMargin) || self.minMargin <= 1.0 || self.loss != 'sppo'",
+        message="win rates differ by 1 at most: with the loss sppo, minMargin must not be above 1",
+    )
+    def _margin_is_one_of_win_rates(self) -> bool:
+        return self.min_margin <= 1 or self.loss != "sppo"
+
+    @rule(
+        cel="!has(self.loss) || self.loss != 'sppoAdvantage' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
+        " && (!has(self.minMargin) || self.minMargin == 0.0) && (!has(self.sftWeight) || self.sftWeight == 0.0)"
+        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0))",
+        message="sppoAdvantage trains on every answer, not on pairs: remove pairing, minMargin, sftWeight and lengthDesensitize",
+    )
+    def _pairs_are_not_for_advantages(self) -> bool:
+        of_pairs = (self.pairing, self.min_margin, self.sft_weight, self.length_desensitize)
+        return self.loss != "sppoAdvantage" or of_pairs == ("bestVsWorst", 0.0, 0.0, 1.0)
+
+    @rule(
+        cel="!has(self.betaByWindow) || !has(self.beta) || self.beta == 0.1",
+        message="beta is for all windows and betaByWindow for each: set one of them",
+    )
+    def _one_beta(self) -> bool:
+        return self.beta_by_window is None or self.beta == 0.1
+
+    @rule(
+        cel="!has(self.referenceLogprobs) || self.referenceLogprobs != 'rollouts' || ((!has(self.name) || self.name != 'spin')"
+        " && (!has(self.pairing) || self.pairing != 'bestVsBase') && (!has(self.replayWindows) || self.replayWindows == 0)"
+        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0) && !has(self.rolloutUpdateFreq)"
+        " && (!has(self.refUpdateFreq) || self.refUpdateFreq > 0) && (!has(self.overlap) || self.overlap == 0))",
+        message="rollouts know the log-probs of their own answers alone, and only under the weights that gave them: with "
+        "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, overlap, lengthDesensitize, "
+        "rolloutUpdateFreq and refUpdateFreq: 0",
+    )
+    def _rollouts_know_the_reference(self) -> bool:
+        knows = (
+            self.name != "spin"
+            and self.pairing != "bestVsBase"
+            and self.replay_windows == 0
+            and self.length_desensitize == 1.0
+            and self.rollout_update_freq is None
+            and self.ref_update_freq > 0
+            and self.overlap == 0
+        )
+        return self.reference_logprobs == "trainer" or knows
+
+    @rule(
+        cel="!has(self.rolloutUpdateFreq) || self.rolloutUpdateFreq < 1"
+        " || (has(self.refUpdateFreq) ? self.refUpdateFreq : 16) % self.rolloutUpdateFreq == 0",
+        message="refUpdateFreq must be a multiple of rolloutUpdateFreq: only published weights become the reference",
+    )
+    def _references_are_published(self) -> bool:
+        return self.ref_update_freq % self.steps_per_window == 0 if self.rollout_update_freq else True
+
+    @rule(
+        cel="!has(self.refUpdateFreq) || self.refUpdateFreq != 0 || has(self.rolloutUpdateFreq)",
+        message="refUpdateFreq: 0 leaves open how many steps a window has: set rolloutUpdateFreq",
+    )
+    def _windows_have_steps(self) -> bool:
+        return self.ref_update_freq != 0 or self.rollout_update_freq is not None
+
+    @property
+    def steps_per_window(self) -> int:
+        """Optimizer steps between two publications, without those on replayed pairs."""
+        return self.rollout_update_freq or self.ref_update_freq
+
+    @property
+    def windows_per_reference(self) -> int:
+        """Windows that share a reference; 0: all."""
+        return self.ref_update_freq // self.steps_per_window
+
+    def in_window(self, window: int) -> "Method":
+        """The method with the beta of a window."""
+        if self.beta_by_window is None:
+            return self
+        return self.model_copy(update={"beta": of_window(self.beta_by_window, window)})
+
+    @property
+    def cringe_settings(self) -> Cringe | None:
+        """The settings of the loss cringe; None with another loss."""
+        return (self.cringe or Cringe()) if self.loss == "cringe" else None
+
+    def resolved(self) -> "Method":
+        """The method with the block of its loss filled in where the document leaves it out, as one compares methods."""
+        block = LOSS_BLOCKS.get(self.loss)
+        name = to_snake(self.loss)
+        return self if block is None or getattr(self, name) is not None else self.model_copy(update={name: block()})
+
+
+LOSS_BLOCKS: Mapping[str, type[LossSettings]] = {
+    field.alias or name: block
+    for name, field in Method.model_fields.items()
+    for block in models_in(field.annotation)
+    if issubclass(block, LossSettings)
+}
+"""The blocks with settings of a loss, by its name, which is theirs too."""
+
+
+def _is_for_its_loss(loss: str) -> ModelRule:
+    return ModelRule(
+        cel=f"!has(self.{loss}) || self.loss == '{loss}'",
+        message=f"the block {loss} is for the loss {loss}: remove it or set loss: {loss}",
+        holds=lambda method: getattr(method, to_snake(loss)) is None or method.loss == loss,
+    )
+
+
+Method.rules |= {f"_{to_snake(loss)}_is_for_its_loss": _is_for_its_loss(loss) for loss in LOSS_BLOCKS}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A field that was one of `method` itself, and is one of the block of each loss that has it."""
+
+    old: str
+    """Its name in `method`."""
+
+    new: str
+    """Its name in the blocks."""
+
+    losses: tuple[str, ...]
+    """The losses that have it."""
+
+    @property
+    def path(self) -> str:
+        """Where it was."""
+        return f"spec.method.{self.old}"
+
+    @property
+    def place(self) -> str:
+        """Where it belongs today, for people."""
+        first, *others = (f"spec.method.{loss}.{self.new}" for loss in self.losses)
+        return first + "".join(f" (or {path} for the loss {loss})" for path, loss in zip(others, self.losses[1:], strict=True))
+
+    @property
+    def refusal(self) -> str:
+        """What is wrong with a document that has it, and what to do."""
+        return f"{self.path} has moved to {self.place}: write it there"
+
+
+MOVED = (
+    Moved("labelSmoothing", "labelSmoothing", ("sigmoid", "robust")),
+    Moved("ipoAverage", "average", ("ipo",)),
+    Moved("eta", "eta", ("sppo", "sppoAdvantage")),
+    Moved("includeSelf", "includeSelf", ("sppo",)),
+    Moved("advantage", "advantage", ("sppoAdvantage",)),
+    Moved("kappa", "kappa", ("sppoAdvantage",)),
+)
+"""What v1alpha1 had elsewhere once: refused where a user writes it, converted where a run was stored with it."""

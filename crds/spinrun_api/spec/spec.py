@@ -1,0 +1,137 @@
+"""The spec as a whole, and the rules that span its blocks."""
+
+from pydantic import Field
+
+from spinrun_api.base import ApiModel, rule
+from spinrun_api.spec.data import Data
+from spinrun_api.spec.lifecycle import Duration, Lifecycle
+from spinrun_api.spec.method import Method
+from spinrun_api.spec.model import Model
+from spinrun_api.spec.preference import Preference
+from spinrun_api.spec.rollout import Rollout, Scorer
+from spinrun_api.spec.storage import Storage
+from spinrun_api.spec.telemetry import Telemetry
+from spinrun_api.spec.trainer import Trainer
+
+# The opposite of Preference.needs_answer_in_evaluation and of Preference.needs_answer, seen from the spec.
+_EVALUATES_WITHOUT_ANSWER = (
+    "(has(self.preference.rule) && (self.preference.rule.kind == 'python'"
+    " || (has(self.preference.rule.pattern) && !self.preference.rule.pattern.contains('{answer}'))))"
+    " || has(self.preference.rewardModel)"
+)
+_NEEDS_NO_ANSWER = f"({_EVALUATES_WITHOUT_ANSWER} || has(self.preference.judge) || has(self.preference.ranker))"
+
+
+class SpinRunSpec(ApiModel):
+    """What to train, on what, and how."""
+
+    model: Model
+    """The model that the run starts from."""
+
+    data: Data
+    """Prompts to train and evaluate on."""
+
+    method: Method = Field(default_factory=Method)
+    """How answers become a training signal."""
+
+    preference: Preference
+    """What tells a better answer from a worse one."""
+
+    rollout: Rollout = Field(default_factory=Rollout)
+    """The vLLM servers that answer prompts."""
+
+    scorer: Scorer | None = None
+    """The vLLM servers of the preference's model, where that has a source. Absent: one server, and the defaults."""
+
+    trainer: Trainer = Field(default_factory=Trainer)
+    """The FSDP job that trains: pods with the same number of ranks in each."""
+
+    duration: Duration = Field(default_factory=lambda: Duration(epochs=1))
+    """How long the run trains. One epoch unless said otherwise."""
+
+    storage: Storage = Field(default_factory=lambda: Storage(size="50Gi"))
+    """The volume that holds the ledger."""
+
+    lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+    """When the run pauses, is retried, and is deleted."""
+
+    telemetry: Telemetry = Field(default_factory=Telemetry)
+    """Experiment trackers that also get the figures and settings of the run."""
+
+    @rule(
+        cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source == 'arithmetic' || has(self.data.prompts.answerColumn)",
+        message="this preference compares with a true answer: set data.prompts.answerColumn",
+    )
+    def _prompts_have_answers(self) -> bool:
+        return not self.preference.needs_answer or self.data.prompts.has_answers
+
+    @rule(
+        cel=f"{_EVALUATES_WITHOUT_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source == 'arithmetic'"
+        " || has(self.data.evaluation.answerColumn)",
+        message="this preference compares with a true answer: set data.evaluation.answerColumn",
+    )
+    def _evaluation_has_answers(self) -> bool:
+        needs_answer = self.preference.needs_answer_in_evaluation
+        return not needs_answer or self.data.evaluation is None or self.data.evaluation.has_answers
+
+    @rule(
+        cel="!has(self.method.replayWindows) || self.method.replayWindows == 0 || !has(self.duration.steps)",
+        message="with method.replayWindows, windows have different numbers of steps: set duration.windows or duration.epochs",
+    )
+    def _replay_is_of_whole_windows(self) -> bool:
+        return self.method.replay_windows == 0 or self.duration.steps is None
+
+    @rule(
+        cel="(self.method.name == 'spin') == has(self.preference.groundTruth)",
+        message="method.name: spin and preference.groundTruth go together: set both or neither",
+    )
+    def _spin_prefers_ground_truth(self) -> bool:
+        return (self.method.name == "spin") == (self.preference.ground_truth is not None)
+
+    @rule(
+        cel="!has(self.scorer) || (has(self.preference.rewardModel) && has(self.preference.rewardModel.source))"
+        " || (has(self.preference.ranker) && has(self.preference.ranker.source))",
+        message="the block scorer is for a reward model or a ranker with a source: remove it or set source in place of url",
+    )
+    def _scorer_has_a_model(self) -> bool:
+        return self.scorer is None or self.preference.own_model is not None
+
+    @rule(
+        # `advantage` itself stands in runs from before it moved, of which everything but the method may still change.
+        cel="self.method.name == 'spin' || self.rollout.samplesPerPrompt >= 2"
+        " || (has(self.method.sppoAdvantage) && self.method.sppoAdvantage.advantage == 'batch')"
+        " || (has(self.method.advantage) && self.method.advantage == 'batch')",
+        message="a prompt's own answers are compared with each other: rollout.samplesPerPrompt must be at least 2",
+    )
+    def _there_are_samples_to_compare(self) -> bool:
+        advantages = self.method.sppo_advantage
+        one_will_do = self.method.name == "spin" or (advantages is not None and advantages.advantage == "batch")
+        return one_will_do or self.rollout.samples_per_prompt >= 2
+
+    @rule(
+        cel="(!has(self.preference.judge) || (self.rollout.samplesPerPrompt >= 2"
+        " && self.rollout.samplesPerPrompt <= self.preference.judge.maxComparisons))"
+        " && (!has(self.preference.ranker) || (self.rollout.samplesPerPrompt >= 2"
+        " && self.rollout.samplesPerPrompt <= self.preference.ranker.maxComparisons))",
+        message="a prompt's answers are compared with each other: rollout.samplesPerPrompt must be at least 2 and not above "
+        "maxComparisons",
+    )
+    def _each_answer_is_compared(self) -> bool:
+        most = self.preference.max_comparisons
+        return most is None or 2 <= self.rollout.samples_per_prompt <= most
+
+    @rule(
+        cel="self.method.pairing != 'bestVsBase' || ((!has(self.preference.judge)"
+        " || self.rollout.samplesPerPrompt < self.preference.judge.maxComparisons)"
+        " && (!has(self.preference.ranker) || self.rollout.samplesPerPrompt < self.preference.ranker.maxComparisons))",
+        message="with the pairing bestVsBase an answer of version 0 is compared too: rollout.samplesPerPrompt must be below "
+        "maxComparisons",
+    )
+    def _base_answer_is_compared(self) -> bool:
+        most = self.preference.max_comparisons
+        return self.method.pairing != "bestVsBase" or most is None or self.rollout.samples_per_prompt < most
+
+    @property
+    def scorers(self) -> Scorer | None:
+        """How the run serves its preference's model; None when it serves none."""
+        return (self.scorer or Scorer()) if self.preference.own_model is not None else None
