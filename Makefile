@@ -130,11 +130,12 @@ bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once
 	$(BIN)/python tests/bench/bench_operator.py $(BENCH_ARGS)
 
 .PHONY: lint
-lint: $(VENV)/.installed ## Check style, types and layers
+lint: $(VENV)/.installed ## Check style, types, layers and dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/deptry crds operator worker cli
 
 .PHONY: format
 format: $(VENV)/.installed ## Format the code

@@ -15,7 +15,7 @@ There is no node, so pods do not run: tests/integration/fake_kubelet.py plays th
   owner, as on OpenShift.
 
 tools/cluster adds nodes to it. Binaries come from $KUBEBUILDER_ASSETS where they are there, else from tools/build.sh.
-Needs the standard library, openssl and Linux's /proc only.
+Needs only the standard library, openssl and Linux's /proc.
 """
 
 import argparse
