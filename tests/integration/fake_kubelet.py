@@ -124,7 +124,7 @@ async def persist(call: Callable[[], Awaitable[aiohttp.ClientResponse]]) -> Json
         except (aiohttp.ClientError, TimeoutError):
             pass
         except client.ApiException as error:
-            if error.status not in (409, 429) and error.status < 500:
+            if error.status is None or (error.status not in (409, 429) and error.status < 500):
                 raise
         await asyncio.sleep(RETRY_SECONDS)
 

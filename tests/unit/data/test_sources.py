@@ -3,6 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import datasets.config
+import datasets.exceptions
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -25,7 +25,7 @@ class FakeTracker:
 
     place = "nowhere"
 
-    def __init__(self, before: Callable[[MetricsLine], None] = lambda _: None) -> None:
+    def __init__(self, before: Callable[[MetricsLine], object] = lambda _: None) -> None:
         self.steps: list[int] = []
         self.ending: Ending | None = None
         self._before = before
