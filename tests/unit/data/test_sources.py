@@ -5,11 +5,11 @@ from pathlib import Path
 import datasets
 import datasets.config
 import datasets.exceptions
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import httpx
 
 from spinrun_api.spec import Prompts
 from spinrun_worker.data import sources
