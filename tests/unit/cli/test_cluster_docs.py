@@ -177,8 +177,7 @@ def test_every_value_that_a_page_names_is_the_charts(page: str) -> None:
 
 def test_every_command_has_a_row() -> None:
     tables = "".join(page.partition("| command | does |")[2].partition("\n\n")[0] for page in (INSTALL, WATCHING))
-    callbacks = [command.callback for command in plugin.app.registered_commands]
-    assert set(re.findall(r"`spinrun (\w+)", tables)) == {callback.__name__ for callback in callbacks if callback}
+    assert set(re.findall(r"`spinrun (\w+)", tables)) == {command.callback.__name__ for command in plugin.app.registered_commands}
 
 
 def test_every_option_that_the_page_on_watching_names_is_the_commands() -> None:

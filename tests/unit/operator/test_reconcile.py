@@ -1,6 +1,5 @@
 """What the operator decides, step by step, without a cluster."""
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -495,7 +494,7 @@ def test_ledger_is_unavailable_until_a_trainer_gets_beyond_its_start() -> None:
 def test_refused_child_degrades_the_run_and_is_told_once() -> None:
     world = running_world()
     refusal = Refusal(("StatefulSet", "demo-rollout"), "ChildRefused", "no such field")
-    world.observed = replace(world.observed, refusals=(refusal,))
+    world.observed = type(world.observed)(**{**vars(world.observed), "refusals": (refusal,)})
     world.settle()
     world.settle()
     condition = world.condition("Degraded")
@@ -506,7 +505,7 @@ def test_refused_child_degrades_the_run_and_is_told_once() -> None:
 
 def test_child_of_a_deleted_run_of_the_same_name_is_waited_for(world: World) -> None:
     refusal = Refusal(("Job", "demo-trainer-1"), "WaitingForCleanup", "Job demo-trainer-1 of a deleted run is still there")
-    world.observed = replace(world.observed, refusals=(refusal,))
+    world.observed = type(world.observed)(**{**vars(world.observed), "refusals": (refusal,)})
     world.settle()
     progressing, degraded = world.condition("Progressing"), world.condition("Degraded")
     assert progressing is not None
@@ -530,6 +529,6 @@ def test_run_that_is_being_deleted_is_left_alone() -> None:
 
 
 def test_pod_monitor_is_made_where_the_cluster_knows_the_kind(world: World) -> None:
-    world.observed = replace(world.observed, has_pod_monitors=True)
+    world.observed = type(world.observed)(**{**vars(world.observed), "has_pod_monitors": True})
     world.settle()
     assert ("PodMonitor", "demo") in world.observed.children
