@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from spinrun_worker.records import Pair
 
@@ -45,8 +46,8 @@ def tiny_llama(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = LlamaForCausalLM(config)
-        model.to(dtype=dtype)
+        model = LlamaForCausalLM(config)
+        nn.Module.to(model, dtype)  # its own `to` is the same here, and has no type
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory

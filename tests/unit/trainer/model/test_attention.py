@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,5 +81,6 @@ def test_the_layout_notes_the_windows_that_layers_ask_for():
 
 @pytest.mark.parametrize("extra", ["s_aux", "position_bias"])
 def test_attention_that_is_more_than_scores_is_refused(extra: str):
+    more: dict[str, Any] = {extra: torch.zeros(HEADS)}
     with pytest.raises(UnsupportedModelError, match="Identity uses attention sinks"):
-        attend_pairs(nn.Identity(), *tensors(grad=False), None, pairs=PairsLayout(LAYOUT), **{extra: torch.zeros(HEADS)})
+        attend_pairs(nn.Identity(), *tensors(grad=False), None, pairs=PairsLayout(LAYOUT), **more)

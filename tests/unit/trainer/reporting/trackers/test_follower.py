@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
@@ -38,7 +39,7 @@ class FakeTracker:
         self.ending = ending
 
 
-def raises(line: MetricsLine) -> None:
+def raises(line: MetricsLine) -> NoReturn:
     raise ConnectionError("no route to host")
 
 
