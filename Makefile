@@ -70,7 +70,7 @@ control-plane: ## Start a Kubernetes control plane without nodes (needs Go; buil
 	tools/control-plane up --state $(CACHE)/control-plane
 
 .PHONY: control-plane-down
-control-plane-down: ## Stop it; `make control-plane` goes on with the same cluster
+control-plane-down: ## Stop it; `make control-plane` resumes the same cluster
 	tools/control-plane down --state $(CACHE)/control-plane
 
 .PHONY: cluster-up
@@ -78,7 +78,7 @@ cluster-up: ## Start a Kubernetes cluster with a real node (needs root and Go; b
 	tools/cluster up --state $(CACHE)/cluster
 
 .PHONY: cluster-down
-cluster-down: ## Stop it; `make cluster-up` goes on with the same objects and images
+cluster-down: ## Stop it; `make cluster-up` resumes with the same objects and images
 	tools/cluster down --state $(CACHE)/cluster
 
 .PHONY: images
@@ -130,11 +130,12 @@ bench-operator: $(VENV)/.installed ## Measure the operator with 300 runs at once
 	$(BIN)/python tests/bench/bench_operator.py $(BENCH_ARGS)
 
 .PHONY: lint
-lint: $(VENV)/.installed ## Check style, types and layers
+lint: $(VENV)/.installed ## Check style, types, layers and dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/deptry crds operator worker cli
 
 .PHONY: format
 format: $(VENV)/.installed ## Format the code

@@ -91,8 +91,17 @@ def right_answers(folder: Path) -> Panel:
             axes.plot(versions, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(-0.02, 1.05)
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": 2, "borderaxespad": 0.2}
-        axes.legend(frameon=False, labelcolor=palette.text, fontsize=8.5, handlelength=1.2, columnspacing=1.2, **place)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=2,
+            borderaxespad=0.2,
+            frameon=False,
+            labelcolor=palette.text,
+            fontsize=8.5,
+            handlelength=1.2,
+            columnspacing=1.2,
+        )
         axes.set_xlabel("version")
 
     return Panel(usual.title, usual.caption, drawn, usual.has_data)

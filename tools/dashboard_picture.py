@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
 DASHBOARD = Path(__file__).resolve().parents[1] / "charts" / "spinrun" / "files" / "dashboards" / "run.json"
@@ -145,12 +142,12 @@ def _dress(axes: Axes, defaults: Json) -> None:
     unit = defaults["unit"]
     suffix = unit.partition(": ")[2]
     if unit == "percentunit":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.set_ylim(0, 1)
     elif unit in ("bytes", "Bps"):
         axes.yaxis.set_major_formatter(EngFormatter("B" if unit == "bytes" else "B/s", places=0))
     elif unit == "s":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
+        axes.yaxis.set_major_formatter("{x:g} s")
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if suffix:
@@ -206,7 +203,7 @@ def place_of(panel: Json, height: float) -> Place:
 def draw(dashboard: Json, recording: Recording) -> Figure:
     """The whole dashboard."""
     height = UNIT_HEIGHT * max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
-    picture = plt.figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="#f4f5f7")
+    picture = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="#f4f5f7")
     for panel in dashboard["panels"]:
         place = place_of(panel, height)
         if panel["type"] == "row":
@@ -231,8 +228,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with httpx.Client(base_url=arguments.url, timeout=60, trust_env=False) as client:
         picture = draw(json.loads(DASHBOARD.read_text()), newest_run(client))
-    picture.canvas.draw()
-    pixels = Image.fromarray(np.asarray(picture.canvas.buffer_rgba())).convert("RGB")
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     pixels.quantize(NUM_COLORS, dither=Image.Dither.NONE).save(arguments.output, optimize=True)
 
 

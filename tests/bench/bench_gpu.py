@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,7 +31,7 @@ from spinrun_worker.trainer.model.policy import load_policy, shard_policy  # noq
 from spinrun_worker.trainer.ranks.distributed import join_ranks  # noqa: E402
 from support.models import random_pairs, tiny_tokenizer  # noqa: E402
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -68,7 +69,7 @@ def make_model(folder: Path, shape: str) -> Path:
     """Random weights in bfloat16, and the tests' tokenizer."""
     vocabulary = 512 if shape == "tiny" else VOCABULARY
     config = Qwen2Config(vocab_size=vocabulary, tie_word_embeddings=shape != "7B", eos_token_id=3, **SHAPES[shape])
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -83,8 +84,8 @@ def train(model: Path, options: argparse.Namespace) -> dict[str, float]:
         learner = Learner(
             policy, make_optimizer(policy.parameters(), settings), method=Method(), trainer=settings, control=ranks.control
         )
-        lengths = {"prompt": (options.tokens // 2, options.tokens), "completion": (options.tokens // 2, options.tokens)}
-        pairs = random_pairs(options.pairs, **lengths)
+        lengths = (options.tokens // 2, options.tokens)
+        pairs = random_pairs(options.pairs, prompt=lengths, completion=lengths)
 
         def step() -> None:
             learner.step(pairs, learning_rate=workload.LEARNING_RATE)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ CRD = TESTS.parent / "crds" / "spinrun.dev_spinruns.yaml"
 
 
 @contextmanager
-def kwok(control_plane: ControlPlane, folder: Path) -> Iterator[None]:
+def kwok(control_plane: ControlPlane, folder: Path) -> Generator[None, None, None]:
     """Nodes whose pods start at once and are ready; nothing runs in them."""
     built = subprocess.run([TOOLS / "build.sh", "kwok"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     for number in range(NODES):
@@ -72,7 +72,7 @@ def node(name: str) -> str:
 
 
 @asynccontextmanager
-async def user(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+async def user(control_plane: ControlPlane) -> AsyncGenerator[Cluster, None]:
     """The namespace, seen by whoever starts the runs."""
     async with await config.new_client_from_config(str(control_plane.kubeconfig)) as api_client:
         yield Cluster(Api(api_client), NAMESPACE)

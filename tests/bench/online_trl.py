@@ -3,7 +3,7 @@
 import argparse
 import os
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -55,7 +55,7 @@ def main() -> None:
         )
         trainer = OnlineDPOTrainer(
             model=model,
-            reward_funcs=rule,
+            reward_funcs=cast(Any, rule),  # any callable with a name does
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,

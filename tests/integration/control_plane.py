@@ -35,6 +35,12 @@ class ControlPlane:
     state: Path | None
     """The folder of `tools/control-plane`, with `audit.log` and `log/`; None for a cluster of the user's."""
 
+    @property
+    def folder(self) -> Path:
+        """`state` of a control plane that is ours."""
+        assert self.state is not None
+        return self.state
+
     def kubectl(self, *args: str, input: str | None = None) -> str:
         """Runs kubectl and returns its stdout; raises KubectlError with its stderr.
 

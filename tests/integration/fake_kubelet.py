@@ -59,7 +59,7 @@ STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 CAPACITY = {"cpu": "100k", "memory": "1Pi", "pods": "1M", "ephemeral-storage": "1Pi", "nvidia.com/gpu": "10k"}
 
 
-def node_manifest(name: str) -> Json:
+def node_manifest(name: str) -> Any:
     """A node that is ready and has room for everything."""
     pressures = ("MemoryPressure", "DiskPressure", "PIDPressure")
     labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
@@ -77,7 +77,7 @@ def node_manifest(name: str) -> Json:
     }
 
 
-def lease_manifest(node: str, node_uid: str) -> Json:
+def lease_manifest(node: str, node_uid: str) -> Any:
     """The heartbeat of a node; it goes with the node."""
     owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node_uid}
     return {"metadata": {"name": node, "ownerReferences": [owner]}, "spec": lease_spec(node)}
@@ -124,7 +124,7 @@ async def persist(call: Callable[[], Awaitable[aiohttp.ClientResponse]]) -> Json
         except (aiohttp.ClientError, TimeoutError):
             pass
         except client.ApiException as error:
-            if error.status not in (409, 429) and error.status < 500:
+            if error.status is None or (error.status not in (409, 429) and error.status < 500):
                 raise
         await asyncio.sleep(RETRY_SECONDS)
 

@@ -75,6 +75,7 @@ async def test_the_kubeconfig_makes_the_python_client_an_administrator(control_p
         rule = client.V1ResourceAttributes(group="*", resource="*", verb="*")
         review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=rule))
         answer = await client.AuthorizationV1Api(api).create_self_subject_access_review(review)
+    assert answer.status is not None
     assert answer.status.allowed
 
 
@@ -92,14 +93,14 @@ def test_a_claim_that_many_may_write_is_bound(own: ControlPlane, namespace: str)
 
 def test_the_audit_log_names_user_verb_and_object_of_a_request(own: ControlPlane, namespace: str) -> None:
     own.kubectl("create", "configmap", "seen", "--namespace", namespace)
-    lines = [json.loads(line) for line in (own.state / "audit.log").read_text().splitlines() if namespace in line]
+    lines = [json.loads(line) for line in (own.folder / "audit.log").read_text().splitlines() if namespace in line]
     (event,) = [line for line in lines if line["objectRef"].get("resource") == "configmaps" and line["verb"] == "create"
                 and line["objectRef"]["name"] == "seen"]  # fmt: skip
     assert (event["user"]["username"], event["responseStatus"]["code"]) == ("admin", 201)
 
 
 def test_every_process_listens_on_loopback_only(own: ControlPlane) -> None:
-    pids = {name: int((own.state / "pids" / name).read_text()) for name in PROGRAMS}
+    pids = {name: int((own.folder / "pids" / name).read_text()) for name in PROGRAMS}
     assert {name: listening_addresses(pid) for name, pid in pids.items()} == {name: {"0100007F"} for name in PROGRAMS}
 
 
@@ -109,20 +110,20 @@ def test_two_control_planes_know_nothing_of_each_other(own: ControlPlane, second
 
 
 def test_down_leaves_no_process(second: ControlPlane) -> None:
-    pids = [int((second.state / "pids" / name).read_text()) for name in PROGRAMS]
-    assert run("status", "--state", second.state).returncode == 0
-    assert run("down", "--state", second.state).returncode == 0
+    pids = [int((second.folder / "pids" / name).read_text()) for name in PROGRAMS]
+    assert run("status", "--state", second.folder).returncode == 0
+    assert run("down", "--state", second.folder).returncode == 0
     assert [pid for pid in pids if is_running(pid)] == []
-    status = run("status", "--state", second.state)
+    status = run("status", "--state", second.folder)
     assert status.returncode == 1
     assert status.stdout.count("not running") == 4
 
 
 def test_a_control_plane_that_runs_is_not_started_again(own: ControlPlane) -> None:
-    again = run("up", "--state", own.state)
+    again = run("up", "--state", own.folder)
     assert again.returncode == 1
     assert "already running" in again.stderr
-    assert run("status", "--state", own.state).returncode == 0
+    assert run("status", "--state", own.folder).returncode == 0
 
 
 def test_a_start_that_fails_shows_the_logs_and_leaves_no_process(own: ControlPlane, tmp_path: Path) -> None:
@@ -142,8 +143,8 @@ async def test_a_cluster_goes_on_after_a_restart_and_its_kubelet_with_it(second:
     async with FakeKubelet(second.kubeconfig):
         await second.kubectl_async("run", "before", "--image=example.test/image")
         await second.kubectl_async("wait", "pod/before", "--for=condition=Ready", "--timeout=30s")
-        run("down", "--state", second.state)
-        restarted = run("up", "--state", second.state, "--port", port)
+        run("down", "--state", second.folder)
+        restarted = run("up", "--state", second.folder, "--port", port)
         assert restarted.returncode == 0, restarted.stderr
         await second.kubectl_async("run", "after", "--image=example.test/image")
         await second.kubectl_async("wait", "pod/after", "--for=condition=Ready", "--timeout=30s")
@@ -152,9 +153,9 @@ async def test_a_cluster_goes_on_after_a_restart_and_its_kubelet_with_it(second:
 
 def test_a_control_plane_ends_with_the_process_that_it_was_made_for(second: ControlPlane) -> None:
     with subprocess.Popen(["sleep", "60"]) as owner:
-        guard = subprocess.Popen([TOOLS / "control-plane", "down", "--state", second.state, "--after", str(owner.pid)])
+        guard = subprocess.Popen([TOOLS / "control-plane", "down", "--state", second.folder, "--after", str(owner.pid)])
         time.sleep(1)
-        assert run("status", "--state", second.state).returncode == 0
+        assert run("status", "--state", second.folder).returncode == 0
         owner.send_signal(signal.SIGKILL)
     assert guard.wait(timeout=30) == 0
-    assert run("status", "--state", second.state).returncode == 1
+    assert run("status", "--state", second.folder).returncode == 1

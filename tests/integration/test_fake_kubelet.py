@@ -47,6 +47,7 @@ def cluster(control_plane: ControlPlane, namespace: str) -> Cluster:
 
 async def eventually(probe: Callable[[], Awaitable[Any]], wanted: Callable[[Any], bool]) -> Any:
     """What `probe` returns once it is wanted; fails with the last of it after 30 s."""
+    seen: Any = None
     for _ in range(150):
         if wanted(seen := await probe()):
             return seen

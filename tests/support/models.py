@@ -1,11 +1,13 @@
 """A tiny random model that every library here loads (transformers, the trainer, vLLM), and pairs to train it on."""
 
 import random
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from spinrun_worker.records import Pair
@@ -44,7 +46,8 @@ def tiny_llama(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config)
+        nn.Module.to(model, dtype)  # its own `to` is the same here, and has no type
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
@@ -67,7 +70,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level, so that every text encodes; a digit is one token, frequent pairs of letters are one; every id has a text."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     num_merges = VOCABULARY_SIZE - len(SPECIAL_TOKENS) - len(characters)
-    merges = list(product(FREQUENT_LETTERS, repeat=2))[:num_merges]
+    merges = list(product(FREQUENT_LETTERS, FREQUENT_LETTERS))[:num_merges]
     tokens = [*SPECIAL_TOKENS, *characters, *("".join(merge) for merge in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -83,6 +86,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         model_max_length=512,
     )
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:
+    """The text of tokens."""
+    text = tokenizer.decode(list(tokens))
+    assert isinstance(text, str)
+    return text
 
 
 def random_pairs(

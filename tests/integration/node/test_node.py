@@ -197,7 +197,9 @@ def rename_image(archive: Path, name: str, renamed: Path) -> None:
     """Writes an archive of the same image under another name."""
     with tarfile.open(archive) as old, tarfile.open(renamed, "w") as new:
         for entry in old.getmembers():
-            content = old.extractfile(entry).read()
+            file = old.extractfile(entry)
+            assert file is not None
+            content = file.read()
             if entry.name == "manifest.json":
                 content = json.dumps([json.loads(content)[0] | {"RepoTags": [name]}]).encode()
                 entry.size = len(content)

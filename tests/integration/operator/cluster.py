@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -259,7 +259,9 @@ class RunningOperator:
 
 
 @contextlib.asynccontextmanager
-async def running_operator(namespace: str, *, settings: Settings = FAST, **disturbance: Any) -> AsyncIterator[RunningOperator]:
+async def running_operator(
+    namespace: str, *, settings: Settings = FAST, **disturbance: Any
+) -> AsyncGenerator[RunningOperator, None]:
     """An operator for one namespace."""
     operator = RunningOperator(replace(settings, watch_namespaces=(namespace,)))
     await operator.start(**disturbance)

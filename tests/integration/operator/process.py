@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import aiohttp
@@ -38,7 +38,7 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def operator_process(kubeconfig: Path, namespace: str) -> AsyncIterator[Process]:
+async def operator_process(kubeconfig: Path, namespace: str) -> AsyncGenerator[Process, None]:
     """Starts an operator for one namespace, and kills it if it is still there at the end."""
     port = free_port()
     settings = {

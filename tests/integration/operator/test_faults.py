@@ -92,7 +92,8 @@ async def test_every_third_write_fails(cluster: Cluster, fake_kubelet: FakeKubel
     def fault(verb: str, path: str) -> Exception | None:
         return error if verb in WRITES and next(count) % 3 == 0 else None
 
-    async with running_operator(cluster.namespace, **{"lost_answer" if lost else "fault": fault}):
+    disturbance: dict[str, Any] = {"lost_answer" if lost else "fault": fault}
+    async with running_operator(cluster.namespace, **disturbance):
         await live_through(cluster, fake_kubelet, "demo")
         assert await end_state(cluster, "demo") == WANT
 

@@ -1,6 +1,6 @@
 """The figures that rank 0 tells, in the run's status."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -26,7 +26,7 @@ class FakeTrainer:
         self.asked = 0
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[None]:
+    async def serve(self) -> AsyncGenerator[None, None]:
         """Serves while the block runs."""
         app = web.Application()
         app.add_routes([web.get("/progress", self._answer)])

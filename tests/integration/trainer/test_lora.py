@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def base(attempts: Attempts) -> PreTrainedModel:
 
 def adapted(attempts: Attempts, version: Path) -> PreTrainedModel:
     """By peft and transformers alone."""
-    return PeftModel.from_pretrained(base(attempts), version).get_base_model()
+    return cast(PreTrainedModel, PeftModel.from_pretrained(base(attempts), version).get_base_model())
 
 
 def logprobs(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[float]:
@@ -153,10 +153,10 @@ def test_targets_that_the_model_does_not_have_are_refused_by_name(attempts: Atte
 
 def test_adapters_do_not_go_on_beside_another_base(attempts: Attempts, tmp_path: Path) -> None:
     source = Path(shutil.copytree(attempts.document["spec"]["model"]["source"], tmp_path / "model"))
-    run = lora_spec(attempts, windows=1) | {"model": {"source": str(source)}}
+    run: Json = lora_spec(attempts, windows=1) | {"model": {"source": str(source)}}
     assert attempts.run(tmp_path / "ledger", **run) == 0, attempts.log(1).read_text()
     tiny_llama(source, seed=9)
-    longer = run | {"duration": {"windows": 2}}
+    longer: Json = run | {"duration": {"windows": 2}}
 
     assert attempts.run(tmp_path / "ledger", attempt=2, **longer) == 2
     assert f"model.source '{source}' has other weights now than when the run began" in attempts.last_words(2).read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from spinrun_api.documents import InvalidDocumentError, parse_run
 from spinrun_worker.ledger import read_pairs
-from support.models import tiny_tokenizer
+from support.models import tiny_tokenizer, words_of
 from support.trainer_process import Attempts
 
 SPIN: dict[str, Any] = {
@@ -40,8 +40,8 @@ def test_spin_trains_towards_the_answers_of_the_data(attempts: Attempts, tmp_pat
     # Four prompts a step, two steps a window, a sample each; none of the scripted answers is a word.
     assert [len(pairs) for pairs in windows] == [8, 8]
     for pair in (pair for pairs in windows for pair in pairs):
-        asked = tokenizer.decode(pair.prompt).split("say ")[1].split("<|im_end|>")[0]
-        assert tokenizer.decode(pair.chosen) == f"{asked}<|im_end|>"
+        asked = words_of(tokenizer, pair.prompt).split("say ")[1].split("<|im_end|>")[0]
+        assert words_of(tokenizer, pair.chosen) == f"{asked}<|im_end|>"
         assert pair.rejected != pair.chosen
     figures = steps(ledger)
     assert [step["loss"] for step in figures[::2]] == pytest.approx([0.693147] * 2, abs=1e-5)

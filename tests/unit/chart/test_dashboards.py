@@ -38,7 +38,10 @@ def queries(dashboard: Json) -> list[str]:
     exprs = [target["expr"] for panel in panels(dashboard) for target in panel["targets"]]
     exprs += [mark["expr"] for mark in dashboard["annotations"].get("list", [])]
     choices = [each["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
-    exprs += [re.fullmatch(r"label_values\((.+), \w+\)", choice)[1] for choice in choices]
+    for choice in choices:
+        found = re.fullmatch(r"label_values\((.+), \w+\)", choice)
+        assert found is not None, choice
+        exprs.append(found[1])
     return [filled(expr) for expr in exprs]
 
 
@@ -128,6 +131,7 @@ def test_docs_count_the_series_of_rows_and_panels_that_exist() -> None:
     assert {name for name, _ in tables} == set(DASHBOARDS)
     for name, table in tables:
         rows: dict[str, set[str]] = {"Vertical lines": {"New window"}}
+        titles: set[str] = set()
         for panel in DASHBOARDS[name]["panels"]:
             if panel["type"] == "row":
                 titles = rows[panel["title"]] = set()

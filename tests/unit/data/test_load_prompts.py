@@ -7,7 +7,7 @@ import pytest
 from spinrun_api.spec import Evaluation, Prompts
 from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.errors import ConfigurationError
-from support.models import tiny_tokenizer
+from support.models import tiny_tokenizer, words_of
 
 TOKENIZER = tiny_tokenizer()
 
@@ -24,7 +24,7 @@ def load(source: Prompts, *, needs_answer: bool = False, max_prompt_tokens: int 
 
 
 def seen_by_the_model(prompts: PromptSet) -> dict[str, str]:
-    return {record.id: TOKENIZER.decode(record.tokens) for record in prompts.records}
+    return {record.id: words_of(TOKENIZER, record.tokens) for record in prompts.records}
 
 
 def without_chat_template() -> Any:
@@ -190,7 +190,7 @@ def test_a_true_answer_is_what_the_model_would_have_said_with_its_end():
 
     tokens = encode_answer(tokenizer, "forty 2", max_tokens=100)
 
-    assert tokenizer.decode(tokens[:-1]) == "forty 2"
+    assert words_of(tokenizer, tokens[:-1]) == "forty 2"
     assert tokens[-1] == tokenizer.eos_token_id
     assert encode_answer(tokenizer, "forty 2", max_tokens=2) == tokens[:2]
 
@@ -226,7 +226,7 @@ def test_rows_beyond_one_batch_keep_their_ids_and_texts(tmp_path: Path):
     records = load(Prompts(source=source)).records
     assert len(records) == 2500
     assert all(record.text == f"question {record.id}" for record in records)
-    assert all(f"question {record.id}<" in TOKENIZER.decode(record.tokens) for record in records[1000:1100])
+    assert all(f"question {record.id}<" in words_of(TOKENIZER, record.tokens) for record in records[1000:1100])
 
 
 def test_arithmetic_brings_its_own_answers():

@@ -3,11 +3,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-import httpx
+import datasets.config
+import datasets.exceptions
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import httpx
 
 from spinrun_api.spec import Prompts
 from spinrun_worker.data import sources

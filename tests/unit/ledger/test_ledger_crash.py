@@ -190,6 +190,8 @@ class Volume:
             case "fsync_directory":
                 self._apply([change for change in self.pending if change[0].parent == path])
                 self.pending = [change for change in self.pending if change[0].parent != path]
+            case _:
+                pass
 
     def _link(self, path: Path, inode: Inode | None) -> None:
         self.names[path] = inode

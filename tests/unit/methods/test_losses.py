@@ -390,6 +390,7 @@ def test_tokens_beyond_the_shorter_answer_count_by_length_desensitize_in_policy_
         for completion, reference, shift in answers:
             logprobs = token_logprobs_by(plain, pair.prompt, completion)
             weighted = logprobs[:shorter].sum() + 0.25 * logprobs[shorter:].sum()
+            assert reference is not None
             assert reference == pytest.approx(weighted.item() - shift, rel=1e-5)
             ratios.append(weighted - reference)
         (chosen, rejected), (num_chosen, num_rejected) = ratios, (len(pair.chosen), len(pair.rejected))
@@ -520,7 +521,7 @@ def trl() -> Original:
             log_probs = torch.cat([inputs.policy_B2.view(2, 1), others], dim=1)
         unused = torch.zeros_like(log_probs)
         outputs = SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
-        trainer = SimpleNamespace(
+        trainer: Any = SimpleNamespace(
             model=SimpleNamespace(training=True),
             accelerator=SimpleNamespace(device="cpu", gather=_itself, gather_for_metrics=_itself),
             loss_types=losses,
@@ -663,7 +664,7 @@ def test_smoothed_sigmoid_mixes_two_of_trl_which_ignores_label_smoothing(trl: Or
 @pytest.mark.parametrize("pair", INPUTS)
 @pytest.mark.parametrize("beta", BETAS)
 def test_summed_ipo_is_that_of_trl_for_answers_of_one_token(trl: Original, beta: float, pair: OnePair):
-    of_one_token = OnePair(*astuple(pair)[:4], 1, 1)
+    of_one_token = replace(pair, chosen_tokens=1, rejected_tokens=1)
 
     assert_same(ours(pair, loss="ipo", beta=beta, ipo={"average": False}), trl(of_one_token, "ipo", beta=beta))
 

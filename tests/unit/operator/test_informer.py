@@ -1,7 +1,7 @@
 """The live copy of the cluster's objects."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ def service(version: int, *, name: str = "s", uid: str = "u", **spec: Any) -> Js
 class FakeApi:
     """Lists and watches that a test scripts: what each list holds, and what follows it."""
 
-    def __init__(self, *rounds: tuple[list[Json], list[Json | Exception]]) -> None:
+    def __init__(self, *rounds: tuple[Sequence[Json], Sequence[Json | Exception]]) -> None:
         self.rounds = list(rounds)
         self.done = asyncio.Event()
 
@@ -56,7 +56,7 @@ def informer_of(api: Any, changed: list[Any]) -> Informer:
     return Informer(api, SERVICE, None, SETTINGS, changed.append, lambda _: None)
 
 
-async def follow(*rounds: tuple[list[Json], list[Json | Exception]]) -> tuple[Informer, list[Any]]:
+async def follow(*rounds: tuple[Sequence[Json], Sequence[Json | Exception]]) -> tuple[Informer, list[Any]]:
     """Runs an informer until the rounds are over."""
     api, changed = FakeApi(*rounds), []
     informer = informer_of(api, changed)

@@ -6,7 +6,7 @@ import pytest
 
 from spinrun_operator.merge import merge
 
-BASE = {
+BASE: dict[str, Any] = {
     "replicas": 1,
     "labels": {"a": "1"},
     "containers": [{"name": "main", "image": "x:1", "env": [{"name": "A", "value": "1"}], "args": ["p", "q"]}],

@@ -34,7 +34,7 @@ class Lister:
 def trainer_pods(phase: str) -> tuple[Json, ...]:
     """The trainer's pod of attempt 1."""
     world = World()
-    ended = {"ended": {"exitCode": 1}} if phase == "Failed" else {}
+    ended: Json = {"ended": {"exitCode": 1}} if phase == "Failed" else {}
     world.trainer_pod(phase=phase, **ended)
     return world.observed.pods
 

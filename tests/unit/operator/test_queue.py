@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -44,7 +44,7 @@ class FakeWork:
 
 
 @asynccontextmanager
-async def running(work: FakeWork, workers: int = 4) -> AsyncIterator[KeyedQueue]:
+async def running(work: FakeWork, workers: int = 4) -> AsyncGenerator[KeyedQueue, None]:
     """A queue at work."""
     keyed = KeyedQueue(work, workers=workers)
     task = asyncio.create_task(keyed.run())

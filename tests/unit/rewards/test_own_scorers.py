@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
 
 from spinrun_api.spec import Preference, Ranker
 from spinrun_protocol.environment import SCORERS, TOKEN_FILE

@@ -47,12 +47,14 @@ async def test_an_agent_waits_until_it_is_asked(agent: AgentUnderTest, vllm: Fak
 async def test_versions_are_switched_in_the_order_that_loses_nothing(
     agent: AgentUnderTest, vllm: FakeVllm, publisher: Publisher, tmp_path: Path
 ) -> None:
+    manifest = None
     for version in range(3):
         vllm.calls.clear()
         manifest = publisher.publish(version)
         await agent.serve(manifest)
         assert vllm.calls == SWITCH
         assert_serves(vllm, manifest, tmp_path / "scratch")
+    assert manifest is not None
     assert await agent.state() == {
         "serving": 2,
         "servingDigest": manifest.digest,

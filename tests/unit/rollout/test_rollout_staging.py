@@ -155,7 +155,7 @@ def test_another_runs_directory_is_refused(publisher: Publisher, scratch: Path) 
 
 
 def with_index(weight_map: object) -> Files:
-    return model_files() | {"model.safetensors.index.json": {"weight_map": weight_map}}
+    return {**model_files(), "model.safetensors.index.json": {"weight_map": weight_map}}
 
 
 def with_tensors(**changed: np.ndarray) -> Files:

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import httpx
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import httpx  # httpx or httpx2, whichever this version of it uses
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from spinrun_api.spec import Prompts

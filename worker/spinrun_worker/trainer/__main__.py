@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     facts = log_to_stderr("trainer")
     rank = int(os.environ.get("RANK", "0"))
     facts.now = lambda: {"rank": rank}
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):  # which of them speaks to the Hub depends on the version of huggingface_hub
+        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # a log is no terminal
     stop = StopSignal()
     board: ProgressBoard | None = None

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,12 +12,13 @@ LAYOUT = (PairLengths(5, 3, 4), PairLengths(1, 1, 1), PairLengths(9, 6, 0), Pair
 NUM_TOKENS = sum(map(sum, LAYOUT))
 
 
-def tensors(*, grad: bool = True) -> list[Tensor]:
+def tensors(*, grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [
+    query, key, value = (
         torch.randn(1, heads, NUM_TOKENS, HEAD_SIZE, generator=generator, dtype=torch.float64).requires_grad_(grad)
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
-    ]
+    )
+    return query, key, value
 
 
 def dense_mask(window: int | None) -> Tensor:
@@ -63,10 +66,9 @@ def test_pairs_attend_as_a_dense_mask_says(window: int | None, softcap: float | 
     want.square().sum().backward()
 
     assert weights is None
-    tolerance = {"rtol": 1e-9, "atol": 1e-10}
-    torch.testing.assert_close(got, want, **tolerance)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
     for mine, theirs in zip(inputs, inputs_of_dense, strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, **tolerance)
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-10)
 
 
 def test_the_layout_notes_the_windows_that_layers_ask_for():
@@ -79,5 +81,6 @@ def test_the_layout_notes_the_windows_that_layers_ask_for():
 
 @pytest.mark.parametrize("extra", ["s_aux", "position_bias"])
 def test_attention_that_is_more_than_scores_is_refused(extra: str):
+    more: dict[str, Any] = {extra: torch.zeros(HEADS)}
     with pytest.raises(UnsupportedModelError, match="Identity uses attention sinks"):
-        attend_pairs(nn.Identity(), *tensors(grad=False), None, pairs=PairsLayout(LAYOUT), **{extra: torch.zeros(HEADS)})
+        attend_pairs(nn.Identity(), *tensors(grad=False), None, pairs=PairsLayout(LAYOUT), **more)

@@ -53,7 +53,7 @@ def test_no_converted_linear_weight_is_kept_for_the_backward_pass(policies: tupl
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         call_converted(converted, torch.bfloat16, pack(random_pairs(1), range(1)))
 
-    projection = converted.decoder_layers()[0].mlp.gate_proj.weight
+    projection = converted.decoder_layers()[0].get_parameter("mlp.gate_proj.weight")
     assert (torch.float32, projection.shape) in kept
     assert (torch.bfloat16, projection.shape) not in kept
     assert (torch.bfloat16, projection.T.shape) not in kept

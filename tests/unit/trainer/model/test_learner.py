@@ -2,6 +2,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ class OneRank(DeviceMesh):
     def __init__(self) -> None:
         self._device_type = "cpu"
 
-    def size(self, *_: object) -> int:
+    def size(self, mesh_dim: int | None = None) -> int:  # noqa: ARG002
         return 1
 
 
@@ -47,7 +48,7 @@ def referred(learner: Learner, pairs: Sequence[Pair], *, shift: float = 0.0) -> 
     ]
 
 
-def gradient(policy: Policy, pairs: Sequence[Pair], **trainer: float) -> tuple[float, Tensor]:
+def gradient(policy: Policy, pairs: Sequence[Pair], **trainer: Any) -> tuple[float, Tensor]:
     """(loss, gradient) of a step: plain descent with learning rate 1 subtracts the gradient."""
     start = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
     result = learner(policy, **trainer).step(pairs, learning_rate=1.0)
@@ -257,7 +258,7 @@ def test_some_pairs_without_reference_are_refused(llama: Path):
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sppoHard"])
-def test_a_step_without_references_is_the_one_whose_references_are_the_policy(loss: str, llama: Path):
+def test_a_step_without_references_is_the_one_whose_references_are_the_policy(loss: Any, llama: Path):
     bare = random_pairs(5)
     policies = [fp64_policy(llama) for _ in range(2)]
     with_own, with_given = (learner(policy, method=Method(loss=loss), tokensPerMicroBatch=64) for policy in policies)

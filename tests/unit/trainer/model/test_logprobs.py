@@ -1,9 +1,10 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import Gemma2Config, PretrainedConfig
 
 from spinrun_worker.trainer.model.logprobs import contrasts, logit_transform, sum_by_completion, token_logprobs
 from spinrun_worker.trainer.model.packing import pack
@@ -22,7 +23,7 @@ def head_and_inputs() -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 10, 11, 1000])
 def test_chunks_change_neither_log_probs_nor_gradients(chunk_tokens: int):
-    transform = logit_transform(PretrainedConfig(final_logit_softcapping=3.0))
+    transform = logit_transform(Gemma2Config(final_logit_softcapping=3.0))
     head, hidden, target = head_and_inputs()
     got = token_logprobs(
         hidden, target, head, vocabulary_size=VOCABULARY, transform=transform, max_logits=chunk_tokens * VOCABULARY
@@ -124,7 +125,7 @@ def test_low_precision_logits_are_normalised_in_fp32():
         pytest.param({"final_logit_softcapping": 2.0}, 2.0 * 0.9950547536867305, id="gemma caps"),
     ],
 )
-def test_logits_change_as_the_model_family_changes_them(settings: dict[str, float], want: float):
+def test_logits_change_as_the_model_family_changes_them(settings: dict[str, Any], want: float):
     got = logit_transform(PretrainedConfig(**settings))(torch.tensor(6.0, dtype=torch.float64))
 
     assert got.item() == pytest.approx(want, rel=1e-12)

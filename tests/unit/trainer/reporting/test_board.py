@@ -6,7 +6,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from spinrun_protocol.ledger import FileEntry, Manifest
+from spinrun_protocol.ledger import FileEntry, Kind, Manifest
 from spinrun_protocol.wire import Progress
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.server import Gauges, ProgressServer
@@ -37,7 +37,7 @@ def shown(board: ProgressBoard, name: str) -> dict[str, float]:
     return found
 
 
-def manifest(kind: str, *sizes: int) -> Manifest:
+def manifest(kind: Kind, *sizes: int) -> Manifest:
     files = tuple(FileEntry(path=f"file-{number}", size=size, xxh3_128="0" * 32) for number, size in enumerate(sizes))
     return Manifest(kind=kind, number=0, uid="u", version=0, step=0, attempt=1, files=files, digest="d")
 

@@ -54,7 +54,8 @@ def test_a_window_ends_where_the_next_begins(board: ProgressBoard, exporter: InM
     assert names == ["train", "train", "window", "train"]
     first, second, window, other = exporter.get_finished_spans()
     assert window.attributes == {"spinrun.window": 3, "spinrun.attempt": 2}
-    assert first.context.trace_id == second.context.trace_id == window.context.trace_id != other.context.trace_id
+    first, second, window, other = (span.get_span_context() for span in (first, second, window, other))
+    assert first.trace_id == second.trace_id == window.trace_id != other.trace_id
 
 
 def test_a_failure_is_in_the_span_of_its_activity(board: ProgressBoard, exporter: InMemorySpanExporter) -> None:

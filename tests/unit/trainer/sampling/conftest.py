@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -29,9 +29,11 @@ def collect() -> Callable[..., Any]:
     """A collector of some agents: `async with collect(*agents, stall_seconds=1)`; options that are no limits go to Collector."""
 
     @asynccontextmanager
-    async def make(*agents: FakeAgent, endpoints: Any = None, on_wait: Any = None, **limits: Any) -> AsyncIterator[Collector]:
+    async def make(
+        *agents: FakeAgent, endpoints: Any = None, on_wait: Any = None, **limits: Any
+    ) -> AsyncGenerator[Collector, None]:
         options = {"on_wait": on_wait} if on_wait else {}
-        known = endpoints or FakeEndpoints(*agents)
+        known: Any = endpoints or FakeEndpoints(*agents)
         async with Collector(known, TOKEN, limits=Limits(**{**FAST, **limits}), **options) as collector:
             yield collector
 

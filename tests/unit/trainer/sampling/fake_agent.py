@@ -25,7 +25,7 @@ from spinrun_protocol.wire import (
 
 TOKEN = "secret"
 
-FAST = {
+FAST: dict[str, Any] = {
     "activation_seconds": 5.0,
     "wait_seconds": 5.0,
     "tick_seconds": 0.02,
@@ -72,7 +72,12 @@ class Stream:
             Sample(tokens=tuple(range(tokens)), text=f"{self.agent.name} answers {prompt.id}", finish_reason="stop")
             for _ in range(num_samples or self.request.sampling.n)
         )
-        fields = {"id": prompt.id, "version": self.request.version, "digest": self.request.digest, "samples": samples}
+        fields: dict[str, Any] = {
+            "id": prompt.id,
+            "version": self.request.version,
+            "digest": self.request.digest,
+            "samples": samples,
+        }
         self.agent.answered.append(prompt.id)
         await self.line(SampleGroup(**{**fields, **changes}))
 
@@ -137,8 +142,8 @@ class FakeAgent:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
-        assert site._server is not None
-        self._port = site._server.sockets[0].getsockname()[1]
+        (address,) = self._runner.addresses
+        self._port = address[1]
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def stop(self) -> None:

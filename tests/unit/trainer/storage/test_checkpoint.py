@@ -50,7 +50,7 @@ class Training:
         width: int = 10,
         seed: int = 0,
         dropout: float = 0.0,
-        optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     ) -> None:
         torch.manual_seed(seed)
         self.ranks = ranks

@@ -56,7 +56,7 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 def _read(path: Path) -> WandbFile:
     found, data = WandbFile(), path.read_bytes()
     for piece in _pieces(data):
-        record = wandb_internal_pb2.Record.FromString(piece)
+        record: Any = wandb_internal_pb2.Record.FromString(piece)  # pyright: ignore[reportAttributeAccessIssue]
         match record.WhichOneof("record_type"):
             case "run":
                 run = record.run
@@ -76,7 +76,7 @@ def _read(path: Path) -> WandbFile:
 
 def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The points of each curve in a folder, as TensorBoard draws them."""
-    events = EventAccumulator(str(folder)).Reload()
+    events: Any = EventAccumulator(str(folder)).Reload()
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 

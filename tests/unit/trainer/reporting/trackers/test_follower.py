@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
@@ -25,7 +26,7 @@ class FakeTracker:
 
     place = "nowhere"
 
-    def __init__(self, before: Callable[[MetricsLine], None] = lambda _: None) -> None:
+    def __init__(self, before: Callable[[MetricsLine], object] = lambda _: None) -> None:
         self.steps: list[int] = []
         self.ending: AttemptResult | None = None
         self._before = before
@@ -38,7 +39,7 @@ class FakeTracker:
         self.ending = ending
 
 
-def raises(line: MetricsLine) -> None:
+def raises(line: MetricsLine) -> NoReturn:
     raise ConnectionError("no route to host")
 
 
