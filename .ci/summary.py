@@ -2,8 +2,8 @@
 
     summary.py RESULTS SECONDS
 
-RESULTS has `parts` (name, seconds, exit code), `left-out/` (a file of lines for each part) and for each part of tests TARGET.1.xml and,
-where tests failed, TARGET.2.xml, in JUnit's format. SECONDS is how long all of it took.
+RESULTS has `parts` (lines of name, seconds, exit code), `left-out/` (files of lines), and for each target of tests TARGET.1.xml
+and, where tests failed, TARGET.2.xml, in JUnit's format. SECONDS is how long all of it took.
 """
 
 import sys

@@ -21,6 +21,13 @@ ROOT = TOOLS.parent
 STATE = ROOT / ".cache" / "cluster"
 NAMESPACE = "spinrun-e2e"
 SYSTEM = "spinrun-system"
+# Each second of these is waited for many times, and none is what the tests are about.
+IMPATIENT = [
+    "settings.accelerator=cpu",
+    "settings.restartDelaySeconds=2",
+    "settings.troubleSeconds=5",
+    "settings.unscheduledSeconds=5",
+]
 FIGURES = pytest.StashKey[list[str]]()
 
 
@@ -68,7 +75,7 @@ def upgrade(control_plane: ControlPlane, registry: str) -> Callable[..., str]:
     def upgrade(*values: str) -> str:
         images = [f"image.registry={registry}", "image.repository=spinrun/operator", "image.tag=dev"]
         images += [f"workerImage.registry={registry}", "workerImage.repository=spinrun/worker", "workerImage.tag=dev"]
-        sets = [argument for value in [*images, "settings.accelerator=cpu", *values] for argument in ("--set", value)]
+        sets = [argument for value in [*images, *IMPATIENT, *values] for argument in ("--set", value)]
         where = ("--kubeconfig", control_plane.kubeconfig, "--namespace", SYSTEM, "--create-namespace")
         return helm("upgrade", "--install", "spinrun", CHART, "--wait", "--timeout", "3m", *sets, *where)
 
@@ -95,9 +102,9 @@ def shared(
     control_plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runs(shared: Runs) -> Iterator[Runs]:
-    """The namespace, without runs before and after a test."""
+    """The namespace, without runs before and after the tests of a file."""
     yield shared
     shared.kubectl("delete", "spinrun", "--all", "--timeout=60s")
     shared.until("no pod of a run is left", lambda: not shared.pods())
