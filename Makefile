@@ -69,7 +69,7 @@ test-trainers: $(VENV)/.installed | $(PROMETHEUS)
 
 .PHONY: test-vllm
 test-vllm: $(VENV)/.installed | $(PROMETHEUS)
-	$(PYTEST) tests/integration tests/engine -m engine $(PYTEST_ARGS)
+	$(PYTEST) tests/engine -m engine $(PYTEST_ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/.installed | $(PROMETHEUS) ## Run the operator, its chart and the commands on a real control plane (needs Go; builds it once, ten minutes)
