@@ -39,6 +39,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(figure)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the images before the first test: cold it takes minutes, which no test's time limit allows for."""
+    wanted = any("/e2e/" in item.path.as_posix() for item in session.items)
+    if wanted and not session.config.option.collectonly and not os.environ.get("KUBECONFIG") and os.geteuid() == 0:
+        for command in ("build", "save"):
+            # A failure shows where it matters: in the tests that need the images.
+            subprocess.run([TOOLS / "images", command, "operator", "worker"], check=False, stdout=subprocess.DEVNULL)
+
+
 def tool(name: str, *arguments: str | Path) -> str:
     """Runs a program of tools/; its progress is shown as it comes."""
     return subprocess.run([TOOLS / name, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
