@@ -37,7 +37,8 @@ def flaky_tests(results: Path) -> list[str]:
 def summary(results: Path, seconds: int) -> str:
     """The lines to print."""
     lines = ["", "=== left out"]
-    lines += [line for file in sorted(results.glob("left-out/*")) for line in file.read_text().splitlines()] or ["nothing"]
+    files = sorted(results.glob("left-out/*"))
+    lines += [f"{file.name}: {line}" for file in files for line in file.read_text().splitlines()] or ["nothing"]
     lines += ["", "=== seconds"]
     parts = [line.split() for line in (results / "parts").read_text().splitlines()] if (results / "parts").exists() else []
     lines += [f"{name:<12}{took:>6}{'' if code == '0' else f'  FAILED (exit code {code})'}" for name, took, code in parts]

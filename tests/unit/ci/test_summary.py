@@ -46,7 +46,7 @@ def test_parts_have_their_seconds_and_what_was_left_out_its_reasons(tmp_path: Pa
     said = summary(tmp_path)
 
     assert "lint            52\nunits          201  FAILED (exit code 2)\nall            100\n" in said
-    assert "=== left out\n1 test: root may write everywhere\n" in said
+    assert "=== left out\ntest-units: 1 test: root may write everywhere\n" in said
 
 
 def test_a_ci_that_ended_before_its_first_part_has_a_summary_too(tmp_path: Path) -> None:
