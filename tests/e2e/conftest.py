@@ -21,6 +21,13 @@ ROOT = TOOLS.parent
 STATE = ROOT / ".cache" / "cluster"
 NAMESPACE = "spinrun-e2e"
 SYSTEM = "spinrun-system"
+# Each second of these is waited for many times, and none is what the tests are about.
+IMPATIENT = [
+    "settings.accelerator=cpu",
+    "settings.restartDelaySeconds=2",
+    "settings.troubleSeconds=5",
+    "settings.unscheduledSeconds=5",
+]
 FIGURES = pytest.StashKey[list[str]]()
 
 
@@ -30,6 +37,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("runs")
         for figure in figures:
             terminalreporter.write_line(figure)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the images before the first test: cold it takes minutes, which no test's time limit allows for."""
+    wanted = any(item.nodeid.startswith("tests/e2e/") for item in session.items)
+    if wanted and not session.config.option.collectonly and not os.environ.get("KUBECONFIG") and os.geteuid() == 0:
+        for command in ("build", "save"):
+            # A failure shows where it matters: in the tests that need the images.
+            subprocess.run([TOOLS / "images", command, "operator", "worker"], check=False, stdout=subprocess.DEVNULL)
 
 
 def tool(name: str, *arguments: str | Path) -> str:
@@ -68,7 +84,7 @@ def upgrade(control_plane: ControlPlane, registry: str) -> Callable[..., str]:
     def upgrade(*values: str) -> str:
         images = [f"image.registry={registry}", "image.repository=spinrun/operator", "image.tag=dev"]
         images += [f"workerImage.registry={registry}", "workerImage.repository=spinrun/worker", "workerImage.tag=dev"]
-        sets = [argument for value in [*images, "settings.accelerator=cpu", *values] for argument in ("--set", value)]
+        sets = [argument for value in [*images, *IMPATIENT, *values] for argument in ("--set", value)]
         where = ("--kubeconfig", control_plane.kubeconfig, "--namespace", SYSTEM, "--create-namespace")
         return helm("upgrade", "--install", "spinrun", CHART, "--wait", "--timeout", "3m", *sets, *where)
 
@@ -95,9 +111,9 @@ def shared(
     control_plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runs(shared: Runs) -> Iterator[Runs]:
-    """The namespace, without runs before and after a test."""
+    """The namespace, without runs before and after the tests of a file."""
     yield shared
     shared.kubectl("delete", "spinrun", "--all", "--timeout=60s")
     shared.until("no pod of a run is left", lambda: not shared.pods())

@@ -28,7 +28,7 @@ CLAIM = "shared"
 ACCESS_MODE = os.environ.get("ACCESS_MODE", "ReadWriteMany")
 SHELL = "shell"
 PATIENCE_SECONDS = 300
-LONG = {"windows": 1000}
+LONG = {"windows": 10_000}
 """Duration of a run that something befalls: a window may take less than a second, and nothing may come too late. See `finish`."""
 ANSWERING = ("checkpoint", "generate", "evaluate")
 """What a trainer does while its rollouts answer: its checkpoint is written meanwhile."""
@@ -69,10 +69,12 @@ class Ledger:
     """By folder (weights, windows, evaluations, checkpoints) and number."""
     metrics: list[MetricsLine]
 
-    def assert_whole(self, *, ahead: int = 0) -> None:
+    def assert_whole(self, *, ahead: int = 0, ended: bool = True) -> None:
         """Each window was sampled once that counts, from the weights of its number, and every evaluation too.
 
-        ahead: windows that the rollouts were ahead of the trainer.
+        Args:
+            ahead: Windows that the rollouts were ahead of the trainer.
+            ended: Whether the run has ended, so that its last window is published and reported.
         """
         weights = self.manifests["weights"]
         done = self.manifests["windows"]
@@ -84,9 +86,30 @@ class Ledger:
             )
             if manifest.version in weights:
                 assert manifest.parent == weights[manifest.version].digest
-        assert max(weights) == len(done), "the last window is published too"
         assert len({manifest.uid for kind in self.manifests.values() for manifest in kind.values()}) == 1
-        assert sorted({line.window for line in self.metrics if line.event == "window"}) == sorted(done)
+        # A run that was stopped in the middle of a window has neither published nor reported that one.
+        finished = len(done) if ended else len(done) - 1
+        assert finished <= max(weights) <= len(done), "the last window is published too"
+        reported = sorted({line.window for line in self.metrics if line.event == "window"})
+        assert reported == list(range(len(reported)))
+        assert finished <= len(reported) <= len(done)
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """How many attempts a run has had, and how many of them have failed."""
+
+    total: int
+    failed: int
+
+    @classmethod
+    def of(cls, status: Json) -> "Attempts":
+        """Those that a status tells of."""
+        return cls(status["attempt"], status.get("failedAttempts", 0))
+
+    def after(self, *, total: int = 0, failed: int = 0) -> "Attempts":
+        """With so many more."""
+        return Attempts(self.total + total, self.failed + failed)
 
 
 class Runs:
@@ -234,11 +257,23 @@ class Runs:
 
         return self.until(f"{name} is at {' or '.join(activities)} of window {window}", reached, seconds)
 
-    def goes_on(self, name: str) -> Json:
-        """Waits until a run has done two windows more, and returns its status."""
-        return self.until_window(name, self.window(name) + 2)
+    def at_work(self, name: str) -> Attempts:
+        """Waits until a run trains with all rollouts that it shall have, and returns its attempts so far."""
+        self.until_phase(name, "Running")
+        self.until("all rollouts are ready", lambda: len(set(self.rollouts(name))) == 1)
+        return Attempts.of(self.goes_on(name))
 
-    def window(self, name: str) -> int:
+    def goes_on(self, name: str, attempt: int = 1) -> Json:
+        """Waits until a run has done two windows more in an attempt of this number or a later one, and returns its status."""
+        self.until(f"attempt {attempt} of {name}", lambda: self.status(name).get("attempt", 0) >= attempt)
+        return self.until_window(name, self.at_window(name) + 2)
+
+    def kill_trainer(self, name: str) -> None:
+        """Kills the trainer's process in its pod, or in the first of its pods, as the kernel would."""
+        pod = self.pod_names("trainer", name)[0]
+        assert self.kubectl("exec", pod, "--", "python", "-c", KILL_RANK).strip()
+
+    def at_window(self, name: str) -> int:
         """The window that a run works on, once its trainer has done or read from its checkpoint any step."""
 
         def reached() -> Json | None:
@@ -254,7 +289,7 @@ class Runs:
 
     def end(self, name: str) -> None:
         """The same for a run whose claim the shell does not see."""
-        self.change(name, duration={"windows": self.window(name) + 3})
+        self.change(name, duration={"windows": self.at_window(name) + 3})
         self.until_phase(name, "Complete")
 
     def describe(self) -> str:
@@ -274,9 +309,16 @@ class Runs:
         """The run's folder as the shell sees it."""
         return f"/shared/{self.namespace}/{name}-{self.get(name)['metadata']['uid'][:8]}"
 
-    def ledger(self, name: str, tmp_path: Path, pod: str = SHELL) -> Ledger:
-        """What the ledger says, every byte of it compared with its manifests first. pod: which has its claim at /shared."""
-        folder = self.folder(name)
+    def ledger(self, name: str, tmp_path: Path, *, pod: str = SHELL, folder: str = "") -> Ledger:
+        """What the ledger says, every byte of it compared with its manifests first.
+
+        Args:
+            name: The run's.
+            tmp_path: Where the ledger is copied to, without the weights.
+            pod: Which has the run's claim at /shared.
+            folder: The run's folder in that pod; needed where the run is gone.
+        """
+        folder = folder or self.folder(name)
         self.shell("spinrun", "ledger", "verify", folder, pod=pod)
         tar = ["exec", pod, "--", "tar", "--create", "--exclude=*.safetensors", f"--directory={folder}", "."]
         base = [self.control_plane.kubectl_binary, "--kubeconfig", self.control_plane.kubeconfig, "-n", self.namespace]

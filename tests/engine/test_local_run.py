@@ -1,117 +1,129 @@
-"""`spinrun local` with everything real: vLLM, agents, the trainer, a tiny model."""
+"""One `spinrun local` with everything real: Prometheus watches it, it is stopped and resumed, and loses a vLLM.
+
+The run starts once, and the tests come in its order. Each of them also passes alone.
+"""
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Generator
 from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
+from integration.monitoring.local_run import NAMESPACE, RUN, START_SECONDS, LocalRun
+from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, binary, running_prometheus
+from integration.monitoring.queries import (
+    ALERTS,
+    NO_FAILURE,
+    NO_GPU,
+    NO_KUBELET,
+    NO_MODEL,
+    NO_SCORER,
+    NO_TROUBLE,
+    alerts,
+    check,
+    choices,
+    probes,
+    read_dashboard,
+    unanswered,
+)
 from spinrun_protocol.commands import CPU_SERVER
-from spinrun_worker.ledger import read_metrics, verify_tree
-from support.documents import letters_run
+from spinrun_worker.ledger import verify_tree
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
-START_SECONDS = 600
+VARIABLES = {"namespace": NAMESPACE, "run": RUN}
+NUM_WINDOWS = 5
+# Alerts look at every minute: so long there must be data that none of them lies between two looks.
+SECONDS = 65
+
+OPERATOR = {"spinrun_operator_": "a local run has no operator"}
 
 
-@pytest.fixture
-def run_file(base_model: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "run.yaml"
-    trainer = {"promptsPerStep": 4, "learningRate": 1e-4}
-    document = letters_run("tiny", model={"source": str(base_model)}, trainer=trainer, duration={"windows": 1000})
-    path.write_text(yaml.safe_dump(document))
-    return path
+@pytest.fixture(scope="module")
+def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[LocalRun]:
+    """The run, at work."""
+    run = LocalRun(base_model, tmp_path_factory.mktemp("local"))
+    run.start()
+    try:
+        yield run
+    finally:
+        run.stop()
 
 
-class Command:
-    """A `spinrun local` in a process of its own."""
-
-    def __init__(self, *arguments: str, log: Path) -> None:
-        with log.open("ab") as output:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", "spinrun_cli.main", "local", *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._log = log
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def descendants(self) -> list[psutil.Process]:
-        return self.process.children(recursive=True)
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.2)
+@pytest.fixture(scope="module")
+def prometheus(run: LocalRun, tmp_path_factory: pytest.TempPathFactory) -> Generator[Prometheus]:
+    """A Prometheus that has watched some windows of the run, which continues."""
+    binary()
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), run.targets(), ALERTS) as prometheus:
+        run.until("a window is done", lambda: run.windows_done() > 0)
+        began, done = time.monotonic(), run.windows_done()
+        run.until("more are", lambda: run.windows_done() >= done + NUM_WINDOWS and time.monotonic() > began + SECONDS)
+        # What the last window said must have been collected.
+        time.sleep(2 * SCRAPE_SECONDS)
+        yield prometheus
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    started: list[Command] = []
-
-    def start(*arguments: str) -> Command:
-        started.append(Command(*arguments, log=tmp_path / "output.log"))
-        return started[-1]
-
-    yield start
-    for command in started:
-        with suppress(psutil.NoSuchProcess):
-            command.process.kill()
-        command.process.wait()
+def test_every_query_about_a_run_has_data(prometheus: Prometheus) -> None:
+    check(prometheus, "run", VARIABLES, NO_GPU | NO_TROUBLE | NO_MODEL)
 
 
-def test_a_run_that_is_stopped_goes_on_with_two_rollouts_and_survives_the_death_of_one(
-    run_file: Path, tmp_path: Path, start: Callable[..., Command]
-) -> None:
-    folder = tmp_path / "run"
-    metrics = folder / "ledger" / "metrics.jsonl"
+def test_every_query_about_rollouts_has_data(prometheus: Prometheus) -> None:
+    check(prometheus, "rollout", VARIABLES, NO_FAILURE | NO_SCORER)
 
-    def windows_done() -> int:
-        return sum(line.event == "window" for line in read_metrics(metrics))
 
-    first = start(str(run_file), "--output", str(folder))
-    first.wait_until(lambda: windows_done() >= 2)
-    children = first.descendants()
+def test_every_query_about_all_runs_has_data_but_what_the_operator_knows(prometheus: Prometheus) -> None:
+    check(prometheus, "fleet", {"namespace": ".+"}, OPERATOR, part=", of a run")
+
+
+@pytest.mark.parametrize("name", ["run", "rollout"])
+def test_grafana_offers_the_run(prometheus: Prometheus, name: str) -> None:
+    assert choices(prometheus, read_dashboard(name), VARIABLES) == {"namespace": [NAMESPACE], "run": [RUN]}
+
+
+@pytest.mark.parametrize("group", ["spinrun-learning", "spinrun-serving"])
+def test_every_alert_about_runs_has_data_to_judge(prometheus: Prometheus, group: str) -> None:
+    exprs = alerts(group)
+    assert exprs
+    counts = {probe: len(prometheus.now(probe)) for expr in exprs.values() for probe in probes(expr)}
+    assert unanswered(counts, NO_KUBELET) == []
+
+
+def test_no_alert_fires_in_a_sound_run(prometheus: Prometheus) -> None:
+    firing = {series["metric"]["alertname"] for series in prometheus.now('ALERTS{alertstate="firing"}')}
+    assert firing <= {"SpinRunOperatorAbsent"}
+
+
+def test_a_run_that_is_stopped_goes_on_with_two_rollouts_and_survives_the_death_of_one(run: LocalRun) -> None:
+    run.until("two windows are done", lambda: run.windows_done() >= 2)
+    children = run.descendants()
     assert any(map(is_vllm, children))
     stopped = time.monotonic()
-    first.process.send_signal(signal.SIGINT)
-    first.process.wait(60)
+    run.process.send_signal(signal.SIGINT)
+    run.process.wait(60)
 
-    assert first.process.returncode == 130, first.output
+    assert run.process.returncode == 130, run.output
     assert time.monotonic() - stopped < 45
     assert survivors(children) == []
-    assert [finding for finding in verify_tree(folder / "ledger") if finding.state != "committed"] == []
-    done = windows_done()
+    assert [finding for finding in verify_tree(run.ledger) if finding.state != "committed"] == []
+    done = run.windows_done()
     assert 2 <= done < 1000
 
     wanted = done + 12
-    sets = ["--set", f"spec.duration.windows={wanted}", "--set", "spec.rollout.replicas=2"]
-    second = start(str(run_file), "--output", str(folder), "--resume", *sets)
-    second.wait_until(lambda: windows_done() > done)
-    children = second.descendants()
+    run.start("--resume", "--set", f"spec.duration.windows={wanted}", "--set", "spec.rollout.replicas=2")
+    run.until("the run trains again", lambda: run.windows_done() > done)
+    children = run.descendants()
     victims = [child for child in children if is_vllm(child)]
     assert len(victims) == 2
     os.kill(victims[0].pid, signal.SIGKILL)
-    second.process.wait(START_SECONDS)
+    run.process.wait(START_SECONDS)
 
-    assert second.process.returncode == 0, second.output
-    assert "complete: held-out accuracy" in second.output
-    assert (folder / "report.html").exists()
-    lines = read_metrics(metrics)
+    assert run.process.returncode == 0, run.output
+    assert "complete: held-out accuracy" in run.output
+    assert (run.folder / "report.html").exists()
+    lines = run.metrics()
     assert [line.version for line in lines if line.event == "evaluation"] == list(range(wanted + 1))
     assert [line.step for line in lines if line.event == "window"] == list(range(2, 2 * wanted + 1, 2))
     assert {line.attempt for line in lines} == {1, 2}

@@ -5,6 +5,7 @@ Pods run only on a cluster with nodes. On a control plane of its own a test uses
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -136,8 +137,9 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 def new_namespace(control_plane: ControlPlane, prefix: str) -> Generator[str, None, None]:
     """A namespace that enforces the restricted Pod Security level, as ours must meet it; it is deleted after the block."""
     name = f"{prefix}-{uuid.uuid4().hex[:6]}"
-    control_plane.kubectl("create", "namespace", name)
-    control_plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    metadata = {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    control_plane.kubectl("create", "--filename=-", input=json.dumps(namespace))
     # Pods are refused until the controller-manager has made it.
     control_plane.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
     try:

@@ -138,7 +138,7 @@ def test_docs_count_the_series_of_rows_and_panels_that_exist() -> None:
             else:
                 titles.add(panel["title"])
         counted = re.findall(r"^\| (.+) \| (.+ \d+) \|$", table, re.MULTILINE)
-        assert counted, f"{name}: run the tests of tests/integration/monitoring with UPDATE_DOCS=1"
+        assert counted, f"{name}: run tests/integration/monitoring and tests/engine/test_local_run.py with UPDATE_DOCS=1"
         for row, panels_of_row in counted:
             assert set(re.findall(r"(?:^|, )(.+?) \d+(?=,|$)", panels_of_row)) <= rows[row]
 

@@ -4,11 +4,9 @@ import json
 import time
 from pathlib import Path
 
-import pytest
-
 from e2e.conftest import NAMESPACE, SYSTEM
-from e2e.runs import LONG, Json, Runs, tiny_run
-from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, binary, running_prometheus
+from e2e.runs import Json, Runs
+from integration.monitoring.prometheus import SCRAPE_SECONDS, Prometheus, running_prometheus
 from integration.monitoring.queries import (
     ALERTS,
     NO_FAILURE,
@@ -23,26 +21,22 @@ from integration.monitoring.queries import (
 )
 from integration.monitoring.test_scrape_config import discovered, jobs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-RUN = {"namespace": NAMESPACE, "run": "watched"}
 # Rates need a few collections, and so do the lines that a window begins.
 SECONDS = 20
 
 
-def test_dashboards_have_data_of_real_pods(runs: Runs, tmp_path: Path) -> None:
-    binary()
-    runs.create(tiny_run("watched", duration=LONG))
-    runs.until_window("watched", 1, seconds=600)
-    with running_prometheus(tmp_path / "prometheus", [], ALERTS, jobs=page_jobs(runs)) as prometheus:
+def assert_dashboards_have_data(runs: Runs, name: str, folder: Path) -> None:
+    """Has a Prometheus collect from the pods of a run at work and from the operator, and asks every query of the dashboards."""
+    run = {"namespace": NAMESPACE, "run": name}
+    with running_prometheus(folder, [], ALERTS, jobs=page_jobs(runs)) as prometheus:
         time.sleep(SECONDS + 2 * SCRAPE_SECONDS)
         assert collected(prometheus, "spinrun") == runs.pod_names("rollout") + runs.pod_names("trainer")
         assert len(collected(prometheus, "spinrun-operator")) == 1
-        assert choices(prometheus, read_dashboard("run"), RUN) == {"namespace": [NAMESPACE], "run": ["watched"]}
+        assert choices(prometheus, read_dashboard("run"), run) == {"namespace": [NAMESPACE], "run": [name]}
         # kubelet_volume_stats: the kubelet is nobody's target in that configuration.
         without = NO_GPU | NO_TROUBLE | NO_MODEL | NO_FAILURE | NO_SCORER | {"kubelet_volume_stats_": "not collected"}
-        assert empty(prometheus, "run", RUN, without) == []
-        assert empty(prometheus, "rollout", RUN, without) == []
+        assert empty(prometheus, "run", run, without) == []
+        assert empty(prometheus, "rollout", run, without) == []
         no_end = {"spinrun_operator_attempts_ended_total": "no attempt has ended since Prometheus began"}
         assert empty(prometheus, "operator", {"namespace": SYSTEM}, no_end) == []
         assert empty(prometheus, "fleet", {"namespace": ".+"}, without | no_end) == []
