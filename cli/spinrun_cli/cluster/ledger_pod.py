@@ -50,6 +50,7 @@ async def run_beside_ledger(
     cluster: Cluster, document: Json, arguments: Arguments, write: Callable[[bytes], object], *, image: str | None = None
 ) -> None:
     """Runs a `spinrun` command beside the run's ledger and hands its output on as it comes; the pod is deleted whatever happens.
+
     Args:
         cluster: Where the run is.
         document: The run.
