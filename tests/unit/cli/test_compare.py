@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from unit.cli.test_report import PNG, Page
+from unit.cli.local.test_report import PNG, Page
 
 from spinrun_cli.bundle import bundled, unbundle
 from spinrun_cli.compare import from_document, load, to_document
