@@ -49,7 +49,8 @@ _CLAIM, _JOB, _STATEFUL_SET = _KINDS["PersistentVolumeClaim"], _KINDS["Job"], _K
 async def run_beside_ledger(
     cluster: Cluster, document: Json, arguments: Arguments, write: Callable[[bytes], object], *, image: str | None = None
 ) -> None:
-    """Runs a `spinrun` command beside the run's ledger and hands its output on as it comes; the pod is deleted whatever happens.
+    """Runs a `spinrun` command beside the run's ledger and passes its output on as it comes; the pod is deleted in any case.
+
     Args:
         cluster: Where the run is.
         document: The run.
@@ -263,7 +264,7 @@ def _signals_cancel() -> Generator[None]:
 
 
 async def output_of(cluster: Cluster, document: Json, arguments: Arguments, *, image: str | None = None) -> bytes:
-    """All that a `spinrun` command prints beside the run's ledger. Raises as `run_beside_ledger` does."""
+    """All that a `spinrun` command prints beside the run's ledger. It raises what `run_beside_ledger` raises."""
     pieces: list[bytes] = []
     await run_beside_ledger(cluster, document, arguments, pieces.append, image=image)
     return b"".join(pieces)
