@@ -49,7 +49,7 @@ _CLAIM, _JOB, _STATEFUL_SET = _KINDS["PersistentVolumeClaim"], _KINDS["Job"], _K
 async def run_beside_ledger(
     cluster: Cluster, document: Json, arguments: Arguments, write: Callable[[bytes], object], *, image: str | None = None
 ) -> None:
-    """Runs a `spinrun` command beside the run's ledger and passes its output on as it comes; the pod is deleted in any case.
+    """Runs a `spinrun` command beside the run's ledger and hands its output on as it comes; the pod is deleted whatever happens.
 
     Args:
         cluster: Where the run is.
