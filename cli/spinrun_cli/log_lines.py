@@ -8,13 +8,18 @@ from spinrun_protocol.logs import plain
 
 
 class LineWriter:
-    """Prints the lines of processes, as soon as there are several with the name of its process before each.
+    """Prints the lines of processes; as soon as there are several, each line is prefixed with its process.
 
     Lines that are for programs are shown as people read them, unless programs read these too.
     """
 
     def __init__(self, *, as_json: bool, expected: int = 1) -> None:
-        """expected: how many processes there are to begin with."""
+        """Prints nothing yet.
+
+        Args:
+            as_json: Whether programs read the lines.
+            expected: Number of processes at the start.
+        """
         self._as_json = as_json
         self._expected = expected
         self._seen: set[str] = set()

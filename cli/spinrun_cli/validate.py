@@ -20,21 +20,25 @@ class CheckedDocument:
     """File, with the number of the document where it holds several."""
 
     name: str | None = None
-    """Name of a SpinRun that is right."""
+    """Name of a valid SpinRun."""
 
     problems: list[Problem] = field(default_factory=list)
     """Everything that is wrong."""
 
 
 def validate_files(files: Sequence[Path], *, as_json: bool) -> int:
-    """Print a checked on every SpinRun of the files. Returns the exit code: 0 when all are right, else 2."""
-    documents = [checked for path in files for checked in check_file(path)]
-    typer.echo(json.dumps(_document(documents), indent=2) if as_json else "\n".join(map(_text, documents)))
-    return 2 if any(checked.problems for checked in documents) else 0
+    """Checks every SpinRun of the files and prints what is wrong.
+
+    Returns:
+        The exit code: 0 when all are valid, otherwise 2.
+    """
+    checked = [document for path in files for document in check_file(path)]
+    typer.echo(json.dumps(_for_programs(checked), indent=2) if as_json else "\n".join(map(_text, checked)))
+    return 2 if any(document.problems for document in checked) else 0
 
 
 def check_file(path: Path) -> list[CheckedDocument]:
-    """A checked on every document of a file. Documents of another kind are passed over, but a file needs one SpinRun."""
+    """Checks every SpinRun of a file. Documents of another kind are skipped, but a file needs one SpinRun."""
     try:
         documents = read_documents(path)
     except InvalidDocumentError as error:
@@ -58,7 +62,7 @@ def _text(checked: CheckedDocument) -> str:
     return "\n".join(f"{checked.source}: {problem}" for problem in checked.problems)
 
 
-def _document(documents: Sequence[CheckedDocument]) -> list[dict[str, Any]]:
+def _for_programs(documents: Sequence[CheckedDocument]) -> list[dict[str, Any]]:
     return [
         {
             "source": checked.source,

@@ -264,7 +264,7 @@ def _signals_cancel() -> Generator[None]:
 
 
 async def output_of(cluster: Cluster, document: Json, arguments: Arguments, *, image: str | None = None) -> bytes:
-    """All that a `spinrun` command prints beside the run's ledger. Raises as `run_beside_ledger` does."""
+    """All that a `spinrun` command prints beside the run's ledger. It raises what `run_beside_ledger` raises."""
     pieces: list[bytes] = []
     await run_beside_ledger(cluster, document, arguments, pieces.append, image=image)
     return b"".join(pieces)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from unit.cli.test_report import PNG, Page
 
 from spinrun_cli.bundle import bundled, unbundle
 from spinrun_cli.compare import from_document, load, to_document
@@ -12,6 +11,7 @@ from spinrun_cli.errors import CommandError
 from spinrun_cli.show.charts import COMPARISONS, compared_svg
 from spinrun_cli.show.comparison import differences, tables
 from spinrun_cli.show.run_data import RunData
+from unit.cli.local.test_report import PNG, Page
 from unit.cli.shell import Shell
 
 
