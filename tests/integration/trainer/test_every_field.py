@@ -42,7 +42,8 @@ from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_reward_function
-from spinrun_worker.trainer.build import load_material, published_dtype, settled_compute_dtype
+from spinrun_worker.trainer.build import published_dtype, resolve_compute_dtype
+from spinrun_worker.trainer.inputs import load_training_data
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import config_file
 from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
@@ -125,12 +126,12 @@ def claim(run: SpinRun, _: Attempts) -> object:
 
 def questions(run: SpinRun, _: Attempts) -> object:
     """What is asked in training, in order, with the true answers."""
-    return [(record.tokens, record.answer) for record in load_material(run.spec).training.records]
+    return [(record.tokens, record.answer) for record in load_training_data(run.spec).training.records]
 
 
 def exam(run: SpinRun, _: Attempts) -> object:
     """What is asked in evaluations, in order, with the true answers."""
-    evaluation = load_material(run.spec).evaluation
+    evaluation = load_training_data(run.spec).evaluation
     return evaluation and [(record.tokens, record.answer) for record in evaluation.records]
 
 
@@ -139,7 +140,7 @@ def published(run: SpinRun, _: Attempts) -> object:
 
 
 def arithmetic(run: SpinRun, attempts: Attempts) -> object:
-    return settled_compute_dtype(run.spec.trainer, LedgerWriter(attempts.folder / "new", UID, 1), torch.device("cpu"))
+    return resolve_compute_dtype(run.spec.trainer, LedgerWriter(attempts.folder / "new", UID, 1), torch.device("cpu"))
 
 
 def schedule(run: SpinRun, _: Attempts) -> object:

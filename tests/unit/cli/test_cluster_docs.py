@@ -28,13 +28,16 @@ from spinrun_worker.records import Pair
 from spinrun_worker.rewards import comparison, endpoint
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.scorer.app import ScorerMetrics
-from spinrun_worker.trainer import coordinator, training
+from spinrun_worker.trainer import figures
+from spinrun_worker.trainer.evaluation import Evaluations
 from spinrun_worker.trainer.model import learner
+from spinrun_worker.trainer.reference.rollouts import RolloutsReference
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.recorder import Recorder
 from spinrun_worker.trainer.reporting.server import Gauges
 from spinrun_worker.trainer.reporting.trackers import TrackerCollector
 from spinrun_worker.trainer.sampling import dispatch
+from spinrun_worker.trainer.steps import Steps
 from unit.api.invalid_runs import MINIMAL
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,26 +74,24 @@ def keys_of_figures(function: Callable[..., Any]) -> set[str]:
 
 def gauges_of_trainer() -> set[str]:
     """Names of the gauges that rank 0 makes from figures; see Recorder and Gauges."""
-    sources = inspect.getsource(coordinator) + inspect.getsource(training)
+    sources = "".join(path.read_text() for path in Path(figures.__file__).parent.rglob("*.py"))
     timings = {f"timing/{activity}_seconds" for activity in re.findall(r'during\("(\w+)"\)', sources)}
     troubles = re.findall(r'_counts\[("\w+"[^\]]*)\]', inspect.getsource(dispatch))
     counts = {f"rollouts/{name}_total" for trouble in troubles for name in re.findall(r'"(\w+)"', trouble)}
     asked = re.findall(r"self.counts: Counter\[str\] = Counter\((.*)\)", inspect.getsource(endpoint))
     questions = {*re.findall(r"(\w+)=0", "".join(asked)), *re.findall(r'counts, "(\w+)":', inspect.getsource(comparison))}
     counts |= {f"preference/{name}_total" for name in questions}
-    lengths = keys_of_figures(coordinator.length_figures)
-    window = (
-        keys_of_figures(coordinator.window_figures) | keys_of_figures(coordinator.throughput_figures) | lengths | counts | timings
-    )
+    lengths = keys_of_figures(figures.length_figures)
+    window = keys_of_figures(figures.window_figures) | keys_of_figures(figures.throughput_figures) | lengths | counts | timings
     step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
     names = (
         step
-        | keys_of_figures(training.Loop._count_step)
-        | keys_of_figures(training.Loop._admit)
+        | keys_of_figures(Steps.take)
+        | keys_of_figures(RolloutsReference.after_first_step)
         | keys_of_figures(Recorder.record)
     )
-    names |= {f"window/{name}" for name in window | keys_of_figures(coordinator.Rank0._show)}
-    names |= {f"evaluation/{name}" for name in keys_of_figures(coordinator.Rank0._evaluate) | lengths}
+    names |= {f"window/{name}" for name in window}
+    names |= {f"evaluation/{name}" for name in keys_of_figures(Evaluations.record) | lengths}
     return {"spinrun_trainer_" + name.replace("/", "_") for name in names} | families(trainer_registry())
 
 

@@ -14,7 +14,7 @@ from spinrun_api.spec import Method, Sppo
 from spinrun_protocol.wire import Sample
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import PromptRecord, ScoredGroup
-from spinrun_worker.trainer.coordinator import mean_reward, window_figures
+from spinrun_worker.trainer.figures import mean_reward, window_figures
 from spinrun_worker.trainer.schedule import divide
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"

@@ -40,7 +40,9 @@ def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[st
     }
 
 
-def window_figures(groups: Sequence[ScoredGroup], pairing: Pairing, *, replayed: int, by_rule: bool = True) -> dict[str, float]:
+def window_figures(
+    groups: Sequence[ScoredGroup], pairing: Pairing, *, replayed: int = 0, by_rule: bool = True
+) -> dict[str, float]:
     """What a window's samples and pairs look like.
 
     Args:
