@@ -111,7 +111,7 @@ def test_a_run_of_adapters_that_is_killed_ends_in_the_same_state(attempts: Attem
     assert {"weights 2", "window 1", "checkpoint 4"} <= set(want)
 
     num_changes = len(listed.read_text().splitlines())
-    for change in range(3, num_changes, 7):
+    for change in range(3, num_changes, 14):
         trial = tmp_path / "trial"
         assert attempts.run(trial, kill_at=change, **run) == -9, attempts.log(1).read_text()
         where = attempts.log(1).read_text().splitlines()[-1]

@@ -31,12 +31,11 @@ ROLLOUTS: Json = {"refUpdateFreq": 2, "referenceLogprobs": "rollouts", "maxMisma
 METHODS = {
     "in turn": {"refUpdateFreq": 2},
     "ahead": AHEAD,
-    "older reference": OLDER,
-    "replay": REPLAY,
     "rollouts' log-probs": ROLLOUTS,
     "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
 }
 LN2 = 0.6931471805599453
+TRAINER: Json = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
 
 MakeRun = Callable[..., ScriptedRun]
 
@@ -134,8 +133,7 @@ def test_the_checkpoint_is_written_while_the_rollouts_answer(make_run: MakeRun) 
 def test_checkpoints_are_written_at_boundaries_or_every_so_many_steps(
     make_run: MakeRun, every: int | None, steps: list[int]
 ) -> None:
-    trainer = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
-    run = make_run(trainer=trainer | ({"checkpointEverySteps": every} if every else {}))
+    run = make_run(trainer=TRAINER | ({"checkpointEverySteps": every} if every else {}))
     run.attempt()
     assert [event for event in run.events if "checkpoints" in event] == [f"commit checkpoints step-{step:06d}" for step in steps]
 
@@ -237,6 +235,38 @@ def test_a_changed_byte_in_a_window_that_is_replayed_is_refused_by_its_name(make
         run.attempt()
 
 
+def test_a_reference_with_a_changed_byte_is_refused_by_its_name(make_run: MakeRun) -> None:
+    want = make_run(OLDER).attempt().end_state()
+    run = make_run(OLDER, windows=1).attempt()
+    file = run.ledger.layout.weights(0) / "model.safetensors"
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    run.spec["duration"] = {"windows": 2}
+    with pytest.raises(TornError, match=r"weights/v000000/model\.safetensors has different content"):
+        run.attempt()
+    assert run.ledger.present("window") == [0], "nothing was compared with it"
+    file.write_bytes(sound)
+    assert run.attempt().end_state() == want
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ({"refUpdateFreq": 3, "rolloutUpdateFreq": 1}, [3, 5]),
+        ({"refUpdateFreq": 0, "rolloutUpdateFreq": 1}, [0, 5]),
+        ({"refUpdateFreq": 1}, [5]),
+    ],
+    ids=["three windows", "for ever the first", "its own"],
+)
+def test_the_reference_stays_in_the_ledger_while_windows_are_compared_with_it(
+    make_run: MakeRun, method: Json, kept: list[int]
+) -> None:
+    run = make_run(
+        method, windows=5, trainer=TRAINER | {"keepCheckpoints": 1}, data={"prompts": {"source": "arithmetic"}}
+    ).attempt()
+    assert run.ledger.numbers("weights") == kept
+
+
 def test_another_version_in_the_place_of_the_reference_is_refused(make_run: MakeRun) -> None:
     run = make_run(OLDER, windows=1).attempt()
     manifest = run.ledger.layout.window(0) / "MANIFEST.json"
@@ -304,8 +334,9 @@ def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun
     assert stopped > 5, "there are as many points to stop at as steps and requests"
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, method: Json) -> None:
+@pytest.mark.parametrize("name", ["ahead", "rollouts' log-probs", "ahead, older reference, replay"])
+def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
+    method = METHODS[name]
     want = make_run(method).attempt().end_state()
     killed = 0
     for number in itertools.count(1):
@@ -349,9 +380,8 @@ def test_after_a_stop_nobody_is_asked_any_more(make_run: MakeRun) -> None:
 
 def test_a_window_that_has_begun_is_not_sampled_again_when_it_is_damaged(make_run: MakeRun) -> None:
     """A checkpoint within a window whose file has changed: the run goes back to the checkpoint before it."""
-    trainer = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
-    want = make_run(trainer=trainer | {"checkpointEverySteps": 1, "keepCheckpoints": 9}).attempt().end_state()
-    run = make_run(trainer=trainer | {"checkpointEverySteps": 1, "keepCheckpoints": 9})
+    want = make_run(trainer=TRAINER | {"checkpointEverySteps": 1, "keepCheckpoints": 9}).attempt().end_state()
+    run = make_run(trainer=TRAINER | {"checkpointEverySteps": 1, "keepCheckpoints": 9})
 
     def dies(event: str) -> None:
         if event == "commit checkpoints step-000003":
@@ -368,8 +398,7 @@ def test_a_window_that_has_begun_is_not_sampled_again_when_it_is_damaged(make_ru
 
 
 def test_weights_that_a_window_is_still_to_be_sampled_from_are_made_again(make_run: MakeRun) -> None:
-    trainer = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
-    settings = {"trainer": trainer | {"keepCheckpoints": 2}}
+    settings = {"trainer": TRAINER | {"keepCheckpoints": 2}}
     want = make_run(AHEAD, windows=4, **settings).attempt().end_state()
     run = make_run(AHEAD, windows=3, **settings).attempt()
     (run.ledger.layout.weights(2) / "MANIFEST.json").unlink()
