@@ -53,6 +53,29 @@ def tiny_llama(
     return directory
 
 
+def smallest_llama(directory: Path) -> Path:
+    """A random Llama of some thousand parameters, which vLLM does not take; else as `tiny_llama`."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
+        eos_token_id=SPECIAL_TOKENS.index("<|im_end|>"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
 def tiny_classifier(directory: Path, *, seed: int = 0) -> Path:
     """A random Llama with a number in place of words, which differs by what it reads; else as `tiny_llama`."""
     tiny_llama(directory, seed=seed)

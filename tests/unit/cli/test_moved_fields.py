@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import yaml
-from spinrun_cli.report.data import RunData
 
 from spinrun_api.documents import read_run as read_document
 from spinrun_api.spec import Method
-from spinrun_cli.compare import differences, load
-from spinrun_cli.local.folder import RunFolder, Start
+from spinrun_cli.compare import load
+from spinrun_cli.local.adopt import Start, adopt
+from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.overrides import read_run
+from spinrun_cli.show.comparison import differences
+from spinrun_cli.show.run_data import RunData
 from support.documents import method_before
 from unit.cli.conftest import DOCUMENT
 from unit.cli.shell import Shell
@@ -47,12 +49,12 @@ def test_users_document_is_refused_with_the_new_places(spinrun: Shell, run_file:
     ids=["defaults", "a setting", "a setting that is the default"],
 )
 def test_run_that_was_begun_before_is_resumed(folder: RunFolder, run_file: Path, before: dict[str, Any], override: str) -> None:
-    begun, _ = folder.adopt(read_run(run_file, [override]), resume=False)
+    begun, _ = adopt(folder, read_run(run_file, [override]), resume=False)
     document = begun.to_document()
     document["spec"]["method"] = method_before(**before)
     folder.run_file.write_text(yaml.safe_dump(document))
 
-    resumed, start = folder.adopt(read_run(run_file, [override]), resume=True)
+    resumed, start = adopt(folder, read_run(run_file, [override]), resume=True)
 
     assert start is Start.RESUMED
     assert resumed == begun
@@ -60,9 +62,9 @@ def test_run_that_was_begun_before_is_resumed(folder: RunFolder, run_file: Path,
 
 
 def test_block_with_the_defaults_is_the_same_run_as_no_block(folder: RunFolder, run_file: Path) -> None:
-    folder.adopt(read_run(run_file), resume=False)
+    adopt(folder, read_run(run_file), resume=False)
 
-    assert folder.adopt(read_run(run_file, ["spec.method.sigmoid={}"]), resume=True)[1] is Start.RESUMED
+    assert adopt(folder, read_run(run_file, ["spec.method.sigmoid={}"]), resume=True)[1] is Start.RESUMED
 
 
 def test_comparison_does_not_tell_a_run_from_before_from_one_of_today(finished_run: Path) -> None:

@@ -62,12 +62,13 @@ def matmul_gflops(dtype: torch.dtype, *, device: torch.device | None = None, sec
         if on_gpu:
             torch.cuda.synchronize(device)
         before = time.perf_counter()
-        if before - started > seconds:
-            break
         torch.mm(first, second)
         if on_gpu:
             torch.cuda.synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - before) / 1e9)
+        after = time.perf_counter()
+        best = max(best, 2 * size**3 / (after - before) / 1e9)
+        if after - started > seconds:
+            break
     return best
 
 
