@@ -32,13 +32,21 @@ LONG = {"windows": 10_000}
 """Duration of a run that something befalls: a window may take less than a second, and nothing may come too late. See `finish`."""
 ANSWERING = ("checkpoint", "generate", "evaluate")
 """What a trainer does while its rollouts answer: its checkpoint is written meanwhile."""
-KILL_RANK = """
-import os, pathlib, signal
-for folder in pathlib.Path('/proc').iterdir():
-    if folder.name.isdigit() and int(folder.name) != 1 and b'spinrun_worker.trainer\\0' in (folder / 'cmdline').read_bytes():
-        os.kill(int(folder.name), signal.SIGKILL)
-        print(folder.name)
+KILL_RANKS = f"""
+import json, os, pathlib, signal, sys, time, urllib.request
+processes = [each for each in pathlib.Path('/proc').iterdir() if each.name.isdigit() and int(each.name) != 1]
+ranks = [int(each.name) for each in processes if b'spinrun_worker.trainer\\0' in (each / 'cmdline').read_bytes()]
+while sys.argv[1:]:
+    with urllib.request.urlopen('http://127.0.0.1:{TRAINER_PORT}/progress', timeout=10) as answer:
+        activity = json.load(answer)['activity']
+    if activity in sys.argv[1:]:
+        break
+    time.sleep(0.001)
+for rank in ranks:
+    os.kill(rank, signal.SIGKILL)
+    print(rank, *sys.argv[1:])
 """
+"""Kills the ranks in a pod, at once or at one of the activities that its arguments name, which may last milliseconds."""
 
 
 def tiny_run(name: str, **spec: Any) -> Json:
@@ -221,8 +229,9 @@ class Runs:
         return json.loads(self.kubectl("get", "pods", f"--selector={','.join(labels)}", "--output=json"))["items"]
 
     def pod_names(self, component: str, name: str = "") -> list[str]:
-        """Names of pods that are not being deleted."""
-        return [pod["metadata"]["name"] for pod in self.pods(component, name) if "deletionTimestamp" not in pod["metadata"]]
+        """Names of pods that neither have ended, as those of earlier attempts have, nor are being deleted."""
+        there = [pod for pod in self.pods(component, name) if pod["status"].get("phase") not in ("Failed", "Succeeded")]
+        return [pod["metadata"]["name"] for pod in there if "deletionTimestamp" not in pod["metadata"]]
 
     def until(self, what: str, holds: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
         """Waits until it holds and returns what it returned; fails with everything that can be known when it does not."""
@@ -268,10 +277,15 @@ class Runs:
         self.until(f"attempt {attempt} of {name}", lambda: self.status(name).get("attempt", 0) >= attempt)
         return self.until_window(name, self.at_window(name) + 2)
 
-    def kill_trainer(self, name: str) -> None:
-        """Kills the trainer's process in its pod, or in the first of its pods, as the kernel would."""
+    def kill_trainer(self, name: str, *activities: str) -> None:
+        """Kills the trainer's processes in its pod, or in the first of its pods, as the kernel would.
+
+        Args:
+            name: The run's.
+            activities: Those at one of which it shall happen; at once where none is named.
+        """
         pod = self.pod_names("trainer", name)[0]
-        assert self.kubectl("exec", pod, "--", "python", "-c", KILL_RANK).strip()
+        assert self.kubectl("exec", pod, "--", "timeout", "120", "python", "-c", KILL_RANKS, *activities).strip()
 
     def at_window(self, name: str) -> int:
         """The window that a run works on, once its trainer has done or read from its checkpoint any step."""

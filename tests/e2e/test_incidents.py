@@ -181,9 +181,7 @@ def restarts(runs: Runs, pod: str, container: str) -> int:
 @pytest.mark.parametrize("activity", ["generate", "train", "publish"])
 def test_a_killed_trainer_is_counted_and_goes_on_from_its_checkpoint(beset: Runs, activity: str) -> None:
     attempts = beset.at_work(NAME)
-    # The kill comes a moment later, mostly in the same window: what matters is that another comes at another place.
-    beset.until_window(NAME, 0, *(ANSWERING if activity == "generate" else (activity,)))
-    beset.kill_trainer(NAME)
+    beset.kill_trainer(NAME, *(ANSWERING if activity == "generate" else (activity,)))
 
     status = beset.goes_on(NAME, attempt=attempts.total + 1)
 

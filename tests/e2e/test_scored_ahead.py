@@ -46,8 +46,7 @@ def uids(runs: Runs) -> set[str]:
 
 def test_rollouts_that_are_ahead_answer_again_what_a_killed_trainer_has_lost(ahead: Runs) -> None:
     attempts = ahead.at_work(NAME)
-    ahead.until_window(NAME, 2, "train")
-    ahead.kill_trainer(NAME)
+    ahead.kill_trainer(NAME, "train")
 
     status = ahead.goes_on(NAME, attempt=attempts.total + 1)
 
