@@ -37,7 +37,7 @@ from spinrun_worker.trainer.reporting.recorder import Recorder
 from spinrun_worker.trainer.reporting.server import Gauges
 from spinrun_worker.trainer.reporting.trackers import TrackerCollector
 from spinrun_worker.trainer.sampling import dispatch
-from spinrun_worker.trainer.steps import Steps
+from spinrun_worker.trainer.stepper import Stepper
 from unit.api.invalid_runs import MINIMAL
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,7 +86,7 @@ def gauges_of_trainer() -> set[str]:
     step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
     names = (
         step
-        | keys_of_figures(Steps.take)
+        | keys_of_figures(Stepper.take)
         | keys_of_figures(RolloutsReference.after_first_step)
         | keys_of_figures(Recorder.record)
     )

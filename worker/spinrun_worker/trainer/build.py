@@ -55,7 +55,7 @@ from spinrun_worker.trainer.sampling.exchange import Exchange
 from spinrun_worker.trainer.sampling.in_turn import InTurn
 from spinrun_worker.trainer.sampling.requests import Requests
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
-from spinrun_worker.trainer.steps import Steps
+from spinrun_worker.trainer.stepper import Stepper
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
 from spinrun_worker.trainer.storage.checkpoints import Checkpoints
 from spinrun_worker.trainer.storage.export import export_merged
@@ -246,7 +246,7 @@ def build_training(
         order=Ahead(exchange, store, schedule) if schedule.overlap else InTurn(exchange),
         own_reference=rollouts_reference if by_rollouts else OwnReference(passes),
         passes=passes,
-        steps=Steps(
+        stepper=Stepper(
             model.learner,
             spec.method,
             coordinator,

@@ -43,21 +43,21 @@ class Training:
         Raises:
             Preempted: The run was asked to stop; it has written a checkpoint.
         """
-        schedule, steps = self.windows.schedule, self.windows.steps
+        schedule, stepper = self.windows.schedule, self.windows.stepper
         try:
             while True:
-                number, done = schedule.locate(steps.done)
-                self.board.update(window=number, step=steps.done)
-                weights = self.store.published(number) if done else self.publish(number, steps.done)
+                number, done = schedule.locate(stepper.done)
+                self.board.update(window=number, step=stepper.done)
+                weights = self.store.published(number) if done else self.publish(number, stepper.done)
                 if number == schedule.windows:
                     break
-                seconds = self.windows.train(weights, done, meanwhile=partial(self.tidy, weights))
+                seconds = self.windows.train(weights, done, meanwhile=partial(self.save_and_prune, weights))
                 self.board.update(eta_seconds=(schedule.windows - number - 1) * seconds)
             self.finish(weights)
         except BaseException as error:
             self.exchange.cancel()
             if isinstance(error, Preempted):
-                self.windows.checkpoints.save(steps.done)
+                self.windows.checkpoints.save(stepper.done)
             raise
         self.board.update(activity="finished", eta_seconds=0.0)
 
@@ -68,15 +68,15 @@ class Training:
         self.board.wrote(weights)
         return weights
 
-    def tidy(self, weights: Manifest) -> None:
+    def save_and_prune(self, weights: Manifest) -> None:
         """At a boundary, while the rollouts answer: write the checkpoint, delete what nobody needs."""
-        self.windows.checkpoints.save_if_due(self.windows.steps.done)
+        self.windows.checkpoints.save_if_due(self.windows.stepper.done)
         self.store.collect_garbage(newest=weights.version, best=self.board.now.best, acknowledged=self.exchange.served_versions())
         trim_memory()  # beside it vLLM now generates, often on the same machine
 
     def finish(self, weights: Manifest) -> None:
         """Evaluate the last version, and make of it what is wanted beside it."""
-        self.windows.order.finish(weights, meanwhile=partial(self.tidy, weights))
+        self.windows.order.finish(weights, meanwhile=partial(self.save_and_prune, weights))
         if self.export is not None:
             with self.board.during("publish"):
                 exported = self.export(weights)

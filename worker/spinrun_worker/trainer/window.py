@@ -19,7 +19,7 @@ from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, 
 from spinrun_worker.trainer.reference.self_check import self_check
 from spinrun_worker.trainer.sampling.requests import Collected
 from spinrun_worker.trainer.schedule import Schedule, by_window, split_into_steps
-from spinrun_worker.trainer.steps import Steps
+from spinrun_worker.trainer.stepper import Stepper
 from spinrun_worker.trainer.storage.checkpoints import Checkpoints
 from spinrun_worker.trainer.storage.store import RunStore
 
@@ -27,12 +27,12 @@ from spinrun_worker.trainer.storage.store import RunStore
 class SampleOrder(Protocol):
     """When a window's prompts are answered: `in_turn` with the trainer, or a window `ahead` of it."""
 
-    def answers(self, weights: Manifest, *, held: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected] | None:
+    def answers(self, weights: Manifest, *, loaded: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected]:
         """The answers to the prompts of the window that begins with these weights; the rollouts serve them from here on.
 
         Args:
             weights: The window's.
-            held: Whether the ledger holds the window: nobody is asked for answers, and the result is None.
+            loaded: Whether the window came from the ledger: nobody is asked for answers, and the result is empty.
             begun: Whether an attempt has trained steps of it.
             meanwhile: What the trainer does while the rollouts are busy.
         """
@@ -72,7 +72,7 @@ class WindowTrainer:
         order: SampleOrder,
         own_reference: FirstStepReference,
         passes: ReferencePasses,
-        steps: Steps,
+        stepper: Stepper,
         store: RunStore,
         checkpoints: Checkpoints,
     ) -> None:
@@ -82,7 +82,7 @@ class WindowTrainer:
         self.order = order
         self.own_reference = own_reference
         self.passes = passes
-        self.steps = steps
+        self.stepper = stepper
         self.store = store
         self.checkpoints = checkpoints
 
@@ -98,24 +98,23 @@ class WindowTrainer:
             How long it took, in seconds.
         """
         started, number = time.monotonic(), weights.version
-        self.steps.enter(number)
+        self.stepper.enter(number)
         window = self.coordinator.load(weights, begun=done > 0)
-        answers = self.order.answers(weights, held=window is not None, begun=done > 0, meanwhile=meanwhile)
+        answers = self.order.answers(weights, loaded=window is not None, begun=done > 0, meanwhile=meanwhile)
         if window is None:
-            assert answers is not None, "a window that the ledger does not hold is answered"
             window = self.coordinator.score(number, answers)
             steps, done = self.commit(window, weights)
         else:
             steps = split_into_steps(window.pairs, self.schedule.steps(number))
         for index in range(done, len(steps)):
             if index > 0:
-                self.checkpoints.save_if_due(self.steps.done)
+                self.checkpoints.save_if_due(self.stepper.done)
             pairs = pairs_of(steps[index])
-            result = self.steps.take(pairs) if pairs else None
+            result = self.stepper.take(pairs) if pairs else None
             if result is not None and index == 0 and self.schedule.reference(number) == number:
                 self_check(result)
-            self.steps.count(number, result)
-        self.coordinator.finish(window, self.steps.done)
+            self.stepper.count(number, result)
+        self.coordinator.finish(window, self.stepper.done)
         return time.monotonic() - started
 
     def commit(self, window: NewWindow, weights: Manifest) -> tuple[Sequence[StepPairs], int]:
@@ -132,17 +131,17 @@ class WindowTrainer:
         commit = partial(self.coordinator.commit, window, reference=reference)
         if reference.version != weights.version or not first:
             by_policy = reference.version == weights.version
-            referred = self.passes.by_policy(steps) if by_policy else self.passes.by_version(steps, reference)
-            commit(by_window(referred))
-            return referred, 0
-        referred = self.own_reference.before_first_step(steps)
+            steps = self.passes.by_policy(steps) if by_policy else self.passes.by_version(steps, reference)
+            commit(by_window(steps))
+            return steps, 0
+        steps = self.own_reference.before_first_step(steps)
         try:
-            result = self.steps.take([pair.without_reference() for pair in first])
+            result = self.stepper.take([pair.without_reference() for pair in first])
         except Preempted:
             # The policy is still as it was: the samples are not lost.
-            commit(by_window(self.own_reference.without_first_step(referred)))
+            commit(by_window(self.own_reference.without_first_step(steps)))
             raise
-        referred, result = self.own_reference.after_first_step(referred, result, weights)
-        commit(by_window(referred))
-        self.steps.count(window.number, result)
-        return referred, 1
+        steps, result = self.own_reference.after_first_step(steps, result, weights)
+        commit(by_window(steps))
+        self.stepper.count(window.number, result)
+        return steps, 1

@@ -28,7 +28,7 @@ class ReferencePasses:
     def by_policy(self, steps: Sequence[StepPairs]) -> list[StepPairs]:
         """The pairs of steps with log-probs of the weights that the model holds now."""
         with self._board.during("reference"):
-            return [self._refer(step) for step in steps]
+            return [self._pass(step) for step in steps]
 
     def by_version(self, steps: Sequence[StepPairs], weights: Manifest) -> list[StepPairs]:
         """The pairs of steps with log-probs of a published version, which is read back into the policy's place.
@@ -38,9 +38,9 @@ class ReferencePasses:
         """
         store = self._store
         with self._board.during("reference"), in_place_of_policy(store.ledger, store.ranks, store.publication.tensors(), weights):
-            return [self._refer(step) for step in steps]
+            return [self._pass(step) for step in steps]
 
-    def _refer(self, step: StepPairs) -> StepPairs:
+    def _pass(self, step: StepPairs) -> StepPairs:
         pairs = pairs_of(step)
         return with_reference(step, self._learner.reference_logprobs(pairs)) if pairs else step
 
@@ -63,8 +63,8 @@ def with_reference(step: StepPairs, logprobs: Sequence[tuple[float, float]]) -> 
             f"the reference gives {len(strange)} pairs, such as one of prompt {strange[0]}, non-finite log-probs (NaN or inf): "
             "its weights are broken; lower trainer.learningRate"
         )
-    referred = (
+    with_values = (
         replace(pair, reference_chosen=chosen, reference_rejected=rejected)
         for pair, (chosen, rejected) in zip(pairs, logprobs, strict=True)
     )
-    return {window: [*islice(referred, len(share))] for window, share in step.items()}
+    return {window: [*islice(with_values, len(share))] for window, share in step.items()}

@@ -24,29 +24,29 @@ class Ahead:
         self._requested: Kept[Request] | None = None
         """What the rollouts are answering since the last boundary; None: this attempt has asked nothing yet."""
 
-    def answers(self, weights: Manifest, *, held: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected] | None:
+    def answers(self, weights: Manifest, *, loaded: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected]:
         """The answers to a window's prompts; see `window.SampleOrder`."""
         del begun  # an attempt that begins within a window has to ask for the next one's answers too
-        answers = self._collect(weights, held=held)
+        answers = self._collect(weights, loaded=loaded)
         following = weights.version + 1
-        is_wanted = following < self._schedule.windows and not self._store.holds_window(following, weights)
+        is_wanted = following < self._schedule.windows and not self._store.has_window(following, weights)
         self._requested = self._exchange.request(weights, following if is_wanted else None)
         meanwhile()
-        return answers
+        return answers or Kept()
 
     def finish(self, weights: Manifest, *, meanwhile: Callable[[], None]) -> None:
         """Have the last version evaluated."""
-        self._collect(weights, held=True)
+        self._collect(weights, loaded=True)
         requested = self._exchange.request(weights, None)
         meanwhile()
         self._exchange.collect(requested)
 
-    def _collect(self, weights: Manifest, *, held: bool) -> Kept[Collected] | None:
+    def _collect(self, weights: Manifest, *, loaded: bool) -> Kept[Collected] | None:
         """Collect what was requested a window ago; an attempt that begins here requests now what is missing."""
         requested, self._requested = self._requested, None
         answers = self._exchange.collect(requested) if requested is not None else None
         window = weights.version
-        if held:
+        if loaded:
             unevaluated = self._exchange.unevaluated(self._schedule.sampler(window))
             if unevaluated is not None:
                 self._exchange.collect(self._exchange.request(unevaluated, None))

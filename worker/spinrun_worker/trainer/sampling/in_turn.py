@@ -18,13 +18,13 @@ class InTurn:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
-    def answers(self, weights: Manifest, *, held: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected] | None:
+    def answers(self, weights: Manifest, *, loaded: bool, begun: bool, meanwhile: Callable[[], None]) -> Kept[Collected]:
         """The answers to a window's prompts; see `window.SampleOrder`."""
-        if held and begun:
-            return None  # an earlier attempt has done all that belongs to the boundary
-        requested = self._exchange.request(weights, None if held else weights.version)
+        if loaded and begun:
+            return Kept()  # an earlier attempt has done all that belongs to the boundary
+        requested = self._exchange.request(weights, None if loaded else weights.version)
         meanwhile()
-        return self._exchange.collect(requested)
+        return self._exchange.collect(requested) or Kept()
 
     def finish(self, weights: Manifest, *, meanwhile: Callable[[], None]) -> None:
         """Have the last version evaluated."""

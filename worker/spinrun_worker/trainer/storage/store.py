@@ -113,7 +113,7 @@ class RunStore:
         return sampler_of(self.ledger, self.schedule, weights)
 
     @collective
-    def holds_window(self, number: int, sampler: Manifest) -> bool:
+    def has_window(self, number: int, sampler: Manifest) -> bool:
         """Whether the ledger has a window whole and sampled from these weights."""
         try:
             return self.ledger.verify("window", number).parent == sampler.digest

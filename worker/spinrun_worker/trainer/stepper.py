@@ -12,8 +12,8 @@ from spinrun_worker.trainer.model.learner import Learner, StepResult
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 
 
-class Steps:
-    """Takes the steps of a run. All ranks call every method together."""
+class Stepper:
+    """Takes the optimizer steps of a run. All ranks call every method together."""
 
     def __init__(
         self,
