@@ -5,7 +5,7 @@ from typing import Literal
 from spinrun_api.base import Record
 
 
-class LastWords(Record):
+class TerminationMessage(Record):
     """A termination message: what a trainer writes as it ends."""
 
     result: Literal["Complete", "Preempted", "Failed"]

@@ -97,11 +97,11 @@ class ServerProcess:
         assert self._child is not None
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self._child.poll() is None, f"ended with {self._child.returncode}:\n{self._last_words()}"
-            assert time.monotonic() < deadline, f"not up within {seconds} s:\n{self._last_words()}"
+            assert self._child.poll() is None, f"ended with {self._child.returncode}:\n{self._termination_message()}"
+            assert time.monotonic() < deadline, f"not up within {seconds} s:\n{self._termination_message()}"
             time.sleep(0.1)
 
-    def _last_words(self) -> str:
+    def _termination_message(self) -> str:
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-40:])
 
 

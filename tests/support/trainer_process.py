@@ -35,7 +35,7 @@ class Attempts:
     """Attempts of one run."""
 
     folder: Path
-    """For the run file, logs and last words."""
+    """For the run file, logs and termination messages."""
 
     agent: str
     """URL of the agents."""
@@ -55,7 +55,7 @@ class Attempts:
         environment = {
             ROLLOUTS: self.agent,
             TOKEN_FILE: str(self.token_file),
-            TERMINATION_LOG: str(self.last_words(attempt)),
+            TERMINATION_LOG: str(self.termination_message(attempt)),
             "OMP_NUM_THREADS": "1",
             **self.environment,
         }
@@ -71,7 +71,7 @@ class Attempts:
             "--port",
             "0",
         ]
-        self.last_words(attempt).unlink(missing_ok=True)
+        self.termination_message(attempt).unlink(missing_ok=True)
         process = self.forkserver.Process(target=_trainer, args=(arguments, environment, self.log(attempt), kill_at, list_to))
         process.start()
         return process
@@ -88,8 +88,8 @@ class Attempts:
     def log(self, attempt: int) -> Path:
         return self.folder / f"trainer-{attempt}.log"
 
-    def last_words(self, attempt: int) -> Path:
-        return self.folder / f"last-words-{attempt}.json"
+    def termination_message(self, attempt: int) -> Path:
+        return self.folder / f"termination-{attempt}.json"
 
 
 def _trainer(arguments: list[str], environment: dict[str, str], log: Path, kill_at: int | None, list_to: Path | None) -> None:

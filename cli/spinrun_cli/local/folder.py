@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Progress
 
 
@@ -109,10 +109,10 @@ class RunFolder:
         replace_text(self.root / "attempt", f"{number}\n")
         return number
 
-    def termination(self) -> LastWords | None:
+    def termination(self) -> TerminationMessage | None:
         """What the trainer said as it last ended; None when it said nothing that is understood."""
         try:
-            return LastWords.model_validate_json(self.termination_file.read_bytes())
+            return TerminationMessage.model_validate_json(self.termination_file.read_bytes())
         except (OSError, ValidationError):
             return None
 

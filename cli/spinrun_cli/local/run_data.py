@@ -10,7 +10,7 @@ from spinrun_api.documents import InvalidDocumentError, in_todays_shape, read_do
 from spinrun_cli.errors import InvalidInputError
 from spinrun_cli.show.run_data import RunData
 from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_worker.ledger import Layout, TornError, read_metrics, read_samples
 from spinrun_worker.records import ScoredGroup
 
@@ -69,9 +69,9 @@ def _record(path: Path) -> RunRecord | None:
         return None
 
 
-def _termination(path: Path) -> LastWords | None:
+def _termination(path: Path) -> TerminationMessage | None:
     try:
-        return LastWords.model_validate_json(path.read_bytes())
+        return TerminationMessage.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
 

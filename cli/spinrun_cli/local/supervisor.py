@@ -35,7 +35,7 @@ from spinrun_cli.show.snapshot import Snapshot, WindowFigures
 from spinrun_protocol.environment import PREFERENCE_KEY, TOKEN_FILE
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.policy import Action, decide
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Progress
 from spinrun_worker.ledger import LedgerError, read_metrics
 
@@ -52,7 +52,7 @@ class LocalResult:
     """Exit code of the command."""
     message: str
     """What happened and what to do."""
-    termination: LastWords | None = None
+    termination: TerminationMessage | None = None
     """What the trainer said as it ended."""
 
 
@@ -198,7 +198,7 @@ class Supervisor:
             self.warn(f"attempt {attempt} of the trainer ended: {what}; starting attempt {attempt + 1} in {seconds:g} s")
             await asyncio.sleep(seconds)
 
-    async def _attempt(self, processes: ProcessBuilder) -> tuple[int, LastWords | None]:
+    async def _attempt(self, processes: ProcessBuilder) -> tuple[int, TerminationMessage | None]:
         """One life of the trainer: its exit code, and what it said as it ended."""
         self._folder.clear_termination()
         attempt = self._folder.next_attempt()

@@ -14,7 +14,7 @@ from spinrun_cli.show.snapshot import Outcome, Snapshot, WindowFigures
 from spinrun_cli.terminal import Show
 from spinrun_protocol.ledger import MetricsLine
 from spinrun_protocol.logs import plain
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Progress
 from spinrun_worker.ledger import LedgerError, read_metrics
 
@@ -102,7 +102,7 @@ def by_window(lines: Sequence[MetricsLine]) -> list[WindowFigures]:
     ]
 
 
-def _outcome(folder: RunFolder, termination: LastWords | None) -> Outcome:
+def _outcome(folder: RunFolder, termination: TerminationMessage | None) -> Outcome:
     """How a run ended that no process on this machine works on."""
     if termination is not None and termination.result in ("Complete", "Failed"):
         return Outcome(termination.result, termination.message)
@@ -132,7 +132,7 @@ def _metrics(lines: Sequence[MetricsLine]) -> Metrics:
     )
 
 
-def _ended(progress: Progress, termination: LastWords | None) -> Progress:
+def _ended(progress: Progress, termination: TerminationMessage | None) -> Progress:
     """The last progress, with what the trainer said at its end and nobody has asked for since."""
     update: Json = {"eta_seconds": None, "message": ""}
     if termination is not None:

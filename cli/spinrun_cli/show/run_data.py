@@ -5,7 +5,7 @@ from typing import Any
 
 from spinrun_api.status import Best
 from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_worker.records import ScoredGroup
 
 
@@ -18,7 +18,7 @@ class RunData:
     """The resolved SpinRun."""
     record: RunRecord | None = None
     """How the run was made; None before the trainer has written it."""
-    termination: LastWords | None = None
+    termination: TerminationMessage | None = None
     """How the newest attempt ended; None while it is running, or when the ledger is all there is."""
     steps: list[MetricsLine] = field(default_factory=list)
     windows: list[MetricsLine] = field(default_factory=list)

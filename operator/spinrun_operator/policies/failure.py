@@ -14,7 +14,7 @@ from spinrun_operator.observed import has_condition, is_deleted
 from spinrun_operator.settings import Settings
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.policy import Action, decide
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 
 Json = dict[str, Any]
 
@@ -42,7 +42,7 @@ class AttemptEnd:
     cause: Cause
     message: str
     exit_code: int | None = None
-    termination: LastWords | None = None
+    termination: TerminationMessage | None = None
     lived_seconds: float = 0.0
 
 
@@ -141,7 +141,7 @@ def _lived(state: Json) -> float:
         return 0.0
 
 
-def _termination_of_first(pods: list[Json]) -> LastWords | None:
+def _termination_of_first(pods: list[Json]) -> TerminationMessage | None:
     """The termination message of rank 0, whose run completed."""
     found = (
         read_termination(_terminated(pod)[1].get("message", "")) for pod in sorted(pods, key=lambda pod: pod["metadata"]["name"])
@@ -149,10 +149,10 @@ def _termination_of_first(pods: list[Json]) -> LastWords | None:
     return next((each for each in found if each), None)
 
 
-def read_termination(message: str) -> LastWords | None:
+def read_termination(message: str) -> TerminationMessage | None:
     """The termination message as the trainer writes it; None for any other text, such as the end of a log."""
     try:
-        return LastWords.model_validate_json(message)
+        return TerminationMessage.model_validate_json(message)
     except ValidationError:
         return None
 

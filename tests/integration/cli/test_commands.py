@@ -14,7 +14,7 @@ from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import Exit
 from integration.operator.cluster import Cluster, spin_run
 from integration.operator.process import Process
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 
 pytestmark = pytest.mark.cluster
 
@@ -29,10 +29,10 @@ def run_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def last_words(result: str, reason: str, message: str, code: int) -> str:
+def termination_message(result: str, reason: str, message: str, code: int) -> str:
     """A termination message as the trainer writes it."""
     words = {"result": result, "reason": reason, "message": message, "exit_code": code, "window": 12, "accuracy": 0.75}
-    return LastWords.model_validate(words).model_dump_json(by_alias=True)
+    return TerminationMessage.model_validate(words).model_dump_json(by_alias=True)
 
 
 async def test_run_lives_from_submit_to_delete(
@@ -63,7 +63,9 @@ async def test_run_lives_from_submit_to_delete(
     assert (resumed.code, resumed.out.splitlines()[0]) == (0, f"{NAME} resumed")
     assert (await cluster.status())["attempt"] == 2
 
-    fake_kubelet.script(Exit(0, message=last_words("Complete", "Completed", "12 windows done", 0)), name="demo-trainer-2-*")
+    fake_kubelet.script(
+        Exit(0, message=termination_message("Complete", "Completed", "12 windows done", 0)), name="demo-trainer-2-*"
+    )
     await cluster.until_phase("Complete")
     again = await spinrun("submit", run_file)
     assert again.out.splitlines()[0] == f"{NAME} unchanged"
@@ -87,13 +89,13 @@ async def test_run_lives_from_submit_to_delete(
     ("end", "code", "line"),
     [
         pytest.param(
-            Exit(0, message=last_words("Complete", "Completed", "12 windows done", 0)),
+            Exit(0, message=termination_message("Complete", "Completed", "12 windows done", 0)),
             0,
             "demo: Complete (Completed): 12 windows done",
             id="complete",
         ),
         pytest.param(
-            Exit(2, message=last_words("Failed", "InvalidConfiguration", "no such model: /models/tiny", 2)),
+            Exit(2, message=termination_message("Failed", "InvalidConfiguration", "no such model: /models/tiny", 2)),
             1,
             "no such model: /models/tiny",
             id="failed",

@@ -20,7 +20,7 @@ from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import Exit, Waiting
 from integration.operator.cluster import Cluster, spin_run
 from integration.operator.process import Process
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 
 pytestmark = pytest.mark.cluster
 
@@ -31,7 +31,7 @@ LOGS = {
     "spinrun": "window 3, sampled from version 3: 1 of 64 prompts\n",
 }
 """What each container prints."""
-DONE = LastWords(result="Complete", reason="Completed", message="12 windows done", exit_code=0, window=12, accuracy=0.75)
+DONE = TerminationMessage(result="Complete", reason="Completed", message="12 windows done", exit_code=0, window=12, accuracy=0.75)
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ import pytest
 from integration.fake_kubelet import FakeKubelet
 from integration.fake_pod import OOM_KILLED, Evicted, Exit, Script
 from integration.operator.cluster import Cluster, RunningOperator, spin_run
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
 
 TRAINER = "demo-trainer-*"
 
 
-def last_words(**fields: object) -> str:
+def termination_message(**fields: object) -> str:
     """A termination message as the trainer writes it."""
     base = {"result": "Complete", "reason": "Completed", "message": "12 windows done", "exit_code": 0}
-    return LastWords.model_validate(base | fields).model_dump_json()
+    return TerminationMessage.model_validate(base | fields).model_dump_json()
 
 
 def end_trainer(kubelet: FakeKubelet, how: Exit | Evicted, *, attempt: int) -> Script:
@@ -30,7 +30,7 @@ async def test_run_goes_from_pending_over_running_to_complete(cluster: Cluster, 
     running = await cluster.until_phase("Running", attempt=1)
     assert running["rollouts"] == {"ready": 1, "desired": 1}
     assert "failedAttempts" not in running
-    message = last_words(window=12, step=48, version=12, accuracy=0.83333333)
+    message = termination_message(window=12, step=48, version=12, accuracy=0.83333333)
     end_trainer(fake_kubelet, Exit(0, message=message), attempt=1)
     done = await cluster.until_phase("Complete")
     assert (done["window"], done["step"], done["version"], done["metrics"]["accuracy"]) == (12, 48, 12, 0.8333)
@@ -46,7 +46,9 @@ async def no_pods(cluster: Cluster, component: str) -> bool:
 
 
 async def test_invalid_configuration_fails_at_once_with_the_trainers_words(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
-    words = last_words(result="Failed", reason="InvalidConfiguration", message="no such model: /models/tiny", exit_code=2)
+    words = termination_message(
+        result="Failed", reason="InvalidConfiguration", message="no such model: /models/tiny", exit_code=2
+    )
     end_trainer(fake_kubelet, Exit(2, message=words), attempt=1)
     await cluster.create(spin_run())
     failed = await cluster.until_phase("Failed", attempt=1)

@@ -45,7 +45,7 @@ async def test_scorers_live_with_the_run_and_say_what_keeps_them_from_it(
     await cluster.until_phase("Running", scorers={"ready": 2, "desired": 2})
 
 
-async def test_scorer_that_keeps_ending_is_named_with_its_last_words(
+async def test_scorer_that_keeps_ending_is_named_with_its_termination_message(
     cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
 ) -> None:
     words = "loading\nRuntimeError: Unsupported task: 'classify' Supported tasks: ['embed']\n"

@@ -80,11 +80,11 @@ def test_a_judge_that_refuses_the_key_ends_the_run_as_a_wrong_configuration(
 
     assert attempts.run(tmp_path / "ledger", preference=preference(endpoint)) == 2
 
-    words = json.loads(attempts.last_words(1).read_text())
+    words = json.loads(attempts.termination_message(1).read_text())
     assert words["reason"] == "InvalidConfiguration"
     assert "preference.judge" in words["message"]
     assert "refuses the key" in words["message"]
-    assert KEY not in attempts.last_words(1).read_text() + attempts.log(1).read_text()
+    assert KEY not in attempts.termination_message(1).read_text() + attempts.log(1).read_text()
 
 
 def test_a_judge_that_contradicts_itself_gives_no_pairs(attempts: Attempts, endpoint: FakeEndpoint, tmp_path: Path) -> None:

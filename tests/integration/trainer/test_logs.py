@@ -10,8 +10,8 @@ def test_every_line_says_where_the_run_is(attempts: Attempts, tmp_path: Path) ->
     attempts.environment.update({"SPINRUN_LOG_FORMAT": "json"})
     assert attempts.run(tmp_path / "ledger", attempt=3) == 0
     lines = [json.loads(line) for line in attempts.log(3).read_text().splitlines()]
-    *told, last_words = lines
-    assert last_words["result"] == "Complete"
+    *told, termination_message = lines
+    assert termination_message["result"] == "Complete"
     facts = {"component": "trainer", "namespace": "local", "run": "tiny", "attempt": 3, "rank": 0}
     assert told
     assert all(facts.items() <= line.items() for line in told)

@@ -146,7 +146,7 @@ def test_the_last_version_is_exported_as_a_whole_model(attempts: Attempts, tmp_p
 
 def test_targets_that_the_model_does_not_have_are_refused_by_name(attempts: Attempts, tmp_path: Path) -> None:
     assert attempts.run(tmp_path / "ledger", **lora_spec(attempts, lora={"targets": ["query_key_value"]})) == 2
-    words = attempts.last_words(1).read_text()
+    words = attempts.termination_message(1).read_text()
     assert "trainer.lora.targets: no linear layer of LlamaForCausalLM has a name that ends in query_key_value" in words
     assert "self_attn.q_proj" in words
 
@@ -159,6 +159,6 @@ def test_adapters_do_not_go_on_beside_another_base(attempts: Attempts, tmp_path:
     longer: Json = run | {"duration": {"windows": 2}}
 
     assert attempts.run(tmp_path / "ledger", attempt=2, **longer) == 2
-    assert f"model.source '{source}' has other weights now than when the run began" in attempts.last_words(2).read_text()
+    assert f"model.source '{source}' has other weights now than when the run began" in attempts.termination_message(2).read_text()
     tiny_llama(source)
     assert attempts.run(tmp_path / "ledger", attempt=3, **longer) == 0, attempts.log(3).read_text()

@@ -48,4 +48,4 @@ def test_a_collector_that_is_not_there_holds_up_nothing(attempts: Attempts, tmp_
     began = time.monotonic()
     assert attempts.run(tmp_path / "ledger") == 0, attempts.log(1).read_text()
     assert time.monotonic() - began < 60
-    assert json.loads(attempts.last_words(1).read_text())["result"] == "Complete"
+    assert json.loads(attempts.termination_message(1).read_text())["result"] == "Complete"

@@ -122,7 +122,7 @@ def test_a_server_that_never_answers_costs_a_run_seconds_at_its_end_and_nothing_
     log = attempts.log(1).read_text()
     assert "mlflow has not finished within 30 s and is abandoned" in log
     assert "wandb has not finished within 30 s and is abandoned" in log
-    assert json.loads(attempts.last_words(1).read_text())["result"] == "Complete"
+    assert json.loads(attempts.termination_message(1).read_text())["result"] == "Complete"
     assert tensorboard_scalars(tmp_path / "ledger" / "tensorboard")["loss"]
 
 

@@ -47,7 +47,7 @@ def test_a_run_killed_wherever_it_writes_ends_in_the_same_state(attempts: Attemp
         assert end_state(trial) == want, kind
 
 
-def test_the_last_words_tell_how_the_run_went(attempts: Attempts, tmp_path: Path) -> None:
+def test_the_termination_message_tell_how_the_run_went(attempts: Attempts, tmp_path: Path) -> None:
     assert attempts.run(tmp_path / "ledger") == 0, attempts.log(1).read_text()
-    words = json.loads(attempts.last_words(1).read_text())
+    words = json.loads(attempts.termination_message(1).read_text())
     assert (words["result"], words["exitCode"], words["window"], words["step"], words["version"]) == ("Complete", 0, 2, 4, 2)

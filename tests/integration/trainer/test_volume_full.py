@@ -48,7 +48,7 @@ def test_volume_full_while_publishing_ends_the_attempt_and_the_next_goes_on(
 
     ledger = folder / "ledger"
     assert attempts.run(ledger, trainer=trainer) == ExitCode.LEDGER_UNAVAILABLE, attempts.log(1).read_text()
-    words = json.loads(attempts.last_words(1).read_text())
+    words = json.loads(attempts.termination_message(1).read_text())
     assert words["reason"] == "LedgerUnavailable"
     assert f"{ledger}/weights/v000001/" in words["message"]
     assert "No space left on device. Free space on the volume or enlarge it" in words["message"]

@@ -10,7 +10,7 @@ import yaml
 
 from spinrun_cli.cluster import client, follow
 from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import Layout, write_samples
 from spinrun_worker.records import PromptRecord, ScoredGroup
@@ -67,7 +67,7 @@ def finished_run(tmp_path: Path) -> Path:
     layout = Layout(folder / "ledger")
     layout.root.mkdir(parents=True)
     (folder / "run.yaml").write_text(yaml.safe_dump(DOCUMENT))
-    words = LastWords(result="Complete", reason="Completed", message="5 windows, 20 steps", exit_code=0)
+    words = TerminationMessage(result="Complete", reason="Completed", message="5 windows, 20 steps", exit_code=0)
     (folder / "last-words.json").write_text(words.model_dump_json(by_alias=True))
     layout.run_record.write_text(
         RunRecord(

@@ -5,7 +5,7 @@ from typing import Any
 
 from spinrun_api.status import Metrics
 from spinrun_kube import times
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from unit.operator.world import START, fail, phase_of, running_world
 
 Json = dict[str, Any]
@@ -22,7 +22,7 @@ def test_start_is_recorded_once_and_told_once() -> None:
 
 def test_completion_keeps_the_last_figures_and_lets_the_rollouts_go() -> None:
     world = running_world()
-    words = LastWords(
+    words = TerminationMessage(
         result="Complete", reason="Completed", message="all done", exit_code=0, window=5, step=80, version=5, accuracy=0.91239
     )
     world.trainer_pod(phase="Succeeded", ended={"exitCode": 0, "message": words.model_dump_json()})

@@ -7,7 +7,7 @@ import pytest
 
 from spinrun_api.spec import FailureRule, Lifecycle
 from spinrun_operator.policies.failure import AttemptEnd, Cause, attempt_end, follow_up, read_termination
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from unit.operator.world import SETTINGS, START, pod_of
 
 Json = dict[str, Any]
@@ -78,12 +78,12 @@ def test_sidecar_that_fails_is_named_when_the_trainer_did_not() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Killed", "{}", '{"result": "Complete"', "[1]", '{"result": 7}'])
-def test_other_text_is_not_taken_for_last_words(text: str) -> None:
+def test_other_text_is_not_taken_for_termination_message(text: str) -> None:
     assert read_termination(text) is None
 
 
-def test_last_words_are_read() -> None:
-    words = LastWords(result="Failed", reason="NoPairs", message="all rewards are equal", exit_code=1)
+def test_termination_message_are_read() -> None:
+    words = TerminationMessage(result="Failed", reason="NoPairs", message="all rewards are equal", exit_code=1)
     end = attempt_end(FAILED, [pod(ended={"exitCode": 1, "message": words.model_dump_json()})])
     assert end is not None
     assert end.termination == words

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from spinrun_api.documents import read_run
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.logs import facts_of, log_to_stderr
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Progress
 from spinrun_worker.trainer.build import Options, run_uid, train
 from spinrun_worker.trainer.ranks.distributed import join_ranks
@@ -90,14 +90,14 @@ def make_board(options: Options) -> ProgressBoard:
     )
 
 
-def complete(board: ProgressBoard) -> LastWords:
+def complete(board: ProgressBoard) -> TerminationMessage:
     """The last words of a run that reached its end."""
     now = board.now
     accuracy = board.accuracies.get(now.version or 0)
     before, best = board.accuracies.get(0), now.best
     shown = "" if accuracy is None or before is None else f": accuracy {before:.3f} -> {accuracy:.3f}"
     shown += f", best {best.accuracy:.3f} at version {best.version}" if shown and best else ""
-    return LastWords(
+    return TerminationMessage(
         result="Complete",
         reason="Completed",
         message=f"{now.windows} windows, {now.step} steps{shown}",

@@ -4,11 +4,11 @@
 
 FOLDER/ROLE.script holds a line for each life; the last line counts for all that follow:
 
-    serve        answer until SIGTERM, then end in good order (trainer: 3 with last words, others: 0)
+    serve        answer until SIGTERM, then end in good order (trainer: 3 with a termination message, others: 0)
     stubborn     the same, but SIGTERM is ignored
     exit CODE    end at once
-    complete     (trainer) end with last words and 0
-    die CODE     (trainer) end with last words that say Failed
+    complete     (trainer) end with a termination message and 0
+    die CODE     (trainer) end with a termination message that say Failed
     crash        answer for a moment, then die by SIGKILL
     taken        end as a process does whose port is taken
 

@@ -12,7 +12,7 @@ from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.adopt import Start, adopt
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.overrides import read_run
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def complete(folder: RunFolder) -> None:
-    words = LastWords(result="Complete", reason="Completed", message="done", exit_code=0)
+    words = TerminationMessage(result="Complete", reason="Completed", message="done", exit_code=0)
     folder.termination_file.write_text(words.model_dump_json(by_alias=True))
 
 

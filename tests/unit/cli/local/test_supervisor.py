@@ -21,7 +21,7 @@ from spinrun_cli.local.supervisor import LocalResult, Supervisor
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.snapshot import Snapshot
 from spinrun_protocol.commands import Process
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from support.processes import is_running
 from unit.cli.local import fakes
 
@@ -126,7 +126,7 @@ async def test_a_trainer_that_completed_as_a_port_moved_is_not_started_again(
     supervisor = stage.supervisor()
     attempts: list[int] = []
 
-    async def attempt(_: ProcessBuilder) -> tuple[int, LastWords | None]:
+    async def attempt(_: ProcessBuilder) -> tuple[int, TerminationMessage | None]:
         attempts.append(len(attempts))
         supervisor._keeper._moved.discard(supervisor._trainer)
         if len(attempts) == 1:
@@ -149,7 +149,7 @@ async def test_each_attempt_has_a_higher_number_than_any_before(stage: Stage) ->
     assert attempts == ["8", "9"]
 
 
-async def test_a_failed_trainer_shows_its_last_words_and_the_end_of_its_log(stage: Stage) -> None:
+async def test_a_failed_trainer_shows_its_termination_message_and_the_end_of_its_log(stage: Stage) -> None:
     outcome = await stage.play({"trainer": "die 7"}, backoff=lambda _: 0.0)
 
     assert "beta is too large" in outcome.message

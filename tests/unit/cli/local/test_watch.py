@@ -20,7 +20,7 @@ from spinrun_cli.log_lines import LineWriter
 from spinrun_cli.show.render import line, panel, sparkline
 from spinrun_cli.show.snapshot import Outcome, Snapshot, WindowFigures
 from spinrun_cli.terminal import lines
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Activity, Progress
 from unit.cli.shell import Shell
 
@@ -44,7 +44,7 @@ def at_work(folder: Path) -> Generator[None]:
 # --- watching ------------------------------------------------------------------------------------------------------
 
 
-def test_complete_run_ends_the_watch_with_zero_and_its_last_words(spinrun: Shell, finished_run: Path) -> None:
+def test_complete_run_ends_the_watch_with_zero_and_its_termination_message(spinrun: Shell, finished_run: Path) -> None:
     assert spinrun("watch", str(finished_run)) == (0, "adding: Complete: 5 windows, 20 steps\n", "")
 
 
@@ -61,11 +61,11 @@ def test_document_has_the_figures_by_window(spinrun: Shell, finished_run: Path) 
     ("words", "want"),
     [
         (
-            LastWords(result="Failed", reason="NoPairs", message="no window makes a pair", exit_code=1),
+            TerminationMessage(result="Failed", reason="NoPairs", message="no window makes a pair", exit_code=1),
             "Failed: no window makes a pair",
         ),
         (
-            LastWords(result="Preempted", reason="Preempted", message="asked to stop", exit_code=3),
+            TerminationMessage(result="Preempted", reason="Preempted", message="asked to stop", exit_code=3),
             "Stopped: asked to stop; `spinrun",
         ),
         (None, "Stopped: it was cut off before"),
@@ -73,7 +73,7 @@ def test_document_has_the_figures_by_window(spinrun: Shell, finished_run: Path) 
     ids=["failed", "stopped", "killed"],
 )
 def test_run_that_is_not_complete_ends_the_watch_with_one(
-    spinrun: Shell, finished_run: Path, words: LastWords | None, want: str
+    spinrun: Shell, finished_run: Path, words: TerminationMessage | None, want: str
 ) -> None:
     path = finished_run / "last-words.json"
     path.write_text(words.model_dump_json(by_alias=True)) if words else path.unlink()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spinrun_api.documents import InvalidDocumentError, Problem
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted, RunError
 from spinrun_worker.ledger import LedgerUnavailableError, SupersededError, TornError
 from spinrun_worker.trainer.ranks.termination import MAX_BYTES, clear, describe_failure, encode, say
@@ -57,8 +57,8 @@ def test_unforeseen_error_tells_its_class_and_place() -> None:
     assert "decoder.py" in message
 
 
-def words(message: str) -> LastWords:
-    return LastWords(result="Failed", reason="RunError", message=message, exit_code=1, window=2)
+def words(message: str) -> TerminationMessage:
+    return TerminationMessage(result="Failed", reason="RunError", message=message, exit_code=1, window=2)
 
 
 @settings(deadline=None, max_examples=40)
@@ -67,7 +67,7 @@ def test_words_fit_and_stay_readable(message: str) -> None:
     document = encode(words(message))
     assert len(document) <= MAX_BYTES
     assert b"\n" not in document
-    read = LastWords.model_validate_json(document)
+    read = TerminationMessage.model_validate_json(document)
     kept = read.message.removesuffix("…")
     assert message.encode(errors="replace").decode().startswith(kept)
     assert (read.reason, read.window) == ("RunError", 2)
@@ -87,7 +87,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def message_in(path: Path) -> str:
-    return LastWords.model_validate_json(path.read_bytes()).message
+    return TerminationMessage.model_validate_json(path.read_bytes()).message
 
 
 def test_words_go_into_the_file_itself_and_to_stderr(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_same_words_that_tell_more_stay(log: Path) -> None:
     brief, full = words("asked to stop"), words("asked to stop").model_copy(update={"accuracy": 0.75})
     for said in (brief, full, brief, full.model_copy(update={"step": 7, "window": 9})):
         say(said)
-    assert LastWords.model_validate_json(log.read_bytes()) == full
+    assert TerminationMessage.model_validate_json(log.read_bytes()) == full
 
 
 def test_file_that_holds_no_words_is_written(log: Path) -> None:
@@ -150,5 +150,7 @@ def test_log_that_cannot_be_written_is_a_warning(
 
 
 def test_words_are_compact_json_with_outside_names() -> None:
-    document: dict[str, Any] = json.loads(encode(LastWords(result="Complete", reason="Completed", message="", exit_code=0)))
+    document: dict[str, Any] = json.loads(
+        encode(TerminationMessage(result="Complete", reason="Completed", message="", exit_code=0))
+    )
     assert document == {"result": "Complete", "reason": "Completed", "message": "", "exitCode": 0}

@@ -32,7 +32,7 @@ from spinrun_protocol.child_process import die_with_parent
 from spinrun_protocol.commands import RENDEZVOUS_PORT
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.logs import facts_of, log_to_stderr
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_worker.trainer.ranks import termination
 
 logger = logging.getLogger(__name__)
@@ -246,21 +246,21 @@ def rank_environments(
     return environments
 
 
-def words(rank_exit: RankExit) -> LastWords:
+def words(rank_exit: RankExit) -> TerminationMessage:
     """The last words for ranks that said nothing themselves, or could not."""
     code, rank = rank_exit.exit_code, f"rank {rank_exit.rank}"
     if code == ExitCode.PREEMPTED:
         message = f"{rank} was asked to stop before it could write a checkpoint; the next attempt resumes from the last one"
-        return LastWords(result="Preempted", reason="Preempted", message=message, exit_code=code)
+        return TerminationMessage(result="Preempted", reason="Preempted", message=message, exit_code=code)
     if rank_exit.killed_by_us:
         message = f"{rank} did not exit in time and was killed; allow more with --grace-seconds and the pod's grace period"
-        return LastWords(result="Failed", reason="GraceExceeded", message=message, exit_code=code)
+        return TerminationMessage(result="Failed", reason="GraceExceeded", message=message, exit_code=code)
     if rank_exit.code >= 0:
         message = f"{rank} exited with code {rank_exit.code} and no message: see its log"
-        return LastWords(result="Failed", reason="RankFailed", message=message, exit_code=code)
+        return TerminationMessage(result="Failed", reason="RankFailed", message=message, exit_code=code)
     name = signal.Signals(-rank_exit.code).name
     hint = "; most likely OOM-killed: raise the memory limit or lower trainer.tokensPerMicroBatch" if name == "SIGKILL" else ""
-    return LastWords(result="Failed", reason="RankKilled", message=f"{rank} was killed by {name}{hint}", exit_code=code)
+    return TerminationMessage(result="Failed", reason="RankKilled", message=f"{rank} was killed by {name}{hint}", exit_code=code)
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from spinrun_api.documents import InvalidDocumentError
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
-from spinrun_protocol.termination import LastWords
+from spinrun_protocol.termination import TerminationMessage
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def describe_failure(
     version: int | None = None,
     accuracy: float | None = None,
     initial_accuracy: float | None = None,
-) -> LastWords:
+) -> TerminationMessage:
     """The last words of a process that ends with an exception. An unexpected one is described by its class and origin.
 
     Args:
@@ -64,7 +64,7 @@ def describe_failure(
         initial_accuracy: The accuracy of version 0.
     """
     code, reason = outcome(error) or (ExitCode.FAILED, type(error).__name__)
-    return LastWords(
+    return TerminationMessage(
         result="Preempted" if code is ExitCode.PREEMPTED else "Failed",
         reason=reason,
         message=str(error) if outcome(error) else _last_line(error),
@@ -84,7 +84,7 @@ def _last_line(error: BaseException) -> str:
     return f"{line} ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].name})" if frames else line
 
 
-def say(words: LastWords, *, replace: bool = False) -> None:
+def say(words: TerminationMessage, *, replace: bool = False) -> None:
     """Write last words to the termination log, if there is one, and to stderr as one line.
 
     Never raises: the exit code must still get out.
@@ -117,10 +117,10 @@ def _write(path: Path, document: bytes, *, replace: bool) -> None:
 def _is_news(document: bytes, earlier: bytes) -> bool:
     """Whether there are no earlier words, or the same ones without something that these add."""
     try:
-        before = LastWords.model_validate_json(earlier).to_document()
+        before = TerminationMessage.model_validate_json(earlier).to_document()
     except ValueError:
         return True
-    now = LastWords.model_validate_json(document).to_document()
+    now = TerminationMessage.model_validate_json(document).to_document()
     return now.keys() > before.keys() and now | before == now
 
 
@@ -131,7 +131,7 @@ def clear() -> None:
         os.truncate(path, 0)
 
 
-def encode(words: LastWords) -> bytes:
+def encode(words: TerminationMessage) -> bytes:
     """Compact JSON of at most MAX_BYTES; a message that is too long is truncated."""
     # Paths and foreign messages may hold bytes that are not text; JSON cannot.
     message = words.message.encode(errors="replace").decode()
@@ -140,5 +140,5 @@ def encode(words: LastWords) -> bytes:
     return _json(words, message)
 
 
-def _json(words: LastWords, message: str) -> bytes:
+def _json(words: TerminationMessage, message: str) -> bytes:
     return words.model_copy(update={"message": message}).model_dump_json(by_alias=True, exclude_none=True).encode()
