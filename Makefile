@@ -158,7 +158,7 @@ format: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff check --fix .
 
 .PHONY: constraints
-constraints: $(VENV)/.installed ## Write constraints.txt anew from what is installed
+constraints: $(VENV)/.installed ## Write constraints.txt from what is installed
 	(echo '# Versions that were tested together; names and versions only. Made by `make constraints`.'; $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable) > constraints.txt
 
 .PHONY: clean

@@ -121,7 +121,7 @@ def measure(model: Path, folder: Path, repeats: int) -> Figures:
 
     for repeat in range(repeats):
         run = folder / f"run-{repeat}"
-        # Each engine in the number type of its rollouts that is faster for it; the first repeat finds out which.
+        # Each engine with the dtype of its rollouts that is faster for it; the first repeat finds out which.
         for dtype in DTYPES if repeat == 0 else (best_rollouts(figures),):
             shutil.rmtree(run, ignore_errors=True)
             local = note(f"online spinrun {dtype}", online(model, run, dtype=dtype))
@@ -143,7 +143,7 @@ def measure(model: Path, folder: Path, repeats: int) -> Figures:
 
 
 def switches(model: Path, ledger: Path, repeats: int) -> dict[str, float]:
-    """Seconds of a train step in the faster number type as it is, and without each of its optimisations."""
+    """Seconds of a train step in the faster dtype as it is, and without each of its optimisations."""
     names = ("", *workload.SWITCHES)
     found: dict[str, list[Figures]] = {name: [] for name in names}
     dtype = max(DTYPES, key=lambda dtype: workload.matmul_peak(getattr(torch, dtype)))
@@ -155,7 +155,7 @@ def switches(model: Path, ledger: Path, repeats: int) -> dict[str, float]:
 
 
 def overlap(model: Path, folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Prompts a second, from end to end: rollouts in each number type, in turn with the trainer and a window ahead of it."""
+    """Prompts a second, from end to end: rollouts with each dtype, in turn with the trainer and a window ahead of it."""
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
         for dtype in DTYPES:
@@ -167,13 +167,13 @@ def overlap(model: Path, folder: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def best_rollouts(figures: dict[str, list[Figures]]) -> str:
-    """The number type of rollouts in which a prompt takes SpinRun less time from end to end. Useful pairs would be a matter of
+    """The dtype of rollouts with which a prompt takes SpinRun less time from end to end. Useful pairs would be a matter of
     luck: how many of so few prompts get answers that differ."""
     return max(DTYPES, key=lambda dtype: median(figures[f"online spinrun {dtype}"], lambda result: result["prompts_per_second"]))
 
 
 def best_dtype(figures: dict[str, list[Figures]], name: str) -> str:
-    """The number type in which a contender's step is faster."""
+    """The dtype in which a contender's step is faster."""
     return min(DTYPES, key=lambda dtype: step_seconds(figures[f"{name} {dtype}"]))
 
 

@@ -83,7 +83,7 @@ def document(method: str, seed: int, model: Path, folder: Path) -> Json:
         spec["data"]["prompts"] = {"source": str(solutions(folder)), "answerColumn": "answer"}
     spec["data"]["prompts"]["shuffleSeed"] = seed
     spec["duration"] = {"windows": WINDOWS}
-    spec["trainer"]["checkpointEverySteps"] = 1_000_000  # nobody goes on with these
+    spec["trainer"]["checkpointEverySteps"] = 1_000_000  # nobody resumes from these
     for field, changes in METHODS[method].items():
         spec[field] = changes if field == "preference" else spec[field] | changes
     return whole

@@ -39,7 +39,7 @@ def settings(folder: str, *, batch: int, steps: int) -> dict[str, Any]:
         "per_device_train_batch_size": batch,
         "max_steps": steps,
         "gradient_checkpointing": False,
-        "bf16": False,  # the model itself has the number type
+        "bf16": False,  # the model itself has the dtype
         "use_cpu": True,
         "report_to": [],
         "logging_steps": 1000,

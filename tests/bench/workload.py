@@ -61,8 +61,12 @@ def chat_prompts(tokenizer: Any, repeat: int) -> list[list[int]]:
 def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str = "float32", overlap: int = 0) -> dict[str, Any]:
     """The run that `spinrun local` is measured with: TRL's prompts, answers and tokens of a step.
 
-    dtype: number type of the rollouts. The trainer's weights are float32, and what it multiplies in is the faster type.
-    overlap: windows that the rollouts are ahead; in turn with the trainer they say the log-probs of its reference.
+    Args:
+        model: Folder of the model.
+        windows: How many windows the run has.
+        answers: Answers to each prompt.
+        dtype: Of the rollouts. The trainer's weights are float32, and it multiplies in the faster dtype.
+        overlap: Windows that the rollouts are ahead; in turn with the trainer they give the log-probs of its reference.
     """
     reference_or_overlap = {"overlap": overlap} if overlap else {"referenceLogprobs": "rollouts"}
     return {

@@ -270,9 +270,9 @@ class Runs:
         """Waits until a run trains with all rollouts that it shall have, and returns its attempts so far."""
         self.until_phase(name, "Running")
         self.until("all rollouts are ready", lambda: len(set(self.rollouts(name))) == 1)
-        return Attempts.of(self.goes_on(name))
+        return Attempts.of(self.until_continued(name))
 
-    def goes_on(self, name: str, attempt: int = 1) -> Json:
+    def until_continued(self, name: str, attempt: int = 1) -> Json:
         """Waits until a run has done two windows more in an attempt of this number or a later one, and returns its status."""
         self.until(f"attempt {attempt} of {name}", lambda: self.status(name).get("attempt", 0) >= attempt)
         return self.until_window(name, self.at_window(name) + 2)

@@ -73,7 +73,7 @@ def test_an_operator_killed_at_every_stage_and_upgraded_leaves_the_pods_alone(be
     beset.until_window(NAME, window + 2)
     kill_operator(beset)
 
-    status = beset.goes_on(NAME)
+    status = beset.until_continued(NAME)
 
     assert Attempts.of(status) == attempts
     assert {pod["metadata"]["uid"] for pod in beset.pods()} == pods
@@ -118,7 +118,7 @@ def test_dashboards_have_data_of_real_pods(beset: Runs, tmp_path: Path) -> None:
 def test_a_rollout_that_is_added_serves_the_same_run(beset: Runs) -> None:
     attempts = beset.at_work(NAME)
     scale(beset, 2)
-    assert Attempts.of(beset.goes_on(NAME)) == attempts
+    assert Attempts.of(beset.until_continued(NAME)) == attempts
 
 
 def test_rollout_pods_deleted_while_they_generate_and_switch_come_back(beset: Runs) -> None:
@@ -130,7 +130,7 @@ def test_rollout_pods_deleted_while_they_generate_and_switch_come_back(beset: Ru
     beset.until_window(NAME, window + 1, "activate")
     beset.kubectl("delete", "pod", beset.pod_names("rollout")[-1], "--grace-period=0", "--force")
 
-    status = beset.goes_on(NAME)
+    status = beset.until_continued(NAME)
     beset.until("both serve again", lambda: beset.rollouts(NAME) == (2, 2))
 
     assert Attempts.of(status) == attempts, "the trainer was left alone"
@@ -150,7 +150,7 @@ def test_vllm_and_agent_killed_in_their_containers_come_back(beset: Runs) -> Non
         beset.kubectl("exec", pod, "--container=agent", "--", "python", "-c", END)
     beset.until("the agent is started again", lambda: restarts(beset, pod, "agent") == agent + 1)
 
-    status = beset.goes_on(NAME)
+    status = beset.until_continued(NAME)
 
     assert Attempts.of(status) == attempts
     assert (restarts(beset, pod, "vllm"), restarts(beset, pod, "agent")) == (vllm + 1, agent + 1)
@@ -159,7 +159,7 @@ def test_vllm_and_agent_killed_in_their_containers_come_back(beset: Runs) -> Non
 def test_a_rollout_that_is_taken_away_is_not_missed(beset: Runs) -> None:
     attempts = beset.at_work(NAME)
     scale(beset, 1)
-    assert Attempts.of(beset.goes_on(NAME)) == attempts
+    assert Attempts.of(beset.until_continued(NAME)) == attempts
 
 
 def scale(runs: Runs, replicas: int) -> None:
@@ -179,11 +179,11 @@ def restarts(runs: Runs, pod: str, container: str) -> int:
 
 
 @pytest.mark.parametrize("activity", ["generate", "train", "publish"])
-def test_a_killed_trainer_is_counted_and_goes_on_from_its_checkpoint(beset: Runs, activity: str) -> None:
+def test_a_killed_trainer_is_counted_and_resumes_from_its_checkpoint(beset: Runs, activity: str) -> None:
     attempts = beset.at_work(NAME)
     beset.kill_trainer(NAME, *(ANSWERING if activity == "generate" else (activity,)))
 
-    status = beset.goes_on(NAME, attempt=attempts.total + 1)
+    status = beset.until_continued(NAME, attempt=attempts.total + 1)
 
     assert Attempts.of(status) == attempts.after(total=1, failed=1)
     assert {line.attempt for line in beset.steps(NAME)} >= {attempts.total, attempts.total + 1}
@@ -196,7 +196,7 @@ def test_an_evicted_trainer_is_not_counted_as_a_failure(beset: Runs) -> None:
     path = f"/api/v1/namespaces/{beset.namespace}/pods/{pod}/eviction"
     beset.kubectl("create", "--raw", path, "--filename=-", input=json.dumps(eviction))
 
-    status = beset.goes_on(NAME, attempt=attempts.total + 1)
+    status = beset.until_continued(NAME, attempt=attempts.total + 1)
 
     assert Attempts.of(status) == attempts.after(total=1)
 
@@ -210,7 +210,7 @@ def test_a_drained_node_moves_the_run_on_when_it_is_back(beset: Runs) -> None:
     finally:
         beset.kubectl("uncordon", node)
 
-    status = beset.goes_on(NAME, attempt=attempts.total + 1)
+    status = beset.until_continued(NAME, attempt=attempts.total + 1)
 
     assert Attempts.of(status) == attempts.after(total=1)
 
@@ -224,7 +224,7 @@ def waits_for_a_node(runs: Runs) -> bool:
 # --- the user ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_suspended_run_has_no_pods_and_goes_on_where_it_was(beset: Runs) -> None:
+def test_a_suspended_run_has_no_pods_and_resumes_where_it_was(beset: Runs) -> None:
     attempts = beset.at_work(NAME)
     window = beset.at_window(NAME)
     beset.change(NAME, lifecycle={"suspend": True})
@@ -232,7 +232,7 @@ def test_a_suspended_run_has_no_pods_and_goes_on_where_it_was(beset: Runs) -> No
     beset.until("no pod is left", lambda: not beset.pods())
     beset.change(NAME, lifecycle={"suspend": False})
 
-    status = beset.goes_on(NAME, attempt=attempts.total + 1)
+    status = beset.until_continued(NAME, attempt=attempts.total + 1)
 
     assert status["window"] >= window
     assert Attempts.of(status) == attempts.after(total=1)
@@ -253,7 +253,7 @@ def test_a_damaged_weights_file_is_refused_by_name_until_it_is_whole(beset: Runs
     assert beset.rollouts(NAME)[0] == 0, "nobody serves it"
     beset.shell("python", "-c", FLIP, file)
 
-    status = beset.goes_on(NAME)
+    status = beset.until_continued(NAME)
     assert Attempts.of(status) == attempts
 
 

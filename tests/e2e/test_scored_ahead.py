@@ -36,7 +36,7 @@ def test_a_reward_model_that_is_away_is_waited_for(ahead: Runs) -> None:
     ahead.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
     ahead.until("another scorer has come", lambda: uids(ahead) - {pod["metadata"]["uid"]})
 
-    assert Attempts.of(ahead.goes_on(NAME)) == attempts, "the trainer waited"
+    assert Attempts.of(ahead.until_continued(NAME)) == attempts, "the trainer waited"
 
 
 def uids(runs: Runs) -> set[str]:
@@ -48,7 +48,7 @@ def test_rollouts_that_are_ahead_answer_again_what_a_killed_trainer_has_lost(ahe
     attempts = ahead.at_work(NAME)
     ahead.kill_trainer(NAME, "train")
 
-    status = ahead.goes_on(NAME, attempt=attempts.total + 1)
+    status = ahead.until_continued(NAME, attempt=attempts.total + 1)
 
     assert Attempts.of(status) == attempts.after(total=1, failed=1)
 
@@ -57,7 +57,7 @@ def test_a_rollout_that_was_ahead_is_waited_for(ahead: Runs) -> None:
     attempts = ahead.at_work(NAME)
     ahead.kubectl("delete", "pod", ahead.pod_names("rollout", NAME)[0], "--grace-period=0", "--force")
 
-    assert Attempts.of(ahead.goes_on(NAME)) == attempts, "the trainer waited"
+    assert Attempts.of(ahead.until_continued(NAME)) == attempts, "the trainer waited"
 
 
 def test_at_its_end_every_window_was_sampled_once_and_has_the_rewards_of_the_model(ahead: Runs, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 SMALL = "small"
 
 
-def test_a_run_on_a_full_volume_says_so_and_goes_on_when_there_is_space(
+def test_a_run_on_a_full_volume_says_so_and_continues_when_there_is_space(
     runs: Runs, small_claim: Callable[[], None], tmp_path: Path
 ) -> None:
     run = tiny_run("full", storage={"claimName": SMALL}, duration=LONG)
@@ -25,7 +25,7 @@ def test_a_run_on_a_full_volume_says_so_and_goes_on_when_there_is_space(
     assert "No space left on device" in said
     small_claim()
 
-    status = runs.goes_on("full")
+    status = runs.until_continued("full")
 
     assert status.get("failedAttempts", 0) == 0, "nobody's failure but the volume's"
     runs.until("it has nothing to say of its volume", lambda: not unavailable(runs))

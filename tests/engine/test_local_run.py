@@ -96,7 +96,7 @@ def test_no_alert_fires_in_a_sound_run(prometheus: Prometheus) -> None:
     assert firing <= {"SpinRunOperatorAbsent"}
 
 
-def test_a_run_that_is_stopped_goes_on_with_two_rollouts_and_survives_the_death_of_one(run: LocalRun) -> None:
+def test_a_run_that_is_stopped_resumes_with_two_rollouts_and_survives_the_death_of_one(run: LocalRun) -> None:
     run.until("two windows are done", lambda: run.windows_done() >= 2)
     children = run.descendants()
     assert any(map(is_vllm, children))

@@ -63,7 +63,7 @@ class ControlPlane:
             time.sleep(0.1)
 
     async def kubectl_async(self, *args: str, input: str | None = None) -> str:
-        """The same in a thread, so that the event loop goes on."""
+        """The same in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(self.kubectl, *args, input=input)
 
 

@@ -349,7 +349,7 @@ class FakeKubelet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
-            # The nodes first, so that what controllers make anew is not bound to them.
+            # The nodes first, so that what controllers make again is not bound to them.
             await asyncio.gather(*(self._discard(self._api.delete_node, node) for node in self.nodes))
             pods = [worker.pod for worker in self._workers.values()]
             await asyncio.gather(*(self._remove(pod) for pod in pods))

@@ -45,7 +45,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Evicted:
-    """The node puts the pod out for want of memory or disk."""
+    """The node evicts the pod because it is low on memory or disk."""
 
     message: str = "The node was low on resource: memory."
     after: float = 0.0
@@ -81,7 +81,7 @@ class Script:
     _followers: set[str] = field(default_factory=set, init=False)
 
     def takes(self, pod: Json) -> bool:
-        """Whether the pod follows it; one that did goes on to, whatever the limit."""
+        """Whether the pod follows it; one that did keeps following it, whatever the limit."""
         if not self._matches(pod["metadata"]):
             return False
         if self.limit is not None and len(self._followers) >= self.limit:

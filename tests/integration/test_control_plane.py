@@ -137,7 +137,7 @@ def test_a_start_that_fails_shows_the_logs_and_leaves_no_process(own: ControlPla
     assert run("status", "--state", tmp_path).stdout.count("not running") == 4
 
 
-async def test_a_cluster_goes_on_after_a_restart_and_its_kubelet_with_it(second: ControlPlane) -> None:
+async def test_a_cluster_continues_after_a_restart_and_its_kubelet_with_it(second: ControlPlane) -> None:
     second.kubectl("create", "configmap", "kept")
     port = server_of(second).rpartition(":")[2]
     async with FakeKubelet(second.kubeconfig):

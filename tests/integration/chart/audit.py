@@ -22,7 +22,7 @@ class Right:
 
 
 def requests_of(log: Path, user: str) -> list[Json]:
-    """The audit log's entries about a user's requests. A watch that goes on has its entry from its start."""
+    """The audit log's entries about a user's requests. A watch has its entry from its start on."""
     with log.open() as lines:
         # Most lines are about others, and reading them as JSON would take most of the time.
         entries = (json.loads(line) for line in lines if user in line)

@@ -108,7 +108,7 @@ async def readers(cluster: Cluster) -> list[str]:
 
 
 async def begun(*arguments: str) -> tuple[asyncio.subprocess.Process, str]:
-    """A command that goes on, and the first line that it has printed."""
+    """A command that keeps running, and the first line that it has printed."""
     command = (sys.executable, "-m", "spinrun_cli.main", *arguments)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None

@@ -28,7 +28,7 @@ LABELS = {
 
 
 def document(model: Path) -> dict[str, Any]:
-    """A run that goes on until it is stopped, in windows of about a second."""
+    """A run that lasts until it is stopped, in windows of about a second."""
     return letters_run(
         RUN,
         model={"source": str(model)},

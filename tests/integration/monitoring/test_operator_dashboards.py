@@ -33,7 +33,7 @@ YOUNG = {"offset 1h": "Prometheus has begun a moment ago"}
 async def prometheus(
     cluster: Cluster, fake_kubelet: FakeKubelet, control_plane: ControlPlane, tmp_path: Path
 ) -> AsyncIterator[Prometheus]:
-    """A Prometheus that watches an operator with a run that goes on after a failure and one that cannot."""
+    """A Prometheus that watches an operator with a run that continues after a failure and one that cannot."""
     binary()
     async with operator_process(control_plane.kubeconfig, cluster.namespace) as operator:
         target = Target(int(operator.url.rpartition(":")[2]), {"namespace": SYSTEM, "pod": "spinrun-operator-0"})

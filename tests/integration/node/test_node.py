@@ -223,7 +223,7 @@ def test_the_same_folder_cannot_be_started_twice(own: Path) -> None:
     assert run_cluster("status", "--state", own).returncode == 0
 
 
-def test_down_leaves_nothing_and_up_goes_on(pods: Pods, own: Path, machine: Machine) -> None:
+def test_down_leaves_nothing_and_up_resumes(pods: Pods, own: Path, machine: Machine) -> None:
     pods.kubectl("create", "configmap", "kept")
     pods.run("left", "sleep 600", until="Running", restartPolicy="Always")
     pids = [int(path.read_text()) for path in (own / "pids").iterdir()]
@@ -243,7 +243,7 @@ def test_down_leaves_nothing_and_up_goes_on(pods: Pods, own: Path, machine: Mach
     pods.run("new", "true", until="Succeeded")
 
 
-def test_up_goes_on_after_all_processes_were_killed(pods: Pods, own: Path) -> None:
+def test_up_resumes_after_all_processes_were_killed(pods: Pods, own: Path) -> None:
     for path in (own / "pids").iterdir():
         os.kill(int(path.read_text()), signal.SIGKILL)
     started = run_cluster("up", "--state", own, "--nodes", "2")

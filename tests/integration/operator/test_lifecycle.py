@@ -124,7 +124,7 @@ async def test_lost_rollout_does_not_disturb_the_trainer(cluster: Cluster, fake_
     assert same["metadata"]["uid"] == trainer["metadata"]["uid"]
 
 
-async def test_suspended_run_keeps_its_ledger_and_goes_on_as_next_attempt(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
+async def test_suspended_run_keeps_its_ledger_and_resumes_as_next_attempt(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
     fake_kubelet.script(Exit(0, after=3600), name=TRAINER, on_delete=Exit(3))
     await cluster.create(spin_run())
     await cluster.until_phase("Running")
@@ -211,7 +211,7 @@ async def test_claim_that_is_not_retained_goes_with_the_run(cluster: Cluster, fa
     await cluster.until_gone("PersistentVolumeClaim", "demo-ledger")
 
 
-async def test_run_of_the_same_name_goes_on_with_the_retained_claim(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
+async def test_run_of_the_same_name_reuses_the_retained_claim(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
     await cluster.create(spin_run())
     await cluster.until_phase("Running")
     await cluster.delete("SpinRun", "demo")

@@ -78,7 +78,7 @@ def test_the_rollouts_answer_the_next_window_while_this_one_trains(attempts: Att
 
 
 @pytest.mark.parametrize("windows", [3, 2], ids=["before a window", "at the end"])
-def test_a_run_stopped_while_it_waits_for_the_rollouts_goes_on_as_if_it_had_not(
+def test_a_run_stopped_while_it_waits_for_the_rollouts_continues_as_if_it_had_not(
     attempts: Attempts, tmp_path: Path, windows: int
 ) -> None:
     """Version 1 never answers, neither the prompts of window 2 nor the held-out ones; so the run is stopped before it can use

@@ -85,7 +85,7 @@ def test_all_trackers_show_what_the_ledger_says_of_all_attempts(attempts: Attemp
     assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
 
 
-def test_an_attempt_that_was_killed_goes_on_in_the_same_place(attempts: Attempts, tmp_path: Path) -> None:
+def test_trackers_continue_in_the_same_place_after_an_attempt_that_was_killed(attempts: Attempts, tmp_path: Path) -> None:
     ledger, telemetry = tmp_path / "ledger", {"tensorboard": {}, "mlflow": {}}
     # Each attempt writes dozens of files; this one is within the second window.
     assert attempts.run(ledger, kill_at=40, telemetry=telemetry) == -9, attempts.log(1).read_text()

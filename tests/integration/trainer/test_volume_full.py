@@ -37,7 +37,7 @@ def mount(*arguments: str) -> str:
     return subprocess.run(["mount", *arguments], capture_output=True, text=True).stderr.strip()
 
 
-def test_volume_full_while_publishing_ends_the_attempt_and_the_next_goes_on(
+def test_volume_full_while_publishing_ends_the_attempt_and_the_next_continues(
     attempts: Attempts, tmp_path: Path, volume: tuple[Path, Resize]
 ) -> None:
     folder, resize = volume

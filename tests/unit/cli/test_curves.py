@@ -16,7 +16,7 @@ SPECS = sorted((ROOT / "tools" / "curves").glob("*.yaml"))
 
 
 def load(path: Path) -> ModuleType:
-    """A script that is no package."""
+    """A script that is not part of a package."""
     spec = spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

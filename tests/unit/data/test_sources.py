@@ -80,7 +80,7 @@ def test_a_source_that_cannot_be_is_refused_with_a_remedy(source: str, want: str
         rows_of(source)
 
 
-def test_a_folder_is_no_file(tmp_path: Path):
+def test_a_folder_is_not_a_file(tmp_path: Path):
     folder = tmp_path / "a.jsonl"
     folder.mkdir()
     with pytest.raises(ConfigurationError, match=r"data\.prompts\.source: .*Is a directory"):

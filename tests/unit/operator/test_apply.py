@@ -66,7 +66,7 @@ async def test_removed_wish_is_applied_though_the_rest_is_there() -> None:
     assert len(api.applied) == 2
 
 
-async def test_what_the_api_server_changes_by_itself_is_not_applied_for_ever() -> None:
+async def test_what_the_api_server_changes_alone_is_not_applied_for_ever() -> None:
     def change(document: Json) -> Json:
         return document | {"spec": document["spec"] | {"clusterIP": "normalised"}}
 

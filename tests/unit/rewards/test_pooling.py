@@ -104,7 +104,7 @@ def test_an_answer_that_the_server_does_not_take_costs_no_other_one_of_its_reque
     ],
     ids=str,
 )
-def test_what_is_no_number_is_no_reward(body: object) -> None:
+def test_what_is_not_a_number_is_not_a_reward(body: object) -> None:
     with serving(lambda _: Says(body)) as endpoint:
         result = scorer_at(endpoint, "rewardModel").score([group("p", "a")])
     assert result.rewards == ((None,),)

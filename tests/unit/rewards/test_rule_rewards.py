@@ -1,11 +1,11 @@
 import json
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from spinrun_api.spec import Rule
+from spinrun_api.spec import Rule, RuleKind
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
@@ -73,18 +73,23 @@ def python_rule(function: str, timeout_seconds: float = 10) -> RuleReward:
     return build_rule(Rule(kind="python", entry_point=f"myrules:{function}", timeout_seconds=timeout_seconds))
 
 
-@pytest.mark.parametrize(
-    ("rule", "answer", "want"),
-    [
-        (Rule(kind="lastNumber"), "4", (1.0, 0.0)),
-        (Rule(kind="gsm8k"), "2 + 2 = 4\n#### 4", (1.0, 0.0)),
-        (Rule(kind="exact"), "it is 4", (1.0, 0.0)),
-        (Rule(kind="choice"), "B", (0.0, 1.0)),
-        (Rule(kind="regex", pattern="{answer}$"), "4", (1.0, 0.0)),
-        (Rule(kind="math"), "\\frac{8}{2}", (1.0, 0.0)),
-    ],
-    ids=lambda value: value.kind if isinstance(value, Rule) else None,
-)
+RULES = [
+    (Rule(kind="lastNumber"), "4", (1.0, 0.0)),
+    (Rule(kind="gsm8k"), "2 + 2 = 4\n#### 4", (1.0, 0.0)),
+    (Rule(kind="exact"), "it is 4", (1.0, 0.0)),
+    (Rule(kind="choice"), "B", (0.0, 1.0)),
+    (Rule(kind="regex", pattern="{answer}$"), "4", (1.0, 0.0)),
+    (Rule(kind="math"), "\\frac{8}{2}", (1.0, 0.0)),
+]
+
+
+def test_every_kind_of_rule_is_tested_here_and_named_in_the_readme():
+    assert {rule.kind for rule, _, _ in RULES} | {"python"} == set(get_args(RuleKind))
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    assert [kind for kind in get_args(RuleKind) if f"`{kind}`" not in readme] == []
+
+
+@pytest.mark.parametrize(("rule", "answer", "want"), RULES, ids=lambda value: value.kind if isinstance(value, Rule) else None)
 def test_every_rule_scores_every_sample(rule: Rule, answer: str, want: tuple[float, float]):
     scorer = build_rule(rule)
     result = scorer.score([(prompt("p", answer), samples("it is 4", "(B)")), (prompt("q", answer), samples("(B)"))])

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     facts.now = lambda: {"rank": rank}
     for name in ("httpx", "httpx2"):  # which of them speaks to the Hub depends on the version of huggingface_hub
         logging.getLogger(name).setLevel(logging.WARNING)
-    disable_progress_bar()  # a log is no terminal
+    disable_progress_bar()  # a log is not a terminal
     stop = StopSignal()
     board: ProgressBoard | None = None
     try:

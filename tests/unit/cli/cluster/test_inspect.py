@@ -245,7 +245,7 @@ def test_run_of_the_cluster_is_compared_by_its_ledger(spinrun: Shell, ledger: Fa
 
 
 def status(**fields: Any) -> Json:
-    """A status of a run that goes on."""
+    """A status of a run that is active."""
     found = {
         "phase": "Running",
         "attempt": 1,

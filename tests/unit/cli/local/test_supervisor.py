@@ -303,7 +303,7 @@ async def test_a_trainer_that_does_not_end_is_killed_after_its_time(stage: Stage
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until the run has come to a state that it reaches by itself."""
+    """Wait until the run has come to a state that it reaches without help."""
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - other processes set no event of ours
             await asyncio.sleep(0.02)

@@ -231,7 +231,7 @@ def test_logs_of_the_processes_that_are_meant_are_printed(
     assert (code, out.splitlines()) == (0, want)
 
 
-def test_followed_log_goes_on_until_the_run_has_ended(spinrun: Shell, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_followed_until_the_run_has_ended(spinrun: Shell, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_logs, "POLL_SECONDS", 0.05)
     started = threading.Event()
 

@@ -211,7 +211,7 @@ def test_large_gradients_are_scaled_to_the_norm_and_reported_as_they_were(llama:
         pytest.param(float("inf"), "prompt-1", "prompt-2", id="infinite"),
     ],
 )
-def test_a_loss_that_is_no_number_names_its_prompts_and_takes_no_step(reference: float, named: str, not_named: str, llama: Path):
+def test_a_loss_that_is_not_finite_names_its_prompts_and_takes_no_step(reference: float, named: str, not_named: str, llama: Path):
     policy = load_policy(Model(source=str(llama)))
     trained = learner(policy)
     pairs = referred(trained, random_pairs(3))
@@ -226,7 +226,7 @@ def test_a_loss_that_is_no_number_names_its_prompts_and_takes_no_step(reference:
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
-def test_a_gradient_that_is_no_number_takes_no_step_either(llama: Path):
+def test_a_gradient_that_is_not_finite_takes_no_step_either(llama: Path):
     policy = load_policy(Model(source=str(llama)))
     trained = learner(policy)
     pairs = referred(trained, random_pairs(2))

@@ -127,7 +127,7 @@ def test_all_ranks_stop_when_one_is_asked_to(outcomes: dict[int, list[Outcome]],
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_ranks_refuse_a_step_that_is_no_number_on_one(outcomes: dict[int, list[Outcome]], rank: int):
+def test_all_ranks_refuse_a_step_that_is_not_finite_on_one(outcomes: dict[int, list[Outcome]], rank: int):
     broken = outcomes[2][rank]["broken"]
 
     assert "prompt-2:" in broken["error"]

@@ -8,8 +8,8 @@
 
 It sets the environment that torchrun sets, but without torchrun's elastic agent, for four reasons. An attempt never changes its
 ranks, and rank 0 must be on node 0, where the operator looks for it; the agent numbers nodes as it likes. Exit codes are a
-contract; the agent's is 1 whatever a rank's was. When the first rank exits after a SIGTERM, the agent sends another to those that
-are still writing the checkpoint, and kills them 30 s later. And it holds all of torch next to the ranks; this imports none of it.
+contract; the agent's is 1 whatever a rank's was. When a rank fails, the agent kills the others 30 s later, whatever its
+--shutdown-timeout says (torch 2.13). And it holds all of torch next to the ranks; this imports none of it.
 """
 
 import argparse

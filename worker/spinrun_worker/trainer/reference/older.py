@@ -55,7 +55,7 @@ def _load(directory: Path, weights: Manifest, parameters: Mapping[str, Tensor]) 
 
 
 def _fill(tensor: Tensor, whole: Tensor) -> None:
-    """Put this rank's part of a whole tensor into a tensor; narrower number types widen exactly."""
+    """Put this rank's part of a whole tensor into a tensor; narrower dtypes widen exactly."""
     if isinstance(tensor, DTensor):
         # Without a source rank each rank cuts its own part out of what it has itself.
         whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
