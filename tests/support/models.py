@@ -4,16 +4,26 @@ import random
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from spinrun_worker.records import Pair
 
 VOCABULARY_SIZE = 512
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<|im_start|>", "<|im_end|>")
+END_TOKENS = {"pad": "<pad>", "bos": "<bos>", "eos": "<|im_end|>"}
+SMALLEST: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
 FREQUENT_LETTERS = "etaoinshrdlucmfw"
 
 CHAT_TEMPLATE = (
@@ -30,50 +40,34 @@ def tiny_llama(
 
     Hidden size 128, 4 heads of 32 (vLLM's CPU attention takes no smaller), 2 key-value heads, 512 tokens, 512 positions.
     """
-    config = LlamaConfig(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        tie_word_embeddings=tie_word_embeddings,
-        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
-        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
-        eos_token_id=SPECIAL_TOKENS.index("<|im_end|>"),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-        nn.Module.to(model, dtype)  # its own `to` is the same here, and has no type
-    model.save_pretrained(directory)
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    }
+    model: Any = random_llama(seed, num_hidden_layers=layers, tie_word_embeddings=tie_word_embeddings, **sizes)
+    model.to(dtype).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
 
 
 def smallest_llama(directory: Path) -> Path:
     """A random Llama of some thousand parameters, which vLLM does not take; else as `tiny_llama`."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
-        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
-        eos_token_id=SPECIAL_TOKENS.index("<|im_end|>"),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(directory)
+    random_llama(**SMALLEST).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+def random_llama(seed: int = 0, **sizes: Any) -> LlamaForCausalLM:
+    """The same weights for the same arguments. sizes: fields of its configuration."""
+    special = {f"{name}_token_id": SPECIAL_TOKENS.index(token) for name, token in END_TOKENS.items()}
+    settings: dict[str, Any] = {"vocab_size": VOCABULARY_SIZE, "max_position_embeddings": 512, **special, **sizes}
+    config = LlamaConfig(**settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
 
 
 def tiny_classifier(directory: Path, *, seed: int = 0) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from spinrun_api.documents import parse_run
 from spinrun_api.spec import Preference
@@ -39,6 +38,7 @@ from spinrun_worker.trainer.schedule import make_schedule
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
 from spinrun_worker.trainer.storage.store import Publication
 from spinrun_worker.trainer.storage.windows import Windows
+from support.models import SMALLEST, random_llama
 from support.scripted_agent import LOGPROB, random_digits
 from support.trainer_process import UID, is_a_write
 
@@ -261,19 +261,7 @@ def scorer_of(preference: Preference, cleanup: ExitStack) -> Any:
 def tiny_built_model(options: Options) -> BuiltModel:
     """The same few thousand parameters at each start, on one rank, not sharded."""
     spec = options.run.spec
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        policy = Policy(LlamaForCausalLM(config))
+    policy = Policy(random_llama(**SMALLEST))
     optimizer = make_optimizer(policy.parameters(), spec.trainer)
     publication = Publication(policy.state, torch.float32, {"config.json": b"{}"}, file=None)
     record = RunRecord(
