@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 from spinrun_protocol.environment import ROLLOUTS, TERMINATION_LOG, TOKEN_FILE
@@ -13,20 +12,15 @@ from spinrun_worker.ledger import Ledger
 from support.trainer_process import UID, Attempts
 
 
-@pytest.mark.parametrize(
-    ("method", "steps"),
-    [
-        pytest.param({"refUpdateFreq": 2}, 4, id="the reference is the policy"),
-        pytest.param({"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "replayWindows": 1}, 6, id="an older reference, and replay"),
-    ],
-)
-def test_two_ranks_complete_a_run_under_torchrun(attempts: Attempts, tmp_path: Path, method: dict[str, int], steps: int) -> None:
+def test_two_ranks_complete_a_run_under_torchrun(attempts: Attempts, tmp_path: Path) -> None:
+    """With an older reference and replay: where the policy is the reference, tests/e2e/test_two_trainer_pods.py has two ranks."""
+    method, steps = {"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "replayWindows": 1}, 6
     run_file, ledger = tmp_path / "run.yaml", tmp_path / "ledger"
     run_file.write_text(yaml.safe_dump(attempts.document | {"spec": attempts.document["spec"] | {"method": method}}))
     environment = os.environ | {
         ROLLOUTS: attempts.agent,
         TOKEN_FILE: str(attempts.token_file),
-        TERMINATION_LOG: str(tmp_path / "last-words"),
+        TERMINATION_LOG: str(tmp_path / "termination"),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]

@@ -32,6 +32,7 @@ METHODS = {
     "in turn": {"refUpdateFreq": 2},
     "ahead": AHEAD,
     "rollouts' log-probs": ROLLOUTS,
+    "base answers": {"refUpdateFreq": 2, "pairing": "bestVsBase"},
     "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
 }
 LN2 = 0.6931471805599453
@@ -334,7 +335,7 @@ def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun
     assert stopped > 5, "there are as many points to stop at as steps and requests"
 
 
-@pytest.mark.parametrize("name", ["ahead", "rollouts' log-probs", "ahead, older reference, replay"])
+@pytest.mark.parametrize("name", ["ahead", "rollouts' log-probs", "base answers", "ahead, older reference, replay"])
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
     method = METHODS[name]
     want = make_run(method).attempt().end_state()
