@@ -36,7 +36,7 @@ from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.recorder import Recorder
 from spinrun_worker.trainer.reporting.server import Gauges
 from spinrun_worker.trainer.reporting.trackers import TrackerCollector
-from spinrun_worker.trainer.sampling import dispatch
+from spinrun_worker.trainer.sampling import calls, dispatch
 from spinrun_worker.trainer.stepper import Stepper
 from unit.api.invalid_runs import MINIMAL
 
@@ -76,7 +76,7 @@ def gauges_of_trainer() -> set[str]:
     """Names of the gauges that rank 0 makes from figures; see Recorder and Gauges."""
     sources = "".join(path.read_text() for path in Path(figures.__file__).parent.rglob("*.py"))
     timings = {f"timing/{activity}_seconds" for activity in re.findall(r'during\("(\w+)"\)', sources)}
-    troubles = re.findall(r'_counts\[("\w+"[^\]]*)\]', inspect.getsource(dispatch))
+    troubles = re.findall(r'_counts\[("\w+"[^\]]*)\]', inspect.getsource(calls) + inspect.getsource(dispatch))
     counts = {f"rollouts/{name}_total" for trouble in troubles for name in re.findall(r'"(\w+)"', trouble)}
     asked = re.findall(r"self.counts: Counter\[str\] = Counter\((.*)\)", inspect.getsource(endpoint))
     questions = {*re.findall(r"(\w+)=0", "".join(asked)), *re.findall(r'counts, "(\w+)":', inspect.getsource(comparison))}

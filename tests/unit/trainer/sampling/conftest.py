@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from spinrun_worker.trainer.sampling.client import Collector
-from spinrun_worker.trainer.sampling.dispatch import Limits
+from spinrun_worker.trainer.sampling.limits import SamplingLimits
 from unit.trainer.sampling.fake_agent import FAST, TOKEN, FakeAgent, FakeEndpoints
 
 
@@ -26,7 +26,7 @@ async def start_agents() -> AsyncIterator[Callable[[int], Awaitable[list[FakeAge
 
 @pytest.fixture
 def collect() -> Callable[..., Any]:
-    """A collector of some agents: `async with collect(*agents, stall_seconds=1)`; options that are no limits go to Collector."""
+    """A collector of some agents: `async with collect(*agents, stall_seconds=1)`; options that are not limits go to Collector."""
 
     @asynccontextmanager
     async def make(
@@ -34,7 +34,7 @@ def collect() -> Callable[..., Any]:
     ) -> AsyncGenerator[Collector, None]:
         options = {"on_wait": on_wait} if on_wait else {}
         known: Any = endpoints or FakeEndpoints(*agents)
-        async with Collector(known, TOKEN, limits=Limits(**{**FAST, **limits}), **options) as collector:
+        async with Collector(known, TOKEN, limits=SamplingLimits(**{**FAST, **limits}), **options) as collector:
             yield collector
 
     return make

@@ -213,7 +213,7 @@ async def test_an_agent_that_serves_another_version_is_told_again(start_agents, 
 
 async def test_a_busy_agent_gets_fewer_calls_and_no_blame(start_agents, collect):
     (agent,) = await start_agents(1)
-    busy = ErrorBody(error="2 calls are under way", reason="TooManyRequests")
+    busy = ErrorBody(error="2 calls are in flight", reason="TooManyRequests")
 
     async def answer_two_at_a_time(stream: Stream) -> None:
         if agent.calls_now >= 2 and not agent.refusals:
@@ -451,7 +451,7 @@ async def test_without_any_agent_it_waits_says_so_and_then_gives_up(start_agents
     assert told[-1] == ""
 
 
-async def test_it_goes_on_when_an_agent_comes_back(start_agents, collect):
+async def test_it_continues_when_an_agent_comes_back(start_agents, collect):
     (agent,) = await start_agents(1)
     told: list[str] = []
     async with collect(agent, on_wait=told.append) as collector:

@@ -24,7 +24,7 @@ async def test_a_list_of_urls_is_taken_as_it_is():
         ("dns+http://a", "needs a port"),
     ],
 )
-def test_what_is_no_address_is_refused(text: str, want: str):
+def test_what_is_not_an_address_is_refused(text: str, want: str):
     with pytest.raises(ConfigurationError, match=f"SPINRUN_ROLLOUTS: .*{want}"):
         Endpoints(text)
 

@@ -7,14 +7,14 @@ from spinrun_protocol.wire import Sampling
 from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.trainer.sampling.client import RolloutClient
-from spinrun_worker.trainer.sampling.dispatch import Limits
+from spinrun_worker.trainer.sampling.limits import SamplingLimits
 from unit.trainer.sampling.fake_agent import FAST, TOKEN, FakeAgent, Stream, weights
 
 PROMPTS = [PromptRecord(f"p{number}", (1, 2, number), "question") for number in range(50)]
 
 
 def client_of(*agents: FakeAgent) -> RolloutClient:
-    return RolloutClient(",".join(agent.url for agent in agents), TOKEN, limits=Limits(**FAST))
+    return RolloutClient(",".join(agent.url for agent in agents), TOKEN, limits=SamplingLimits(**FAST))
 
 
 async def test_a_synchronous_trainer_gets_its_samples(start_agents):
@@ -53,14 +53,14 @@ async def test_a_stop_reaches_the_other_thread(start_agents):
         await asyncio.to_thread(train)
 
 
-async def test_closing_twice_is_no_fault(start_agents):
+async def test_closing_twice_is_not_an_error(start_agents):
     agents = await start_agents(1)
     client = await asyncio.to_thread(client_of, *agents)
     await asyncio.to_thread(client.close)
     await asyncio.to_thread(client.close)
 
 
-def test_rollouts_that_are_no_addresses_are_refused_before_anything_starts():
+def test_rollouts_that_are_not_addresses_are_refused_before_anything_starts():
     with pytest.raises(ConfigurationError, match="SPINRUN_ROLLOUTS"):
         RolloutClient("", TOKEN)
     assert not [thread for thread in threading.enumerate() if thread.name == "collector"]

@@ -20,9 +20,10 @@ from spinrun_protocol.wire import (
     VersionState,
     VersionWanted,
 )
+from spinrun_worker.trainer.sampling.limits import SamplingLimits
 
 MAX_LINE_BYTES = 256 * 2**20
-"""A group of 1024 samples of 32k tokens each is about as long; whoever sends more is no agent."""
+"""A group of 1024 samples of 32k tokens each is about as long; an agent never sends more."""
 
 MAX_BODY_BYTES = 2**20
 
@@ -30,13 +31,16 @@ _LINE: TypeAdapter[SampleGroup | PromptFailed | End] = TypeAdapter(SamplesLine)
 
 
 class AgentError(Exception):
-    """A call to an agent that failed.
-
-    reason: the agent's own word (Unauthorized, StaleVersion, TooManyRequests, Draining, …), or Unreachable: it did not answer,
-    Cut: its stream broke off, Malformed: it sent what is no answer.
-    """
+    """A call to an agent that failed."""
 
     def __init__(self, reason: str, message: str) -> None:
+        """Describe the failure.
+
+        Args:
+            reason: The agent's own word (Unauthorized, StaleVersion, TooManyRequests, Draining, …), or ours: Unreachable (it did
+                not answer), Cut (its stream broke off), Malformed (what it sent is not a valid answer).
+            message: What happened, for people.
+        """
         super().__init__(message)
         self.reason = reason
 
@@ -45,25 +49,40 @@ class AgentClient:
     """The calls to one agent. All raise AgentError."""
 
     def __init__(self, url: str, http: aiohttp.ClientSession, *, request_seconds: float, silence_seconds: float) -> None:
-        """request_seconds: longest time for a small call. silence_seconds: longest time between two lines of a stream."""
+        """Prepare to call an agent.
+
+        Args:
+            url: Its base URL.
+            http: Sends the requests, with the run's token.
+            request_seconds: Timeout of a small call, and of connecting.
+            silence_seconds: Longest time between two lines of a stream.
+        """
         self._url = url
         self._http = http
         self._brief = aiohttp.ClientTimeout(total=request_seconds)
         self._patient = aiohttp.ClientTimeout(total=None, sock_connect=request_seconds, sock_read=silence_seconds)
 
     async def state(self) -> VersionState:
-        """What the agent serves and how far it is."""
+        """The version that the agent serves, and how far it is with the one that is wanted."""
         async with self._call("GET", "/v1/version", None, self._brief) as response:
             return await self._version_state(response)
 
     async def want(self, wanted: VersionWanted) -> VersionState:
-        """Ask for a version; answered at once."""
+        """Ask the agent to serve a version.
+
+        Returns:
+            Its state at once, before it serves the version.
+        """
         async with self._call("PUT", "/v1/version", wanted.model_dump_json(by_alias=True), self._brief) as response:
             return await self._version_state(response)
 
     @asynccontextmanager
     async def samples(self, request: SamplesRequest) -> AsyncGenerator[AsyncIterator[SampleGroup | PromptFailed]]:
-        """Entered once the agent has accepted the request; gives the lines of its stream, which raises Cut unless it is whole."""
+        """Have prompts answered. Entered once the agent has accepted the request.
+
+        Yields:
+            The lines of its stream, which raises Cut unless it is whole.
+        """
         async with self._call("POST", "/v1/samples", request.model_dump_json(by_alias=True), self._patient) as response:
             yield self._lines(response)
 
@@ -71,7 +90,11 @@ class AgentClient:
     async def _call(
         self, method: str, path: str, body: str | None, timeout: aiohttp.ClientTimeout
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """A response that is 2xx. What fails before is Unreachable or the agent's reason, what fails later is Cut."""
+        """A response that is 2xx.
+
+        Raises:
+            AgentError: Unreachable or the agent's own reason before it has answered, Cut afterwards.
+        """
         answered = False
         try:
             headers = {"Content-Type": "application/json"}
@@ -90,14 +113,14 @@ class AgentClient:
         try:
             return VersionState.model_validate_json(await _body(response))
         except ValidationError as error:
-            raise AgentError("Malformed", f"what it says of its version is no VersionState: {first_problem(error)}") from error
+            raise AgentError("Malformed", f"its state is not a valid VersionState: {first_problem(error)}") from error
 
     async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[SampleGroup | PromptFailed]:
         async for line in _split_lines(response.content):
             try:
                 record = _LINE.validate_json(line)
             except ValidationError as error:
-                raise AgentError("Malformed", f"a line of its stream is no answer: {first_problem(error)}") from error
+                raise AgentError("Malformed", f"a line of its stream is not a valid answer: {first_problem(error)}") from error
             if isinstance(record, End):
                 return
             yield record
@@ -106,31 +129,36 @@ class AgentClient:
 
 @dataclass(eq=False)
 class Agent:
-    """What is known of an agent, and what it is doing for us."""
+    """What is known of an agent, and the calls that it is answering."""
 
     url: str
     client: AgentClient
     max_calls: int
-    """Calls that it takes at once: fewer after it has said that it is too busy, more again after each that ended well."""
+    """Most calls that it gets at once: fewer after it has said that it is too busy, more again after each that ended well."""
     state: VersionState | None = None
-    """What it said last. None: not asked yet, or what it said is in doubt."""
+    """Its latest answer. None: it has not been asked yet, or that answer is in doubt."""
     trouble: str = "not asked yet"
     """Why there is no state."""
     unreachable_since: float | None = None
+    """Since when it has been unreachable; None: it answered the last time, or has not been asked yet."""
     calls: "set[Call]" = field(default_factory=set)
+    """Those in flight, of all generations."""
     failures: int = 0
     """Failed calls in a row."""
     rests_until: float = 0.0
     """No new call before this moment."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to have it asked for its state now."""
-    told: str = ""
-    """What was logged last."""
+    logged: str = ""
+    """The description that was logged last."""
+
+    def __str__(self) -> str:
+        return self.url
 
     @property
-    def in_flight(self) -> int:
-        """Prompts that it is answering."""
-        return sum(len(call.missing) for call in self.calls)
+    def answering(self) -> set[str]:
+        """Ids of the prompts that it is answering."""
+        return {name for call in self.calls for name in call.missing}
 
     def serves(self, wanted: VersionWanted) -> bool:
         """Whether it serves exactly these weights."""
@@ -138,21 +166,21 @@ class Agent:
         return state is not None and (state.serving, state.serving_digest) == (wanted.version, wanted.manifest.digest)
 
     def doubt(self, trouble: str) -> None:
-        """Forget its state: it gets no call before it has been asked again, which happens at once."""
+        """Forget its state: it gets no call until it has been asked again, which happens at once. trouble: why."""
         self.state = None
         self.trouble = trouble
         self.wake.set()
 
-    def rest(self, now: float, *, first: float, longest: float) -> None:
-        """Leave it alone for a random time below a limit that doubles with each failure in a row, from first to longest."""
+    def rest(self, now: float, limits: SamplingLimits) -> None:
+        """Leave it alone for a random time below a limit that doubles with each failure in a row."""
         if self.rests_until > now:
             return  # the prompts of one call often fail together, for one reason
-        limit = min(longest, first * 2.0 ** min(self.failures, 32))
+        longest = min(limits.longest_backoff_seconds, limits.first_backoff_seconds * 2.0 ** min(self.failures, 32))
         self.failures += 1
-        self.rests_until = now + random.uniform(0, limit)
+        self.rests_until = now + random.uniform(0, longest)
 
-    def sentence(self, wanted: VersionWanted | None) -> str:
-        """How it stands, for people."""
+    def description(self, wanted: VersionWanted | None) -> str:
+        """Its state, for people."""
         if self.state is None:
             return self.trouble
         if wanted is not None and self.serves(wanted):
@@ -166,16 +194,23 @@ class Call:
 
     agent: Agent
     missing: set[str]
-    """Ids of the prompts that it has still to answer."""
+    """Ids of the prompts that are still to be answered."""
     last_line: float
-    """When it said something last."""
+    """When the agent's latest line came; before the first one, when the call began."""
     streaming: bool = False
     """Whether the agent has accepted it."""
     hedged: bool = False
     """Whether its prompts have been given to others too."""
     cut: str = ""
     """Why we ended it; empty: we did not."""
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] = field(init=False)
+    """Reads the agent's stream."""
+
+    def end(self, why: str) -> None:
+        """Cancel it before the agent has ended its stream."""
+        if not self.cut:
+            self.cut = why
+            self.task.cancel()
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> AgentError:
@@ -185,7 +220,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> AgentError:
     except ValidationError:
         # Not the agent's own words: a proxy's, when it is a server error.
         reason = "Unreachable" if response.status >= 500 else "Malformed"
-        return AgentError(reason, f"HTTP {response.status}, and no word why")
+        return AgentError(reason, f"HTTP {response.status} without a reason")
     return AgentError(refused.reason, refused.error)
 
 
@@ -199,7 +234,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def _split_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Whole lines; aiohttp's own reader refuses those beyond 64 KiB. What stands after the last line break is none."""
+    """Whole lines; aiohttp's own reader refuses those beyond 64 KiB. What follows the last line break is not a line."""
     parts: list[bytes] = []
     size = 0
     async for chunk in content.iter_any():

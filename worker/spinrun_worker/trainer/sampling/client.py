@@ -1,34 +1,25 @@
 """Rank 0's side of the rollouts: brings a version to the agents, and prompts' samples back.
 
-`Collector` is asynchronous; `RolloutClient` runs one in a thread of its own for a trainer that is not. Followers, one an agent,
-ask it again and again how it stands and tell it what is wanted, also while others generate and while the trainer trains.
+`Collector` is asynchronous; `RolloutClient` runs one in a thread of its own for a trainer that is not.
 """
 
 import asyncio
-import logging
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, Self, TypeVar
 
-import aiohttp
-
 from spinrun_api.status import RolloutStatus
-from spinrun_protocol.environment import TOKEN_FILE
-from spinrun_protocol.wire import TOKEN_HEADER, SampleGroup, Sampling, VersionWanted
-from spinrun_worker.errors import Preempted, RunError
+from spinrun_protocol.wire import SampleGroup, Sampling, VersionWanted
+from spinrun_worker.errors import RunError
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.trainer.sampling.agents import Agent, AgentClient, AgentError
-from spinrun_worker.trainer.sampling.dispatch import Generation, Limits
+from spinrun_worker.trainer.sampling.dispatch import Generation
 from spinrun_worker.trainer.sampling.endpoints import Endpoints
-
-logger = logging.getLogger(__name__)
-
-MAX_EXPLAINED = 8
+from spinrun_worker.trainer.sampling.fleet import Fleet
+from spinrun_worker.trainer.sampling.limits import SamplingLimits
+from spinrun_worker.trainer.sampling.waiting import Waiting
 
 Result = TypeVar("Result")
 
@@ -41,15 +32,11 @@ def _ignore(_: object) -> None:
     pass
 
 
-async def _wait_for_event(event: asyncio.Event, seconds: float) -> None:
-    # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the event.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-
-
 class Collector:
-    """The agents of a run. All methods belong to one event loop; `rollouts` and `status_message` may be read from anywhere."""
+    """Has a run's agents serve versions and answer prompts.
+
+    All methods belong to one event loop; `rollouts`, `served_versions` and `status_message` may be read from anywhere.
+    """
 
     def __init__(
         self,
@@ -57,64 +44,63 @@ class Collector:
         token: str,
         *,
         on_wait: Callable[[str], None] = _ignore,
-        limits: Limits | None = None,
+        limits: SamplingLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """token: the run's bearer token. on_wait: told what activate or generate waits for, and "" when it goes on."""
-        self.limits = limits or Limits()
-        self.status_message = ""
-        """What is waited for; empty: nothing."""
+        """Prepare to collect. Agents are followed once the collector is entered.
+
+        Args:
+            endpoints: Where the agents are.
+            token: The run's bearer token.
+            on_wait: Told what activate or generate waits for, and "" when it continues.
+            limits: Times and sizes; None: the defaults.
+            clock: Gives the time in seconds.
+        """
         self.counts: Counter[str] = Counter()
         """What went wrong since the start: refused (answers that may not reach a loss), duplicates (answers), retried, hedged and
         dropped (prompts), failed_calls."""
-        self._endpoints = endpoints
-        self._token = token
-        self._on_wait = on_wait
+        self._limits = limits or SamplingLimits()
         self._clock = clock
-        self._agents: dict[str, Agent] = {}
-        self._followers: dict[str, asyncio.Task[None]] = {}
-        self._wanted: VersionWanted | None = None
-        self._accepted = False
-        self._fatal: BaseException | None = None
-        self._happened = asyncio.Event()
-        self._http: aiohttp.ClientSession | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._waiting = Waiting(self._limits.tick_seconds, on_wait)
+        self._fleet = Fleet(endpoints, token, self._waiting, limits=self._limits, clock=clock)
 
     async def __aenter__(self) -> Self:
-        # No proxies, and no limit on connections: each agent has several calls under way.
-        self._http = aiohttp.ClientSession(
-            headers={TOKEN_HEADER: f"Bearer {self._token}"}, connector=aiohttp.TCPConnector(limit=0), trust_env=False
-        )
-        self._watcher = self._in_background(self._watch_endpoints())
+        await self._fleet.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._watcher is None or self._http is None:
-            return
-        self._watcher.cancel()
-        followers = list(self._followers.values())
-        for url in list(self._agents):
-            self._dismiss(url)
-        await asyncio.gather(self._watcher, *followers, return_exceptions=True)
-        await self._http.close()
+        await self._fleet.__aexit__()
+
+    @property
+    def status_message(self) -> str:
+        """What is waited for; empty: nothing."""
+        return self._waiting.message
 
     async def activate(self, wanted: VersionWanted, *, minimum: int = 1, stop: Callable[[], bool] = _never) -> set[str]:
-        """Bring a version to all agents, now and later ones. Returns the URLs of those that serve it once there are `minimum`.
+        """Bring a version to all agents, those that are there and those that come later.
 
-        Raises Preempted, and RunError naming every agent and its reason when it takes too long.
+        Args:
+            wanted: The version.
+            minimum: How many agents must serve it before this returns.
+            stop: Whether to give up; asked in every tick.
+
+        Returns:
+            The URLs of the agents that serve it.
+
+        Raises:
+            Preempted: `stop` says so.
+            RunError: It takes too long. Names every agent and its reason.
         """
-        self._wanted = wanted
-        for agent in self._agents.values():
-            agent.wake.set()
-        deadline = self._clock() + self.limits.activation_seconds
+        self._fleet.want(wanted)
+        deadline = self._clock() + self._limits.activation_seconds
         try:
-            while len(serving := self.ready()) < minimum:
-                self.report_waiting(self.explanation())
+            while len(serving := self._fleet.ready()) < minimum:
+                self._waiting.report(self._fleet.explanation())
                 if self._clock() > deadline:
-                    raise RunError(f"after {self.limits.activation_seconds:.0f} s {self.explanation()}")
-                await self.tick(stop)
+                    raise RunError(f"after {self._limits.activation_seconds:.0f} s {self._fleet.explanation()}")
+                await self._waiting.tick(stop)
         finally:
-            self.report_waiting("")
+            self._waiting.report("")
         return {agent.url for agent in serving}
 
     async def generate(
@@ -127,19 +113,35 @@ class Collector:
         on_progress: Callable[[int], None] = _ignore,
         stop: Callable[[], bool] = _never,
     ) -> list[SampleGroup]:
-        """The groups of samples of all prompts, in their order, made by exactly this version, which must have been activated.
+        """Have prompts answered by exactly one version.
 
-        A prompt that no agent can answer, such as one too long for the model, is left out and counted. Raises as Generation.run.
+        Args:
+            prompts: Those to answer, with different ids.
+            version: The version, which must be the one that was activated last.
+            digest: Digest of its weights.
+            sampling: How to sample.
+            on_progress: Told how many prompts are done.
+            stop: Whether to give up; asked in every tick.
+
+        Returns:
+            The prompts' groups of samples, in the order of the prompts. A prompt that no agent can answer, such as one too long
+            for the model, is left out and counted.
+
+        Raises:
+            ValueError: The version is not the one that was activated, or two prompts have the same id.
+            Preempted: `stop` says so.
+            RunError: A prompt fails again and again, all fail for good, or no agent answers for too long.
         """
-        if self._wanted is None or (self._wanted.version, self._wanted.manifest.digest) != (version, digest):
+        wanted = self._fleet.wanted
+        if wanted is None or (wanted.version, wanted.manifest.digest) != (version, digest):
             raise ValueError(f"version {version} ({digest}) is not the one that was activated")
         generation = Generation(
-            self,
+            self._fleet,
             prompts,
             version=version,
             digest=digest,
             sampling=sampling,
-            limits=self.limits,
+            limits=self._limits,
             counts=self.counts,
             clock=self._clock,
         )
@@ -147,159 +149,35 @@ class Collector:
 
     def rollouts(self) -> RolloutStatus:
         """The agents as one group, for /progress. desired: those that are known."""
-        ready = len(self.ready())
-        version = self._wanted.version if self._wanted is not None and ready else None
-        return RolloutStatus(ready=ready, desired=len(self._agents), version=version)
-
-    # What a generation needs
+        ready, wanted = len(self._fleet.ready()), self._fleet.wanted
+        version = wanted.version if wanted is not None and ready else None
+        return RolloutStatus(ready=ready, desired=len(self._fleet.agents()), version=version)
 
     def served_versions(self) -> list[int]:
         """For each agent that there is, the version that it serves; -1 for one that serves none or does not answer."""
-        states = [agent.state for agent in list(self._agents.values())]
+        states = [agent.state for agent in self._fleet.agents()]
         return [-1 if state is None or state.serving is None else state.serving for state in states]
-
-    def ready(self) -> list[Agent]:
-        """Agents that serve the wanted version."""
-        wanted = self._wanted
-        return [] if wanted is None else [agent for agent in list(self._agents.values()) if agent.serves(wanted)]
-
-    def explanation(self) -> str:
-        """Why agents do not serve the wanted version, for people."""
-        version = self._wanted.version if self._wanted is not None else None
-        if not self._agents:
-            return f"no rollout serves version {version}: there is none at {self._endpoints}"
-        reasons = [f"{agent.url}: {agent.sentence(self._wanted)}" for agent in self._agents.values()]
-        more = f"; and {len(reasons) - MAX_EXPLAINED} more" if len(reasons) > MAX_EXPLAINED else ""
-        ready = f"{len(self.ready())} of {len(reasons)} rollouts serve" if self.ready() else "no rollout serves"
-        return f"{ready} version {version}: {'; '.join(reasons[:MAX_EXPLAINED])}{more}"
-
-    def refused(self, agent: Agent, error: AgentError) -> None:
-        """An agent does not accept the token.
-
-        When none ever did, the token is wrong: raises RunError. Otherwise it is the agent of another run that got the address
-        of one of ours, and not for long.
-        """
-        if not self._accepted:
-            name = os.environ.get(TOKEN_FILE, "not set")
-            fatal = self._fatal = RunError(
-                f"{agent.url} does not accept the token of {TOKEN_FILE} ({name}): {error}. "
-                "The trainer and its rollouts must be given the same token"
-            )
-            raise fatal
-
-    async def tick(self, stop: Callable[[], bool]) -> None:
-        """Wait until something has happened, or for a moment."""
-        await _wait_for_event(self._happened, self.limits.tick_seconds)
-        self._happened.clear()
-        if self._fatal is not None:
-            raise self._fatal
-        if stop():
-            raise Preempted("stopped while waiting for the rollouts")
-
-    def happened(self) -> None:
-        """Something has happened."""
-        self._happened.set()
-
-    def report_waiting(self, message: str) -> None:
-        """Tell what is waited for, when that has changed."""
-        if message != self.status_message:
-            self.status_message = message
-            self._on_wait(message)
-
-    # Background
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run for ever; should it fail, the next tick does."""
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()):
-                self._fatal = error
-                self.happened()
-
-        task = asyncio.create_task(work)
-        task.add_done_callback(ended)
-        return task
-
-    async def _watch_endpoints(self) -> None:
-        """Follow agents as they come and go. One that is gone but still answers a call is kept until it has ended."""
-        while True:
-            urls = await self._endpoints.urls()
-            for url in urls - self._agents.keys():
-                self._welcome(url)
-            for url in self._agents.keys() - urls:
-                if not self._agents[url].calls:
-                    logger.info("rollout %s: gone", url)
-                    self._dismiss(url)
-            self.happened()
-            await asyncio.sleep(self.limits.resolve_seconds)
-
-    def _welcome(self, url: str) -> None:
-        assert self._http is not None
-        limits = self.limits
-        client = AgentClient(url, self._http, request_seconds=limits.request_seconds, silence_seconds=limits.silence_seconds)
-        agent = self._agents[url] = Agent(url, client, max_calls=limits.calls_in_flight)
-        self._followers[url] = self._in_background(self._follow(agent))
-        logger.info("rollout %s: found", url)
-
-    def _dismiss(self, url: str) -> None:
-        # Woken too, because aiohttp loses a cancellation that comes together with a time-out: the follower sees that it can go.
-        self._agents.pop(url).wake.set()
-        self._followers.pop(url).cancel()
-
-    async def _follow(self, agent: Agent) -> None:
-        """Ask an agent how it stands and tell it what is wanted, as long as it is one of ours."""
-        asked_since, wanted = self._clock(), None
-        while agent.url in self._agents:
-            agent.wake.clear()
-            if wanted is not self._wanted:
-                asked_since, wanted = self._clock(), self._wanted
-            if wanted is not None:
-                await self._visit(agent, wanted)
-            served = wanted is not None and agent.serves(wanted)
-            # Often at first, because everybody waits for a version that a rollout may load in less than a second.
-            patience = max(self.limits.tick_seconds / 5, (self._clock() - asked_since) / 10)
-            await _wait_for_event(agent.wake, self.limits.poll_seconds * 5 if served else min(self.limits.poll_seconds, patience))
-
-    async def _visit(self, agent: Agent, wanted: VersionWanted) -> None:
-        try:
-            state = await agent.client.state()
-            self._accepted = True
-            if (state.wanted, state.wanted_digest) != (wanted.version, wanted.manifest.digest):
-                state = await agent.client.want(wanted)
-        except AgentError as error:
-            agent.state = None
-            agent.trouble = f"{error.reason}: {error}"
-            if error.reason == "Unreachable" and agent.unreachable_since is None:
-                agent.unreachable_since = self._clock()
-            if error.reason == "Unauthorized":
-                with suppress(RunError):  # raised by the next tick
-                    self.refused(agent, error)
-        else:
-            agent.state = state
-            agent.unreachable_since = None
-        self._log_change(agent, wanted)
-        self.happened()
-
-    def _log_change(self, agent: Agent, wanted: VersionWanted) -> None:
-        sentence = agent.sentence(wanted)
-        if sentence != agent.told:
-            agent.told = sentence
-            bad = agent.state is None or agent.state.state == "failed"
-            logger.log(logging.WARNING if bad else logging.INFO, "rollout %s: %s", agent.url, sentence)
 
 
 class RolloutClient:
-    """A Collector for a trainer that is synchronous: it lives in a thread of its own, and follows the agents all the time."""
+    """A Collector for a trainer that is synchronous. It runs in a thread of its own, and follows the agents all the time."""
 
     def __init__(
-        self, rollouts: str, token: str, *, on_wait: Callable[[str], None] = _ignore, limits: Limits | None = None
+        self, rollouts: str, token: str, *, on_wait: Callable[[str], None] = _ignore, limits: SamplingLimits | None = None
     ) -> None:
-        """rollouts: as in SPINRUN_ROLLOUTS. on_wait: called from the other thread while the caller waits here.
+        """Start the thread, which begins to follow the agents.
 
-        Raises ConfigurationError when rollouts names no agents.
+        Args:
+            rollouts: Where the agents are, as in SPINRUN_ROLLOUTS.
+            token: The run's bearer token.
+            on_wait: Told what is waited for; called from the other thread.
+            limits: Times and sizes; None: the defaults.
+
+        Raises:
+            ConfigurationError: `rollouts` is malformed or names no agent.
         """
         self._collector = Collector(Endpoints(rollouts), token, on_wait=on_wait, limits=limits)
-        self._under_way: set[Future[list[SampleGroup]]] = set()
+        self._generations: set[Future[list[SampleGroup]]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="collector", daemon=True)
         self._thread.start()
@@ -326,11 +204,11 @@ class RolloutClient:
         return self._collector.rollouts()
 
     def served_versions(self) -> list[int]:
-        """As Collector.served_versions."""
+        """See Collector.served_versions."""
         return self._collector.served_versions()
 
     def activate(self, wanted: VersionWanted, *, minimum: int = 1, stop: Callable[[], bool] = _never) -> set[str]:
-        """As Collector.activate. stop: called from the other thread."""
+        """See Collector.activate. `stop` is called from the other thread."""
         return self._wait(self._collector.activate(wanted, minimum=minimum, stop=stop))
 
     def start(
@@ -343,22 +221,22 @@ class RolloutClient:
         on_progress: Callable[[int], None] = _ignore,
         stop: Callable[[], bool] = _never,
     ) -> Future[list[SampleGroup]]:
-        """Begin Collector.generate; several may be under way. on_progress and stop: called from the other thread."""
+        """Begin Collector.generate; several may run at once. `on_progress` and `stop` are called from the other thread."""
         work = self._collector.generate(
             prompts, version=version, digest=digest, sampling=sampling, on_progress=on_progress, stop=stop
         )
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
+        self._generations.add(future)
+        future.add_done_callback(self._generations.discard)
         return future
 
     def cancel(self) -> None:
-        """End all generations that are under way."""
-        for future in tuple(self._under_way):
+        """End all generations that have not ended."""
+        for future in tuple(self._generations):
             future.cancel()
 
     def close(self) -> None:
-        """Leave the agents alone and end the thread. May be called twice."""
+        """Stop following the agents and end the thread. May be called twice."""
         if self._loop.is_closed():
             return
         self._wait(self._collector.__aexit__())
@@ -371,5 +249,5 @@ class RolloutClient:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # an interrupt of the caller ends the work too
+            future.cancel()  # interrupting the caller ends the work too
             raise

@@ -15,7 +15,7 @@ DNS_SCHEME = "dns+http"
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-# What a name server says of a name that has no address, as a headless Service without pods. Anything else is its own trouble.
+# What a name server says of a name that has no address, as a headless Service without pods. Other errors are its own trouble.
 _NO_ADDRESS = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
@@ -23,9 +23,14 @@ class Endpoints:
     """The base URLs of all agents, as SPINRUN_ROLLOUTS describes them."""
 
     def __init__(self, rollouts: str, *, resolve: Resolve | None = None) -> None:
-        """rollouts: comma-separated http://HOST:PORT, and dns+http://HOST:PORT for every address that HOST resolves to.
+        """Read where the agents are.
 
-        resolve: gives the IP addresses of a host; absent: the system's resolver. Raises ConfigurationError.
+        Args:
+            rollouts: Comma-separated http://HOST:PORT, and dns+http://HOST:PORT for every address that HOST resolves to.
+            resolve: Gives the IP addresses of a host and port; None: the system's resolver.
+
+        Raises:
+            ConfigurationError: A part is not such a URL, or there is none.
         """
         self._text = rollouts
         self._resolve = resolve or _system_resolve
@@ -40,7 +45,7 @@ class Endpoints:
         return self._text
 
     async def urls(self) -> set[str]:
-        """The agents there are now. While a name server does not answer, a name keeps the addresses that it had."""
+        """The agents that there are now. While a name server does not answer, a name keeps its addresses."""
         await asyncio.gather(*map(self._refresh, self._names))
         return self._fixed.union(*self._names.values())
 
@@ -67,11 +72,11 @@ class Endpoints:
             addresses = await self._resolve(host, port)
         except socket.gaierror as error:
             if error.errno not in _NO_ADDRESS:
-                logger.warning("%s cannot be resolved now: %s", host, error)
+                logger.warning("%s cannot be resolved at the moment: %s", host, error)
                 return
             addresses = []
         except (OSError, UnicodeError) as error:
-            logger.warning("%s cannot be resolved now: %s", host, error)
+            logger.warning("%s cannot be resolved at the moment: %s", host, error)
             return
         self._names[name] = {
             f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}" for address in addresses
