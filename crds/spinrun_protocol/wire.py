@@ -13,7 +13,7 @@ HTTP of rank 0:
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from spinrun_api.base import Record
 from spinrun_api.status import Best, Metrics, RolloutStatus
@@ -194,7 +194,8 @@ class Progress(Record):
     attempt: int
     """This attempt."""
 
-    activity: Activity
+    # Trainers of 0.1.0, which an upgrade of the operator leaves at work, say "prefer".
+    activity: Annotated[Activity, BeforeValidator(lambda said: "score" if said == "prefer" else said)]
     """What it does now."""
 
     window: int
