@@ -19,7 +19,7 @@ MAY_BE_SKIPPED_ON_CI = {
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """On CI, makes a failure of a test that was skipped for want of something that CI has to have."""
+    """On CI, makes a failure of a test that was skipped because something is missing that CI has to have."""
     report = yield
     if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
         reason = reason_of(report)
