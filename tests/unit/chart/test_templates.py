@@ -56,9 +56,9 @@ def test_lint_finds_nothing(case: str | None) -> None:
 
 
 def test_kubernetes_that_is_too_old_is_refused() -> None:
-    template("--kube-version", "1.29.3-gke.100")
-    with pytest.raises(HelmError, match=r"requires kubeVersion: >=1\.29"):
-        template("--kube-version", "1.28.9")
+    template("--kube-version", "1.30.3-gke.100")
+    with pytest.raises(HelmError, match=r"requires kubeVersion: >=1\.30"):
+        template("--kube-version", "1.29.9")
 
 
 def test_packaged_chart_holds_all_that_it_needs(tmp_path: Path) -> None:
