@@ -1,5 +1,6 @@
 """What the conditions and the phase of a run say, step by step, without a cluster."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,7 +156,7 @@ def test_the_trouble_of_an_attempt_ends_with_it() -> None:
 def test_refused_child_degrades_the_run_and_is_told_once() -> None:
     world = running_world()
     refusal = Refusal(("StatefulSet", "demo-rollout"), "ChildRefused", "no such field")
-    world.observed = type(world.observed)(**{**vars(world.observed), "refusals": (refusal,)})
+    world.observed = replace(world.observed, refusals=(refusal,))
     world.settle()
     world.settle()
     condition = world.condition("Degraded")
@@ -166,7 +167,7 @@ def test_refused_child_degrades_the_run_and_is_told_once() -> None:
 
 def test_child_of_a_deleted_run_of_the_same_name_is_waited_for(world: World) -> None:
     refusal = Refusal(("Job", "demo-trainer-1"), "WaitingForCleanup", "Job demo-trainer-1 of a deleted run is still there")
-    world.observed = type(world.observed)(**{**vars(world.observed), "refusals": (refusal,)})
+    world.observed = replace(world.observed, refusals=(refusal,))
     world.settle()
     progressing, degraded = world.condition("Progressing"), world.condition("Degraded")
     assert progressing is not None

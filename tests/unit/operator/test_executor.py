@@ -158,6 +158,7 @@ async def test_child_that_has_changed_is_looked_at_again(what: str) -> None:
     stage = Stage(world.run)
     stage.api.refusals[what] = conflict()
     service = rollout_service(world.run)
+    assert world.run.status is not None
     plan = Plan(world.run.status, apply=[service], delete=[world.observed.children["Job", "demo-trainer-1"]])
     with pytest.raises(Retry):
         await stage.execute(plan, Observed())

@@ -36,7 +36,7 @@ class FakeApi:
         self.rounds = list(rounds)
         self.done = asyncio.Event()
 
-    async def list(self, *_: Any, **__: Any) -> tuple[list[Json], str]:
+    async def list(self, *_: Any, **__: Any) -> tuple[Sequence[Json], str]:
         if not self.rounds:
             self.done.set()
             await asyncio.get_running_loop().create_future()

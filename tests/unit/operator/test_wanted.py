@@ -1,5 +1,6 @@
 """Which children a run has, step by step, without a cluster."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_what_is_made_once_is_not_made_again(world: World) -> None:
 
 
 def test_pod_monitor_is_made_where_the_cluster_knows_the_kind(world: World) -> None:
-    world.observed = type(world.observed)(**{**vars(world.observed), "has_pod_monitors": True})
+    world.observed = replace(world.observed, has_pod_monitors=True)
     world.settle()
     assert ("PodMonitor", "demo") in world.observed.children
 

@@ -44,7 +44,11 @@ def client_of(
     judge: Judge, *, key: str | None = None, troubles: list[str] | None = None, retry_policy: RetryPolicy = HASTE, **options: Any
 ) -> EndpointClient:
     told = troubles if troubles is not None else []
-    defaults = {"server": Server("preference.judge", (judge.url,), key), "on_trouble": told.append, "stop": lambda: False}
+    defaults: dict[str, Any] = {
+        "server": Server("preference.judge", (judge.url,), key),
+        "on_trouble": told.append,
+        "stop": lambda: False,
+    }
     canary = Comparison("canary", "canary", "x", "yy")
     return EndpointClient(judge, ChatDialect(judge), canary=canary, retry_policy=retry_policy, **defaults | options)
 
@@ -162,7 +166,7 @@ def test_probabilities_of_both_numbers_are_normalised(reply: Says, want: float) 
 
 def test_the_token_that_names_the_choice_counts_even_after_reasoning() -> None:
     text = "Answer 1 is short.\n2"
-    tokens = [{"token": "Answer 1 is short.\n", "logprob": -1.0}]
+    tokens: list[dict[str, Any]] = [{"token": "Answer 1 is short.\n", "logprob": -1.0}]
     tops = [{"token": "1", "logprob": math.log(0.1)}, {"token": "2", "logprob": math.log(0.4)}]
     tokens.append({"token": "2", "logprob": math.log(0.4), "top_logprobs": tops})
     choice = {"message": {"content": text}, "logprobs": {"content": tokens}}

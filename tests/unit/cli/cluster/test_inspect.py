@@ -310,7 +310,7 @@ SCORER = pod("demo-scorer-0", {"vllm": {}, "agent": {}})
 
 def query(**fields: Any) -> LogsQuery:
     """What is asked when only these options are given."""
-    nothing = {"role": None, "rank": None, "pod": None, "follow": False, "previous": False, "tail": None}
+    nothing: dict[str, Any] = {"role": None, "rank": None, "pod": None, "follow": False, "previous": False, "tail": None}
     return LogsQuery(**nothing | fields)
 
 
