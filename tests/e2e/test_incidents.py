@@ -241,12 +241,17 @@ def test_a_suspended_run_has_no_pods_and_resumes_where_it_was(beset: Runs) -> No
 def test_a_damaged_weights_file_is_refused_by_name_until_it_is_whole(beset: Runs) -> None:
     scale(beset, 1)
     attempts = beset.at_work(NAME)
-    beset.kubectl("delete", "pod", beset.pod_names("rollout")[0], "--grace-period=0", "--force")
-    # Its successor takes many seconds to start, and then reads the version on which the run waits for it.
-    beset.until("the rollout is missed", lambda: beset.rollouts(NAME)[0] == 0)
-    weights = f"{beset.folder(NAME)}/weights"
-    file = beset.until("a version is waited for", lambda: newest_file(beset, weights))
-    beset.shell("python", "-c", FLIP, file)
+    node = beset.pods("rollout")[0]["spec"]["nodeName"]
+    # The successor of the rollout finds no node before the version that it will read is damaged.
+    beset.kubectl("cordon", node)
+    try:
+        beset.kubectl("delete", "pod", beset.pod_names("rollout")[0], "--grace-period=0", "--force")
+        beset.until("the rollout is missed", lambda: beset.rollouts(NAME)[0] == 0)
+        weights = f"{beset.folder(NAME)}/weights"
+        file = beset.until("a version is waited for", lambda: newest_file(beset, weights))
+        beset.shell("python", "-c", FLIP, file)
+    finally:
+        beset.kubectl("uncordon", node)
 
     name = "/".join(file.split("/")[-2:])
     beset.until(f"somebody names {name}", lambda: name in beset.describe())
