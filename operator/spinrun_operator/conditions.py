@@ -31,7 +31,7 @@ def set_suspended(view: View, draft: Draft) -> None:
             if draft.status.start_time is not None:
                 paused = suspend.paused_seconds(view.before.paused_seconds, condition_of(view.before, SUSPENDED), view.now)
                 draft.change(paused_seconds=paused)
-    elif view.is_trainer_alive or view.has_servers:
+    elif view.has_trainer_pods or view.has_servers:
         draft.set(SUSPENDED, was_suspended, reasons.SUSPENDING, "the pods are ending, the trainer's after a checkpoint")
     else:
         draft.set(SUSPENDED, True, reasons.SUSPENDED, "spec.lifecycle.suspend is true: set it to false to resume")
