@@ -92,6 +92,7 @@ def _root_schema() -> Json:
     description = (SpinRun.__doc__ or "").strip()
     spec = structural_schema(SpinRunSpec)
     _keep_moved_fields(spec["properties"]["method"])
+    spec["properties"]["lifecycle"].setdefault("x-kubernetes-validations", []).append(_fixed_manager())
     return {
         "type": "object",
         "description": description,
@@ -134,6 +135,16 @@ def _immutability(block: str) -> Json:
         "rule": f"!({started}) || {same}",
         "message": f"spec.{block} cannot change once the run has started: make a new SpinRun",
         "fieldPath": f".spec.{block}",
+    }
+
+
+def _fixed_manager() -> Json:
+    """Of the block `lifecycle`: two controllers would serve the run while one hands it to the other."""
+    is_there, was_there = "has(self.managedBy)", "has(oldSelf.managedBy)"
+    return {
+        "rule": f"{is_there} == {was_there} && (!{is_there} || self.managedBy == oldSelf.managedBy)",
+        "message": "managedBy cannot change: make a new SpinRun",
+        "fieldPath": ".managedBy",
     }
 
 

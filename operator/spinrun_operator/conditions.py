@@ -1,6 +1,8 @@
 """The conditions of a run, by the conventions of the Kubernetes API, and its phase: the same in one word."""
 
+import traceback
 from datetime import datetime
+from pathlib import Path
 
 from spinrun_api.documents import InvalidDocumentError
 from spinrun_api.status import Phase, SpinRunStatus
@@ -20,6 +22,9 @@ from spinrun_operator.status import (
 )
 from spinrun_operator.view import View
 
+LONGEST_ERROR = 300
+"""Characters of an exception that a condition shows."""
+
 
 def set_suspended(view: View, draft: Draft) -> None:
     """Suspended, and the time that a pause took once it is over."""
@@ -31,7 +36,7 @@ def set_suspended(view: View, draft: Draft) -> None:
             if draft.status.start_time is not None:
                 paused = suspend.paused_seconds(view.before.paused_seconds, condition_of(view.before, SUSPENDED), view.now)
                 draft.change(paused_seconds=paused)
-    elif view.is_trainer_alive or view.has_servers:
+    elif view.has_trainer_pods or view.has_servers:
         draft.set(SUSPENDED, was_suspended, reasons.SUSPENDING, "the pods are ending, the trainer's after a checkpoint")
     else:
         draft.set(SUSPENDED, True, reasons.SUSPENDED, "spec.lifecycle.suspend is true: set it to false to resume")
@@ -141,4 +146,46 @@ def with_invalid_spec(before: SpinRunStatus, error: InvalidDocumentError, genera
             draft.keep(condition.type)
     _not_ready(draft, reasons.INVALID_SPEC, message, progressing=False)
     draft.set(DEGRADED, True, reasons.INVALID_SPEC, message)
+    return draft.result()
+
+
+def with_internal_error(before: SpinRunStatus, error: Exception, now: datetime) -> SpinRunStatus:
+    """The status of a run on which the operator fails by a fault of its own: all but Degraded stays as it was.
+
+    The message is the same for the same error, however often it is met.
+    """
+    # The generation is not observed: nothing was done about it.
+    draft = Draft(before, before.observed_generation, now)
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_ERROR].rstrip(": ")
+    where = f" in {place}" if (place := _place_of(error)) else ""
+    remedy = (
+        "This is a fault of the operator: please report it with this message, the operator's version, the traceback in its log "
+        "and the run's spec"
+    )
+    draft.set(DEGRADED, True, reasons.INTERNAL_ERROR, f"the operator fails on this run and keeps trying: {what}{where}. {remedy}")
+    degraded = draft.conditions.pop()
+    for condition in before.conditions:
+        draft.conditions.append(degraded if condition.type == DEGRADED else condition)
+    if condition_of(before, DEGRADED) is None:
+        draft.conditions.append(degraded)
+    return draft.result()
+
+
+def _place_of(error: Exception) -> str:
+    """The function and line of the operator's own code where it was raised; empty when it never got there."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "spinrun_" in frame.filename]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}, {own[-1].name}" if own else ""
+
+
+def without_internal_error(before: SpinRunStatus, generation: int | None, now: datetime) -> SpinRunStatus:
+    """The status of a run that is over, once a pass over it has succeeded again."""
+    degraded = condition_of(before, DEGRADED)
+    if degraded is None or degraded.reason != reasons.INTERNAL_ERROR:
+        return before
+    draft = Draft(before, generation, now)
+    for condition in before.conditions:
+        if condition.type == DEGRADED:
+            draft.set(DEGRADED, False, reasons.AS_EXPECTED)
+        else:
+            draft.keep(condition.type)
     return draft.result()

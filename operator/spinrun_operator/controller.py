@@ -1,10 +1,10 @@
 """The operator as a whole: its life, what wakes it, and one pass over a run."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from spinrun_kube import times
 from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import CHILDREN, POD, POD_MONITOR, SPIN_RUN, kind_of
 from spinrun_operator.apply import Applier
-from spinrun_operator.conditions import with_invalid_spec
+from spinrun_operator.conditions import with_internal_error, with_invalid_spec
 from spinrun_operator.events import EventRecorder
 from spinrun_operator.executor import Executor
 from spinrun_operator.informer import Informer
@@ -32,6 +32,9 @@ from spinrun_operator.store import RunStore, key_of
 Json = dict[str, Any]
 Result = TypeVar("Result")
 
+REPORTED_FROM = 3
+"""From so many failures of its own on a run, one after the other, the operator tells of them in the run's status."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +50,7 @@ class Controller:
         self._clock = clock
         self._store = RunStore(api)
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
+        self._internal_errors: Counter[Key] = Counter()
         self._informers: list[Informer] = []
         self._observer = Observer(api, self._informers, settings)
         self._applier = Applier(api, self._note_written)
@@ -150,6 +154,7 @@ class Controller:
         try:
             again = await self._reconcile(key)
             result = "ok"
+            self._internal_errors.pop(key, None)
             return again
         except Retry:
             result = "conflict"
@@ -158,8 +163,28 @@ class Controller:
             raise Retry(str(error), error.retry_after) from error
         except TRANSIENT as error:
             raise Retry(str(error) or type(error).__name__) from error
+        except Exception as error:
+            await self._note_internal_error(key, error)
+            raise
         finally:
             self._metrics.reconcile_seconds.labels(result).observe(time.monotonic() - started)
+
+    async def _note_internal_error(self, key: Key, error: Exception) -> None:
+        """Counts a failure that is the operator's own, and tells of it in the run's status when it lasts.
+
+        The queue logs the error and tries again, more and more slowly.
+        """
+        self._internal_errors[key] += 1
+        body = self._store.get(key)
+        if body is None or self._internal_errors[key] < REPORTED_FROM:
+            return
+        try:
+            await self._executor.write_status(body, with_internal_error(_status_of(body), error, self._clock()))
+        except (Retry, *TRANSIENT) as refusal:
+            logger.warning("the status cannot tell of an internal error: %s", refusal or type(refusal))
+        except Exception:
+            # What is wrong with the run may keep its status from being written too.
+            logger.exception("the status cannot tell of an internal error")
 
     async def _reconcile(self, key: Key) -> float | None:
         """Observes, decides and acts; returns the seconds until it is to be done again even if nothing happens."""
@@ -200,15 +225,21 @@ class Controller:
     def _forget(self, key: Key) -> None:
         self._poller.forget(key)
         self._refusals.pop(key, None)
+        self._internal_errors.pop(key, None)
         self.queue.forget(key)
 
 
 def _invalid_status(body: Json, error: InvalidDocumentError, now: datetime) -> SpinRunStatus:
     """For a spec that the API server took and this operator does not understand: one of them is of another version."""
-    before = SpinRunStatus()
-    with contextlib.suppress(ValueError):
-        before = SpinRunStatus.model_validate(body.get("status") or {})
-    return with_invalid_spec(before, error, body["metadata"].get("generation"), now)
+    return with_invalid_spec(_status_of(body), error, body["metadata"].get("generation"), now)
+
+
+def _status_of(body: Json) -> SpinRunStatus:
+    """The status of a run that cannot be read as a whole, as far as it can be read."""
+    try:
+        return SpinRunStatus.model_validate(body.get("status") or {})
+    except ValueError:
+        return SpinRunStatus()
 
 
 async def _until_answered(call: Callable[[], Awaitable[Result]]) -> Result:

@@ -155,7 +155,11 @@ def slim(document: Json, kind: Kind) -> Json:
         return slimmed
     if kind == POD:
         spec = document.get("spec", {})
-        containers = [{"name": each["name"], "resources": each.get("resources", {})} for each in spec.get("containers") or ()]
-        kept = {"spec": {"nodeName": spec.get("nodeName"), "containers": containers}, "status": document.get("status", {})}
+        containers = {
+            kind: [{"name": each["name"], "resources": each.get("resources", {})} for each in spec.get(kind) or ()]
+            for kind in ("initContainers", "containers")
+            if kind in spec
+        }
+        kept = {"spec": {"nodeName": spec.get("nodeName"), **containers}, "status": document.get("status", {})}
         return slimmed | kept
     return slimmed | {name: value for name, value in document.items() if name not in slimmed}

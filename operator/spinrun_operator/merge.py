@@ -17,41 +17,58 @@ MERGE_KEYS = {
     "topologySpreadConstraints": "topologyKey",
 }
 
+_HANDLERS = frozenset({"exec", "httpGet", "tcpSocket", "grpc", "sleep"})
+# Fields that exclude each other, by the field whose value, or whose entries, they are in.
+ONE_OF = {
+    "livenessProbe": _HANDLERS,
+    "readinessProbe": _HANDLERS,
+    "startupProbe": _HANDLERS,
+    "postStart": _HANDLERS,
+    "preStop": _HANDLERS,
+    "env": frozenset({"value", "valueFrom"}),
+    "volumeMounts": frozenset({"subPath", "subPathExpr"}),
+}
+# Of these, all fields do, but for the names.
+ONE_OF_ALL = ("volumes", "valueFrom")
+
 
 def merge(base: Any, over: Any, *, field: str = "") -> Any:
     """`over` laid over `base`: objects field by field, lists with a merge key entry by entry, all else replaced.
 
-    null in `over` removes what `base` has. Neither argument is changed. What is of the wrong type is taken as it is: the API
-    server refuses it by name.
+    null in `over` removes what `base` has. Where fields exclude each other, as the sources of a volume do, those in `over` take
+    the place of the others in `base`. Neither argument is changed. What is of the wrong type is taken as it is: the API server
+    refuses it by name.
+
+    Args:
+        base: A part of the operator's template.
+        over: The same part of the user's.
+        field: The field that holds it, or the list of which it is an entry.
     """
     if isinstance(base, dict) and isinstance(over, dict):
-        return _merge_objects(base, over)
+        return _merge_objects(base, over, field)
     key = MERGE_KEYS.get(field)
     if key and isinstance(base, list) and isinstance(over, list):
-        return _merge_lists(base, over, key)
+        return _merge_lists(base, over, key, field)
     return over
 
 
-def _merge_objects(base: Json, over: Json) -> Json:
-    merged = dict(base)
+def _merge_objects(base: Json, over: Json, field: str) -> Json:
+    alternatives = (base.keys() | over.keys()) - {"name"} if field in ONE_OF_ALL else ONE_OF.get(field, frozenset())
+    chosen = {name for name in alternatives if over.get(name) is not None}
+    merged = {name: value for name, value in base.items() if not chosen or name in chosen or name not in alternatives}
     for name, value in over.items():
         if value is None:
             merged.pop(name, None)
-        elif name in ("value", "valueFrom") and {"value", "valueFrom"} & base.keys():
-            # Of a variable of the environment: the one excludes the other.
-            merged.pop("value", None)
-            merged.pop("valueFrom", None)
-            merged[name] = value
         else:
-            merged[name] = merge(base[name], value, field=name) if name in base else value
+            merged[name] = merge(merged[name], value, field=name) if name in merged else value
     return merged
 
 
-def _merge_lists(base: list[Any], over: list[Any], key: str) -> list[Any]:
+def _merge_lists(base: list[Any], over: list[Any], key: str, field: str) -> list[Any]:
     """Entries of `base` in their order, merged with those of `over` that have the same key, then the rest of `over`."""
     changes = {_key(entry, key): entry for entry in over}
     present = {_key(entry, key) for entry in base}
-    merged = [merge(entry, changes.get(_key(entry, key), entry)) for entry in base]
+    merged = [merge(entry, changes.get(_key(entry, key), entry), field=field) for entry in base]
     return merged + [entry for entry in over if _key(entry, key) not in present]
 
 

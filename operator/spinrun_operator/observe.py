@@ -17,7 +17,17 @@ from spinrun_kube.api import Api
 from spinrun_kube.kinds import EVENT, POD, POD_MONITOR
 from spinrun_operator import trouble
 from spinrun_operator.informer import Informer
-from spinrun_operator.observed import Notice, Observed, Refusal, TrainerProgress, child_id, has_ended, is_deleted, is_over
+from spinrun_operator.observed import (
+    INDEX_ANNOTATION,
+    Notice,
+    Observed,
+    Refusal,
+    TrainerProgress,
+    child_id,
+    has_ended,
+    is_deleted,
+    is_over,
+)
 from spinrun_operator.progress import Target
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
@@ -139,7 +149,7 @@ def progress_target(run: SpinRun, observed: Observed, attempt: int) -> Target | 
     """The running pod of rank 0, which can be asked; None while there is none."""
     for pod in observed.attempt_pods(attempt):
         status = pod.get("status", {})
-        index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
+        index = pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION)
         if index == "0" and status.get("phase") == "Running" and status.get("podIP") and not is_deleted(pod):
             return Target(status["podIP"], run.metadata.uid or "", attempt)
     return None

@@ -12,6 +12,8 @@ from spinrun_protocol.wire import Progress
 Json = dict[str, Any]
 ChildId = tuple[str, str]
 """Kind and name."""
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+"""Kubernetes' own: which of its Job's pods a pod is, from 0."""
 
 
 def child_id(document: Json) -> ChildId:

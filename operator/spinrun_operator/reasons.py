@@ -34,6 +34,7 @@ TRAINER_STARTED: Final = "TrainerStarted"
 # Why a run is degraded: something stands in its way, and it continues once that is gone.
 AS_EXPECTED: Final = "AsExpected"
 INVALID_SPEC: Final = "InvalidSpec"
+INTERNAL_ERROR: Final = "InternalError"
 CHILD_CONFLICT: Final = "ChildConflict"
 CHILD_REFUSED: Final = "ChildRefused"
 FORBIDDEN: Final = "Forbidden"

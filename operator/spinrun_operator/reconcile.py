@@ -62,8 +62,10 @@ def _next_status(view: View) -> tuple[SpinRunStatus, list[Event]]:
 
 def _finished_status(view: View) -> tuple[SpinRunStatus, list[Event]]:
     """The status of a run that was over before."""
-    seen = {"observed_generation": view.run.metadata.generation, "attempt": view.attempt}
-    return with_server_counts(view, view.before.model_copy(update=seen)), []
+    generation = view.run.metadata.generation
+    before = conditions.without_internal_error(view.before, generation, view.now)
+    seen = {"observed_generation": generation, "attempt": view.attempt}
+    return with_server_counts(view, before.model_copy(update=seen)), []
 
 
 def _has_outlived_ttl(view: View, status: SpinRunStatus) -> bool:

@@ -1,5 +1,7 @@
 """What an administrator can set: one environment variable a field, named SPINRUN_ and the field in capitals."""
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -8,6 +10,10 @@ from spinrun_protocol.commands import Accelerator
 
 PREFIX = "SPINRUN_"
 _MAY_BE_ZERO = ("run_as_user", "coalesce_seconds", "unscheduled_seconds")
+_LARGEST_PORT = 65535
+_LARGEST_NUMBER = 2**31 - 1
+"""Kubernetes takes no larger user, and as seconds it is 68 years."""
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class InvalidSettingError(ValueError):
@@ -33,7 +39,7 @@ class Settings:
     vllm_image: str = "vllm/vllm-openai:v0.32.0"
     """Image of vLLM, where the run names none. On CPUs, the worker's image has a vLLM for CPUs."""
 
-    image_pull_policy: str = "IfNotPresent"
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """imagePullPolicy of the pods' containers."""
 
     accelerator: Accelerator = "cuda"
@@ -98,7 +104,7 @@ class Settings:
         """Reads the variables that are there.
 
         Raises:
-            InvalidSettingError: One of them cannot be read.
+            InvalidSettingError: One of them cannot be read, or no operator can work with it.
         """
         given = {field: environment.get(PREFIX + field.name.upper()) for field in fields(cls)}
         return cls(**{field.name: _parse(field.name, field.type, text) for field, text in given.items() if text is not None})
@@ -106,21 +112,51 @@ class Settings:
 
 def _parse(name: str, kind: Any, text: str) -> Any:
     """The value that a text stands for."""
-    variable = PREFIX + name.upper()
+    if kind == tuple[str, ...]:
+        return tuple(_checked_namespace(name, part.strip(), text) for part in text.split(",") if part.strip())
     if choices := get_args(kind):
-        if kind == tuple[str, ...]:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
         if text not in choices:
-            raise InvalidSettingError(f"{variable} must be one of {', '.join(choices)}, got {text!r}")
+            raise _invalid(name, f"one of {', '.join(choices)}", text)
         return text
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise InvalidSettingError(f"{variable} must be true or false, got {text!r}")
+            raise _invalid(name, "true or false", text)
         return text.lower() == "true"
+    if kind in (int, float):
+        return _parse_number(name, kind, text)
+    if name == "namespace":
+        return _checked_namespace(name, text, text)
+    if not text or any(character.isspace() or not character.isprintable() for character in text):
+        raise _invalid(name, "an image's name, without spaces", text)
+    return text
+
+
+def _parse_number(name: str, kind: type[int] | type[float], text: str) -> float:
+    wanted = "a number without a fraction" if kind is int else "a number, and finite"
     try:
         value = kind(text)
     except ValueError:
-        raise InvalidSettingError(f"{variable} must be a number, got {text!r}") from None
-    if kind in (int, float) and not (value > 0 or name in _MAY_BE_ZERO):
-        raise InvalidSettingError(f"{variable} must be above zero, got {text!r}")
+        raise _invalid(name, wanted, text) from None
+    # Python alone reads 1_000, and the digits of other scripts.
+    if not text.isascii() or "_" in text or (isinstance(value, float) and not math.isfinite(value)):
+        raise _invalid(name, wanted, text)
+    may_be_zero = name in _MAY_BE_ZERO
+    if name.endswith("_port"):
+        if not 1 <= value <= _LARGEST_PORT:
+            raise _invalid(name, f"a port from 1 to {_LARGEST_PORT}", text)
+    elif value < 0 or (value == 0 and not may_be_zero):
+        raise _invalid(name, "zero or above" if may_be_zero else "above zero", text)
+    elif value > _LARGEST_NUMBER:
+        raise _invalid(name, f"at most {_LARGEST_NUMBER}", text)
     return value
+
+
+def _checked_namespace(name: str, namespace: str, text: str) -> str:
+    wanted = "the name of a namespace" if name == "namespace" else "names of namespaces, with commas between"
+    if not _NAMESPACE.fullmatch(namespace):
+        raise _invalid(name, wanted, text)
+    return namespace
+
+
+def _invalid(name: str, wanted: str, text: str) -> InvalidSettingError:
+    return InvalidSettingError(f"{PREFIX}{name.upper()} must be {wanted}, got {text!r}")

@@ -1,6 +1,5 @@
 """What stands in a run's way that its spec cannot show: the reason of the condition Degraded, and what to do about it."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,14 +8,13 @@ from typing import Any
 from spinrun_api.run import SpinRun
 from spinrun_kube import names, times
 from spinrun_operator import reasons
+from spinrun_operator.containers import containers_of, last_line
 from spinrun_operator.observed import Observed, Refusal, is_deleted, is_over
 
 Json = dict[str, Any]
 
 PATIENCE_SECONDS = 5
 """What is not ready after so long is looked at closely."""
-LONGEST_LINE = 300
-"""Characters of a container's log that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -87,27 +85,25 @@ def _pod_troubles(run: SpinRun, pod: Json, patience: Patience) -> Iterator[tuple
                 yield reasons.CLAIM_NOT_FOUND, f"there is no claim {claim}: create it, or name another in spec.storage.claimName"
             elif _age(pod, patience.now) >= patience.unscheduled_seconds:
                 yield reasons.POD_UNSCHEDULABLE, f"pod {name} is unschedulable: {message}"
-    for container in status.get("containerStatuses") or ():
-        waiting = container.get("state", {}).get("waiting", {})
+    for container in containers_of(pod):
+        waiting = container.status.get("state", {}).get("waiting", {})
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
-        where = f"pod {name}, container {container['name']}"
+        where = f"pod {name}, {container.title}"
         if reason in _IMAGE_REASONS:
-            image = container.get("image", "")
+            image = container.status.get("image", "")
             yield reasons.IMAGE_NOT_PULLED, f"{where}: image {image} cannot be pulled: correct its name or its pull secret"
         elif reason in _CONFIG_REASONS:
             yield reasons.CONFIG_MISSING, f"{where}: {message or reason}: create what is missing, or correct the pod template"
         elif reason == "CrashLoopBackOff":
-            yield reasons.CONTAINER_CRASHING, f"{where} is crash-looping{_last_end(container)}: see its logs"
+            yield reasons.CONTAINER_CRASHING, f"{where} is crash-looping{_last_end(container.status)}: see its logs"
 
 
-def _last_end(container: Json) -> str:
+def _last_end(status: Json) -> str:
     """How the container ended, and the last line of what it said."""
-    end = container.get("lastState", {}).get("terminated", {})
+    end = status.get("lastState", {}).get("terminated", {})
     if not end:
         return ""
-    lines = end.get("message", "").strip().splitlines()
-    # vLLM begins its lines with a process id, another one in each life.
-    last = re.sub(r"^\(\w+ pid=\d+\)\s*", "", lines[-1])[:LONGEST_LINE] if lines else ""
+    last = last_line(end.get("message", ""))
     return f" ({end.get('reason')}, exit code {end.get('exitCode')})" + (f": {last}" if last else "")
 
 

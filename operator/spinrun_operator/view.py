@@ -7,6 +7,7 @@ from typing import Any
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
+from spinrun_operator.containers import has_started, trainer_end
 from spinrun_operator.observed import Observed, is_deleted, is_over
 from spinrun_operator.policies import failure
 from spinrun_operator.settings import Settings
@@ -64,13 +65,22 @@ class View:
     @property
     def has_trainer_started(self) -> bool:
         """Whether the trainer of this attempt runs or has run."""
-        pods = self.observed.attempt_pods(self.attempt)
-        return any(pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed") for pod in pods)
+        return any(map(has_started, self.observed.attempt_pods(self.attempt)))
 
     @property
     def is_trainer_alive(self) -> bool:
-        """Whether a trainer pod of any attempt may still write."""
-        return any(not is_over(pod) and not self._is_stuck(pod) for pod in self.observed.component_pods(names.TRAINER))
+        """Whether a trainer of any attempt may still write. One that has ended does not, whatever runs beside it."""
+        return any(trainer_end(pod) is None for pod in self._trainer_pods())
+
+    @property
+    def has_trainer_pods(self) -> bool:
+        """Whether a trainer pod of any attempt has not ended."""
+        return bool(self._trainer_pods())
+
+    def _trainer_pods(self) -> list[Json]:
+        """The trainer pods of all attempts that have not ended."""
+        pods = self.observed.component_pods(names.TRAINER)
+        return [pod for pod in pods if not is_over(pod) and not self._is_stuck(pod)]
 
     @property
     def attempt_end(self) -> failure.AttemptEnd | None:

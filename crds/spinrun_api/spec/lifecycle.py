@@ -55,7 +55,8 @@ class Lifecycle(ApiModel):
     """Seconds after the end at which the SpinRun is deleted, its pods with it. Absent: never."""
 
     managed_by: Text | None = None
-    """Name of another controller that runs this SpinRun. Absent or spinrun.dev/operator: this operator."""
+    """Name of another controller that runs this SpinRun. Absent or spinrun.dev/operator: this operator.
+    It cannot change."""
 
     failure_policy: list[FailureRule] = Field(default_factory=list[FailureRule], max_length=32)
     """Rules by exit code, which come before the built-in ones (2 fails at once, 3 is not counted, others count)."""

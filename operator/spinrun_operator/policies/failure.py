@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from spinrun_api.spec import Lifecycle
 from spinrun_kube import times
 from spinrun_operator import reasons
-from spinrun_operator.observed import has_condition, is_deleted
+from spinrun_operator.containers import Container, containers_of, is_outlived, last_line, trainer_end
+from spinrun_operator.observed import INDEX_ANNOTATION, has_condition, is_deleted
 from spinrun_operator.settings import Settings
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.policy import Action, decide
@@ -62,15 +63,49 @@ class FollowUp:
 
 
 def attempt_end(job: Json, pods: list[Json]) -> AttemptEnd | None:
-    """How the attempt ended, by its Job and its pods; None while it lasts."""
-    if has_condition(job, "Complete"):
+    """How the attempt ended, by its Job and its pods; None while it lasts.
+
+    What counts is the container `trainer` of each pod, whatever ends or runs beside it.
+    """
+    if has_condition(job, "Complete") or _all_completed(job, pods):
         return AttemptEnd(Cause.COMPLETE, "the trainer completed", ExitCode.COMPLETE, _termination_of_first(pods))
     if has_condition(job, "Failed"):
         ended = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed" or _disruption(pod)]
-        # The first to end is the cause: the others lose a peer, and the Job deletes their pods. Times are whole seconds; among
-        # equals, what says most goes first.
-        return min((_pod_end(pod) for pod in ended), key=_order, default=_no_pod())[1]
-    return None
+        # A trainer that had completed when its pod was taken away is not why the Job failed.
+        ended = [pod for pod in ended if not (_has_completed(pod) and _disruption(pod))]
+        return _first_end(ended)
+    if has_condition(job, "FailureTarget"):
+        # Its pods are being ended, and say more at their end.
+        return None
+    failed = [pod for pod in pods if (trainer_end(pod) or {}).get("exitCode")]
+    # Without another container that runs on, the pod ends in a moment, and its Job with it.
+    return _first_end(failed) if any(is_outlived(pod) and not is_deleted(pod) for pod in failed) else None
+
+
+def _all_completed(job: Json, pods: list[Json]) -> bool:
+    """Whether the trainers of all nodes completed, although their pods run on, or failed by what ran beside them."""
+    nodes = job.get("spec", {}).get("completions", 1)
+    completed = [pod for pod in pods if _has_completed(pod)]
+    has_outcome = has_condition(job, "Failed") or any(map(is_outlived, completed))
+    return bool(has_outcome) and len(set(map(_node, completed))) >= nodes
+
+
+def _has_completed(pod: Json) -> bool:
+    end = trainer_end(pod)
+    return end is not None and end.get("exitCode") == ExitCode.COMPLETE
+
+
+def _node(pod: Json) -> str:
+    """Which node of the attempt the pod is."""
+    return pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION) or pod["metadata"]["name"]
+
+
+def _first_end(pods: list[Json]) -> AttemptEnd:
+    """The first end is the cause: the other pods lose a peer, and the Job deletes them.
+
+    Times are whole seconds; among equals, what says most goes first.
+    """
+    return min((_pod_end(pod) for pod in pods), key=_order, default=_no_pod())[1]
 
 
 def _order(candidate: tuple[str, AttemptEnd]) -> tuple[str, bool, bool]:
@@ -85,12 +120,18 @@ def _no_pod() -> tuple[str, AttemptEnd]:
 
 def _pod_end(pod: Json) -> tuple[str, AttemptEnd]:
     """When and how a pod ended."""
-    name, container, state = pod["metadata"]["name"], *_terminated(pod)
-    code, finished = state.get("exitCode"), state.get("finishedAt") or "9"
+    name, cause = pod["metadata"]["name"], _failed_container(pod)
+    state: Json = (cause.end if cause else None) or {}
+    # The exit codes of other containers say nothing about the trainer.
+    code = state.get("exitCode") if cause is None or cause.is_trainer else None
+    finished = state.get("finishedAt") or "9"
     if why := _disruption(pod, state):
         end = AttemptEnd(Cause.DISRUPTION, f"pod {name}: {why}", code)
-    elif state.get("reason") == "OOMKilled":
-        end = AttemptEnd(Cause.OUT_OF_MEMORY, f"pod {name}: {_memory_message(pod, container)}", code)
+    elif cause is not None and state.get("reason") == "OOMKilled":
+        end = AttemptEnd(Cause.OUT_OF_MEMORY, f"pod {name}: {_memory_message(pod, cause)}", code)
+    elif cause is not None and not cause.is_trainer:
+        said = last_line(state.get("message") or "") or state.get("reason") or "no message"
+        end = AttemptEnd(Cause.EXIT, f"pod {name}: {cause.title} exited with code {state.get('exitCode')}: {said}")
     else:
         termination = read_termination(state.get("message", ""))
         said = termination.message if termination else state.get("message") or state.get("reason") or "no message"
@@ -99,18 +140,14 @@ def _pod_end(pod: Json) -> tuple[str, AttemptEnd]:
     return finished, end
 
 
-def _terminated(pod: Json) -> tuple[str, Json]:
-    """Name and end of the trainer's container, or of a sidecar's that failed when the trainer's did not."""
-    ends = {
-        status["name"]: status["state"]["terminated"]
-        for status in pod.get("status", {}).get("containerStatuses") or ()
-        if status.get("state", {}).get("terminated")
-    }
-    if ends.get("trainer", {}).get("exitCode"):
-        return "trainer", ends["trainer"]
-    return min(
-        ends.items(), key=lambda end: (not end[1].get("exitCode"), end[1].get("finishedAt") or ""), default=("trainer", {})
-    )
+def _failed_container(pod: Json) -> Container | None:
+    """The trainer's container, unless it did not fail or never ran: then the first other one that failed, if any did."""
+    ended = [container for container in containers_of(pod) if container.end]
+    trainer = next((container for container in ended if container.is_trainer), None)
+    if trainer is not None and (trainer.end or {}).get("exitCode"):
+        return trainer
+    others = [container for container in ended if (container.end or {}).get("exitCode")]
+    return min(others, key=lambda container: (container.end or {}).get("finishedAt") or "", default=trainer)
 
 
 def _disruption(pod: Json, state: Json | None = None) -> str:
@@ -125,13 +162,15 @@ def _disruption(pod: Json, state: Json | None = None) -> str:
     return "the pod was deleted" if is_deleted(pod) else ""
 
 
-def _memory_message(pod: Json, container: str) -> str:
-    specs = (spec for spec in pod.get("spec", {}).get("containers") or () if spec["name"] == container)
+def _memory_message(pod: Json, container: Container) -> str:
+    kind = "initContainers" if container.is_init else "containers"
+    specs = (spec for spec in pod.get("spec", {}).get(kind) or () if spec["name"] == container.name)
     limit = next(specs, {}).get("resources", {}).get("limits", {}).get("memory")
-    where = f"spec.trainer.template.spec.containers[{container}].resources.limits.memory"
+    where = f"spec.trainer.template.spec.{kind}[{container.name}].resources.limits.memory"
+    instead = ", or lower tokensPerMicroBatch" if container.is_trainer else ""
     if limit is None:
-        return f"container {container} was OOM-killed, as its node is out of memory: request memory, or lower tokensPerMicroBatch"
-    return f"container {container} reached its memory limit of {limit}: raise {where}, or lower tokensPerMicroBatch"
+        return f"{container.title} was OOM-killed, as its node is out of memory: request memory{instead}"
+    return f"{container.title} reached its memory limit of {limit}: raise {where}{instead}"
 
 
 def _lived(state: Json) -> float:
@@ -143,9 +182,8 @@ def _lived(state: Json) -> float:
 
 def _termination_of_first(pods: list[Json]) -> TerminationMessage | None:
     """The termination message of rank 0, whose run completed."""
-    found = (
-        read_termination(_terminated(pod)[1].get("message", "")) for pod in sorted(pods, key=lambda pod: pod["metadata"]["name"])
-    )
+    in_order = sorted(pods, key=lambda pod: pod["metadata"]["name"])
+    found = (read_termination((trainer_end(pod) or {}).get("message", "")) for pod in in_order)
     return next((each for each in found if each), None)
 
 
@@ -180,9 +218,11 @@ def follow_up(
         now: The time.
     """
     disrupted, out_of_memory = end.cause is Cause.DISRUPTION, end.cause is Cause.OUT_OF_MEMORY
-    # Whether the trainer completed is for the Job to say: one can fail by a sidecar, or by a deadline of its pods.
+    # One node's trainer may complete and another's not: only the cause says that all did.
     code = ExitCode.COMPLETE if end.cause is Cause.COMPLETE else end.exit_code or ExitCode.FAILED
-    decision = decide(code, lifecycle.failure_policy, disrupted=disrupted, out_of_memory=out_of_memory)
+    # The rules are about exit codes of the trainer: where another container failed, none of them matches.
+    rules = [] if end.exit_code is None else lifecycle.failure_policy
+    decision = decide(code, rules, disrupted=disrupted, out_of_memory=out_of_memory)
     match decision.action:
         case Action.COMPLETE:
             return FollowUp("Complete", reasons.COMPLETED, end.termination.message if end.termination else end.message)

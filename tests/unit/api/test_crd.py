@@ -113,6 +113,15 @@ def test_blocks_that_made_the_ledger_are_immutable_once_started() -> None:
     assert all("oldSelf.status.startTime" in each["rule"] for each in transitions)
 
 
+def test_controller_of_a_run_cannot_change() -> None:
+    (rule,) = root()["properties"]["spec"]["properties"]["lifecycle"]["x-kubernetes-validations"]
+    assert (rule["fieldPath"], rule["message"]) == (".managedBy", "managedBy cannot change: make a new SpinRun")
+    same = "(!has(self.managedBy) || self.managedBy == oldSelf.managedBy)"
+    assert rule["rule"] == f"has(self.managedBy) == has(oldSelf.managedBy) && {same}"
+    # A transition is checked only where there was a value before: an absent block is filled in.
+    assert root()["properties"]["spec"]["properties"]["lifecycle"]["default"] == {}
+
+
 def test_name_limit_leaves_room_for_the_longest_child() -> None:
     # A pod's name is its host name, of at most 63 characters: <run>-trainer-<attempt>-<node>, and five random ones for the pod.
     assert MAX_NAME_LENGTH + len("-trainer-9999-1023-abcde") <= 64

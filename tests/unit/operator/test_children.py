@@ -353,6 +353,21 @@ def test_pod_template_of_the_user_is_merged_but_cannot_take_the_labels_that_find
     assert environment_of(trainer)["HOME"] == "/home/spinrun"
 
 
+def test_volumes_and_probes_of_the_user_take_the_place_of_ours() -> None:
+    cache = {"name": "home", "persistentVolumeClaim": {"claimName": "hub-cache"}}
+    disk = {"name": "scratch", "hostPath": {"path": "/mnt/nvme"}}
+    probe = {"tcpSocket": {"port": 8000}}
+    run = run_of(
+        trainer={"template": {"spec": {"volumes": [cache]}}},
+        rollout={"template": {"spec": {"volumes": [disk], "containers": [{"name": "vllm", "livenessProbe": probe}]}}},
+    )
+    rollout = rollout_statefulset(run, SETTINGS, replicas=1)
+    assert cache in template_of(trainer_job(run, SETTINGS, attempt=1))["spec"]["volumes"]
+    assert disk in template_of(rollout)["spec"]["volumes"]
+    liveness = container_of(rollout, "vllm")["livenessProbe"]
+    assert liveness.keys() == {"tcpSocket", "periodSeconds", "timeoutSeconds", "failureThreshold"}
+
+
 # --- the rest ------------------------------------------------------------------------------------------------------
 
 

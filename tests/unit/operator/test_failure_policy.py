@@ -67,16 +67,6 @@ def test_out_of_memory_names_the_limit_and_where_it_is_set() -> None:
     assert "spec.trainer.template.spec.containers[trainer].resources.limits.memory" in end.message
 
 
-def test_sidecar_that_fails_is_named_when_the_trainer_did_not() -> None:
-    document = pod(ended={"exitCode": 0})
-    document["status"]["containerStatuses"].append(
-        {"name": "proxy", "state": {"terminated": {"exitCode": 9, "finishedAt": "2026-01-01T12:00:30Z"}}}
-    )
-    end = attempt_end(FAILED, [document])
-    assert end is not None
-    assert end.exit_code == 9
-
-
 @pytest.mark.parametrize("text", ["", "Killed", "{}", '{"result": "Complete"', "[1]", '{"result": 7}'])
 def test_other_text_is_not_taken_for_termination_message(text: str) -> None:
     assert read_termination(text) is None
@@ -95,6 +85,7 @@ RULES = [
     FailureRule(exit_codes=[43, 2], action="RestartUncounted"),
     FailureRule(exit_codes=[3], action="Restart"),
 ]
+FAIL_AT_ONCE = [FailureRule(exit_codes=[1, 137], action="Fail")]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +110,9 @@ RULES = [
         (Cause.EXIT, None, [], ("Restart", "TrainerFailed", True)),
         (Cause.OUT_OF_MEMORY, 3, [], ("Restart", "TrainerOOMKilled", True)),
         (Cause.OUT_OF_MEMORY, 43, RULES, ("Restart", "TrainerOOMKilled", False)),
+        (Cause.EXIT, 1, FAIL_AT_ONCE, ("Fail", "FailurePolicy", False)),
+        (Cause.EXIT, None, FAIL_AT_ONCE, ("Restart", "TrainerFailed", True)),
+        (Cause.OUT_OF_MEMORY, None, FAIL_AT_ONCE, ("Restart", "TrainerOOMKilled", True)),
     ],
 )
 def test_what_follows(cause: Cause, code: int | None, rules: list[FailureRule], want: tuple[str, str, bool]) -> None:

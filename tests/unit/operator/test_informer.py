@@ -131,3 +131,10 @@ def test_copy_keeps_of_a_pod_what_is_read() -> None:
     pod = slim({"metadata": service(1)["metadata"], "spec": spec, "status": {"phase": "Running"}}, POD)
     assert pod["spec"] == {"nodeName": "n", "containers": [{"name": "a", "resources": {"limits": {}}}]}
     assert "managedFields" not in pod["metadata"]
+
+
+def test_copy_keeps_the_limits_of_init_containers() -> None:
+    limits = {"limits": {"memory": "1Gi"}}
+    spec = {"initContainers": [{"name": "fetch", "image": "i", "resources": limits}], "containers": [{"name": "a"}]}
+    pod = slim({"metadata": service(1)["metadata"], "spec": spec}, POD)
+    assert pod["spec"]["initContainers"] == [{"name": "fetch", "resources": limits}]

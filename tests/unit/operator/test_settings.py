@@ -2,6 +2,7 @@
 
 import pytest
 
+from spinrun_operator.__main__ import main
 from spinrun_operator.settings import InvalidSettingError, Settings
 
 
@@ -36,8 +37,62 @@ def test_every_kind_of_setting_is_read() -> None:
         ("ACCELERATOR", "tpu", "must be one of cpu, cuda"),
         ("LOG_LEVEL", "LOUD", "must be one of DEBUG"),
         ("LOG_FORMAT", "yaml", "must be one of json, text"),
+        ("IMAGE_PULL_POLICY", "bogus", "must be one of Always, IfNotPresent, Never"),
+        ("IMAGE_PULL_POLICY", "always", "must be one of Always, IfNotPresent, Never"),
+        *(("HTTP_PORT", text, "must be a port from 1 to 65535") for text in ("0", "-1", "65536", "70000", "99999999")),
+        *(("HTTP_PORT", text, "must be a number without a fraction") for text in ("", "http", "80.5", "8_080", "0x50", "８０")),
+        *(
+            (name, text, "must be a number, and finite")
+            for name in ("PROGRESS_SECONDS", "RESYNC_SECONDS", "UNSCHEDULED_SECONDS")
+            for text in ("nan", "NaN", "inf", "-inf", "Infinity", "1e400", "", "5 s", "1_0")
+        ),
+        ("WATCH_SILENCE_SECONDS", "0", "must be above zero"),
+        ("STUCK_SECONDS", "-0.0", "must be above zero"),
+        ("TRAINER_GRACE_SECONDS", "-300", "must be above zero"),
+        ("COALESCE_SECONDS", "-0.1", "must be zero or above"),
+        ("RUN_AS_USER", "-1", "must be zero or above"),
+        ("RUN_AS_USER", "4294967295", "must be at most 2147483647"),
+        ("MAX_RESTART_DELAY_SECONDS", "1e308", "must be at most 2147483647"),
+        ("TRAINER_GRACE_SECONDS", "9" * 400, "must be at most 2147483647"),
+        ("WORKERS", "1e3", "must be a number without a fraction"),
+        ("NAMESPACE", "", "must be the name of a namespace"),
+        ("NAMESPACE", "Spin Run", "must be the name of a namespace"),
+        ("WATCH_NAMESPACES", "team,Other", "must be names of namespaces"),
+        ("MONITORING_NAMESPACES", "a b", "must be names of namespaces"),
+        ("WORKER_IMAGE", "", "must be an image's name"),
+        ("VLLM_IMAGE", "vllm: 1", "must be an image's name"),
     ],
 )
 def test_wrong_setting_is_named(name: str, text: str, want: str) -> None:
-    with pytest.raises(InvalidSettingError, match=f"SPINRUN_{name} {want}"):
+    with pytest.raises(InvalidSettingError, match=f"SPINRUN_{name} {want}") as raised:
         Settings.from_environment({f"SPINRUN_{name}": text})
+    assert str(raised.value).endswith(f"got {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "want"),
+    [
+        ("HTTP_PORT", "1", 1),
+        ("HTTP_PORT", "65535", 65535),
+        ("RUN_AS_USER", "0", 0),
+        ("COALESCE_SECONDS", "0", 0.0),
+        ("RESYNC_SECONDS", "1e3", 1000.0),
+        ("IMAGE_PULL_POLICY", "Never", "Never"),
+        ("WATCH_NAMESPACES", "", ()),
+        ("WORKER_IMAGE", "registry:5000/a/b@sha256:0123", "registry:5000/a/b@sha256:0123"),
+    ],
+)
+def test_setting_at_its_limit_is_taken(name: str, text: str, want: object) -> None:
+    assert getattr(Settings.from_environment({f"SPINRUN_{name}": text}), name.lower()) == want
+
+
+@pytest.mark.parametrize("text", ["70000", "nan", "8080\nsecond line", "\udcff"])
+def test_operator_ends_with_2_and_one_line_that_names_the_setting(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPINRUN_HTTP_PORT", text)
+    assert main() == 2
+    told = capsys.readouterr().err
+    assert told.startswith("spinrun-operator: SPINRUN_HTTP_PORT must be a ")
+    assert told.endswith(f", got {text!r}\n")
+    assert told.count("\n") == 1

@@ -80,6 +80,55 @@ def test_crash_looping_scorer_says_so_with_the_end_of_its_log(message: str, want
     assert found[1] == f"pod demo-scorer-0, container vllm is crash-looping (Error, exit code 1){want}: see its logs"
 
 
+@pytest.mark.parametrize("component", ["trainer", "rollout", "scorer"])
+@pytest.mark.parametrize(
+    ("waits", "reason", "message"),
+    [
+        ("ImagePullBackOff", "ImageNotPulled", ": image alpine/git cannot be pulled: correct its name or its pull secret"),
+        ("ErrImagePull", "ImageNotPulled", ": image alpine/git cannot be pulled: correct its name or its pull secret"),
+        ("InvalidImageName", "ImageNotPulled", ": image alpine/git cannot be pulled: correct its name or its pull secret"),
+        ("CreateContainerConfigError", "ConfigMissing", ": no such key: create what is missing, or correct the pod template"),
+        ("CreateContainerError", "ConfigMissing", ": no such key: create what is missing, or correct the pod template"),
+        ("CrashLoopBackOff", "ContainerCrashing", " is crash-looping (OOMKilled, exit code 137): unpacking: see its logs"),
+    ],
+)
+def test_init_container_or_native_sidecar_that_does_not_start_says_why(
+    component: str, waits: str, reason: str, message: str
+) -> None:
+    world = running_world(preference={"rewardModel": {"source": "org/stern"}})
+    last = {"terminated": {"reason": "OOMKilled", "exitCode": 137, "message": "cloning\nunpacking\n"}}
+    status = {"name": "fetch", "image": "alpine/git", "state": {"waiting": {"reason": waits, "message": "no such key"}}}
+    put = {"trainer": world.trainer_pod, "rollout": world.rollout_pod, "scorer": world.scorer_pod}[component]
+    fetched = {"name": "proxy", "image": "proxy:1", "state": {"terminated": {"exitCode": 0}}}
+    put(
+        phase="Pending",
+        initContainerStatuses=[fetched, status | {"lastState": last}],
+        containerStatuses=waiting("PodInitializing"),
+    )
+    found = first_trouble(world.run, world.observed, PATIENCE)
+    assert found is not None
+    assert found[0] == reason
+    name = {"trainer": "demo-trainer-1-0-abcde"}.get(component, f"demo-{component}-0")
+    assert found[1] == f"pod {name}, init container fetch{message}"
+
+
+def test_native_sidecar_that_keeps_crashing_is_named_while_the_pod_runs() -> None:
+    world = running_world()
+    last = {"terminated": {"reason": "Error", "exitCode": 1, "message": "no upstream"}}
+    proxy = {"name": "proxy", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last}
+    world.trainer_pod(initContainerStatuses=[proxy])
+    found = first_trouble(world.run, world.observed, PATIENCE)
+    assert found is not None
+    assert found[1].endswith("init container proxy is crash-looping (Error, exit code 1): no upstream: see its logs")
+
+
+@pytest.mark.parametrize("state", [{"running": {}}, {"terminated": {"exitCode": 0}}, {"waiting": {"reason": "PodInitializing"}}])
+def test_init_container_at_work_is_no_trouble(state: Json) -> None:
+    world = running_world()
+    world.trainer_pod(phase="Pending", initContainerStatuses=[{"name": "fetch", "state": state}])
+    assert first_trouble(world.run, world.observed, PATIENCE) is None
+
+
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
 def test_pod_that_is_on_its_way_is_no_trouble(reason: str) -> None:
     world = running_world()
