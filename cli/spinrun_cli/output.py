@@ -43,10 +43,10 @@ def echo_yaml(document: Any) -> None:
     Args:
         document: What YAML can hold.
     """
-    import yaml
+    from spinrun_api import yaml_text
 
-    text, ascii_text = (yaml.safe_dump(document, sort_keys=False, allow_unicode=each).rstrip() for each in (True, False))
-    typer.echo(text if printable(text) == text else ascii_text)
+    text = yaml_text.dump(document)
+    typer.echo(text if printable(text) == text else yaml_text.dump(document, ascii_only=True), nl=False)
 
 
 def json_text(document: Any, *, indent: int | None = None) -> str:

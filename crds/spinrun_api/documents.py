@@ -161,7 +161,7 @@ def _problems(error: ValidationError) -> list[Problem]:
 
 
 def _problem(details: ErrorDetails) -> Problem:
-    path = ".".join(str(part) for part in details["loc"])
+    path = ".".join(_shortened(str(part)) for part in details["loc"])
     kind, value = details["type"], details["input"]
     if kind == "extra_forbidden":
         if moved := next((moved for moved in MOVED if moved.path == path), None):
@@ -178,7 +178,7 @@ def _problem(details: ErrorDetails) -> Problem:
 def _suggestion(location: tuple[int | str, ...]) -> str:
     """' (did you mean x?)' when a field of that block has a similar name."""
     names = _field_names(SpinRun, location[:-1])
-    close = get_close_matches(str(location[-1]), names, n=1)
+    close = get_close_matches(_shortened(str(location[-1])), names, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -194,5 +194,8 @@ def _field_names(model: type[ApiModel], location: tuple[int | str, ...]) -> list
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    return _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."

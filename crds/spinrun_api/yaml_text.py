@@ -34,12 +34,11 @@ _BOOLEANS = {
     for form in (str.lower, str.capitalize, str.upper)
 }
 _NULLS = ("", "~", "null", "Null", "NULL")
-_STARTS_NUMBER = re.compile(r"[-+]?\.?[0-9]")
 _INTEGER = re.compile(
-    r"(?P<sign>[-+]?)(?:0b(?P<binary>[01]+)|0x(?P<hex>[0-9a-fA-F]+)|0(?P<octal>[0-7]+)|(?P<decimal>0|[1-9][0-9]*))"
+    r"(?P<sign>[-+]?)(?:0b(?P<binary>_*[01][01_]*)|0x(?P<hex>_*[0-9a-fA-F][0-9a-fA-F_]*)|0(?P<octal>[0-7_]+)|(?P<decimal>0|[1-9][0-9_]*))"
 )
 _BASES = {"binary": 2, "hex": 16, "octal": 8, "decimal": 10}
-_FLOAT = re.compile(r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
+_FLOAT = re.compile(r"[-+]?(?:(?:\.[0-9][0-9_]*|[0-9][0-9_]*\.[0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _DATE = re.compile(
     r"\d{4}-\d\d?-\d\d?(?:(?:[Tt]|[ \t]+)\d\d?:\d\d:\d\d(?:\.\d*)?(?:[ \t]*(?:Z|[-+]\d\d?(?::\d\d)?))?)?", re.ASCII
@@ -103,6 +102,31 @@ def load_value(text: str) -> Any:
     return values[0] if values else None
 
 
+def dump(document: Any, *, width: int = 120, ascii_only: bool = False) -> str:
+    """A document as text that `load_documents` reads as the same: it quotes what is a number here, such as 1e3.
+
+    Args:
+        document: What JSON can hold.
+        width: Characters of a line, where it can be folded.
+        ascii_only: Whether other characters are escaped.
+    """
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only, width=width)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Knows what `_plain_value` takes for a number."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """The line ends that YAML knows beside ours are kept in double quotes alone."""
+    style = '"' if any(each in text for each in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(f"{_PREFIX}str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver(f"{_PREFIX}float", re.compile(rf"(?:{_FLOAT.pattern})\Z"), list("-+.0123456789"))
+
+
 class _Reader:
     """Builds values out of the events of a text, and stops as soon as a limit is exceeded: before anything large is built."""
 
@@ -152,12 +176,12 @@ class _Reader:
 
     def _alias(self, event: Any, depth: int) -> _Node:
         """A copy of the node that an alias stands for."""
-        name = event.anchor
-        if name in self._open_anchors:
+        name = _shown(event.anchor)
+        if event.anchor in self._open_anchors:
             _refuse(event, f"*{name} stands inside of &{name} itself: write out what you mean")
-        if name not in self._anchors:
+        if event.anchor not in self._anchors:
             _refuse(event, f"there is no anchor &{name} before the alias *{name}: correct its name")
-        node = self._anchors[name]
+        node = self._anchors[event.anchor]
         if depth + node.height > MAX_DEPTH:
             _refuse(event, f"with *{name} more than {MAX_DEPTH} mappings and lists stand inside one another: remove some")
         self._count(event, node.num_nodes, node.num_bytes)
@@ -257,15 +281,12 @@ def _plain_value(event: Any) -> Any:
         return _BOOLEANS[text]
     if _NOT_FINITE.fullmatch(text):
         _refuse(event, f"{text} is not a finite number: write a number, or put it in quotes")
-    if not _STARTS_NUMBER.match(text):
-        return text
     if _DATE.fullmatch(text):
         _refuse(event, f"{text} is a date in YAML: put it in quotes")
-    digits = text.replace("_", "")
-    if found := _INTEGER.fullmatch(digits):
+    if found := _INTEGER.fullmatch(text):
         return _integer(event, found)
-    if _FLOAT.fullmatch(digits):
-        if math.isinf(value := float(digits)):
+    if _FLOAT.fullmatch(text):
+        if math.isinf(value := float(text.replace("_", ""))):
             _refuse(event, f"{_shown(text)} is too large for a number: write a smaller one, or put it in quotes")
         return value
     return text
@@ -274,7 +295,7 @@ def _plain_value(event: Any) -> Any:
 def _integer(event: Any, found: re.Match[str]) -> int:
     form = next(name for name in _BASES if found[name] is not None)
     # int64 has at most 64 digits, whatever the base; Python refuses to read thousands of them.
-    digits = found[form].lstrip("0")[:65] or "0"
+    digits = found[form].replace("_", "").lstrip("0")[:65] or "0"
     value = int(digits, _BASES[form]) * (-1 if found["sign"] == "-" else 1)
     if not MIN_INTEGER <= value <= MAX_INTEGER:
         limits = f"from {MIN_INTEGER} to {MAX_INTEGER}"
