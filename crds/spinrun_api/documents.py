@@ -81,7 +81,7 @@ def _read_text(path: Path) -> str:
     # Should a pipe have taken the file's place since, a reader would wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if opened_before else os.O_NONBLOCK))
     with os.fdopen(descriptor, "rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
+        content = file.read(MAX_FILE_BYTES + 1) or b""  # None from what has nothing to say yet, such as /proc/kmsg
     if len(content) > MAX_FILE_BYTES:
         limit = f"{MAX_FILE_BYTES // 1_000_000} MB"
         raise InvalidDocumentError(str(path), [Problem("", f"is larger than {limit}: name a file that holds {KIND}s alone")])

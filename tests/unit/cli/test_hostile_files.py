@@ -37,7 +37,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "NUL": (b'a: 1\nb: "a\0b"', "line 2: holds the character U+0000"),
     "escape": (b"a: \x1b[31m", "line 1: holds the character U+001B"),
     "duplicate key": (text("  duration: {windows: 5}\n"), "line 9: the key duration is already on line 8: remove one of them"),
-    "int64 in a template": (text("  rollout: {template: {x: 0x8000000000000000}}\n"), "line 9: 0x8000000000000000 is out of range"),
+    "int64": (text("  rollout: {template: {x: 0x8000000000000000}}\n"), "line 9: 0x8000000000000000 is out of range"),
     "infinity in a template": (text("  rollout: {template: {x: [.inf]}}\n"), "line 9: .inf is not a finite number"),
     "date in a template": (text("  trainer: {template: {x: 2024-01-01}}\n"), "line 9: 2024-01-01 is a date in YAML"),
     "key in a template": (text("  trainer: {template: {nodeSelector: {1: x}}}\n"), "line 9: the key 1 is not text"),
