@@ -88,8 +88,8 @@ def _read_text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        message = f"is not UTF-8 text (byte 0x{content[error.start]:02x}): save the file as UTF-8"
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8 text (byte 0x{error.object[error.start]:02x}): save the file as UTF-8"
         raise InvalidDocumentError(str(path), [Problem("", f"line {line}: {message}")]) from error
 
 
