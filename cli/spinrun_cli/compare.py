@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import typer
 from pydantic import ValidationError
 
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.output import echo, echo_json
 from spinrun_cli.show.comparison import Runs, summary, tables
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import table
@@ -72,12 +72,12 @@ def show(runs: Runs, *, as_json: bool, page: Path | None) -> None:
         InvalidInputError: It cannot be written.
     """
     if as_json:
-        typer.echo(json.dumps({"runs": [to_document(label, data) for label, data in runs]}, ensure_ascii=False))
+        echo_json({"runs": [to_document(label, data) for label, data in runs]})
     else:
-        typer.echo("\n\n".join(table(rows, numbers=True) for rows in (summary(runs), *tables(runs))))
+        echo("\n\n".join(table(rows, numbers=True) for rows in (summary(runs), *tables(runs))))
     if page is not None:
         write_page(page, runs)
-        typer.echo(page, err=as_json)
+        echo(page, err=as_json)
 
 
 def write_page(path: Path, runs: Runs) -> None:

@@ -1,9 +1,6 @@
 """Lines of processes' logs."""
 
-import json
-
-import typer
-
+from spinrun_cli.output import echo, echo_json
 from spinrun_protocol.logs import plain
 
 
@@ -29,11 +26,11 @@ class LineWriter:
         line = line.rstrip("\r").rpartition("\r")[2]
         self._seen.add(process)
         if self._as_json:
-            typer.echo(json.dumps({"process": process, "line": line}, ensure_ascii=False))
+            echo_json({"process": process, "line": line})
         elif max(self._expected, len(self._seen)) > 1:
-            typer.echo(f"[{process}] {plain(line)}")
+            echo(f"[{process}] {plain(line)}")
         else:
-            typer.echo(plain(line))
+            echo(plain(line))
 
 
 class LineSplitter:

@@ -7,6 +7,7 @@ import typer
 
 from spinrun_cli.commands import cluster, inspect, ledger, local
 from spinrun_cli.errors import CommandError
+from spinrun_cli.output import echo, tolerate_any_encoding
 
 app = typer.Typer(
     name="spinrun",
@@ -20,7 +21,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"spinrun {version('spinrun')}")
+        echo(f"spinrun {version('spinrun')}")
         raise typer.Exit
 
 
@@ -42,10 +43,11 @@ app.add_typer(local.model_app, name="model")
 
 def main(command: typer.Typer = app, program: str = "spinrun") -> None:
     """Run a command line. Expected errors are one message on stderr; Ctrl-C exits with 130."""
+    tolerate_any_encoding()
     try:
         command(prog_name=program)
     except CommandError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from spinrun_api.documents import InvalidDocumentError, parse_run, parse_value, read_documents
+from spinrun_api.documents import InvalidDocumentError, parse_run, read_documents
 from spinrun_api.run import KIND, SpinRun
+from spinrun_api.yaml_text import MAX_DEPTH, InvalidYamlError, load_value
 from spinrun_cli.errors import InvalidInputError
 
 Document = dict[str, Any]
@@ -49,12 +48,12 @@ def parse_override(text: str) -> Document:
     """
     path, separator, value = text.partition("=")
     keys = path.strip().split(".")
-    if not separator or not all(keys):
+    if not separator or not all(keys) or len(keys) > MAX_DEPTH:
         raise InvalidInputError(f"--set {text}: must look like spec.duration.windows=3")
     try:
-        result: Any = parse_value(value)
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"--set {text}: the value is not YAML: {error}") from error
+        result: Any = load_value(value)
+    except InvalidYamlError as error:
+        raise InvalidInputError(f"--set {text}: the value cannot be read: {error}") from error
     for key in reversed(keys):
         result = {key: result}
     return result

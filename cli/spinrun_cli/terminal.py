@@ -1,13 +1,12 @@
 """How `spinrun watch` shows a run: a screen on a terminal, lines elsewhere, JSON for programs; nothing while nothing changes."""
 
-import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-import typer
-from rich.console import Console
 from rich.live import Live
 
+from spinrun_cli.console import Console
+from spinrun_cli.output import echo, echo_json
 from spinrun_cli.show.render import line, panel
 from spinrun_cli.show.snapshot import Json, Snapshot, document
 
@@ -35,7 +34,7 @@ def lines() -> Show:
     def show(snapshot: Snapshot) -> None:
         if last != [snapshot.key]:
             last[:] = [snapshot.key]
-            typer.echo(line(snapshot))
+            echo(line(snapshot))
 
     return show
 
@@ -48,7 +47,7 @@ def documents() -> Show:
         found = document(snapshot)
         if last != [found]:
             last[:] = [found]
-            typer.echo(json.dumps(found, ensure_ascii=False))
+            echo_json(found)
 
     return show
 

@@ -1,15 +1,13 @@
 """`spinrun validate`: what is wrong with SpinRun files, all of it at once."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from spinrun_api.documents import InvalidDocumentError, Problem, parse_run, read_documents
 from spinrun_api.run import KIND
+from spinrun_cli.output import echo, echo_json
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,10 @@ def validate_files(files: Sequence[Path], *, as_json: bool) -> int:
         The exit code: 0 when all are valid, otherwise 2.
     """
     checked = [document for path in files for document in check_file(path)]
-    typer.echo(json.dumps(_for_programs(checked), indent=2) if as_json else "\n".join(map(_text, checked)))
+    if as_json:
+        echo_json(_for_programs(checked), indent=2)
+    else:
+        echo("\n".join(map(_text, checked)))
     return 2 if any(document.problems for document in checked) else 0
 
 

@@ -1,19 +1,27 @@
 """Reading SpinRun documents: every problem at once, each with its path in the document and a remedy."""
 
-import re
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from spinrun_api.base import ApiModel, models_in
 from spinrun_api.run import KIND, SpinRun
 from spinrun_api.spec.method import LOSS_BLOCKS, MOVED, Method
+from spinrun_api.yaml_text import InvalidYamlError, load_documents
+
+MAX_FILE_BYTES = 4_000_000
+"""Of a file with documents, comments included."""
+MAX_PROBLEMS = 100
+"""Problems of a document that are told at once."""
+OPENED_BEFORE = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+"""Where the shell's pipes have names: standard input and <(command). They end when their writer does."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +47,22 @@ class InvalidDocumentError(ValueError):
         super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads numbers as kubectl does: 5e-7 and 1e3 are numbers, which YAML 1.1 without a dot takes for text."""
-
-
-_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-
-
 def read_documents(path: Path) -> list[dict[str, Any]]:
-    """All YAML documents of a file that are not empty.
+    """All YAML documents of a file that are not empty: trees of what JSON has.
+
+    Args:
+        path: A file of at most MAX_FILE_BYTES, standard input, or what the shell makes of <(command).
 
     Raises:
-        InvalidDocumentError: The file cannot be read, is not YAML, or holds something other than mappings.
+        InvalidDocumentError: The file cannot be read, is not YAML, holds something other than mappings, or exceeds the limits
+            of `spinrun_api.yaml_text`.
     """
     try:
-        documents = [document for document in yaml.load_all(path.read_text("utf-8"), _Loader) if document is not None]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidDocumentError(str(path), [Problem("", f"cannot be read: {error}")]) from error
-    except yaml.YAMLError as error:
-        raise InvalidDocumentError(str(path), [Problem("", f"is not YAML: {error}")]) from error
+        documents = [document for document in load_documents(_read_text(path)) if document is not None]
+    except OSError as error:
+        raise InvalidDocumentError(str(path), [Problem("", f"cannot be read: {error.strerror}")]) from error
+    except InvalidYamlError as error:
+        raise InvalidDocumentError(str(path), [Problem("", str(error))]) from error
     if not documents:
         raise InvalidDocumentError(str(path), [Problem("", f"is empty: write a {KIND} into it")])
     for document in documents:
@@ -68,13 +71,26 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
     return documents
 
 
-def parse_value(text: str) -> Any:
-    """One value written in YAML, read as it would be in a document.
-
-    Raises:
-        yaml.YAMLError: The text is not YAML.
-    """
-    return yaml.load(text, _Loader)
+def _read_text(path: Path) -> str:
+    """A file's text. Raises InvalidDocumentError, and OSError."""
+    opened_before = path.parent in OPENED_BEFORE and (path.name == "stdin" or path.name.isdigit())
+    mode = path.stat().st_mode
+    if not opened_before and not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        raise InvalidDocumentError(str(path), [Problem("", f"is {what}: name a file")])
+    # Should a pipe have taken the file's place since, a reader would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if opened_before else os.O_NONBLOCK))
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1) or b""  # None from what has nothing to say yet, such as /proc/kmsg
+    if len(content) > MAX_FILE_BYTES:
+        limit = f"{MAX_FILE_BYTES // 1_000_000} MB"
+        raise InvalidDocumentError(str(path), [Problem("", f"is larger than {limit}: name a file that holds {KIND}s alone")])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8 text (byte 0x{error.object[error.start]:02x}): save the file as UTF-8"
+        raise InvalidDocumentError(str(path), [Problem("", f"line {line}: {message}")]) from error
 
 
 def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
@@ -88,9 +104,10 @@ def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
         InvalidDocumentError: The document is not a valid SpinRun; the error has every problem.
     """
     try:
-        return SpinRun.model_validate(document)
+        # By the names of the API alone: the API server does not know Python's.
+        return SpinRun.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidDocumentError(source, [_problem(details) for details in error.errors()]) from error
+        raise InvalidDocumentError(source, _problems(error)) from error
 
 
 def parse_stored_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
@@ -135,8 +152,16 @@ def in_todays_shape(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "spec": {**spec, "method": kept}}
 
 
+def _problems(error: ValidationError) -> list[Problem]:
+    """Everything that is wrong, up to MAX_PROBLEMS."""
+    found = error.errors(include_url=False, include_context=False)
+    problems = [_problem(details) for details in found[:MAX_PROBLEMS]]
+    further = len(found) - len(problems)
+    return [*problems, Problem("", f"{further} further problems: correct these first")] if further else problems
+
+
 def _problem(details: ErrorDetails) -> Problem:
-    path = ".".join(str(part) for part in details["loc"])
+    path = ".".join(_shortened(str(part)) for part in details["loc"])
     kind, value = details["type"], details["input"]
     if kind == "extra_forbidden":
         if moved := next((moved for moved in MOVED if moved.path == path), None):
@@ -153,7 +178,7 @@ def _problem(details: ErrorDetails) -> Problem:
 def _suggestion(location: tuple[int | str, ...]) -> str:
     """' (did you mean x?)' when a field of that block has a similar name."""
     names = _field_names(SpinRun, location[:-1])
-    close = get_close_matches(str(location[-1]), names, n=1)
+    close = get_close_matches(_shortened(str(location[-1])), names, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -169,5 +194,8 @@ def _field_names(model: type[ApiModel], location: tuple[int | str, ...]) -> list
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    return _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."

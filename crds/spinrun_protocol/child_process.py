@@ -68,7 +68,7 @@ def descendants(ancestor: int) -> list[int]:
             continue
         try:
             # "PID (name) STATE PARENT ...", where the name may hold anything.
-            state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+            state, parent = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
         except OSError:
             continue  # it has just ended
         children.setdefault(int(parent), []).append(int(folder.name))

@@ -21,10 +21,10 @@ def _cpu_quota(cgroup: Path) -> float | None:
     """CPU limit of the container in cores, from cgroup v2 or v1; None where there is none."""
     try:
         if (cgroup / "cpu.max").exists():
-            quota, period = (cgroup / "cpu.max").read_text().split()
+            quota, period = (cgroup / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text(encoding="utf-8").strip()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text(encoding="utf-8").strip()
         return None if quota in ("max", "-1") else int(quota) / int(period)
     except (OSError, ValueError):
         return None

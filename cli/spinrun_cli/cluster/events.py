@@ -1,15 +1,13 @@
 """`spinrun events`: the Events of a run and its children, in the order of time."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-import typer
-
 from spinrun_api.run import KIND
 from spinrun_cli.cluster.client import Access, Cluster, run
+from spinrun_cli.output import echo, echo_json
 from spinrun_cli.show.text import age_since, printable, table
 from spinrun_kube import names, times
 from spinrun_kube.kinds import EVENT, SPIN_RUN
@@ -30,11 +28,11 @@ async def _show(name: str, as_json: bool, cluster: Cluster) -> None:
     document = await cluster.request("GET", SPIN_RUN, cluster.namespace, name)
     found = events_of(document, await cluster.items(EVENT, cluster.namespace))
     if as_json:
-        typer.echo(json.dumps({"items": [_document(event) for event in found]}, indent=2))
+        echo_json({"items": [_document(event) for event in found]}, indent=2)
     elif found:
-        typer.echo(table(_rows(found, times.utc_now())))
+        echo(table(_rows(found, times.utc_now())))
     else:
-        typer.echo(f"There are no events for {name}: the API server deletes them, by default after an hour.", err=True)
+        echo(f"There are no events for {name}: the API server deletes them, by default after an hour.", err=True)
 
 
 def events_of(document: Json, events: Sequence[Json]) -> list[Json]:

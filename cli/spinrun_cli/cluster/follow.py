@@ -6,12 +6,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
 from rich.markup import escape
 
 from spinrun_api.status import SpinRunStatus
 from spinrun_cli.cluster.client import Cluster, NotFoundError, UnreachableError
 from spinrun_cli.cluster.status import snapshot_of, status_of
+from spinrun_cli.console import Console
 from spinrun_cli.errors import CommandError
 from spinrun_cli.show.render import line, state
 from spinrun_kube.kinds import SPIN_RUN

@@ -1,17 +1,14 @@
 """`spinrun get`: runs as a table, as documents, or one of them in full."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import typer
-import yaml
-
 from spinrun_cli.cluster.client import Access, Cluster, ForbiddenError, run
 from spinrun_cli.cluster.follow import POLL_SECONDS
 from spinrun_cli.cluster.runs import parsed, pod_labels, resource_name
+from spinrun_cli.output import echo, echo_json, echo_yaml
 from spinrun_cli.queries import GetQuery
 from spinrun_cli.show.details import details, table_rows
 from spinrun_cli.show.text import table
@@ -35,25 +32,26 @@ def get_runs(query: GetQuery, access: Access) -> None:
 async def _get(query: GetQuery, cluster: Cluster) -> None:
     namespace = None if query.all_namespaces else cluster.namespace
     if query.output in ("json", "yaml", "name"):
-        typer.echo(_document(await cluster.request("GET", SPIN_RUN, namespace, query.name), query.output))
+        _print_document(await cluster.request("GET", SPIN_RUN, namespace, query.name), query.output)
     elif query.name is None or query.output == "wide" or query.watch:
         await _tabulate(query, namespace, cluster)
     else:
-        typer.echo(await _details(query.name, cluster))
+        echo(await _details(query.name, cluster))
 
 
 # --- documents -----------------------------------------------------------------------------------------------------
 
 
-def _document(answer: Json, output: str) -> str:
-    """A run, or the runs of a list, in a form for programs."""
+def _print_document(answer: Json, output: str) -> None:
+    """Prints a run, or the runs of a list, in a form for programs."""
     runs = [_without_managed_fields(each) for each in answer.get("items", [answer])]
-    if output == "name":
-        return "\n".join(resource_name(each["metadata"]["name"]) for each in runs)
     document = {"apiVersion": "v1", "kind": "List", "items": runs} if "items" in answer else runs[0]
-    if output == "json":
-        return json.dumps(document, indent=2)
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip()
+    if output == "name":
+        echo("\n".join(resource_name(each["metadata"]["name"]) for each in runs))
+    elif output == "json":
+        echo_json(document, indent=2)
+    else:
+        echo_yaml(document)
 
 
 def _without_managed_fields(run: Json) -> Json:
@@ -73,13 +71,13 @@ async def _tabulate(query: GetQuery, namespace: str | None, cluster: Cluster) ->
         rows = table_rows(answer, wide=query.output == "wide", with_namespace=query.all_namespaces)
         headings, *lines = table(rows).splitlines()
         if shown is None and lines:
-            typer.echo(headings)
+            echo(headings)
         for (uid, version), line in zip(versions.items(), lines, strict=True):
             if (shown or {}).get(uid) != version:
-                typer.echo(line)
+                echo(line)
         if not lines and not query.watch:
             where = f"namespace {namespace}" if namespace else "any namespace"
-            typer.echo(f"No SpinRuns found in {where}.", err=True)
+            echo(f"No SpinRuns found in {where}.", err=True)
         if not query.watch:
             return
         shown = versions if shown or lines else None

@@ -6,13 +6,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import typer
-
 from spinrun_cli.cluster.client import Access, Cluster, NotFoundError, run
 from spinrun_cli.cluster.follow import POLL_SECONDS, ProgressPrinter, follow
 from spinrun_cli.cluster.runs import ledger_place, pod_labels, resource_name
 from spinrun_cli.cluster.status import condition, is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError
+from spinrun_cli.output import echo
 from spinrun_kube.api import MERGE_PATCH
 from spinrun_kube.kinds import POD, SPIN_RUN
 
@@ -56,7 +55,7 @@ async def _set_suspend(name: str, wanted: bool, wait: bool, timeout: float | Non
     patch, query = {"spec": {"lifecycle": {"suspend": wanted}}}, {"fieldManager": FIELD_MANAGER}
     after = await cluster.request("PATCH", SPIN_RUN, cluster.namespace, name, query=query, body=patch, content_type=MERGE_PATCH)
     is_news = before["spec"]["lifecycle"]["suspend"] != wanted
-    typer.echo(f"{resource_name(name)} {'suspended' if wanted else 'resumed'}{'' if is_news else ' already'}")
+    echo(f"{resource_name(name)} {'suspended' if wanted else 'resumed'}{'' if is_news else ' already'}")
     if not wait:
         return
     until, goal = (_is_suspended, "suspended") if wanted else (_is_running, "running")
@@ -88,8 +87,8 @@ async def _delete(name: str, wait: bool, timeout: float | None, cluster: Cluster
     # It may be gone by now: an answer can be lost, and the request be sent again.
     with suppress(NotFoundError):
         await cluster.request("DELETE", SPIN_RUN, cluster.namespace, name, body=body)
-    typer.echo(f"{resource_name(name)} deleted")
-    typer.echo(f"  {ledger_place(document)}")
+    echo(f"{resource_name(name)} deleted")
+    echo(f"  {ledger_place(document)}")
     if wait:
         await _until_gone(document, timeout, cluster)
 
@@ -102,4 +101,4 @@ async def _until_gone(document: Json, timeout: float | None, cluster: Cluster) -
             names = ", ".join(pod["metadata"]["name"] for pod in pods)
             raise CommandError(f"after {timeout:g} s these pods are still there: {names}")
         await asyncio.sleep(POLL_SECONDS)
-    typer.echo("  all its pods are gone")
+    echo("  all its pods are gone")

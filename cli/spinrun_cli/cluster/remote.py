@@ -1,13 +1,12 @@
 """`spinrun samples`, `compare` and `report` of a run in the cluster: the same commands, beside its ledger."""
 
-import sys
+import codecs
 from pathlib import Path
-
-import typer
 
 from spinrun_cli.bundle import unbundle
 from spinrun_cli.cluster.client import Access, Cluster, run
 from spinrun_cli.cluster.ledger_pod import Arguments, output_of, run_beside_ledger
+from spinrun_cli.output import echo
 from spinrun_kube.kinds import SPIN_RUN
 
 
@@ -17,16 +16,18 @@ def show_samples(name: str, arguments: Arguments, access: Access, *, image: str 
     Raises:
         CommandError: The cluster cannot be reached, or refuses.
     """
+    # Pieces may end inside a character.
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def write(piece: bytes) -> None:
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+        echo(decoder.decode(piece), end="")
 
     async def show(cluster: Cluster) -> None:
         document = await cluster.request("GET", SPIN_RUN, cluster.namespace, name)
         await run_beside_ledger(cluster, document, arguments, write, image=image)
 
     run(access, show)
+    echo(decoder.decode(b"", final=True), end="")
 
 
 def write_report(name: str, output: Path, access: Access, *, image: str | None) -> tuple[str | None, list[Path]]:
@@ -50,7 +51,7 @@ def fetch(name: str, arguments: Arguments, access: Access, *, image: str | None)
 
     async def read(cluster: Cluster) -> bytes:
         document = await cluster.request("GET", SPIN_RUN, cluster.namespace, name)
-        typer.echo(f"reading the ledger of {name} in a pod ...", err=True)
+        echo(f"reading the ledger of {name} in a pod ...", err=True)
         return await output_of(cluster, document, arguments, image=image)
 
     return run(access, read)

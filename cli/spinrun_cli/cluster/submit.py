@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from spinrun_api.documents import InvalidDocumentError, Problem, parse_run, read_documents
 from spinrun_api.run import API_VERSION, GROUP, KIND, PLURAL
 from spinrun_cli.cluster.client import Access, Cluster, ConflictError, NotFoundError, run
 from spinrun_cli.cluster.follow import ProgressPrinter, follow
 from spinrun_cli.cluster.status import is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.output import echo
 from spinrun_cli.overrides import PATH_FIELDS, merge, parse_override
 from spinrun_kube.api import APPLY
 from spinrun_kube.kinds import SPIN_RUN
@@ -95,7 +94,7 @@ def _of_our_kind(path: Path) -> list[tuple[str, Json]]:
         if document.get("kind", KIND) == KIND:
             ours.append((source, document))
         else:
-            typer.echo(f"{source}: skipping the {document['kind']}: apply it with kubectl", err=True)
+            echo(f"{source}: skipping the {document['kind']}: apply it with kubectl", err=True)
     if not ours:
         raise InvalidDocumentError(str(path), [Problem("kind", f"the file has no document of kind {KIND}: add one")])
     return ours
@@ -137,7 +136,7 @@ async def _submit(documents: Sequence[Json], submission: Submission, cluster: Cl
 def _exit_code(result: Json | BaseException) -> int:
     """0 for a run that is complete. Why another could not be followed is said. Raises what is not a CommandError."""
     if isinstance(result, CommandError):
-        typer.echo(f"error: {result}", err=True)
+        echo(f"error: {result}", err=True)
         return result.exit_code
     if isinstance(result, BaseException):
         raise result
@@ -176,13 +175,13 @@ async def _apply(document: Json, submission: Submission, cluster: Cluster) -> Js
 def _tell(before: Json | None, after: Json, submission: Submission) -> None:
     name, namespace = after["metadata"]["name"], after["metadata"]["namespace"]
     change = "created" if before is None else "unchanged" if _content(before) == _content(after) else "configured"
-    typer.echo(f"{PLURAL}.{GROUP}/{name} {change}{' (server dry run)' if submission.dry_run else ''}")
+    echo(f"{PLURAL}.{GROUP}/{name} {change}{' (server dry run)' if submission.dry_run else ''}")
     if submission.dry_run or submission.wait:
         return
     if (end := outcome(status_of(after))) is not None:
-        typer.echo(f"  it is already {end.type}: to train again, delete it first, or submit it under another name")
+        echo(f"  it is already {end.type}: to train again, delete it first, or submit it under another name")
     else:
-        typer.echo(f"  to follow it: spinrun watch {name} -n {namespace}")
+        echo(f"  to follow it: spinrun watch {name} -n {namespace}")
 
 
 def _content(run: Json) -> list[Any]:

@@ -9,6 +9,7 @@ import typer
 
 from spinrun_cli.commands.options import Context, Namespace, OutputFormat, worker_installed
 from spinrun_cli.errors import InvalidInputError
+from spinrun_cli.output import echo
 from spinrun_cli.queries import LogsQuery, SamplesQuery
 from spinrun_cli.target import local_folder
 
@@ -163,14 +164,14 @@ def report(
             from spinrun_cli.bundle import bundled
             from spinrun_cli.local.report import write_report
         if bundle:
-            typer.echo(bundled(folder))
+            echo(bundled(folder))
             return
         written = write_report(folder, output or folder)
         learning, paths = written.learning, [written.page, written.picture]
     if learning is not None:
-        typer.echo(learning)
+        echo(learning)
     for path in paths:
-        typer.echo(path)
+        echo(path)
 
 
 def compare(

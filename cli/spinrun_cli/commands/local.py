@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from spinrun_cli.commands.options import OutputFormat, Overrides
+from spinrun_cli.output import echo
 
 model_app = typer.Typer(help="Prepare models from sources other than a hub.", no_args_is_help=True)
 
@@ -56,4 +57,4 @@ def smollm2(
     """
     from spinrun_cli.smollm2 import prepare
 
-    typer.echo(prepare(output))
+    echo(prepare(output))

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
-import yaml
-
+from spinrun_api import yaml_text
 from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import InvalidInputError
@@ -72,7 +71,7 @@ def _begin(folder: RunFolder, wanted: SpinRun) -> SpinRun:
 
 
 def _write_run(folder: RunFolder, run: SpinRun) -> None:
-    replace_text(folder.run_file, yaml.safe_dump(run.to_document(), sort_keys=False, allow_unicode=True, width=120))
+    replace_text(folder.run_file, yaml_text.dump(run.to_document()))
 
 
 def _move_aside(folder: RunFolder) -> None:

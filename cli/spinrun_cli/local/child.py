@@ -17,6 +17,8 @@ from spinrun_protocol.commands import PYTHON, Process
 
 LONGEST_LINE = 500
 """Characters of a log line that are shown."""
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""A file of the working directory, such as json.py in somebody's download, must not take the place of a module that we import."""
 PORT_TAKEN = "address already in use"
 # Below the ports that the kernel gives to outgoing connections, and that torch and vLLM pick for themselves.
 PORTS = range(20000, 32000)
@@ -59,7 +61,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**environment, **process.environment},
+                env={**environment, **SAFE_PATH, **process.environment},
                 start_new_session=True,
             )
 

@@ -55,7 +55,7 @@ class RunFolder:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / "lock").open("a+")
+            lock = (self.root / "lock").open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise InvalidInputError(
                 f"cannot write to {self.root}: {error.strerror}; choose another folder with --output"
@@ -80,7 +80,7 @@ class RunFolder:
         starts at this moment would give up."""
         try:
             inode = (self.root / "lock").stat().st_ino
-            locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+            locks = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]
         except OSError:
             return False
         return any(fields[1] == "FLOCK" and fields[5].endswith(f":{inode}") for fields in locks if len(fields) > 5)
@@ -91,20 +91,20 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
         if not self.token_file.exists():
             descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(secrets.token_urlsafe(32) + "\n")
 
     def attempt(self) -> int:
         """The number of the newest attempt; 0 before there is one."""
         with suppress(OSError, ValueError):
-            return int((self.root / "attempt").read_text())
+            return int((self.root / "attempt").read_text(encoding="utf-8"))
         return 0
 
     def next_attempt(self) -> int:
         """The number of a new attempt: above every one that was ever given, here or in the ledger."""
         numbers = [self.attempt()]
         with suppress(OSError, ValueError, KeyError, TypeError):
-            numbers.append(int(json.loads((self.ledger / "OWNER.json").read_text())["attempt"]))
+            numbers.append(int(json.loads((self.ledger / "OWNER.json").read_bytes())["attempt"]))
         number = max(numbers) + 1
         replace_text(self.root / "attempt", f"{number}\n")
         return number
@@ -136,5 +136,5 @@ class RunFolder:
 def replace_text(path: Path, text: str) -> None:
     """Write a file as a whole: a crash leaves the old one or the new one."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -1,6 +1,5 @@
 """`spinrun ledger`: look at what is on a volume. Nothing here changes it."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -8,12 +7,12 @@ from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
-import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spinrun_cli.console import Console
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.output import echo_json
 from spinrun_cli.show.text import age, printable
 from spinrun_worker.ledger import Finding, LedgerError, verify_tree
 
@@ -30,7 +29,7 @@ def list_ledger(path: Path, *, as_json: bool) -> None:
     path = path.absolute()
     directories = [finding for finding in _findings(path, hashes=False) if finding.kind is not None]
     if as_json:
-        typer.echo(json.dumps([_document(finding) for finding in directories], indent=2))
+        echo_json([_document(finding) for finding in directories], indent=2)
         return
     ledgers = groupby(directories, key=lambda finding: finding.path.parent.parent)
     for ledger, inside in ledgers:
@@ -50,7 +49,7 @@ def verify_ledger(path: Path, *, as_json: bool) -> bool:
     findings = _findings(path, hashes=True)
     unsound = [finding for finding in findings if finding.state != "committed"]
     if as_json:
-        typer.echo(json.dumps({"sound": not unsound, "findings": [_document(finding) for finding in findings]}, indent=2))
+        echo_json({"sound": not unsound, "findings": [_document(finding) for finding in findings]}, indent=2)
     else:
         console = Console(soft_wrap=True, highlight=False)
         for finding in unsound:

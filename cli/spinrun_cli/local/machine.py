@@ -48,7 +48,7 @@ def known_without_probe(run: SpinRun, cpuinfo: Path = Path("/proc/cpuinfo")) -> 
 def computes_bfloat16(cpuinfo: Path) -> bool:
     """Whether a processor of Linux has instructions for bfloat16; without them it is many times slower than float32."""
     try:
-        return not BFLOAT16_INSTRUCTIONS.isdisjoint(cpuinfo.read_text().split())
+        return not BFLOAT16_INSTRUCTIONS.isdisjoint(cpuinfo.read_text(encoding="utf-8").split())
     except OSError:
         return True  # not known: measure
 

@@ -1,14 +1,14 @@
 """How progress reaches the person: a live block on a terminal, lines elsewhere, warnings only when quiet."""
 
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.live import Live
 
+from spinrun_cli.console import Console
+from spinrun_cli.output import echo
 from spinrun_cli.show import render
 from spinrun_cli.show.snapshot import Snapshot
 
@@ -40,7 +40,7 @@ class QuietReporter:
 
     def warn(self, message: str) -> None:
         """A line on stderr."""
-        print(message, file=sys.stderr, flush=True)
+        echo(message, err=True)
 
 
 class LineReporter(QuietReporter):
@@ -65,7 +65,7 @@ class LineReporter(QuietReporter):
 
     def say(self, message: str) -> None:
         """A line on stdout."""
-        print(message, flush=True)
+        echo(message)
 
 
 class LiveReporter:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import CommandError
 from spinrun_cli.local.adopt import Start, adopt
@@ -25,6 +23,7 @@ from spinrun_cli.local.report import write_report
 from spinrun_cli.local.reporter import reporter
 from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.local.supervisor import LocalResult, Supervisor
+from spinrun_cli.output import echo
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import duration
@@ -52,7 +51,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     with folder.locked():
         run, start = adopt(folder, wanted, resume=resume, again=again)
         if start is Start.FINISHED:
-            typer.echo(f"{folder.root} holds a run that is complete: nothing to do but its report")
+            echo(f"{folder.root} holds a run that is complete: nothing to do but its report")
             return _conclude(folder, LocalResult(ExitCode.COMPLETE, ""), seconds=None)
         folder.prepare()
         if not quiet:
@@ -64,9 +63,9 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
 
 def _introduce(asked: SpinRun, folder: RunFolder, start: Start) -> None:
     verb = "resuming" if start is Start.RESUMED else "starting"
-    typer.echo(f"{verb} {asked.metadata.name} in {folder.root} (logs in {folder.logs.name}/)")
+    echo(f"{verb} {asked.metadata.name} in {folder.root} (logs in {folder.logs.name}/)")
     if unused := unused_fields(asked):
-        typer.echo(f"INFO not used on one machine: {', '.join(unused)}")
+        echo(f"INFO not used on one machine: {', '.join(unused)}")
 
 
 def _supervise(run: SpinRun, folder: RunFolder, *, quiet: bool) -> LocalResult:
@@ -90,14 +89,14 @@ def _conclude(folder: RunFolder, result: LocalResult, *, seconds: float | None) 
         page = write_report(folder.root, folder.root).page
     except (LedgerError, CommandError, OSError) as error:
         # The run itself is not worse for it.
-        typer.echo(f"no report: {error}", err=True)
+        echo(f"no report: {error}", err=True)
         data, page = None, None
     if result.exit_code == ExitCode.COMPLETE:
-        typer.echo(f"complete{_summary(data, seconds)}")
+        echo(f"complete{_summary(data, seconds)}")
     else:
-        typer.echo(f"{'stopped' if result.exit_code > 128 else 'failed'}: {result.message}", err=True)
+        echo(f"{'stopped' if result.exit_code > 128 else 'failed'}: {result.message}", err=True)
     if page is not None:
-        typer.echo(f"report: {page}")
+        echo(f"report: {page}")
     return result.exit_code
 
 

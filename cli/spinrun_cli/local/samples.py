@@ -1,14 +1,12 @@
 """`spinrun samples`: what the model said in a window, and which answers became pairs, out of the ledger's Parquet files."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.output import echo, echo_json
 from spinrun_cli.queries import SamplesQuery
 from spinrun_cli.show.text import hanging, printable
 from spinrun_cli.target import ledger_of
@@ -46,13 +44,13 @@ def show_samples(folder: Path, query: SamplesQuery) -> None:
         shown = [_samples(group) for group in wanted]
     shown = shown[: query.limit] if query.limit else shown
     if query.as_json:
-        typer.echo(json.dumps(head | {"pairs" if query.pairs else "prompts": shown}, indent=2, ensure_ascii=False))
+        echo_json(head | {"pairs" if query.pairs else "prompts": shown}, indent=2)
         return
     unit = "pairs" if query.pairs else "prompts"
     total = len(pairs) if query.pairs else len(groups)
-    typer.echo(f"window {window}, sampled from version {version}: {len(shown)} of {total} {unit}")
+    echo(f"window {window}, sampled from version {version}: {len(shown)} of {total} {unit}")
     for each in shown:
-        typer.echo("\n" + (_pair_text(each) if query.pairs else _group_text(each)))
+        echo("\n" + (_pair_text(each) if query.pairs else _group_text(each)))
 
 
 def _window(layout: Layout, wanted: int | None) -> int:

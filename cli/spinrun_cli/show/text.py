@@ -1,19 +1,38 @@
 """Words, times and tables as text."""
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 # --- text ----------------------------------------------------------------------------------------------------------
 
 
-def printable(text: str, *, keep: str = "\n") -> str:
-    """Text without control characters: what a model says, or a file's name, must not command the terminal.
+JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+"""Invisible, but parts of emoji and of Persian and Indic words."""
+_OTHER_THAN_ASCII = re.compile(r"[^ -~]")
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Text without characters that command a terminal or reorder a line: what a model says, or a file's name, must do neither.
 
     Args:
         text: Any text.
         keep: Control characters that stay.
     """
-    return "".join(each if each.isprintable() or each in keep else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return _OTHER_THAN_ASCII.sub(
+        lambda found: found[0] if is_harmless(found[0], keep=keep) else "\N{REPLACEMENT CHARACTER}", text
+    )
+
+
+def is_harmless(character: str, *, keep: str = "\n") -> bool:
+    """Whether a character only shows itself: letters, signs and spaces of any script.
+
+    Args:
+        character: One character.
+        keep: Control characters that count as harmless.
+    """
+    return character.isprintable() or character in keep or character in JOINERS or unicodedata.category(character) == "Zs"
 
 
 def hanging(first: str, text: str) -> str:
@@ -64,7 +83,7 @@ def table(rows: Iterable[Sequence[object]], *, numbers: bool = False) -> str:
         rows: The rows, all of one length.
         numbers: Whether all columns but the first hold numbers, which are aligned at their right.
     """
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["" if cell is None else _cell(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = (
         "   ".join(
@@ -74,3 +93,8 @@ def table(rows: Iterable[Sequence[object]], *, numbers: bool = False) -> str:
         for row in texts
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(content: object) -> str:
+    """A cell's content in one line: what it holds must not look like another row."""
+    return printable(" ".join(str(content).expandtabs(1).splitlines()), keep="")

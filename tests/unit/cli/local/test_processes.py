@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from spinrun_api.run import SpinRun
+from spinrun_cli.local.child import Child
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import Machine
 from spinrun_cli.local.processes import LocalRollout, LocalScorer, ProcessBuilder
 from spinrun_cli.overrides import read_run
 from spinrun_protocol import machine
+from spinrun_protocol.commands import Process
 
 REWARD_MODEL = {"rewardModel": {"source": "/models/stern"}}
 
@@ -87,3 +89,24 @@ def test_only_the_trainer_gets_the_key_of_the_preference(tmp_path: Path, run_fil
     assert processes.trainer(1, 1, [rollout], ()).environment["SPINRUN_PREFERENCE_KEY"] == "sk-1"
     for process in (processes.agent(rollout), processes.vllm(rollout)):
         assert "sk-1" not in process.environment.values()
+
+
+async def test_working_directory_is_not_where_children_import_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    child = Child("probe", tmp_path / "probe.log")
+    program = "import json, sys; print('safe path', sys.flags.safe_path)"
+
+    await child.start(Process(["python3", "-c", program], {}), {})
+    code = await child.wait()
+
+    assert (code, child.last_lines()[-1]) == (0, "safe path True")
+
+
+async def test_folder_that_the_user_names_is_where_children_import_from(tmp_path: Path) -> None:
+    (tmp_path / "my_rules.py").write_text("WORTH = 7")
+    child = Child("probe", tmp_path / "probe.log")
+
+    await child.start(Process(["python3", "-c", "import my_rules; print(my_rules.WORTH)"], {}), {"PYTHONPATH": str(tmp_path)})
+
+    assert (await child.wait(), child.last_lines()[-1]) == (0, "7")
