@@ -113,6 +113,9 @@ def test_exact_trims_and_nothing_more(completion: str, answer: str, want: float)
         ("Born in the U.S. of course", "S", 0),
         ("I think not", "I", 0),
         ("", "B", 0),
+        ("B", r"\boxed{\text{B}}", 1),
+        ("(B)", "Answer: B", 1),
+        ("B", "<answer>b</answer>", 1),
     ],
 )
 def test_choice(completion: str, answer: str, want: float):

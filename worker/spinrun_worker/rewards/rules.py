@@ -9,20 +9,11 @@ import regex
 from spinrun_api.spec import RuleKind
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.rewards import numbers
+from spinrun_worker.rewards.letters import settled_letter, stated_letter
 from spinrun_worker.rewards.numbers import Number
 from spinrun_worker.rewards.score import UnusableAnswerError
 
 _GSM8K_MARKER = "####"
-# "(B)", "B." or "B)" before a space, "Answer: B", "answer is **B**", or a last line that is only the letter.
-_CHOICE = re.compile(
-    r"""
-    \(([A-Z])\)
-    |(?<![\w.'])([A-J])[.):](?=\s|$)
-    |(?i:answer)(?:\s+is)?\s*:?[\s*_$]*(?:\\boxed\{)?\(?([A-J])(?![\w'])
-    |(?:^|\n)\s*[*_]*([A-J])[*_]*\s*$
-    """,
-    re.VERBOSE,
-)
 
 
 def last_number(completion: str, answer: str) -> float:
@@ -45,17 +36,19 @@ def exact(completion: str, answer: str) -> float:
 
 
 def choice(completion: str, answer: str) -> float:
-    """Whether the letter that the completion settles on, the last one it marks as its choice, is that of the answer.
+    """Whether the letter that the completion settles on is that of the answer.
+
+    An explicit statement, such as "Answer: B" or a boxed letter, comes before a letter that is only marked, such as "(B)" or
+    "option B", and that before one in lower case. The last one counts: see `letters`.
 
     Raises:
         UnusableAnswerError: The answer is not a single letter.
     """
-    want = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    alone = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    want = alone[1].upper() if alone is not None else stated_letter(answer)
     if want is None:
         raise UnusableAnswerError(f"the true answer must be one letter such as B or (B), got {answer[:80]!r}")
-    alone = completion.strip()
-    letters = [alone] if len(alone) == 1 else ["".join(groups) for groups in _CHOICE.findall(completion)]
-    return float(bool(letters) and letters[-1].upper() == want[1].upper())
+    return float(settled_letter(completion) == want)
 
 
 TEXT_RULES: dict[RuleKind, Callable[[str, str], float]] = {
