@@ -1,15 +1,22 @@
 import json
+import math
 from datetime import date
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
 
 from spinrun_api.spec import Rule, RuleKind
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import RuleReward, build_rule
+from spinrun_worker.rewards.sandbox_process import score_of
+from spinrun_worker.rewards.score import Failure, Item
 
 
 def prompt(name: str, answer: str | None, columns: dict[str, Any] | None = None) -> PromptRecord:
@@ -172,6 +179,65 @@ def test_what_goes_wrong_in_the_users_function_costs_that_sample_only():
     assert messages["crashed"] == "the rule's process died: exit code 7"
     assert messages["too slow"] == "no reward in 2 s"
     assert {failure.prompt_id for failure in result.failures} == {"p"}
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        (True, 1.0),
+        (np.True_, 1.0),
+        (np.False_, 0.0),
+        (np.float32(0.5), 0.5),
+        (np.int64(-3), -3.0),
+        (np.array(0.25), 0.25),
+        (np.array([2]), 2.0),
+        (np.array([[True]]), 1.0),
+        (torch.tensor(0.5), 0.5),
+        (torch.tensor([1.5], dtype=torch.bfloat16, requires_grad=True), 1.5),
+        (torch.tensor(True), 1.0),
+        (Decimal("0.75"), 0.75),
+        (Fraction(1, 8), 0.125),
+    ],
+    ids=repr,
+)
+def test_whatever_is_a_finite_number_is_a_reward(value: object, want: float) -> None:
+    assert score_of(lambda _: value, Item("p", "", "", None, {})) == want
+
+
+class Shy:
+    """Shows nothing of itself."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        (None, "returned None"),
+        (math.inf, "returned inf"),
+        ("1", "returned str: '1'"),
+        (1j, "returned complex: 1j"),
+        ([1.0], "returned list: [1.0]"),
+        ({"item": 1}, "returned dict: {'item': 1}"),
+        (np.array([1, 2]), "returned numpy.ndarray: array([1, 2])"),
+        (np.array([]), "returned numpy.ndarray: array([], dtype=float64)"),
+        (np.array("1"), "returned numpy.ndarray: array('1', dtype='<U1')"),
+        (np.array(math.nan), "returned numpy.ndarray: array(nan)"),
+        (np.complex64(1), "returned numpy.complex64: np.complex64(1+0j)"),
+        (torch.tensor([0.5, 1.0]), "returned torch.Tensor: tensor([0.5000, 1.0000])"),
+        (Decimal("NaN"), "returned decimal.Decimal: Decimal('NaN')"),
+        (Decimal("sNaN"), "returned decimal.Decimal: Decimal('sNaN')"),
+        (np.ndarray, "returned type: <class 'numpy.ndarray'>"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whatever_is_not_a_finite_number_is_refused_by_name(value: object, want: str) -> None:
+    assert score_of(lambda _: value, Item("p", "", "", None, {})) == Failure("no number", want)
+
+
+def test_a_value_that_cannot_be_shown_costs_that_sample_only() -> None:
+    assert score_of(lambda _: Shy(), Item("p", "", "", None, {})) == Failure("raised", "RuntimeError: no")
 
 
 @pytest.mark.usefixtures("user_module")

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -66,17 +67,48 @@ def score_of(rule: RuleFunction, item: Item) -> Score:
     """The reward that a rule gives, or what went wrong."""
     try:
         value = rule(item)
+        reward = finite_number(value)
+        shown = "" if reward is not None else _shown(value)
     except UnusableAnswerError as error:
         return Failure("unusable answer", str(error))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises costs this sample only
         return Failure("raised", f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
-    if not isinstance(value, numbers.Real):
-        return Failure("no number", f"returned {value!r}"[:MAX_MESSAGE])
+    return Failure("no number", f"returned {shown}"[:MAX_MESSAGE]) if reward is None else reward
+
+
+def finite_number(value: object) -> float | None:
+    """The value as a float: a real number, a Decimal, or what an array or a tensor of one element holds. True is 1.
+
+    Returns:
+        None for everything else, and for numbers that are not finite or too large for a float.
+    """
+    if not isinstance(value, numbers.Real | Decimal):
+        value = _only_element(value)
+    if not isinstance(value, numbers.Real | Decimal):
+        return None
     try:
         reward = float(value)
-    except OverflowError:
-        reward = math.inf
-    return reward if math.isfinite(reward) else Failure("no number", f"returned {value!r}"[:MAX_MESSAGE])
+    except (OverflowError, ValueError):  # 10**400, Decimal("sNaN")
+        return None
+    return reward if math.isfinite(reward) else None
+
+
+def _only_element(value: object) -> object:
+    """What an array or a tensor of one element holds, as numpy, torch and others give it; None for everything else."""
+    item = getattr(value, "item", None)
+    try:
+        return item() if callable(item) else None
+    except Exception:  # noqa: BLE001 - each library has its own error for several elements
+        return None
+
+
+def _shown(value: object) -> str:
+    """What a rule returned, with its type where the value alone does not tell."""
+    if value is None or isinstance(value, numbers.Real):
+        return repr(value)
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name}: {value!r}"
 
 
 def math_rule() -> RuleFunction:
