@@ -205,7 +205,8 @@ def test_a_number_that_is_too_long_to_convert_is_a_number_that_equals_none() -> 
         (r"\boxed{10\,080}", r"\boxed{10080}"),
         ("9{,}500 and 1'000", "9500 and 1000"),
         ("32,\\!348.5", "32348.5"),
-        ("(1,234) and x_1", "(1,234) and x_1"),
+        ("(1,234) and 1,234.5 and x_1", "(1,234) and 1,234.5 and x_1"),
+        ("1.234,50", "1234.50"),
         (r"a\,b, 1\,2", r"a\,b, 1\,2"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -255,6 +256,52 @@ def test_a_value_that_cannot_be_shown_costs_that_sample_only() -> None:
 def test_an_entry_point_that_cannot_be_used_is_refused_at_the_start(entry_point: str, want: str):
     with pytest.raises(ConfigurationError, match=want):
         build_rule(Rule(kind="python", entry_point=entry_point))
+
+
+@pytest.fixture(scope="module")
+def math_scorer() -> Iterator[RuleReward]:
+    scorer = build_rule(Rule(kind="math", timeout_seconds=60))
+    yield scorer
+    scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (r"\$18.90", (r"\boxed{18.90}", r"\boxed{\$18.90}", "The cost is $18.90.")),
+        (r"\$32,\!348", (r"\boxed{32348}", r"\boxed{\$32{,}348}", "$32,348$")),
+        (r"\$9{,}500", (r"\boxed{9500}", r"\boxed{9\,500}", "9'500")),
+        (r"10\,080", (r"\boxed{10080}", r"\boxed{10,080}", r"\boxed{10\!080}")),
+        ("10080", (r"\boxed{10\,080}", "\\boxed{10\u202f080}")),
+        ("$18", (r"\boxed{18}", r"\boxed{\$18}")),
+        (r"$\$18.90$", ("18.9",)),
+        (r"-\$5", (r"\boxed{-5}", r"\boxed{-\$5}")),
+        (r"\text{\$}18", ("$18$",)),
+        ("€5", ("5", r"\boxed{€5}")),
+        ("18.90 dollars", (r"\boxed{18.9}", r"\boxed{18.90 dollars}")),
+        ("1.234,50", (r"\boxed{1234.5}",)),
+        ("(1,234)", (r"\boxed{(1,234)}",)),
+        (r"\frac{1}{2}", ("0.5", r"\boxed{\frac12}")),
+    ],
+)
+def test_math_reads_currencies_and_thousands(math_scorer: RuleReward, answer: str, right: tuple[str, ...]) -> None:
+    result = math_scorer.score([(prompt("p", answer), samples(*right, r"\boxed{77}", "no idea", ""))])
+    assert result.rewards == ((*[1.0] * len(right), 0.0, 0.0, 0.0),)
+
+
+@pytest.mark.parametrize("answer", ["", "?", r"\$", r"x \le", r"\text{}"])
+def test_a_true_answer_that_math_cannot_read_gives_no_reward(math_scorer: RuleReward, answer: str) -> None:
+    assert math_scorer.score([(prompt("p", answer), samples("1", "?"))]).rewards == ((None, None),)
+    assert math_scorer.unusable_answers([prompt("good", "1"), prompt("bad", answer)]) == {
+        "bad": f"math-verify cannot read the true answer {answer!r}"
+    }
+
+
+@pytest.mark.usefixtures("user_module")
+def test_the_users_function_is_not_asked_about_true_answers() -> None:
+    scorer = python_rule("wild")
+    assert scorer.unusable_answers([prompt("p", None)]) == {}
+    scorer.close()
 
 
 def test_an_answer_that_would_take_math_for_ever_costs_that_sample_only():

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from spinrun_api.documents import parse_run
+from spinrun_api.spec import Rule
 from spinrun_protocol.wire import Sample, SampleGroup
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.records import Answers, PromptRecord
-from spinrun_worker.rewards import RewardFunction, ScoreResult
+from spinrun_worker.rewards import RewardFunction, ScoreResult, build_rule
 from spinrun_worker.rewards.score import Failure, Groups, Score
 from spinrun_worker.trainer.pairs import PairMaker
 
@@ -97,6 +98,14 @@ def test_too_few_rated_answers_are_counted_beside_ties() -> None:
         "1 with rewards that are equal, or closer than spec.method.minMargin (0.25), "
         "1 with pairs of the same tokens only, differently rewarded."
     ) in message
+
+
+def test_only_prompts_whose_true_answer_is_unusable_are_left_out() -> None:
+    maker = pair_maker(build_rule(Rule(kind="lastNumber")))
+    read, unread = maker.grade(answers("1", "x")), maker.grade(answers("1", "x", truth="one"))
+    assert [group.rewards for group in read + unread] == [(1.0,), (0.0,), (None,), (None,)]
+    assert maker.unusable(read) == {}
+    assert maker.unusable(unread) == dict.fromkeys(["row-0", "row-1"], "the true answer must hold a number, got 'one'")
 
 
 @pytest.mark.parametrize("with_pairs", [2, 3, 4])

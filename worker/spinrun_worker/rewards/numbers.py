@@ -33,7 +33,6 @@ _SEPARATOR = (
     r"(?:\\(?:text|mathrm|mathord|mathpunct)\{,\}|\{,\}|,\\!|,|\{?\\[,!:; ]\}?|\\thinspace\ ?|~"
     r"|[\u00a0\u2006-\u2009\u202f]|['’ʼ＇]|\\?_)"
 )
-_PLAIN_COMMA = re.compile(r"(?<![\\{]),(?!\\!)")
 _DIGITS = r"[0-9]+(?:\.[0-9]+)*"
 _VULGAR = "¼-¾⅐-⅞"
 # Digits with everything that may join them. A leading dot is a decimal point, unless it ends what is before it: "Rs.500", "...5".
@@ -121,7 +120,7 @@ def without_separators(text: str) -> str:
     for run in _RUN.finditer(text):
         for numeral in _numerals(run):
             written = text[numeral.start : numeral.end]
-            if written != numeral.digits and _PLAIN_COMMA.search(written) is None:
+            if numeral.digits not in (written, written.replace(",", "")):
                 parts += [text[done : numeral.start], numeral.digits]
                 done = numeral.end
     return "".join([*parts, text[done:]])

@@ -12,6 +12,7 @@ import logging
 import math
 import numbers
 import operator
+import re
 import resource
 import signal
 import socket
@@ -21,6 +22,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from spinrun_worker.rewards.numbers import without_separators
 from spinrun_worker.rewards.score import Failure, Item, Score, UnusableAnswerError
 
 MATH_MEMORY_BYTES = 4 * 2**30
@@ -32,6 +34,12 @@ ORPHAN_GRACE_SECONDS = 2.0
 MAX_MESSAGE = 500
 
 RuleFunction = Callable[[Item], object]
+
+# A bare dollar sign opens a formula, and two backslashes are a line break.
+_CURRENCY = re.compile(
+    r"\\(?:text|mathrm)\{ ?(?:\\?\$|[€£¥₹]) ?\}|(?<!\\)\\\$ ?|[€£¥₹] ?(?=\\?[0-9.{])"
+    r"|(?<=[0-9}]) ?(?:dollars?|cents?|euros?|USD|EUR|GBP)\b"
+)
 
 
 class StartError(Exception):
@@ -120,18 +128,31 @@ def math_rule() -> RuleFunction:
 
     @lru_cache(maxsize=1024)
     def parsed_answer(answer: str) -> list[Any]:
+        text = readable(answer)
+        # One dollar sign opens no formula: it is a currency.
+        text = text.replace("$", "") if text.count("$") == 1 else text
         # LaTeX is recognised in an environment only; most data sets give the bare expression.
-        expression = answer if "$" in answer or "\\boxed" in answer else f"\\boxed{{{answer}}}"
+        expression = text if "$" in text or "\\boxed" in text else f"\\boxed{{{text}}}"
         found = math_verify.parse(expression, parsing_timeout=None)
-        if not found:
+        # Of what it cannot read it gives the text alone.
+        if all(isinstance(each, str) for each in found):
             raise UnusableAnswerError(f"math-verify cannot read the true answer {answer[:80]!r}")
         return found
 
     def rule(item: Item) -> float:
         want = parsed_answer(item.answer or "")
-        return float(math_verify.verify(want, math_verify.parse(item.completion, parsing_timeout=None), timeout_seconds=None))
+        found = math_verify.parse(readable(item.completion), parsing_timeout=None)
+        return float(math_verify.verify(want, found, timeout_seconds=None))
 
     return rule
+
+
+def readable(text: str) -> str:
+    r"""The text as math-verify can read it: `\$18.90`, `€5` and 5 dollars without the currency, and thousands as plain digits.
+
+    It takes `10\,080` for a mixed number. Thousands with commas are left to it, since `(1,234)` is an interval.
+    """
+    return without_separators(_CURRENCY.sub("", text))
 
 
 def python_rule(entry_point: str) -> RuleFunction:

@@ -101,6 +101,12 @@ class Coordinator:
         """What a window looks like, shown on the board too."""
         pairing = self._parts.pairs.pair(answers)
         replayed = sum(len(of_window) for window, of_window in pairs.items() if window != number)
-        figures = window_figures(answers.groups, pairing, replayed=replayed, by_rule=self._parts.pairs.is_by_rule)
+        figures = window_figures(
+            answers.groups,
+            pairing,
+            replayed=replayed,
+            by_rule=self._parts.pairs.is_by_rule,
+            unusable=self._parts.pairs.unusable(answers.groups),
+        )
         self._board.update_metrics(reward=figures["reward/mean"])
         return figures

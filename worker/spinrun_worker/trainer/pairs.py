@@ -8,7 +8,7 @@ from spinrun_protocol.wire import Sample, SampleGroup
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
-from spinrun_worker.rewards import RewardFunction, ScoreResult
+from spinrun_worker.rewards import RewardFunction, RuleReward, ScoreResult
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
 from spinrun_worker.trainer.storage.windows import ScoredAnswers
 
@@ -57,6 +57,15 @@ class PairMaker:
     def grade(self, answers: Answers) -> list[ScoredGroup]:
         """Held-out answers with their rewards, each for itself."""
         return self._scored(answers, self.scorer.grade(_samples(answers)))
+
+    def unusable_answers(self, prompts: Sequence[PromptRecord]) -> dict[str, str]:
+        """Why the rule cannot compare with a prompt's true answer, by the prompt's id; empty where no rule gives the rewards."""
+        return self.scorer.unusable_answers(prompts) if isinstance(self.scorer, RuleReward) else {}
+
+    def unusable(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
+        """The same of scored groups, of which only those without any reward are looked at."""
+        unrated = [group.prompt for group in groups if group.samples and all(reward is None for reward in group.rewards)]
+        return self.unusable_answers(unrated) if unrated else {}
 
     def pair(self, answers: ScoredAnswers) -> Pairing:
         """Pairs of scored answers, as the method says."""
