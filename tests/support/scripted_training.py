@@ -143,6 +143,8 @@ class ScriptedRun:
     spec: Json = field(default_factory=dict[str, Any])
     """Blocks that replace those of the document."""
     answer: Answer = random_digits
+    held_out: Sequence[str] = ("1", "1")
+    """True answers of the held-out prompts."""
     attempts: int = 0
     events: list[str] = field(default_factory=list[str])
     """What the last attempt did, in order: `activate 1`, `ask 1 8x2`, `commit window 1`, and activities such as `train`."""
@@ -220,7 +222,9 @@ class ScriptedRun:
         base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
         pairs = PairMaker(run, scorer_of(spec.preference, cleanup), lambda _: (11, 3), base)
         recorder = Recorder(ledger, Gauges(namespace="local", run="tiny", method=spec.method.name))
-        held_out = [PromptRecord(f"held-out-{row}", (100 + row, 7), f"ask {row}", answer="1") for row in range(2)]
+        held_out = [
+            PromptRecord(f"held-out-{row}", (100 + row, 7), f"ask {row}", answer=truth) for row, truth in enumerate(self.held_out)
+        ]
         evaluations = Evaluations(
             run, schedule, held_out if spec.data.evaluation else (), ledger=ledger, pairs=pairs, board=board, recorder=recorder
         )

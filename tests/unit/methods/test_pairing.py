@@ -538,3 +538,11 @@ def test_a_sample_without_a_reward_is_wrong_by_a_rule_and_does_not_count_by_a_mo
     assert mean_reward(window, by_rule=False) == pytest.approx(-9 / 3)
     assert window_figures(window, pair(*window), by_rule=False)["reward/mean"] == pytest.approx(-3)
     assert mean_reward([group("a", (None, None))], by_rule=False) == 0
+
+
+def test_a_prompt_whose_true_answer_cannot_be_read_does_not_count():
+    window = [group("a", (1.0, None)), group("b", (None, None)), group("c", (None, None))]
+    assert mean_reward(window, unusable={"b"}) == pytest.approx(1 / 4)
+    assert window_figures(window, pair(*window), unusable={"b", "c"})["reward/mean"] == pytest.approx(1 / 2)
+    assert window_figures(window, pair(*window), unusable={"b", "c"})["unrated"] == 3
+    assert mean_reward(window[1:], unusable={"b", "c"}) == 0

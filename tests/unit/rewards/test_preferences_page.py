@@ -31,7 +31,7 @@ def test_every_block_of_the_page_is_a_preference(block: str) -> None:
     document = blocks.pop("preference")
     preference = Preference.model_validate(document)
     assert {preference.name} == set(document)
-    assert preference.endpoint is not None
+    assert (preference.endpoint is None) == (preference.name == "rule")
     if blocks:
         assert preference.own_model is not None
         assert Scorer.model_validate(blocks.pop("scorer")) != Scorer()

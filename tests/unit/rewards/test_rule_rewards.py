@@ -1,15 +1,23 @@
 import json
+import math
+from collections.abc import Iterator
 from datetime import date
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
 
 from spinrun_api.spec import Rule, RuleKind
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import RuleReward, build_rule
+from spinrun_worker.rewards.sandbox_process import score_of
+from spinrun_worker.rewards.score import Failure, Item
 
 
 def prompt(name: str, answer: str | None, columns: dict[str, Any] | None = None) -> PromptRecord:
@@ -174,6 +182,65 @@ def test_what_goes_wrong_in_the_users_function_costs_that_sample_only():
     assert {failure.prompt_id for failure in result.failures} == {"p"}
 
 
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        (True, 1.0),
+        (np.True_, 1.0),
+        (np.False_, 0.0),
+        (np.float32(0.5), 0.5),
+        (np.int64(-3), -3.0),
+        (np.array(0.25), 0.25),
+        (np.array([2]), 2.0),
+        (np.array([[True]]), 1.0),
+        (torch.tensor(0.5), 0.5),
+        (torch.tensor([1.5], dtype=torch.bfloat16, requires_grad=True), 1.5),
+        (torch.tensor(True), 1.0),
+        (Decimal("0.75"), 0.75),
+        (Fraction(1, 8), 0.125),
+    ],
+    ids=repr,
+)
+def test_whatever_is_a_finite_number_is_a_reward(value: object, want: float) -> None:
+    assert score_of(lambda _: value, Item("p", "", "", None, {})) == want
+
+
+class Shy:
+    """Shows nothing of itself."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        (None, "returned None"),
+        (math.inf, "returned inf"),
+        ("1", "returned str: '1'"),
+        (1j, "returned complex: 1j"),
+        ([1.0], "returned list: [1.0]"),
+        ({"item": 1}, "returned dict: {'item': 1}"),
+        (np.array([1, 2]), "returned numpy.ndarray: array([1, 2])"),
+        (np.array([]), "returned numpy.ndarray: array([], dtype=float64)"),
+        (np.array("1"), "returned numpy.ndarray: array('1', dtype='<U1')"),
+        (np.array(math.nan), "returned numpy.ndarray: array(nan)"),
+        (np.complex64(1), "returned numpy.complex64: np.complex64(1+0j)"),
+        (torch.tensor([0.5, 1.0]), "returned torch.Tensor: tensor([0.5000, 1.0000])"),
+        (Decimal("NaN"), "returned decimal.Decimal: Decimal('NaN')"),
+        (Decimal("sNaN"), "returned decimal.Decimal: Decimal('sNaN')"),
+        (np.ndarray, "returned type: <class 'numpy.ndarray'>"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whatever_is_not_a_finite_number_is_refused_by_name(value: object, want: str) -> None:
+    assert score_of(lambda _: value, Item("p", "", "", None, {})) == Failure("no number", want)
+
+
+def test_a_value_that_cannot_be_shown_costs_that_sample_only() -> None:
+    assert score_of(lambda _: Shy(), Item("p", "", "", None, {})) == Failure("raised", "RuntimeError: no")
+
+
 @pytest.mark.usefixtures("user_module")
 @pytest.mark.parametrize(
     ("entry_point", "want"),
@@ -189,6 +256,52 @@ def test_what_goes_wrong_in_the_users_function_costs_that_sample_only():
 def test_an_entry_point_that_cannot_be_used_is_refused_at_the_start(entry_point: str, want: str):
     with pytest.raises(ConfigurationError, match=want):
         build_rule(Rule(kind="python", entry_point=entry_point))
+
+
+@pytest.fixture(scope="module")
+def math_scorer() -> Iterator[RuleReward]:
+    scorer = build_rule(Rule(kind="math", timeout_seconds=60))
+    yield scorer
+    scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (r"\$18.90", (r"\boxed{18.90}", r"\boxed{\$18.90}", "The cost is $18.90.")),
+        (r"\$32,\!348", (r"\boxed{32348}", r"\boxed{\$32{,}348}", "$32,348$")),
+        (r"\$9{,}500", (r"\boxed{9500}", r"\boxed{9\,500}", "9'500")),
+        (r"10\,080", (r"\boxed{10080}", r"\boxed{10,080}", r"\boxed{10\!080}")),
+        ("10080", (r"\boxed{10\,080}", "\\boxed{10\u202f080}")),
+        ("$18", (r"\boxed{18}", r"\boxed{\$18}")),
+        (r"$\$18.90$", ("18.9",)),
+        (r"-\$5", (r"\boxed{-5}", r"\boxed{-\$5}")),
+        (r"\text{\$}18", ("$18$",)),
+        ("€5", ("5", r"\boxed{€5}")),
+        ("18.90 dollars", (r"\boxed{18.9}", r"\boxed{18.90 dollars}")),
+        ("1.234,50", (r"\boxed{1234.5}",)),
+        ("(1,234)", (r"\boxed{(1,234)}",)),
+        (r"\frac{1}{2}", ("0.5", r"\boxed{\frac12}")),
+    ],
+)
+def test_math_reads_currencies_and_thousands(math_scorer: RuleReward, answer: str, right: tuple[str, ...]) -> None:
+    result = math_scorer.score([(prompt("p", answer), samples(*right, r"\boxed{77}", "no idea", ""))])
+    assert result.rewards == ((*[1.0] * len(right), 0.0, 0.0, 0.0),)
+
+
+@pytest.mark.parametrize("answer", ["", "?", r"\$", r"x \le", r"\text{}"])
+def test_a_true_answer_that_math_cannot_read_gives_no_reward(math_scorer: RuleReward, answer: str) -> None:
+    assert math_scorer.score([(prompt("p", answer), samples("1", "?"))]).rewards == ((None, None),)
+    assert math_scorer.unusable_answers([prompt("good", "1"), prompt("bad", answer)]) == {
+        "bad": f"math-verify cannot read the true answer {answer!r}"
+    }
+
+
+@pytest.mark.usefixtures("user_module")
+def test_the_users_function_is_not_asked_about_true_answers() -> None:
+    scorer = python_rule("wild")
+    assert scorer.unusable_answers([prompt("p", None)]) == {}
+    scorer.close()
 
 
 def test_an_answer_that_would_take_math_for_ever_costs_that_sample_only():

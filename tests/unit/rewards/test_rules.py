@@ -38,6 +38,22 @@ from spinrun_worker.rewards.score import UnusableAnswerError
         ("12", "so it is 1,2 and then 12 apples", 1),
         ("0.1", "0.10000000000000000001", 0),
         ("١٢", "12", 0),
+        (r"So it costs \boxed{\$9{,}500}.", "9500", 1),
+        ("The total is $9{,}500.", "9500", 1),
+        ("The total is $9{,}500.", "500", 0),
+        (r"\boxed{10,\!080}", "10080", 1),
+        (r"\boxed{10\,080}", "10080", 1),
+        (r"\boxed{10\,080}", "80", 0),
+        ("10080", r"10\!080", 1),
+        ("80", r"10\!080", 0),
+        ("12\u2009345 or 12\u202f345", "12\u00a0345", 1),
+        ("CHF 1'234.50", "1234.5", 1),
+        (r"It is $\frac{3}{4}$", "0.75", 1),
+        ("It is 3/4", "4", 0),
+        ("25%", "25", 1),
+        ("0.25", "25%", 1),
+        ("-$5", "5", 0),
+        (r"3 \times 10^{8} m/s", "3e8", 1),
     ],
 )
 def test_last_number(completion: str, answer: str, want: float):
@@ -57,6 +73,10 @@ def test_last_number(completion: str, answer: str, want: float):
         ("#### 43", "#### 42", 0),
         ("nothing", "#### 42", 0),
         ("#### -5", "7 - 12 = -5\n#### -5", 1),
+        ("#### 12{,}345", "12,345", 1),
+        ("#### 12345", "#### 12{,}345", 1),
+        ("#### 345", "#### 12{,}345", 0),
+        (r"#### \$10\,080 in 3 years", "10080", 1),
     ],
 )
 def test_gsm8k(completion: str, answer: str, want: float):
@@ -93,6 +113,9 @@ def test_exact_trims_and_nothing_more(completion: str, answer: str, want: float)
         ("Born in the U.S. of course", "S", 0),
         ("I think not", "I", 0),
         ("", "B", 0),
+        ("B", r"\boxed{\text{B}}", 1),
+        ("(B)", "Answer: B", 1),
+        ("B", "<answer>b</answer>", 1),
     ],
 )
 def test_choice(completion: str, answer: str, want: float):

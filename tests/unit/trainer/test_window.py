@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from spinrun_protocol.ledger import Reference
-from spinrun_worker.errors import NoPairsError, Preempted
+from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
 from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs
 from spinrun_worker.trainer.model import learner
 from spinrun_worker.trainer.ranks.distributed import Distributed
@@ -167,6 +167,40 @@ def test_an_evaluation_that_the_ledger_holds_is_told_again_and_not_asked_for(mak
     assert [event for event in run.events if event.startswith("ask")] == ["ask 0 4x2"]
     assert run.board is not None
     assert set(run.board.accuracies) == {0, 1}
+
+
+NUMBERS: Json = {"rule": {"kind": "lastNumber"}}
+
+
+def says_one(digest: str, prompt: tuple[int, ...], index: int) -> Any:
+    return random_digits(digest, prompt, index).model_copy(update={"text": "1"})
+
+
+def test_a_true_answer_that_the_rule_cannot_read_is_named_and_left_out_of_the_accuracy(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(windows=1, preference=NUMBERS)
+    run.answer, run.held_out = says_one, ("1", "one", "2", "none")
+    run.attempt()
+    assert values(run, "evaluation", "accuracy") == [0.5, 0.5]
+    assert values(run, "evaluation", "num_prompts") == [2.0, 2.0]
+    assert values(run, "evaluation", "unrated") == [2.0, 2.0]
+    assert (
+        "data.evaluation: 2 of 4 true answers cannot be compared with by preference.rule: "
+        "row held-out-1: the true answer must hold a number, got 'one'; "
+        "row held-out-3: the true answer must hold a number, got 'none'. "
+        "They do not count in the accuracy"
+    ) in caplog.messages
+    run.attempt()
+    assert run.board is not None
+    assert run.board.accuracies == {0: 0.5, 1: 0.5}, "as it is told again by the next attempt"
+
+
+def test_a_run_whose_held_out_answers_cannot_be_read_at_all_does_not_start(make_run: MakeRun) -> None:
+    run = make_run(windows=1, preference=NUMBERS)
+    run.held_out = ("one", "two")
+    with pytest.raises(ConfigurationError, match=r"data\.evaluation: 2 of 2 true answers cannot be compared .* got 'one'"):
+        run.attempt()
 
 
 # --- references and replay ------------------------------------------------------------------------------------------

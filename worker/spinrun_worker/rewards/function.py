@@ -13,6 +13,9 @@ from spinrun_worker.rewards.score import Failure, Groups, Item, Score, ScoreResu
 
 MAX_MATH_PROCESSES = 8
 
+_EMPTY = Sample(tokens=(), text="", finish_reason="stop")
+"""No answer: whatever fails with it is a fault of the true answer."""
+
 
 class RewardFunction(Protocol):
     """Whatever tells better samples from worse ones."""
@@ -58,8 +61,15 @@ class RuleRunner(Protocol):
 class RuleReward:
     """Rewards a completion with what a rule says of it."""
 
-    def __init__(self, runner: RuleRunner) -> None:
+    def __init__(self, runner: RuleRunner, *, compares: bool = True) -> None:
+        """Apply a rule.
+
+        Args:
+            runner: Applies it.
+            compares: Whether it compares with the true answer, and so fails where that cannot be read, whatever the completion.
+        """
         self._runner = runner
+        self._compares = compares
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -80,6 +90,17 @@ class RuleReward:
         """The same: a rule looks at each answer on its own."""
         return self.score(groups)
 
+    def unusable_answers(self, prompts: Sequence[PromptRecord]) -> dict[str, str]:
+        """Why the rule cannot compare with a prompt's true answer, by the prompt's id; without those that it can compare with.
+
+        Raises:
+            RunError: The rule itself stopped working.
+        """
+        if not self._compares:
+            return {}
+        scores = self._runner([_item(prompt, _EMPTY) for prompt in prompts])
+        return {prompt.id: score.message for prompt, score in zip(prompts, scores, strict=True) if isinstance(score, Failure)}
+
     def close(self) -> None:
         """End the rule's processes."""
         self._runner.close()
@@ -96,9 +117,11 @@ def build_rule(rule: Rule) -> RuleReward:
         return RuleReward(SandboxPool(processes=processes, timeout_seconds=rule.timeout_seconds))
     if rule.kind == "python":
         # One process, so that what the user's module holds, such as a loaded model, is there once.
-        return RuleReward(SandboxPool(processes=1, timeout_seconds=rule.timeout_seconds, entry_point=rule.entry_point))
+        return RuleReward(
+            SandboxPool(processes=1, timeout_seconds=rule.timeout_seconds, entry_point=rule.entry_point), compares=False
+        )
     if rule.kind == "regex":
-        return RuleReward(TextRuleRunner(regex_rule(rule.pattern or "", timeout_seconds=rule.timeout_seconds)))
+        return RuleReward(TextRuleRunner(regex_rule(rule.pattern or "", timeout_seconds=rule.timeout_seconds)), compares=False)
     compare = TEXT_RULES[rule.kind]
     return RuleReward(TextRuleRunner(lambda completion, answer: compare(completion, answer or "")))
 

@@ -2,45 +2,27 @@
 
 import re
 from collections.abc import Callable
-from decimal import Decimal
 from functools import lru_cache
 
 import regex
 
 from spinrun_api.spec import RuleKind
 from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.rewards import numbers
+from spinrun_worker.rewards.letters import settled_letter, stated_letter
+from spinrun_worker.rewards.numbers import Number
 from spinrun_worker.rewards.score import UnusableAnswerError
 
-# A sign counts unless it stands between two operands, as in 10-3. Exponents are bounded, so that
-# every match is a Decimal.
-_NUMBER = re.compile(
-    r"""
-    (?:(?<![0-9A-Za-z)\]])[-+−])?
-    (?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)
-    (?:[eE][-+]?[0-9]{1,3}(?![0-9]))?
-    """,
-    re.VERBOSE,
-)
 _GSM8K_MARKER = "####"
-# "(B)", "B." or "B)" before a space, "Answer: B", "answer is **B**", or a last line that is only the letter.
-_CHOICE = re.compile(
-    r"""
-    \(([A-Z])\)
-    |(?<![\w.'])([A-J])[.):](?=\s|$)
-    |(?i:answer)(?:\s+is)?\s*:?[\s*_$]*(?:\\boxed\{)?\(?([A-J])(?![\w'])
-    |(?:^|\n)\s*[*_]*([A-J])[*_]*\s*$
-    """,
-    re.VERBOSE,
-)
 
 
 def last_number(completion: str, answer: str) -> float:
-    """Whether the last number of the completion equals that of the answer, as a number: 1,000.0 is 1000.
+    """Whether the last number of the completion equals that of the answer, as a number: 1,000.0 is 1000, and 1/2 is 0.5.
 
     Raises:
         UnusableAnswerError: The answer holds no number.
     """
-    return _equal(_last(_numbers(completion)), answer, _last(_numbers(answer)))
+    return _equal(numbers.last_number(completion), answer, numbers.last_number(answer))
 
 
 def gsm8k(completion: str, answer: str) -> float:
@@ -54,17 +36,19 @@ def exact(completion: str, answer: str) -> float:
 
 
 def choice(completion: str, answer: str) -> float:
-    """Whether the letter that the completion settles on, the last one it marks as its choice, is that of the answer.
+    """Whether the letter that the completion settles on is that of the answer.
+
+    An explicit statement, such as "Answer: B" or a boxed letter, comes before a letter that is only marked, such as "(B)" or
+    "option B", and that before one in lower case. The last one counts: see `letters`.
 
     Raises:
         UnusableAnswerError: The answer is not a single letter.
     """
-    want = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    alone = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    want = alone[1].upper() if alone is not None else stated_letter(answer)
     if want is None:
         raise UnusableAnswerError(f"the true answer must be one letter such as B or (B), got {answer[:80]!r}")
-    alone = completion.strip()
-    letters = [alone] if len(alone) == 1 else ["".join(groups) for groups in _CHOICE.findall(completion)]
-    return float(bool(letters) and letters[-1].upper() == want[1].upper())
+    return float(settled_letter(completion) == want)
 
 
 TEXT_RULES: dict[RuleKind, Callable[[str, str], float]] = {
@@ -97,21 +81,15 @@ def regex_rule(pattern: str, *, timeout_seconds: float) -> Callable[[str, str | 
     return lambda completion, answer: float(compiled(answer).search(completion, timeout=timeout_seconds) is not None)
 
 
-def _numbers(text: str) -> list[Decimal]:
-    return [Decimal(match[0].replace(",", "").replace("−", "-")) for match in _NUMBER.finditer(text)]
-
-
-def _last(numbers: list[Decimal]) -> Decimal | None:
-    return numbers[-1] if numbers else None
-
-
-def _gsm8k_number(text: str) -> Decimal | None:
+def _gsm8k_number(text: str) -> Number | None:
     _, marker, tail = text.rpartition(_GSM8K_MARKER)
-    marked = _numbers(tail) if marker else []
-    return marked[0] if marked else _last(_numbers(text))
+    marked = numbers.first_number(tail) if marker else None
+    return numbers.last_number(text) if marked is None else marked
 
 
-def _equal(found: Decimal | None, answer: str, want: Decimal | None) -> float:
+def _equal(found: Number | None, answer: str, want: Number | None) -> float:
     if want is None:
         raise UnusableAnswerError(f"the true answer must hold a number, got {answer[:80]!r}")
-    return float(found == want)
+    if want.value is None:
+        raise UnusableAnswerError(f"the number of the true answer is too long to be compared: {answer[:80]!r}")
+    return float(found is not None and found.equals(want))

@@ -12,14 +12,17 @@ import logging
 import math
 import numbers
 import operator
+import re
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from spinrun_worker.rewards.numbers import without_separators
 from spinrun_worker.rewards.score import Failure, Item, Score, UnusableAnswerError
 
 MATH_MEMORY_BYTES = 4 * 2**30
@@ -31,6 +34,12 @@ ORPHAN_GRACE_SECONDS = 2.0
 MAX_MESSAGE = 500
 
 RuleFunction = Callable[[Item], object]
+
+# A bare dollar sign opens a formula, and two backslashes are a line break.
+_CURRENCY = re.compile(
+    r"\\(?:text|mathrm)\{ ?(?:\\?\$|[€£¥₹]) ?\}|(?<!\\)\\\$ ?|[€£¥₹] ?(?=\\?[0-9.{])"
+    r"|(?<=[0-9}]) ?(?:dollars?|cents?|euros?|USD|EUR|GBP)\b"
+)
 
 
 class StartError(Exception):
@@ -66,17 +75,48 @@ def score_of(rule: RuleFunction, item: Item) -> Score:
     """The reward that a rule gives, or what went wrong."""
     try:
         value = rule(item)
+        reward = finite_number(value)
+        shown = "" if reward is not None else _shown(value)
     except UnusableAnswerError as error:
         return Failure("unusable answer", str(error))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises costs this sample only
         return Failure("raised", f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
-    if not isinstance(value, numbers.Real):
-        return Failure("no number", f"returned {value!r}"[:MAX_MESSAGE])
+    return Failure("no number", f"returned {shown}"[:MAX_MESSAGE]) if reward is None else reward
+
+
+def finite_number(value: object) -> float | None:
+    """The value as a float: a real number, a Decimal, or what an array or a tensor of one element holds. True is 1.
+
+    Returns:
+        None for everything else, and for numbers that are not finite or too large for a float.
+    """
+    if not isinstance(value, numbers.Real | Decimal):
+        value = _only_element(value)
+    if not isinstance(value, numbers.Real | Decimal):
+        return None
     try:
         reward = float(value)
-    except OverflowError:
-        reward = math.inf
-    return reward if math.isfinite(reward) else Failure("no number", f"returned {value!r}"[:MAX_MESSAGE])
+    except (OverflowError, ValueError):  # 10**400, Decimal("sNaN")
+        return None
+    return reward if math.isfinite(reward) else None
+
+
+def _only_element(value: object) -> object:
+    """What an array or a tensor of one element holds, as numpy, torch and others give it; None for everything else."""
+    item = getattr(value, "item", None)
+    try:
+        return item() if callable(item) else None
+    except Exception:  # noqa: BLE001 - each library has its own error for several elements
+        return None
+
+
+def _shown(value: object) -> str:
+    """What a rule returned, with its type where the value alone does not tell."""
+    if value is None or isinstance(value, numbers.Real):
+        return repr(value)
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name}: {value!r}"
 
 
 def math_rule() -> RuleFunction:
@@ -88,18 +128,31 @@ def math_rule() -> RuleFunction:
 
     @lru_cache(maxsize=1024)
     def parsed_answer(answer: str) -> list[Any]:
+        text = readable(answer)
+        # One dollar sign opens no formula: it is a currency.
+        text = text.replace("$", "") if text.count("$") == 1 else text
         # LaTeX is recognised in an environment only; most data sets give the bare expression.
-        expression = answer if "$" in answer or "\\boxed" in answer else f"\\boxed{{{answer}}}"
+        expression = text if "$" in text or "\\boxed" in text else f"\\boxed{{{text}}}"
         found = math_verify.parse(expression, parsing_timeout=None)
-        if not found:
+        # Of what it cannot read it gives the text alone.
+        if all(isinstance(each, str) for each in found):
             raise UnusableAnswerError(f"math-verify cannot read the true answer {answer[:80]!r}")
         return found
 
     def rule(item: Item) -> float:
         want = parsed_answer(item.answer or "")
-        return float(math_verify.verify(want, math_verify.parse(item.completion, parsing_timeout=None), timeout_seconds=None))
+        found = math_verify.parse(readable(item.completion), parsing_timeout=None)
+        return float(math_verify.verify(want, found, timeout_seconds=None))
 
     return rule
+
+
+def readable(text: str) -> str:
+    r"""The text as math-verify can read it: `\$18.90`, `€5` and 5 dollars without the currency, and thousands as plain digits.
+
+    It takes `10\,080` for a mixed number. Thousands with commas are left to it, since `(1,234)` is an interval.
+    """
+    return without_separators(_CURRENCY.sub("", text))
 
 
 def python_rule(entry_point: str) -> RuleFunction:

@@ -61,8 +61,8 @@ class Coordinator:
         """Score the answers to a window's prompts, and make pairs of them, beside those that the window replays."""
         answered = collected.value
         with self._board.during("score"):
-            answers = ScoredAnswers(*self._parts.pairs.score(answered.answers))
-            own = self._parts.pairs.pair(answers.groups, answers.base).pairs
+            answers = self._parts.pairs.score(answered.answers)
+            own = self._parts.pairs.pair(answers).pairs
         pairs = {number: own, **self._parts.windows.replayed(number)}
         figures = self._figures(answers, pairs, number) | throughput_figures(answers.groups, answered.seconds)
         self._board.update_metrics(samples_per_second=figures["throughput/samples_per_second"])
@@ -72,7 +72,7 @@ class Coordinator:
     def commit(self, window: NewWindow, pairs: Mapping[int, Sequence[Pair]], reference: Manifest) -> None:
         """Write a window to the ledger. pairs: those of the window, with log-probs of the reference."""
         self._parts.windows.write(window.number, window.sampler, window.answers.value, pairs, reference)
-        self._parts.pairs.refuse_endless_ties(window.number, self._parts.windows.num_pairs)
+        self._parts.pairs.refuse_endless_ties(window.number, window.answers.value, self._parts.windows.num_pairs)
 
     @collective
     def report_step(self, window: int, step: int, figures: dict[str, float]) -> None:
@@ -99,8 +99,14 @@ class Coordinator:
 
     def _figures(self, answers: ScoredAnswers, pairs: Pairs, number: int) -> dict[str, float]:
         """What a window looks like, shown on the board too."""
-        pairing = self._parts.pairs.pair(answers.groups, answers.base)
+        pairing = self._parts.pairs.pair(answers)
         replayed = sum(len(of_window) for window, of_window in pairs.items() if window != number)
-        figures = window_figures(answers.groups, pairing, replayed=replayed, by_rule=self._parts.pairs.is_by_rule)
+        figures = window_figures(
+            answers.groups,
+            pairing,
+            replayed=replayed,
+            by_rule=self._parts.pairs.is_by_rule,
+            unusable=self._parts.pairs.unusable(answers.groups),
+        )
         self._board.update_metrics(reward=figures["reward/mean"])
         return figures

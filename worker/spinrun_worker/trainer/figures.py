@@ -1,20 +1,28 @@
 """The figures of a window's answers, by the names that docs/operations.md explains. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import ScoredGroup
 
 
-def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True) -> float:
+def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True, unusable: Collection[str] = ()) -> float:
     """Mean reward over all samples, 0 without any.
 
     Args:
         groups: The samples with their rewards.
         by_rule: Whether a rule gave the rewards: a sample without one then counts as 0, as an answer that a rule cannot judge is
             not right. Models have other reasons, and rewards of any size: there it does not count.
+        unusable: Ids of prompts with a true answer that the rule cannot read: their samples do not count, since none could be
+            right.
     """
-    rewards = [reward or 0.0 for group in groups for reward in group.rewards if by_rule or reward is not None]
+    rewards = [
+        reward or 0.0
+        for group in groups
+        if group.prompt.id not in unusable
+        for reward in group.rewards
+        if by_rule or reward is not None
+    ]
     return sum(rewards) / len(rewards) if rewards else 0.0
 
 
@@ -41,7 +49,7 @@ def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[st
 
 
 def window_figures(
-    groups: Sequence[ScoredGroup], pairing: Pairing, *, replayed: int = 0, by_rule: bool = True
+    groups: Sequence[ScoredGroup], pairing: Pairing, *, replayed: int = 0, by_rule: bool = True, unusable: Collection[str] = ()
 ) -> dict[str, float]:
     """What a window's samples and pairs look like.
 
@@ -50,9 +58,10 @@ def window_figures(
         pairing: Its own pairs, and what made none.
         replayed: Pairs of earlier windows that it trains on too.
         by_rule: As for `mean_reward`.
+        unusable: As for `mean_reward`.
     """
     figures = {
-        "reward/mean": mean_reward(groups, by_rule=by_rule),
+        "reward/mean": mean_reward(groups, by_rule=by_rule, unusable=unusable),
         "samples": float(sum(len(group.samples) for group in groups)),
         "pairs": float(len(pairing.pairs)),
         "ties": float(pairing.ties),

@@ -8,8 +8,9 @@ from spinrun_protocol.wire import Sample, SampleGroup
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
 from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
-from spinrun_worker.rewards import RewardFunction, ScoreResult
+from spinrun_worker.rewards import RewardFunction, RuleReward, ScoreResult
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
+from spinrun_worker.trainer.storage.windows import ScoredAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -41,31 +42,51 @@ class PairMaker:
         """Whether a rule gives the rewards."""
         return self._spec.preference.scoring is not None
 
-    def score(self, answers: Answers) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+    def score(self, answers: Answers) -> ScoredAnswers:
         """A window's own answers with their rewards, and the base answers that were scored among them."""
         if self.base is None:
-            return self._scored(answers, self.scorer.score(_samples(answers))), []
+            result = self.scorer.score(_samples(answers))
+            return ScoredAnswers(self._scored(answers, result), failures=result.messages)
         of_base = self.base.of(prompt for prompt, _ in answers)
         together = [(prompt, _with_sample(group, of_base.get(prompt.id))) for prompt, group in answers]
-        scored = self._scored(together, self.scorer.score(_samples(together)))
+        result = self.scorer.score(_samples(together))
+        scored = self._scored(together, result)
         divided = [_divided(each, len(group.samples)) for each, (_, group) in zip(scored, answers, strict=True)]
-        return [own for own, _ in divided], [base for _, base in divided]
+        return ScoredAnswers([own for own, _ in divided], [base for _, base in divided], result.messages)
 
     def grade(self, answers: Answers) -> list[ScoredGroup]:
         """Held-out answers with their rewards, each for itself."""
         return self._scored(answers, self.scorer.grade(_samples(answers)))
 
-    def pair(self, groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup]) -> Pairing:
+    def unusable_answers(self, prompts: Sequence[PromptRecord]) -> dict[str, str]:
+        """Why the rule cannot compare with a prompt's true answer, by the prompt's id; empty where no rule gives the rewards."""
+        return self.scorer.unusable_answers(prompts) if isinstance(self.scorer, RuleReward) else {}
+
+    def unusable(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
+        """The same of scored groups, of which only those without any reward are looked at."""
+        unrated = [group.prompt for group in groups if group.samples and all(reward is None for reward in group.rewards)]
+        return self.unusable_answers(unrated) if unrated else {}
+
+    def pair(self, answers: ScoredAnswers) -> Pairing:
         """Pairs of scored answers, as the method says."""
-        spec = self._spec
+        spec, groups = self._spec, answers.groups
         if spec.method.name == "spin":
             return pair_with_truths(groups, self._encode_answer)
         if self.base is not None:
-            return pair_with_base(groups, base, spec.method)
+            return pair_with_base(groups, answers.base, spec.method)
         return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=spec.preference.compares)
 
-    def refuse_endless_ties(self, number: int, num_pairs: Callable[[int], int]) -> None:
-        """Raise NoPairsError when a window and the ones before it gave no pair. num_pairs: of a window."""
+    def refuse_endless_ties(self, number: int, answers: ScoredAnswers, num_pairs: Callable[[int], int]) -> None:
+        """End the run when a window and the ones before it gave no pair.
+
+        Args:
+            number: The window.
+            answers: Its answers, which say why.
+            num_pairs: The number of pairs of a window.
+
+        Raises:
+            NoPairsError: Says what was so in the last window, and where to look.
+        """
         recent = range(number - MAX_EMPTY_WINDOWS + 1, number + 1)
         if recent[0] < 0 or any(num_pairs(window) for window in recent):
             return
@@ -74,11 +95,34 @@ class PairMaker:
                 f"windows {recent[0]} to {recent[-1]} gave no pair: the model gives the true answer to every prompt, and has "
                 f"nothing left to learn from spec.data.prompts. Look at the samples (windows/{number:06d}/samples.parquet)"
             )
+        pairing = self.pair(answers)
         raise NoPairsError(
-            f"windows {recent[0]} to {recent[-1]} gave no pair: every prompt's answers have rewards that are equal, or closer "
-            f"than spec.method.minMargin ({self._spec.method.min_margin:g}). "
-            f"Look at the samples (windows/{number:06d}/samples.parquet): do answers match "
-            f"spec.preference.{self._spec.preference.name}? Are prompts too easy or too hard, is spec.rollout.maxTokens "
+            f"windows {recent[0]} to {recent[-1]} gave no pair: {self._without_pairs(number, answers, pairing)} "
+            f"Look at the samples (windows/{number:06d}/samples.parquet): {self._remedy(len(answers.groups), pairing)}"
+        )
+
+    def _without_pairs(self, number: int, answers: ScoredAnswers, pairing: Pairing) -> str:
+        """Why the prompts of a window without any pair have none."""
+        total, margin = len(answers.groups), f"spec.method.minMargin ({self._spec.method.min_margin:g})"
+        reasons = f" ({'; '.join(answers.failures)})" if answers.failures else ""
+        if pairing.ties == total:
+            return f"every prompt's answers have rewards that are equal, or closer than {margin}."
+        if all(reward is None for group in answers.groups for reward in group.rewards):
+            return f"no answer of window {number} was rated{reasons}."
+        counts = {
+            f"with too few rated answers{reasons}": pairing.unrated,
+            f"with rewards that are equal, or closer than {margin}": pairing.ties,
+            "with pairs of the same tokens only, differently rewarded": pairing.identical,
+        }
+        parts = [f"{count} {what}" for what, count in counts.items() if count]
+        return f"window {number} has {total} prompts, {', '.join(parts)}."
+
+    def _remedy(self, total: int, pairing: Pairing) -> str:
+        block = f"spec.preference.{self._spec.preference.name}"
+        if pairing.unrated == total:
+            return f"can {block} rate them, and does it read the true answers?"
+        return (
+            f"do answers match {block}? Are prompts too easy or too hard, is spec.rollout.maxTokens "
             f"({self._spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"
         )
 

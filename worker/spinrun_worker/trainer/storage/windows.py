@@ -23,6 +23,8 @@ class ScoredAnswers:
     groups: Sequence[ScoredGroup]
     base: Sequence[ScoredGroup] = ()
     """Answers of version 0 to the same prompts, where they are paired with."""
+    failures: Sequence[str] = ()
+    """Why answers have no reward, as sentences. They are not written down: answers that were read have none."""
 
 
 class Windows:

@@ -1,0 +1,116 @@
+"""What is said when window after window gives no pair."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from spinrun_api.documents import parse_run
+from spinrun_api.spec import Rule
+from spinrun_protocol.wire import Sample, SampleGroup
+from spinrun_worker.errors import NoPairsError
+from spinrun_worker.records import Answers, PromptRecord
+from spinrun_worker.rewards import RewardFunction, ScoreResult, build_rule
+from spinrun_worker.rewards.score import Failure, Groups, Score
+from spinrun_worker.trainer.pairs import PairMaker
+
+LIST = Failure("no number", "returned list: [1.0]")
+CRASH = Failure("crashed", "the rule's process died: exit code 7")
+
+
+class FakeRule:
+    """Gives the scores that it is told, sample after sample."""
+
+    def __init__(self, scores: Sequence[Score]) -> None:
+        self.counts: dict[str, int] = {}
+        self.scores = scores
+
+    def score(self, groups: Groups) -> ScoreResult:
+        return ScoreResult.of(groups, self.scores)
+
+    grade = score
+
+    def close(self) -> None:
+        pass
+
+
+def pair_maker(scorer: RewardFunction, **method: Any) -> PairMaker:
+    spec = {
+        "model": {"source": "/none"},
+        "data": {"prompts": {"source": "arithmetic"}},
+        "method": method,
+        "preference": {"rule": {"kind": "lastNumber"}},
+        "rollout": {"samplesPerPrompt": 2, "maxTokens": 8},
+        "duration": {"windows": 9},
+    }
+    metadata = {"name": "tiny", "namespace": "local"}
+    run = parse_run({"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": spec})
+    return PairMaker(run, scorer, lambda _: (1,), None)
+
+
+def answers(*texts: Sequence[str], truth: str = "1") -> Answers:
+    return [
+        (
+            PromptRecord(f"row-{row}", (1,), "question", truth),
+            SampleGroup(
+                id=f"row-{row}",
+                version=0,
+                digest="0" * 32,
+                samples=tuple(Sample(tokens=(ord(text),), text=text, finish_reason="stop") for text in of_prompt),
+            ),
+        )
+        for row, of_prompt in enumerate(texts)
+    ]
+
+
+def end_of(scores: Sequence[Score], texts: Sequence[str] = ("ab", "cd")) -> str:
+    maker = pair_maker(FakeRule(scores), minMargin=0.25)
+    scored = maker.score(answers(*texts))
+    with pytest.raises(NoPairsError) as error:
+        maker.refuse_endless_ties(4, scored, lambda _: 0)
+    return str(error.value)
+
+
+def test_ties_are_said_to_be_ties() -> None:
+    message = end_of([1.0, 1.0, 0.0, 0.125])
+    assert message.startswith("windows 2 to 4 gave no pair: every prompt's answers have rewards that are equal, or closer than ")
+    assert (
+        "minMargin (0.25). Look at the samples (windows/000004/samples.parquet): do answers match spec.preference.rule?"
+        in message
+    )
+
+
+def test_answers_that_nobody_rated_are_said_to_be_so_with_counts_by_reason() -> None:
+    assert end_of([LIST, LIST, LIST, CRASH]) == (
+        "windows 2 to 4 gave no pair: no answer of window 4 was rated ("
+        "answers without a reward: 3 (no number); the first, of prompt row-0: returned list: [1.0]; "
+        "answers without a reward: 1 (crashed); the first, of prompt row-1: the rule's process died: exit code 7). "
+        "Look at the samples (windows/000004/samples.parquet): "
+        "can spec.preference.rule rate them, and does it read the true answers?"
+    )
+
+
+def test_too_few_rated_answers_are_counted_beside_ties() -> None:
+    message = end_of([1.0, LIST, 0.0, 0.0, 1.0, 0.0], ("ab", "cd", "ee"))
+    assert (
+        "window 4 has 3 prompts, 1 with too few rated answers ("
+        "answers without a reward: 1 (no number); the first, of prompt row-0: returned list: [1.0]), "
+        "1 with rewards that are equal, or closer than spec.method.minMargin (0.25), "
+        "1 with pairs of the same tokens only, differently rewarded."
+    ) in message
+
+
+def test_only_prompts_whose_true_answer_is_unusable_are_left_out() -> None:
+    maker = pair_maker(build_rule(Rule(kind="lastNumber")))
+    read, unread = maker.grade(answers("1", "x")), maker.grade(answers("1", "x", truth="one"))
+    assert [group.rewards for group in read + unread] == [(1.0,), (0.0,), (None,), (None,)]
+    assert maker.unusable(read) == {}
+    assert maker.unusable(unread) == dict.fromkeys(["row-0", "row-1"], "the true answer must hold a number, got 'one'")
+
+
+@pytest.mark.parametrize("with_pairs", [2, 3, 4])
+def test_a_window_with_pairs_among_the_last_three_lets_the_run_continue(with_pairs: int) -> None:
+    maker = pair_maker(FakeRule([LIST, LIST]))
+    scored = maker.score(answers("ab"))
+    maker.refuse_endless_ties(4, scored, lambda window: int(window == with_pairs))
+    maker.refuse_endless_ties(1, scored, lambda _: 0)
