@@ -15,6 +15,8 @@ _LARGEST_NUMBER = 2**31 - 1
 """Kubernetes takes no larger user, and as seconds it is 68 years."""
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+
 
 class InvalidSettingError(ValueError):
     """A setting that cannot be read; the message names it, its value and what it should be."""
@@ -39,7 +41,7 @@ class Settings:
     vllm_image: str = "vllm/vllm-openai:v0.32.0"
     """Image of vLLM, where the run names none. On CPUs, the worker's image has a vLLM for CPUs."""
 
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_policy: PullPolicy = "IfNotPresent"
     """imagePullPolicy of the pods' containers."""
 
     accelerator: Accelerator = "cuda"

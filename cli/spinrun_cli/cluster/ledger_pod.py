@@ -18,7 +18,7 @@ from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_kube import names
 from spinrun_kube.kinds import CHILDREN, POD, Kind
 from spinrun_operator.children import pods
-from spinrun_operator.settings import Settings
+from spinrun_operator.settings import PullPolicy, Settings
 from spinrun_protocol.commands import Process
 
 Json = dict[str, Any]
@@ -84,7 +84,7 @@ async def run_beside_ledger(
 # --- the pod -------------------------------------------------------------------------------------------------------
 
 
-def ledger_pod(run: SpinRun, arguments: Sequence[str], image: str, template: Json, pull_policy: str) -> Json:
+def ledger_pod(run: SpinRun, arguments: Sequence[str], image: str, template: Json, pull_policy: PullPolicy) -> Json:
     """The pod that runs `spinrun ARGUMENTS...`.
 
     It has none of the labels of the run's pods, for which the operator and `spinrun suspend --wait` would take it. It is deleted
@@ -148,7 +148,7 @@ async def _check_claim(cluster: Cluster, run: SpinRun) -> None:
         raise NotFoundError(f"{run.metadata.name} has no ledger: its claim {name} does not exist, or not yet") from error
 
 
-async def _source(cluster: Cluster, run: SpinRun, image: str | None) -> tuple[str, Json, str]:
+async def _source(cluster: Cluster, run: SpinRun, image: str | None) -> tuple[str, Json, PullPolicy]:
     """Image, pod spec and pull policy of the run's trainer; of its agents where no trainer is there, as while it is suspended."""
     attempt = (run.status.attempt if run.status else None) or 1
     candidates: list[tuple[Kind, str, str]] = [

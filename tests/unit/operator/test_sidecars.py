@@ -139,7 +139,7 @@ def test_sidecar_that_ends_before_the_trainer_ends_nothing(code: int) -> None:
 @pytest.mark.parametrize("code", [0, 1])
 def test_native_sidecar_ends_by_the_kubelet_and_the_job_stays_for_its_logs(code: int) -> None:
     world = running_world()
-    beside = {"initContainerStatuses": statuses(istio_proxy=RUNNING)}
+    beside: dict[str, Any] = {"initContainerStatuses": statuses(istio_proxy=RUNNING)}
     world.trainer_pod(containerStatuses=statuses(trainer=ended(code)), **beside)
     world.settle()
     assert (phase_of(world), world.jobs()) == ("Running", ["demo-trainer-1"])

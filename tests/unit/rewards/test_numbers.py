@@ -195,6 +195,7 @@ def test_a_percentage_equals_its_hundredth_and_what_stands_before_its_sign(one: 
 
 def test_a_number_that_is_too_long_to_convert_is_a_number_that_equals_none() -> None:
     number = last_number("7 and " + "9" * (MAX_DIGITS + 1))
+    assert number is not None
     assert number == Number(None)
     assert not number.equals(number)
 
