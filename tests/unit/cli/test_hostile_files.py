@@ -181,7 +181,7 @@ def test_run_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
 from spinrun_cli.local.folder import replace_text
-replace_text(Path({str(tmp_path / "run.yaml")!r}), {ascii("größe: 💥")})
+replace_text(Path({str(tmp_path / "run.yaml")!r}), {"größe: 💥"!a})
 """
     subprocess.run(
         [sys.executable, "-X", "utf8=0", "-c", program],
