@@ -132,3 +132,20 @@ def test_namespace_is_refused_for_a_path(spinrun: Shell, ledger: Path) -> None:
     code, _, error = spinrun("samples", str(ledger), "-n", "team")
     assert code == 2
     assert "is not the name of a run" in error
+
+
+@pytest.mark.parametrize("character", ["\x9b", "\x85", "\x80", "\x9f", "\x7f", "\u202e"])
+def test_documents_escape_what_commands_a_terminal(spinrun: Shell, tmp_path: Path, character: str) -> None:
+    writer = LedgerWriter(tmp_path / "ledger", "the-uid", 1)
+    writer.claim()
+    directory = writer.begin("window", 0)
+    said = Sample(tokens=(8,), text=f"é{character}31m", finish_reason="stop")
+    groups = [ScoredGroup(PromptRecord("p1", (1,), f"ask {character}", character), (said,), (0.0,))]
+    entries = [write_samples(directory / "samples.parquet", groups), write_pairs(directory / "pairs.parquet", [])]
+    writer.commit("window", 0, entries, step=0, version=0, parent="digest")
+
+    code, out, _ = spinrun("samples", str(tmp_path / "ledger"), "-o", "json")
+
+    assert (code, character in out) == (0, False)
+    assert json.loads(out)["prompts"][0]["samples"][0]["text"] == f"é{character}31m"
+    assert character not in spinrun("samples", str(tmp_path / "ledger"))[1]
