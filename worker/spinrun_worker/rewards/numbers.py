@@ -26,7 +26,7 @@ from typing import NamedTuple
 from unicodedata import numeric
 
 MAX_DIGITS = 4000
-"""Digits of the longest number that has a value: Python converts no longer ones, since that takes quadratic time."""
+"""Digits of the longest number that has a value: Python does not convert longer ones, since that takes quadratic time."""
 
 _CURRENCIES = "$¢£¤¥֏৳฿៛\u20a0-\u20c0﷼＄￠￡￥￦"
 _SIGNS = "-+\u2010\u2011\u2012\u2013\u2212\ufe63\uff0b\uff0d"
@@ -358,7 +358,7 @@ def _latex_fraction(text: str, numeral: _Numeral, following: _Numeral | None) ->
 
 
 def _slashed(text: str, numeral: _Numeral, following: _Numeral | None) -> _Literal | None:
-    """`1/2`, if the numeral begins it and nothing else is divided: 12/05/2024 and 1/2/3 are none."""
+    """`1/2`, if the numeral begins it and nothing else is divided: 12/05/2024 and 1/2/3 are not fractions."""
     if following is None or following.start - numeral.end > 3:
         return None
     is_divided = _SLASH.fullmatch(text, numeral.end, following.start) is not None
