@@ -4,8 +4,9 @@ What counts as one number:
 
 - **Thousands** are groups of exactly three digits after one to three digits that do not begin with 0, all with the same
   separator: a comma (also `{,}` and `,\!`), a space that does not break (thin, narrow, figure, `\,`, `\!`, `\:`, `\;`, `\ `,
-  `~`), an apostrophe, an underscore, or a dot where there are two (1.234.567) or decimals after a comma (1.234,50). So `1,234` is
-  one number; `1,23`, `1, 2, 3`, `100 200` and `1,234,56` are lists.
+  `~`), an apostrophe, an underscore, or a dot where there are two (1.234.567) or two decimals after a comma (1.234,50). A plain
+  space joins only where a group begins with 0, as in `10 080`: nobody lists such numbers. So `1,234` is one number; `1,23`,
+  `1, 2, 3`, `100 200` and `1,234,56` are lists.
 - **Decimals** follow a dot. A comma stands before decimals only where nothing else can be meant: LaTeX's `3{,}14`, and after
   thousands with another separator, as in `1 234,50` or `1.234,50`.
 - **Fractions** are `1/2`, `\frac{1}{2}`, `\frac12`, `½`, and mixed numbers such as `2 1/2`. Three parts, as in 12/05/2024, are a
@@ -21,17 +22,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
 from unicodedata import numeric
 
 MAX_DIGITS = 4000
-"""Digits of the longest number that has a value: Python converts no longer ones, since that takes quadratic time."""
+"""Digits of the longest number that has a value: Python does not convert longer ones, since that takes quadratic time."""
 
 _CURRENCIES = "$¢£¤¥֏৳฿៛\u20a0-\u20c0﷼＄￠￡￥￦"
 _SIGNS = "-+\u2010\u2011\u2012\u2013\u2212\ufe63\uff0b\uff0d"
 _COMMA, _LATEX_COMMA = ",", "{,}"
 _SEPARATOR = (
     r"(?:\\(?:text|mathrm|mathord|mathpunct)\{,\}|\{,\}|,\\!|,|\{?\\[,!:; ]\}?|\\thinspace\ ?|~"
-    r"|[\u00a0\u2006-\u2009\u202f]|['’ʼ＇]|\\?_)"
+    r"|[ \u00a0\u2006-\u2009\u202f]|['’ʼ＇]|\\?_)"
 )
 _DIGITS = r"[0-9]+(?:\.[0-9]+)*"
 _VULGAR = "¼-¾⅐-⅞"
@@ -126,8 +128,7 @@ def without_separators(text: str) -> str:
     return "".join([*parts, text[done:]])
 
 
-@dataclass(frozen=True, slots=True)
-class _Numeral:
+class _Numeral(NamedTuple):
     """Digits with at most one decimal point, where they stand, and nothing around them."""
 
     start: int
@@ -201,7 +202,11 @@ def _numerals(run: re.Match[str]) -> Iterator[_Numeral]:
         # The last of a list may begin a number with another separator, as in 1,2'345.
         alone = pieces[first : max(last, first + 1)]
         for piece in alone:
-            yield from _dotted(piece["digits"], run.start() + piece.start())
+            digits, start = piece["digits"], run.start() + piece.start()
+            if "." in digits:
+                yield from _dotted(digits, start)
+            else:
+                yield _Numeral(start, start + len(digits), digits)
         first += len(alone)
 
 
@@ -211,7 +216,8 @@ def _joined(digits: list[str], separator: str | None) -> str | None:
         return None
     head, *groups = digits
     integers, (tail, dot, decimals) = groups[:-1], groups[-1].partition(".")
-    if _is_head(head) and all(_is_group(group) for group in [*integers, tail]) and "." not in decimals:
+    is_list = separator == " " and not any(group.startswith("0") for group in groups)
+    if _is_head(head) and all(_is_group(group) for group in [*integers, tail]) and "." not in decimals and not is_list:
         return f"{head}{''.join(integers)}{tail}{dot}{decimals}"
     is_decimal_comma = separator.endswith(_LATEX_COMMA) and len(digits) == 2 and head.isdecimal() and tail.isdecimal() and not dot
     return f"{head}.{tail}" if is_decimal_comma else None
@@ -237,7 +243,7 @@ def _is_dotted_decimal(pieces: list[re.Match[str]], first: int) -> bool:
     head, *groups = pieces[first]["digits"].split(".")
     decimals = pieces[first + 1]["digits"]
     is_grouped = bool(groups) and _is_head(head) and all(map(_is_group, groups))
-    return is_grouped and decimals.isdecimal() and (len(groups) > 1 or len(decimals) != 3)
+    return is_grouped and decimals.isdecimal() and (len(groups) > 1 or len(decimals) == 2)
 
 
 def _dotted(digits: str, start: int) -> Iterator[_Numeral]:
@@ -352,7 +358,7 @@ def _latex_fraction(text: str, numeral: _Numeral, following: _Numeral | None) ->
 
 
 def _slashed(text: str, numeral: _Numeral, following: _Numeral | None) -> _Literal | None:
-    """`1/2`, if the numeral begins it and nothing else is divided: 12/05/2024 and 1/2/3 are none."""
+    """`1/2`, if the numeral begins it and nothing else is divided: 12/05/2024 and 1/2/3 are not fractions."""
     if following is None or following.start - numeral.end > 3:
         return None
     is_divided = _SLASH.fullmatch(text, numeral.end, following.start) is not None
