@@ -41,7 +41,7 @@ async def test_run_lives_from_submit_to_delete(
     fake_kubelet.script(Exit(0, after=3600), name="demo-trainer-*", on_delete=Exit(3))
     created = await spinrun("submit", run_file)
     assert (created.code, created.error) == (0, "")
-    assert created.out == f"{NAME} created\n  how it goes: spinrun get demo -n {cluster.namespace}\n"
+    assert created.out == f"{NAME} created\n  to follow it: spinrun watch demo -n {cluster.namespace}\n"
     await cluster.until_phase("Running")
 
     headings, row = (await spinrun("get")).out.splitlines()

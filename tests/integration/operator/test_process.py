@@ -64,4 +64,4 @@ async def test_wrong_setting_ends_the_process_with_its_name() -> None:
     )
     _, said = await process.communicate()
     assert process.returncode == 2
-    assert b"SPINRUN_WORKERS must be a number, got 'many'" in said
+    assert b"SPINRUN_WORKERS must be a number without a fraction, got 'many'" in said

@@ -247,9 +247,9 @@ def test_a_long_text_takes_linear_time(read, part: str) -> None:
     """Twenty times the text would take four hundred times as long if the time were quadratic."""
 
     def seconds(length: int) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         read(part * (length // len(part)))
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     short = min(seconds(10_000) for _ in range(3))
-    assert min(seconds(200_000) for _ in range(2)) < 100 * short + 0.1
+    assert min(seconds(200_000) for _ in range(2)) < 100 * short + 0.5

@@ -89,7 +89,7 @@ class Evaluations:
         num_prompts = len(groups) - unrated
         figures = {"accuracy": accuracy, "num_prompts": float(num_prompts), **length_figures(groups)}
         if unrated:
-            figures["unrated"] = float(unrated)
+            figures |= {"unrated": float(unrated)}
         self._board.evaluated(window=number, version=number, accuracy=accuracy)
         self._recorder.record("evaluation", figures, window=number, step=step, version=number)
         logger.info("version %d: accuracy %.3f over %d prompts", number, accuracy, num_prompts)
