@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spinrun_protocol.ledger import Manifest
+from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.figures import throughput_figures, window_figures
 from spinrun_worker.trainer.rank0 import Rank0Parts
@@ -54,7 +55,7 @@ class Coordinator:
         if found is None:
             return None
         answers, pairs = found
-        return Window(weights.version, pairs, self._figures(answers, pairs, weights.version))
+        return Window(weights.version, pairs, self._figures(answers, self._parts.pairs.pair(answers), pairs, weights.version))
 
     @collective
     def score(self, number: int, collected: Kept[Collected]) -> NewWindow:
@@ -62,9 +63,9 @@ class Coordinator:
         answered = collected.value
         with self._board.during("score"):
             answers = self._parts.pairs.score(answered.answers)
-            own = self._parts.pairs.pair(answers).pairs
-        pairs = {number: own, **self._parts.windows.replayed(number)}
-        figures = self._figures(answers, pairs, number) | throughput_figures(answers.groups, answered.seconds)
+            pairing = self._parts.pairs.pair(answers)
+        pairs = {number: pairing.pairs, **self._parts.windows.replayed(number)}
+        figures = self._figures(answers, pairing, pairs, number) | throughput_figures(answers.groups, answered.seconds)
         self._board.update_metrics(samples_per_second=figures["throughput/samples_per_second"])
         return NewWindow(number, pairs, figures, answered.weights, Kept(answers))
 
@@ -97,9 +98,8 @@ class Coordinator:
             figures["reward/mean"],
         )
 
-    def _figures(self, answers: ScoredAnswers, pairs: Pairs, number: int) -> dict[str, float]:
+    def _figures(self, answers: ScoredAnswers, pairing: Pairing, pairs: Pairs, number: int) -> dict[str, float]:
         """What a window looks like, shown on the board too."""
-        pairing = self._parts.pairs.pair(answers)
         replayed = sum(len(of_window) for window, of_window in pairs.items() if window != number)
         figures = window_figures(
             answers.groups,
