@@ -1,7 +1,7 @@
 """`spinrun report`, `samples`, `compare` and `logs` of a run folder in which anybody may have written anything.
 
-The page parses, holds hostile text as text alone, and asks for nothing from elsewhere; a terminal gets nothing that commands it; what
-cannot be shown is a sentence.
+The page parses, holds hostile text as text alone, and asks for nothing from elsewhere; a terminal gets nothing that commands it;
+what cannot be shown is a sentence.
 """
 
 import json
@@ -67,10 +67,12 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another element"
 
 
-ELEMENTS = frozenset(
-    "html head meta title style body main header div h1 h2 h3 span p b section figure figcaption table thead tbody tr th td details "
-    "summary pre footer svg defs g path clippath rect use text metadata rdf:rdf cc:work dc:type dc:creator cc:agent dc:title dc:format".split()
-)
+ELEMENTS = {
+    *("html", "head", "meta", "title", "style", "body", "main", "header", "footer", "section", "div", "h1", "h2", "h3", "p", "b"),
+    *("span", "pre", "figure", "figcaption", "table", "thead", "tbody", "tr", "th", "td", "details", "summary"),
+    *("svg", "defs", "g", "path", "clippath", "rect", "use", "text", "metadata"),
+    *("rdf:rdf", "cc:work", "cc:agent", "dc:type", "dc:creator", "dc:title", "dc:format"),
+}
 """Those that the templates and matplotlib write."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spinrun_worker.serving import HttpLimits
 from support.fake_vllm import Body, FakeVllm, completion_of
 from support.rollouts import AUTHORIZED, AgentUnderTest, Publisher
 
@@ -116,7 +117,7 @@ async def test_a_body_that_is_no_document_is_refused(agent: AgentUnderTest, meth
 
 
 async def test_a_body_that_is_too_large_is_refused(start_agent: Any) -> None:
-    agent = await start_agent(max_body_bytes=1000)
+    agent = await start_agent(http=HttpLimits(max_body_bytes=1000))
     async with agent.client.post("/v1/samples", data=b" " * 1001, headers=AUTHORIZED) as response:
         assert await error_of(response) == (413, "TooLarge")
 
