@@ -29,7 +29,14 @@ def request(
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-async def send(port: int, *pieces: bytes, pause: float = 0.0, seconds: float = 10.0, idle_seconds: float = 0.5) -> list[Answer]:
+async def send(
+    port: int,
+    *pieces: bytes,
+    pause: float = 0.0,
+    seconds: float = 10.0,
+    idle_seconds: float = 0.5,
+    patience_seconds: float | None = None,
+) -> list[Answer]:
     """Send pieces over one connection and read the answers until the server closes it, or says no more.
 
     Args:
@@ -38,6 +45,7 @@ async def send(port: int, *pieces: bytes, pause: float = 0.0, seconds: float = 1
         pause: Seconds between the pieces.
         seconds: For all of it.
         idle_seconds: Silence after which an answer is taken for the last one.
+        patience_seconds: Silence after which no answer is expected any more; None: not before `seconds`.
     """
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -49,7 +57,7 @@ async def send(port: int, *pieces: bytes, pause: float = 0.0, seconds: float = 1
                     await asyncio.sleep(pause)
             # The connection may be reset, with an answer before it.
             with suppress(ConnectionError, TimeoutError):
-                while piece := await asyncio.wait_for(reader.read(1 << 16), idle_seconds if received else None):
+                while piece := await asyncio.wait_for(reader.read(1 << 16), idle_seconds if received else patience_seconds):
                     received += piece
         finally:
             writer.close()
