@@ -1,5 +1,9 @@
-"""What `make fuzz` has in common: a line at its end for each surface with the number of inputs that were tried."""
+"""What `make fuzz` has in common: a line at its end for each surface with the number of inputs that were tried.
 
+They also go to the file that SPINRUN_FUZZED names, in one line for each seed, from which CI tells of them.
+"""
+
+import os
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -32,3 +36,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("inputs tried")
     for surface, number in sorted(inputs.items()):
         terminalreporter.write_line(f"{surface:<10}{number:>7}{f'  {failures[surface]} FAILED' if failures[surface] else ''}")
+    if path := os.environ.get("SPINRUN_FUZZED"):
+        seed = terminalreporter.config.getoption("--hypothesis-seed")
+        counts = ", ".join(f"{surface} {number}" for surface, number in sorted(inputs.items()))
+        with Path(path).open("a") as file:
+            file.write(f"seed {seed}: {counts}{', FAILED' if failures.total() else ''}\n")
