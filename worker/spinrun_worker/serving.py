@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -66,10 +66,10 @@ class Guard:
             limits: What is borne of clients.
             on_refusal: Called with the reason of each refusal.
         """
+        self.bearer = bearer
         self.limits = limits
         self.trusted: set[web.RequestHandler] = set()
         """Connections that have shown the token."""
-        self._bearer = bearer
         self._on_refusal = on_refusal
 
     def application(self, *outer: Middleware) -> web.Application:
@@ -122,7 +122,7 @@ class Guard:
     async def _check_head(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse what the head alone condemns."""
         if request.path not in OPEN_PATHS:
-            if not self._bearer.is_shown(request.headers.getall(TOKEN_HEADER, [])):
+            if not self.bearer.is_shown(request.headers.getall(TOKEN_HEADER, [])):
                 raise RefusedError(HTTPStatus.UNAUTHORIZED, "Unauthorized", Bearer.REFUSAL)
             self.trusted.add(request.protocol)
         if any(each.strip().lower() != "identity" for each in request.headers.getall(hdrs.CONTENT_ENCODING, [])):
@@ -184,6 +184,28 @@ async def listening(guard: Guard, app: web.Application, *, host: str, port: int)
         await runner.cleanup()
 
 
+@asynccontextmanager
+async def serving(
+    guard: Guard, app: web.Application, ready: Handler, *, host: str, port: int, health_port: int | None
+) -> AsyncGenerator[None]:
+    """Serve an agent while the block runs, and beside it what the kubelet asks, on a port that no flood of the other fills.
+
+    Args:
+        guard: The guard that made the application.
+        app: The application, with its routes.
+        ready: Answers /readyz.
+        host: Address to listen on; empty means all.
+        port: The application's port.
+        health_port: The port for the kubelet's questions; None for none.
+    """
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(listening(guard, app, host=host, port=port))
+        if health_port is not None:
+            own = Guard(guard.bearer, guard.limits, on_refusal=lambda _: None)
+            await stack.enter_async_context(listening(own, health_application(own, ready), host=host, port=health_port))
+        yield
+
+
 class Connections:
     """Makes the protocol of each new connection, and room for it.
 
@@ -220,7 +242,7 @@ def _is_not_the_clients_fault(record: logging.LogRecord) -> bool:
 
 
 def health_application(guard: Guard, ready: Handler) -> web.Application:
-    """What the kubelet asks, for a socket of its own, which no flood of other requests fills.
+    """What the kubelet asks, and nothing else.
 
     Args:
         guard: A guard of its own.

@@ -5,7 +5,6 @@ import asyncio
 import logging
 import signal
 import sys
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
@@ -23,7 +22,7 @@ from spinrun_worker.rollout.app import RolloutApp, ServingLimits
 from spinrun_worker.rollout.gate import Gate
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
-from spinrun_worker.serving import Guard, HttpLimits, health_application, listening
+from spinrun_worker.serving import Guard, HttpLimits, serving
 from spinrun_worker.vllm.engine import Engine
 
 logger = logging.getLogger("spinrun_worker.rollout")
@@ -73,13 +72,14 @@ async def serve(arguments: argparse.Namespace, *, uid: str, bearer: Bearer) -> N
         )
         loop = asyncio.create_task(activation.run())
         try:
-            async with AsyncExitStack() as stack:
-                where = {"host": arguments.host}
-                await stack.enter_async_context(listening(guard, agent.application(), port=arguments.port, **where))
-                if arguments.health_port is not None:
-                    own = Guard(bearer, limits, on_refusal=lambda _: None)
-                    app = health_application(own, agent.readyz)
-                    await stack.enter_async_context(listening(own, app, port=arguments.health_port, **where))
+            async with serving(
+                guard,
+                agent.application(),
+                agent.readyz,
+                host=arguments.host,
+                port=arguments.port,
+                health_port=arguments.health_port,
+            ):
                 logger.info("Listening on port %d for run %s", arguments.port, uid)
                 await stop.wait()
                 logger.info("Asked to stop: accepting no new calls")

@@ -5,7 +5,6 @@ import asyncio
 import logging
 import signal
 import sys
-from contextlib import AsyncExitStack
 
 import aiohttp
 
@@ -15,7 +14,7 @@ from spinrun_protocol.logs import log_to_stderr
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.scorer.app import ScorerApp, ScorerMetrics
-from spinrun_worker.serving import Guard, HttpLimits, health_application, listening
+from spinrun_worker.serving import Guard, HttpLimits, serving
 
 logger = logging.getLogger("spinrun_worker.scorer")
 
@@ -42,12 +41,9 @@ async def serve(arguments: argparse.Namespace, *, bearer: Bearer) -> None:
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         guard = Guard(bearer, HttpLimits(), on_refusal=lambda _: None)
         agent = ScorerApp(arguments.vllm, session, ScorerMetrics(), guard=guard)
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(listening(guard, agent.application(), host=arguments.host, port=arguments.port))
-            if arguments.health_port is not None:
-                own = Guard(bearer, HttpLimits(), on_refusal=lambda _: None)
-                app = health_application(own, agent.readyz)
-                await stack.enter_async_context(listening(own, app, host=arguments.host, port=arguments.health_port))
+        async with serving(
+            guard, agent.application(), agent.readyz, host=arguments.host, port=arguments.port, health_port=arguments.health_port
+        ):
             logger.info("Listening on port %d", arguments.port)
             await stop.wait()
             logger.info("Asked to stop")
