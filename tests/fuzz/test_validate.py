@@ -154,8 +154,8 @@ def check(path: Path, content: bytes) -> None:
 def assert_is_a_run(document: Json) -> None:
     """What validate has called OK: JSON, a run that survives being written and read again, and one that the CRD takes too."""
     json.dumps(document, allow_nan=False)
-    run = parse_run(document)
-    assert parse_run(yaml_text.load_value(yaml_text.dump(run.to_document()))) == run
+    stored = parse_run(document).to_document()
+    assert parse_run(yaml_text.load_value(yaml_text.dump(stored))).to_document() == stored
     CRD.validate({name: value for name, value in document.items() if name != "status"})
 
 
