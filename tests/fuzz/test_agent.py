@@ -170,6 +170,22 @@ whole = st.sampled_from(
 connections = st.lists(damaged(whole) | soups | st.lists(whole, min_size=2, max_size=5).map(b"".join), min_size=8, max_size=8)
 
 
+CHUNKS = (
+    *(b"2\r\n{}\r\n", b"0\r\n\r\n", b"0\r\n", b"1;x=y\r\n{\r\n", b"x\r\n", b"-1\r\n", b"fffffffff\r\n"),
+    *(b"3\r\n{}\r\n", b"\r\n", b"\0"),
+)
+chunked = st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=6).map(
+    lambda chunks: request("POST", "/v1/samples", "Transfer-Encoding: chunked") + b"".join(chunks)
+)
+
+
+@fuzz(10, contents=st.lists(chunked, min_size=8, max_size=8), cut=st.integers(150, 250))
+async def test_bytes_in_chunks(agent: Attacked, contents: list[bytes], cut: int) -> None:
+    for answers in await asyncio.gather(*(agent.send(content[:cut], content[cut:]) for content in contents)):
+        assert_answered_well(answers)
+    await agent.assert_serves()
+
+
 @fuzz(50, contents=connections, cut=st.integers(0, 200))
 async def test_bytes(agent: Attacked, contents: list[bytes], cut: int) -> None:
     """Eight connections at once, in two pieces each."""
