@@ -300,8 +300,6 @@ def test_folders_of_any_name(root: Path, name: str, kind: Kind) -> None:
 PATHS = ["..", ".", "../x", "/etc/passwd", "a/../../x", "a/..", "a//b", "./x", "x/", MANIFEST, "a\\..\\b", "x\0", "x\n", "a/b"]
 parts = st.sampled_from(["..", ".", "", "a", "x.json", MANIFEST])
 paths = st.lists(parts, max_size=4).map("/".join) | st.sampled_from(PATHS)
-    PATHS
-)
 
 
 @fuzz(60, entry=mutated(st.just({"path": "config.json", "size": 2, "xxh3_128": "0" * 32}), paths))

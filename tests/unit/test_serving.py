@@ -4,9 +4,13 @@ import asyncio
 import gzip
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -300,6 +304,32 @@ async def test_answer_that_takes_longer_than_a_head_is_waited_for(quick: Served)
     quick.may_answer.set()
     assert (await asyncio.wait_for(first(reader), 5)).status == 200
     writer.close()
+
+
+CHUNKS = [b"xyz\r\n", b"3\r\nabcdef\r\n0\r\n\r\n", b"-5\r\nhello\r\n", b"f" * 40 + b"\r\n"]
+
+
+async def test_malformed_chunk_after_the_head_is_refused(quick: Served) -> None:
+    for chunk in CHUNKS:
+        head = request("POST", "/v1/work", "Transfer-Encoding: chunked")
+        (answer,) = await send(quick.port, head, chunk, pause=0.05, idle_seconds=0.2)
+        assert answer.status in (400, 408)
+        assert b" " in answer.body
+    assert quick.bodies == []
+    await assert_serves(quick)
+
+
+def test_malformed_chunk_is_refused_by_aiohttps_parser_in_python_too() -> None:
+    tests = f"{__file__}::{test_malformed_chunk_after_the_head_is_refused.__name__}"
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"AIOHTTP_NO_EXTENSIONS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout
 
 
 # --- those who are many --------------------------------------------------------------------------------------------

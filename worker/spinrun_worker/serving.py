@@ -97,7 +97,8 @@ class Guard:
         except TimeoutError as error:
             message = f"the body has not arrived within {self.limits.body_seconds:g} s: send fewer prompts in a call"
             raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, "RequestTimeout", message) from error
-        except web.RequestPayloadError as error:
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            # From aiohttp's parser in Python. The one in C says nothing of a malformed chunk: the body just does not arrive.
             raise RefusedError(HTTPStatus.BAD_REQUEST, "Invalid", f"the body is malformed: {error}") from error
 
     @web.middleware
