@@ -17,6 +17,14 @@ Test = Callable[..., Any]
 SCALE = float(os.environ.get("FUZZ_SCALE", "1"))
 """How many times as many inputs as `make fuzz` tries in its two minutes."""
 
+_SLOW_OR_LARGE = (
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+    HealthCheck.filter_too_much,
+    HealthCheck.function_scoped_fixture,
+)
+
 tried = Counter[str]()
 """Inputs by the name of the test that they were given to."""
 
@@ -30,18 +38,15 @@ def fuzz(examples: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Test]
     """
 
     def wrap(test: Test) -> Test:
-        if inspect.iscoroutinefunction(test):
+        @functools.wraps(test)
+        async def counted_async(*arguments: Any, **keywords: Any) -> None:
+            tried[test.__name__] += 1
+            await test(*arguments, **keywords)
 
-            @functools.wraps(test)
-            async def counted(*arguments: Any, **keywords: Any) -> None:
-                tried[test.__name__] += 1
-                await test(*arguments, **keywords)
-        else:
-
-            @functools.wraps(test)
-            def counted(*arguments: Any, **keywords: Any) -> None:
-                tried[test.__name__] += 1
-                test(*arguments, **keywords)
+        @functools.wraps(test)
+        def counted(*arguments: Any, **keywords: Any) -> None:
+            tried[test.__name__] += 1
+            test(*arguments, **keywords)
 
         chosen = settings(
             max_examples=max(1, round(examples * SCALE)),
@@ -49,10 +54,10 @@ def fuzz(examples: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Test]
             database=None,
             # Time limits are the tests' own; fixtures are made once for all inputs, on purpose.
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=_SLOW_OR_LARGE,
             phases=(Phase.generate, Phase.shrink),
         )
-        return chosen(given(**strategies)(counted))
+        return chosen(given(**strategies)(counted_async if inspect.iscoroutinefunction(test) else counted))
 
     return wrap
 

@@ -184,6 +184,11 @@ def objects(kind: Kind) -> st.SearchStrategy[Json]:
     return mutated(st.just(document), odd)
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """The value, or an empty mapping in place of anything else: this much the scripted server must be able to store."""
+    return value if isinstance(value, dict) else {}
+
+
 @st.composite
 def events(draw: st.DrawFn) -> Noise:
     """An event about an object that is not as it should be, or bytes that are hardly one."""
@@ -205,11 +210,10 @@ def stored(draw: st.DrawFn) -> Noise:
     document = draw(objects(kind))
 
     async def noise(operator: Attacked) -> None:
-        shown = copy.deepcopy(document) if isinstance(document, dict) else {}
-        metadata = shown.get("metadata") if isinstance(shown.get("metadata"), dict) else {}
-        own = {"name": "noise", "namespace": "team"}
-        labels = metadata.get("labels") if isinstance(metadata.get("labels"), dict) else {}
-        operator.api.put(kind, shown | {"metadata": metadata | own | {"labels": {**labels}}})
+        shown = mapping(copy.deepcopy(document))
+        metadata = mapping(shown.get("metadata"))
+        own = {"name": "noise", "namespace": "team", "labels": mapping(metadata.get("labels"))}
+        operator.api.put(kind, shown | {"metadata": metadata | own})
 
     return named(noise, f"{kind.plural} have {json.dumps(document)[:500]}")
 
@@ -293,10 +297,11 @@ async def test_many_events(operator: Attacked, told: list[Noise]) -> None:
 @fuzz(40, name=plain_texts, document=objects(SPIN_RUN))
 async def test_run_that_the_api_server_should_not_have_taken(operator: Attacked, name: str, document: Json) -> None:
     """One round for each would take long; faults show at once."""
-    body = document if isinstance(document, dict) else {}
-    metadata = body.get("metadata") if isinstance(body.get("metadata"), dict) else {}
-    before = operator.writes()
-    operator.api.put(SPIN_RUN, body | {"metadata": metadata | {"name": "noise", "namespace": "team", "annotations": {"x": name}}})
+    body, before = mapping(document), operator.writes()
+    operator.api.put(
+        SPIN_RUN,
+        body | {"metadata": mapping(body.get("metadata")) | {"name": "noise", "namespace": "team", "annotations": {"x": name}}},
+    )
     await asyncio.sleep(0.1)
     operator.api.remove(SPIN_RUN, "team", "noise")
     await asyncio.sleep(0.02)

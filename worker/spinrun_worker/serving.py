@@ -14,6 +14,7 @@ from http import HTTPStatus
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Middleware
 
 from spinrun_api.base import Record
 from spinrun_protocol.wire import TOKEN_HEADER, ErrorBody
@@ -22,7 +23,6 @@ from spinrun_worker.bearer import Bearer
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 """What Kubernetes and Prometheus read without a token."""
