@@ -27,6 +27,8 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints how many inputs each surface was given."""
+    if hasattr(terminalreporter.config, "workerinput"):
+        return  # a process of pytest-xdist
     inputs, failures = Counter[str](), Counter[str]()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
