@@ -75,6 +75,20 @@ test-vllm: $(VENV)/.installed | $(PROMETHEUS)
 test-cluster: $(VENV)/.installed | $(PROMETHEUS) ## Run the operator, its chart and the commands on a real control plane (needs Go; builds it once, ten minutes)
 	$(PYTEST) -m cluster $(PARALLEL_CLUSTER) $(PYTEST_ARGS)
 
+# A seed finds the same on every machine. The fixed one guards what was found before; the other, which is printed, looks further.
+SEED ?=
+FUZZ_SEEDS = $(or $(SEED),1 $(shell $(BIN)/python -c 'import secrets; print(secrets.randbelow(2**32))'))
+FUZZED ?= $(CACHE)/fuzzed
+
+.PHONY: fuzz
+fuzz: $(VENV)/.installed ## Attack validate, agents, ledger, report and operator (two minutes; SEED= repeats it, FUZZ_SCALE=10 tries ten times as much)
+	@mkdir -p $(dir $(FUZZED)) && rm -f $(FUZZED)
+	@for seed in $(FUZZ_SEEDS); do \
+		echo "fuzz: seed $$seed"; \
+		SPINRUN_FUZZED=$(FUZZED) $(BIN)/pytest tests/fuzz -q $(PARALLEL) --hypothesis-seed=$$seed $(PYTEST_ARGS) || \
+			{ echo "fuzz: seed $$seed has found something: make fuzz SEED=$$seed finds it again"; exit 1; }; \
+	done
+
 .PHONY: control-plane
 control-plane: ## Start a Kubernetes control plane without nodes (needs Go; builds it once, ten minutes)
 	tools/control-plane up --state $(CACHE)/control-plane

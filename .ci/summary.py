@@ -1,9 +1,9 @@
-"""What CI ends with: what it left out, how long each part took, and the tests that passed only at the second try.
+"""What CI ends with: what it left out, hostile inputs, how long each part took, and the tests that passed only at the second try.
 
     summary.py RESULTS SECONDS
 
-RESULTS has `parts` (lines of name, seconds, exit code), `left-out/` (files of lines), and for each target of tests TARGET.1.xml
-and, where tests failed, TARGET.2.xml, in JUnit's format. SECONDS is how long all of it took.
+RESULTS has `parts` (lines of name, seconds, exit code), `left-out/` (files of lines), `fuzzed` (a line for each seed), and for
+each target of tests TARGET.1.xml and, where tests failed, TARGET.2.xml, in JUnit's format. SECONDS is how long all of it took.
 """
 
 import sys
@@ -39,6 +39,8 @@ def summary(results: Path, seconds: int) -> str:
     lines = ["", "=== left out"]
     files = sorted(results.glob("left-out/*"))
     lines += [f"{file.name}: {line}" for file in files for line in file.read_text().splitlines()] or ["nothing"]
+    fuzzed = results / "fuzzed"
+    lines += ["", "=== hostile inputs tried", *(fuzzed.read_text().splitlines() if fuzzed.exists() else ["none"])]
     lines += ["", "=== seconds"]
     parts = [line.split() for line in (results / "parts").read_text().splitlines()] if (results / "parts").exists() else []
     lines += [f"{name:<12}{took:>6}{'' if code == '0' else f'  FAILED (exit code {code})'}" for name, took, code in parts]

@@ -351,4 +351,6 @@ def _line(event: Any) -> int:
 
 
 def _shown(text: str) -> str:
+    """A part of the text, in one line: what stands there must not look like a message of its own."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

@@ -16,6 +16,7 @@ PYTHON = "python3"
 
 VLLM_PORT = 8000
 AGENT_PORT = 8100
+HEALTH_PORT = 8101  # of agents in pods, for the kubelet's probes alone
 TRAINER_PORT = 8200
 RENDEZVOUS_PORT = 29400
 
@@ -181,7 +182,14 @@ def _flags(arguments: Arguments) -> list[str]:
 
 
 def agent(
-    *, run_file: str, ledger: str, scratch: str, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = ""
+    *,
+    run_file: str,
+    ledger: str,
+    scratch: str,
+    port: int = AGENT_PORT,
+    health_port: int | None = None,
+    vllm_port: int = VLLM_PORT,
+    host: str = "",
 ) -> Process:
     """The agent beside a vLLM.
 
@@ -190,24 +198,33 @@ def agent(
         ledger: Path of the run's own folder; read-only is enough.
         scratch: Path of fast local space for two versions.
         port: Where it listens.
+        health_port: Where it also answers probes, and nothing else; None for nowhere.
         vllm_port: Where vLLM listens.
         host: Address to listen on; empty for all.
     """
     command = [PYTHON, "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
     command += ["--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
-    return Process(command + (["--host", host] if host else []))
+    return Process(command + _listening(health_port, host))
 
 
-def scorer_agent(*, port: int = AGENT_PORT, vllm_port: int = VLLM_PORT, host: str = "") -> Process:
+def scorer_agent(
+    *, port: int = AGENT_PORT, health_port: int | None = None, vllm_port: int = VLLM_PORT, host: str = ""
+) -> Process:
     """The agent beside a scorer's vLLM, which lets in who has the run's token.
 
     Args:
         port: Where it listens.
+        health_port: Where it also answers probes, and nothing else; None for nowhere.
         vllm_port: Where vLLM listens.
         host: Address to listen on; empty for all.
     """
     command = [PYTHON, "-m", "spinrun_worker.scorer", "--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
-    return Process(command + (["--host", host] if host else []))
+    return Process(command + _listening(health_port, host))
+
+
+def _listening(health_port: int | None, host: str) -> list[str]:
+    options = [] if health_port is None else ["--health-port", str(health_port)]
+    return options + (["--host", host] if host else [])
 
 
 def trainer(

@@ -5,7 +5,9 @@ HTTP of an agent (JSON; bearer token of the run; NDJSON where it streams):
     GET  /v1/version                   -> 200 VersionState
     POST /v1/samples   SamplesRequest  -> 200 stream of SamplesLine, one per finished prompt, then one End
                                           409 ErrorBody when another version is served, 429 when too busy
-    GET  /healthz, /readyz, /metrics   -> without token
+    GET  /healthz, /readyz, /metrics   -> without token; the first two also on a port of their own, for the kubelet
+    any refusal                        -> 4xx or 503 ErrorBody: without the token before anything of the body is read, as are
+                                          bodies that are too large or encoded
 HTTP of rank 0:
     GET  /progress                     -> 200 Progress
     GET  /metrics, /healthz
@@ -66,13 +68,13 @@ class Sampling(Record):
     n: int = Field(default=1, ge=1, le=1024)
     """Samples for each prompt."""
 
-    temperature: float = Field(default=0.7, ge=0)
+    temperature: float = Field(default=0.7, ge=0, allow_inf_nan=False)
     """0 is greedy."""
 
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling."""
 
-    max_tokens: int = Field(default=1024, ge=1)
+    max_tokens: int = Field(default=1024, ge=1, le=2**31)
     """Longest sample in tokens."""
 
     logprobs: bool = False

@@ -30,7 +30,10 @@ async def serve(controller: Controller, metrics: Metrics, port: int) -> AsyncGen
         return web.Response(text="ok" if ready else "still listing", status=200 if ready else 503)
 
     app.add_routes([web.get("/metrics", get_metrics), web.get("/healthz", get_health), web.get("/readyz", get_ready)])
-    runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
+    # keepalive_timeout is also how long a connection may take for a request's head. No body is ever read.
+    runner = web.AppRunner(
+        app, handle_signals=False, access_log=None, shutdown_timeout=1.0, keepalive_timeout=30.0, lingering_time=1.0
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, port=port).start()

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from spinrun_protocol.environment import TOKEN_FILE
-from spinrun_protocol.wire import TOKEN_HEADER
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 
@@ -41,8 +40,18 @@ def test_a_token_file_without_a_token_is_a_configuration_error(
 
 
 @pytest.mark.parametrize(
-    ("shown", "want"), [("Bearer secret", True), ("Bearer other", False), ("secret", False), ("\udcff", False)]
+    ("shown", "want"),
+    [
+        (["Bearer secret"], True),
+        (["Bearer other"], False),
+        (["secret"], False),
+        (["\udcff"], False),
+        ([], False),
+        (["Bearer secret", "Bearer other"], False),
+        (["Bearer other", "Bearer secret"], False),
+        (["Bearer secret"] * 2, False),
+    ],
+    ids=str,
 )
-def test_only_the_runs_token_is_accepted(shown: str, want: bool) -> None:
-    assert Bearer("secret").is_shown({TOKEN_HEADER: shown}) == want
-    assert not Bearer("secret").is_shown({})
+def test_only_the_runs_token_is_accepted_and_only_alone(shown: list[str], want: bool) -> None:
+    assert Bearer("secret").is_shown(shown) == want

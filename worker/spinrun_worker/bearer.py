@@ -2,7 +2,7 @@
 
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spinrun_protocol.environment import TOKEN_FILE
@@ -37,9 +37,14 @@ class Bearer:
     def __init__(self, token: str) -> None:
         self._wanted = _bytes(f"Bearer {token}")
 
-    def is_shown(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request's headers hold the token. Takes the same time for a wrong one as for the right one."""
-        return hmac.compare_digest(_bytes(headers.get(TOKEN_HEADER, "")), self._wanted)
+    def is_shown(self, shown: Sequence[str]) -> bool:
+        """Whether a request shows the token, which takes the same time for a wrong one as for the right one.
+
+        Args:
+            shown: The values of its headers of that name. Of several, none counts: who reads the first and who reads the last
+                would disagree.
+        """
+        return len(shown) == 1 and hmac.compare_digest(_bytes(shown[0]), self._wanted)
 
 
 def _bytes(text: str) -> bytes:

@@ -36,6 +36,11 @@ def _vllm(run: SpinRun, settings: Settings) -> Json:
 
 
 def _agent(run: SpinRun, settings: Settings) -> Json:
-    process = commands.agent(run_file=pods.RUN_FILE, ledger=pods.ledger_folder(run), scratch=pods.SCRATCH_PATH)
+    process = commands.agent(
+        run_file=pods.RUN_FILE,
+        ledger=pods.ledger_folder(run),
+        scratch=pods.SCRATCH_PATH,
+        health_port=commands.HEALTH_PORT,
+    )
     mounts = [pods.read_only(pods.LEDGER_MOUNT), pods.RUN_MOUNT, pods.SCRATCH_MOUNT]
     return vllm_pods.agent_container(process, settings, mounts=mounts)

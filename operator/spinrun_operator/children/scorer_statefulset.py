@@ -33,7 +33,10 @@ def scorer_statefulset(run: SpinRun, settings: Settings, *, replicas: int) -> Js
         settings,
         replicas=replicas,
         user=scorers.template,
-        containers=[vllm, vllm_pods.agent_container(commands.scorer_agent(), settings, mounts=[])],
+        containers=[
+            vllm,
+            vllm_pods.agent_container(commands.scorer_agent(health_port=commands.HEALTH_PORT), settings, mounts=[]),
+        ],
     )
 
 

@@ -16,6 +16,10 @@ PROBE_SECONDS = 10
 TERMINATION_MESSAGE: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"}
 """The end of its log tells why a container is crash-looping, where its pod is looked at."""
 
+HEALTH = "agent-health"
+"""The port of the agent's probes. No NetworkPolicy names it, so that the node alone reaches it; and whoever floods the other port
+does not have the pod restarted."""
+
 
 def statefulset(
     run: SpinRun, component: str, name: str, settings: Settings, *, replicas: int, user: Json, containers: list[Json]
@@ -75,7 +79,10 @@ def agent_container(process: commands.Process, settings: Settings, *, mounts: li
         process,
         settings,
         mounts=[*mounts, pods.TOKEN_MOUNT],
-        ports=[{"name": "agent", "containerPort": commands.AGENT_PORT}],
+        ports=[
+            {"name": "agent", "containerPort": commands.AGENT_PORT},
+            {"name": HEALTH, "containerPort": commands.HEALTH_PORT},
+        ],
         resources={"requests": {"cpu": "100m", "memory": "256Mi"}},
         startupProbe=_http("/healthz", period=2, failures=150),
         livenessProbe=_http("/healthz", period=10, failures=6),
@@ -92,7 +99,7 @@ def _healthy() -> Json:
 
 def _http(path: str, *, period: int, failures: int) -> Json:
     return {
-        "httpGet": {"path": path, "port": "agent"},
+        "httpGet": {"path": path, "port": HEALTH},
         "periodSeconds": period,
         "timeoutSeconds": 5,
         "failureThreshold": failures,

@@ -142,6 +142,18 @@ def test_refusal_names_the_line_and_what_is_wrong(text: str, line: int, words: s
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["!!int a\n\nb", 'a: !!int "x\\nother.yaml: OK (x)"', '"a\\nb": 1\n"a\\nb": 2', "? !!null |\n  a\n  b\n: 1", "!<a\u2028b> 1"],
+    ids=ascii,
+)
+def test_refusal_is_one_line(text: str) -> None:
+    with pytest.raises(InvalidYamlError) as caught:
+        list(load_documents(text))
+
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (BOMB, "more than 10,000 values"),

@@ -49,5 +49,11 @@ def test_parts_have_their_seconds_and_what_was_left_out_its_reasons(tmp_path: Pa
     assert "=== left out\ntest-units: 1 test: root may write everywhere\n" in said
 
 
+def test_hostile_inputs_are_told_with_the_seed_that_repeats_them(tmp_path: Path) -> None:
+    assert "=== hostile inputs tried\nnone\n" in summary(tmp_path)
+    (tmp_path / "fuzzed").write_text("seed 1: agent 400, report 220\nseed 77: agent 400, report 3, FAILED\n")
+    assert "=== hostile inputs tried\nseed 1: agent 400, report 220\nseed 77: agent 400, report 3, FAILED\n" in summary(tmp_path)
+
+
 def test_a_ci_that_ended_before_its_first_part_has_a_summary_too(tmp_path: Path) -> None:
     assert summary(tmp_path).endswith("=== FLAKY: passed at the second try: 0\n")

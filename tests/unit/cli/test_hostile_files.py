@@ -141,6 +141,24 @@ def test_problems_are_told_up_to_a_number_and_counted_beyond_it() -> None:
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        '  "x\\nother.yaml: OK (x)": 1\n',
+        '  rollout: {replicas: "x\\nother.yaml: OK (x)"}\n',
+        "  trainer: {warmupSteps: !!int |\n a\n b}\n",
+    ],
+)
+def test_each_problem_is_one_line_that_names_its_file(spinrun: Shell, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text(content))
+
+    code, out, _ = spinrun("validate", str(path))
+
+    assert code == 2
+    assert all(line.startswith(f"{path}: ") for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "spec.x=[",

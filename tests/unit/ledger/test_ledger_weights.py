@@ -4,6 +4,7 @@ import json
 import re
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -270,6 +271,39 @@ def test_a_file_that_is_not_the_one_that_was_written_is_refused(tmp_path, spoil,
 
     with pytest.raises(TornError, match=message):
         list(read_safetensors(path, entry))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[-1, -2], [2.0], [0.5, 4], [True, 2], ["2"], "2", {"2": 1}, None, [2**40, 0], [2**63, 0], [2**40, 2**40, 0], [4], []],
+    ids=str,
+)
+def test_shape_that_cannot_be_is_refused(tmp_path, shape):
+    header = json.dumps({"__metadata__": {}, "x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]}}).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+    with pytest.raises(TornError, match=r"odd\.safetensors has"):
+        list(read_safetensors(path, hash_file(path)))
+
+
+@pytest.mark.parametrize("shape", [[2**63, 0], [2**62, 2**62, 0], [0] * 100], ids=["int64", "product", "many"])
+def test_shape_without_elements_is_read_or_refused(tmp_path, shape):
+    header = json.dumps({"__metadata__": {}, "x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+    with suppress(TornError):
+        list(read_safetensors(path, hash_file(path)))
+
+
+def test_deep_header_is_refused(tmp_path):
+    header = b"[" * 100_000
+    path = tmp_path / "deep.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+    with pytest.raises(TornError, match="has no valid header"):
+        list(read_safetensors(path, hash_file(path)))
 
 
 def test_never_more_than_one_tensor_is_read_at_a_time(tmp_path):

@@ -4,6 +4,7 @@ import math
 from contextlib import suppress
 from datetime import date
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import TornError, hash_file, read_pairs, read_samples, write_pairs, write_samples
+from spinrun_worker.ledger.window import SAMPLES_SCHEMA
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=8).map(tuple)
@@ -163,6 +165,17 @@ def test_other_columns_are_torn(tmp_path):
 
     with pytest.raises(TornError, match="has other columns"):
         read_samples(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("columns", ["[" * 100_000, "x", "[1]", "null", "9" * 5000], ids=["deep", "text", "list", "null", "long"])
+def test_columns_that_are_not_an_object_are_torn(tmp_path, columns):
+    write_samples(tmp_path / "s", [group()])
+    rows = pq.read_table(tmp_path / "s").to_pylist()
+    rows[0]["columns"] = columns
+    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), tmp_path / "s")
+
+    with pytest.raises(TornError, match="s is damaged"):
+        read_samples(tmp_path / "s")
 
 
 def test_missing_file_is_torn(tmp_path):

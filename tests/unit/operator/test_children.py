@@ -210,8 +210,8 @@ def test_scorers_vllm_stays_on_the_loopback_interface_behind_an_agent_with_the_r
     assert "VLLM_SERVER_DEV_MODE" not in environment_of(vllm)
     assert "ports" not in vllm
     assert agent["command"][:3] == ["python3", "-m", "spinrun_worker.scorer"]
-    assert agent["ports"] == [{"name": "agent", "containerPort": 8100}]
-    assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "agent"}
+    assert agent["ports"] == [{"name": "agent", "containerPort": 8100}, {"name": "agent-health", "containerPort": 8101}]
+    assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "agent-health"}
     assert environment_of(agent)["SPINRUN_TOKEN_FILE"] == "/etc/spinrun/token/token"
     assert document["spec"]["replicas"] == 2
 
@@ -255,11 +255,19 @@ def test_dtype_of_scorers_is_on_a_cpu_that_of_the_rollouts(settings: Any, model:
     assert command[command.index("--dtype") + 1] == want
 
 
-def test_agent_is_probed_over_http() -> None:
-    agent = container_of(rollout_statefulset(run_of(), SETTINGS, replicas=1), "agent")
-    assert agent["ports"] == [{"name": "agent", "containerPort": 8100}]
-    assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "agent"}
-    assert agent["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "agent"}
+@pytest.mark.parametrize("statefulset", ["rollout", "scorer"])
+def test_agent_is_probed_over_http_on_a_port_that_only_the_node_reaches(statefulset: str) -> None:
+    run = with_scorers()
+    made = {"rollout": rollout_statefulset, "scorer": scorer_statefulset}[statefulset](run, SETTINGS, replicas=1)
+    agent = container_of(made, "agent")
+    assert agent["ports"] == [{"name": "agent", "containerPort": 8100}, {"name": "agent-health", "containerPort": 8101}]
+    assert agent["command"][agent["command"].index("--health-port") + 1] == "8101"
+    assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "agent-health"}
+    for probe in ("startupProbe", "livenessProbe"):
+        assert agent[probe]["httpGet"] == {"path": "/healthz", "port": "agent-health"}
+    for policy in (rollout_network_policy(run, SETTINGS), scorer_network_policy(run, SETTINGS)):
+        ports = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
+        assert ports == [8100]
 
 
 def test_trainer_is_an_indexed_job_whose_retries_are_the_operators() -> None:

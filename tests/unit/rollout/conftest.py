@@ -16,6 +16,7 @@ from spinrun_worker.rollout.app import RolloutApp, ServingLimits
 from spinrun_worker.rollout.gate import Gate
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
+from spinrun_worker.serving import Guard, HttpLimits
 from spinrun_worker.vllm.engine import Engine
 from support.fake_vllm import FakeVllm
 from support.rollouts import TOKEN, UID, AgentUnderTest, Publisher
@@ -41,13 +42,15 @@ async def start_agent(vllm: FakeVllm, publisher: Publisher, tmp_path: Path) -> A
     """Starts agents that look at the fake vLLM; each start is a new life with the same scratch space."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, max_sequences: int = 512, **limits: int) -> AgentUnderTest:
+        async def start(*, max_sequences: int = 512, http: HttpLimits | None = None, **limits: int) -> AgentUnderTest:
             session = await stack.enter_async_context(aiohttp.ClientSession())
             engine, gate, metrics = Engine(vllm.url, session), Gate(), RolloutMetrics()
             ledger = Ledger(publisher.writer.root, UID)
             activation = Activator(ledger, tmp_path / "scratch", engine, gate, metrics, poll_seconds=0.02)
             sampler = Sampler(engine, gate, metrics, max_sequences=max_sequences, engine_failed=activation.wake)
-            agent = RolloutApp(activation, gate, sampler, metrics, engine, bearer=Bearer(TOKEN), limits=ServingLimits(**limits))
+            refused = metrics.refused
+            guard = Guard(Bearer(TOKEN), http or HttpLimits(), on_refusal=lambda reason: refused.labels(reason).inc())
+            agent = RolloutApp(activation, gate, sampler, metrics, engine, guard=guard, limits=ServingLimits(**limits))
             server = TestServer(agent.application())
             client = await stack.enter_async_context(TestClient(server))
             loop = asyncio.create_task(activation.run())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spinrun_worker.serving import HttpLimits
 from support.fake_vllm import Body, FakeVllm, completion_of
 from support.rollouts import AUTHORIZED, AgentUnderTest, Publisher
 
@@ -108,6 +109,52 @@ async def test_a_malformed_request_is_refused_with_what_is_wrong(
         assert message in (await response.json())["error"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("0.7", "NaN", "temperature"),
+        ("0.7", "Infinity", "temperature"),
+        ("0.7", "1e999", "temperature"),
+        ("0.7", "[" * 5000, "recursion"),
+        ('"maxTokens": 3', '"maxTokens": 1' + "0" * 4000, "maxTokens"),
+        ('"maxTokens": 3', '"maxTokens": ' + "9" * 5000, ""),
+        ('"maxTokens": 3', '"maxTokens": 3.5', "maxTokens"),
+        ('"maxTokens": 3', '"maxTokens": -3', "maxTokens"),
+        ('"n": 2', '"n": 1' + "0" * 4000, "sampling.n"),
+        ('"n": 2', '"n": "two"', "sampling.n"),
+        ('"version": 0', '"version": -1' + "0" * 400, "version"),
+        ('"id": "a"', '"id": {"a": 1}', "prompts.0.id"),
+        ('"id": "a"', '"id": "\\ud83d"', ""),
+        ("[5, 6]", "[1e400]", "prompts.0.tokens.0"),
+        ("[5, 6]", "5", "prompts.0.tokens"),
+    ],
+    ids=lambda value: value[:20],
+)
+async def test_what_json_numbers_and_texts_can_be_is_refused_in_words(
+    agent: AgentUnderTest, vllm: FakeVllm, publisher: Publisher, old: str, new: str, message: str
+) -> None:
+    manifest = publisher.publish(0)
+    await agent.serve(manifest)
+    text = json.dumps(agent.request(manifest, PROMPTS))
+    assert old in text
+    async with agent.client.post("/v1/samples", data=text.replace(old, new, 1), headers=AUTHORIZED) as response:
+        assert await error_of(response) == (400, "Invalid")
+        assert message in (await response.json())["error"]
+    assert vllm.completions == []
+
+
+async def test_token_that_no_model_has_fails_its_prompt_alone(agent: AgentUnderTest, publisher: Publisher) -> None:
+    manifest = publisher.publish(0)
+    await agent.serve(manifest)
+    _, lines = await agent.samples(manifest, {"huge": [10**4000], "below": [-1], "sound": [5]})
+    assert {line.get("id"): line["event"] for line in lines} == {
+        "huge": "failed",
+        "below": "failed",
+        "sound": "group",
+        None: "end",
+    }
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"version": 0'])
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/version"), ("POST", "/v1/samples")])
 async def test_a_body_that_is_no_document_is_refused(agent: AgentUnderTest, method: str, path: str, data: bytes) -> None:
@@ -116,7 +163,7 @@ async def test_a_body_that_is_no_document_is_refused(agent: AgentUnderTest, meth
 
 
 async def test_a_body_that_is_too_large_is_refused(start_agent: Any) -> None:
-    agent = await start_agent(max_body_bytes=1000)
+    agent = await start_agent(http=HttpLimits(max_body_bytes=1000))
     async with agent.client.post("/v1/samples", data=b" " * 1001, headers=AUTHORIZED) as response:
         assert await error_of(response) == (413, "TooLarge")
 

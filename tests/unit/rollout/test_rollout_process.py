@@ -13,6 +13,7 @@ import pytest
 from spinrun_protocol.environment import TOKEN_FILE
 from support.engines import AgentProcess, tiny_run
 from support.fake_vllm import FakeVllm
+from support.ports import free_port
 from support.rollouts import AgentClient, Publisher
 
 
@@ -86,3 +87,19 @@ def test_bad_configuration_ends_it_with_code_2(tmp_path: Path, run: str | None, 
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert message in ended.stderr
+
+
+async def test_probes_are_answered_on_the_health_port_alone(vllm: FakeVllm, publisher: Publisher, tmp_path: Path) -> None:
+    port = free_port()
+    options = ("--health-port", str(port))
+    run = tiny_run(tmp_path / "model")
+    process = AgentProcess(run, ledger=publisher.writer.root, vllm=vllm.url, folder=tmp_path / "agent", options=options)
+    process.start()
+    try:
+        await asyncio.to_thread(process.wait_until_up, 60)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            for path, status in (("/healthz", 200), ("/readyz", 503), ("/metrics", 404), ("/v1/version", 401)):
+                async with session.get(path) as response:
+                    assert response.status == status
+    finally:
+        process.stop()

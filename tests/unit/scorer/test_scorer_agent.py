@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from spinrun_worker.bearer import Bearer
 from spinrun_worker.scorer.app import ScorerApp, ScorerMetrics
+from spinrun_worker.serving import Guard, HttpLimits
 
 AUTHORIZED = {"Authorization": "Bearer secret"}
 
@@ -62,7 +63,12 @@ async def vllm() -> AsyncGenerator[FakeVllm]:
 @pytest.fixture
 async def client(vllm: FakeVllm) -> AsyncGenerator[TestClient[Any, Any]]:
     async with aiohttp.ClientSession() as session:
-        agent = ScorerApp(str(vllm.server.make_url("")), session, ScorerMetrics(), bearer=Bearer("secret"))
+        agent = ScorerApp(
+            str(vllm.server.make_url("")),
+            session,
+            ScorerMetrics(),
+            guard=Guard(Bearer("secret"), HttpLimits(), on_refusal=lambda _: None),
+        )
         server = TestServer(agent.application())
         await server.start_server()
         async with TestClient(server) as client:

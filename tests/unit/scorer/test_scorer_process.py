@@ -16,8 +16,8 @@ from support.ports import free_port
 
 def test_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
-    port = free_port()
-    process = commands.scorer_agent(port=port, vllm_port=free_port(), host="127.0.0.1")
+    port, health_port = free_port(), free_port()
+    process = commands.scorer_agent(port=port, health_port=health_port, vllm_port=free_port(), host="127.0.0.1")
     server = ServerProcess(
         process, port=port, health="/healthz", log=tmp_path / "log", environment={TOKEN_FILE: str(tmp_path / "token")}
     )
@@ -25,6 +25,8 @@ def test_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
     try:
         server.wait_until_up(60)
         assert httpx.get(f"{server.url}/readyz").status_code == 503, "there is no vLLM"
+        for path, status in (("/healthz", 200), ("/readyz", 503), ("/metrics", 404), ("/classify", 401)):
+            assert httpx.get(f"http://127.0.0.1:{health_port}{path}").status_code == status
         server.terminate()
         assert server.wait() == 0
     finally:

@@ -114,7 +114,7 @@ def read_safetensors(path: Path, entry: FileEntry) -> Generator[tuple[str, Tenso
             content = _read(file, spec.num_bytes, path, hasher)
             # torch accepts no empty buffer.
             flat = torch.frombuffer(content, dtype=spec.dtype) if content else torch.empty(0, dtype=spec.dtype)
-            yield spec.name, flat.reshape(tuple(spec.shape))
+            yield spec.name, _reshaped(flat, spec, path)
             del content, flat  # before the next one is read
     if hasher.hexdigest() != entry.xxh3_128:
         raise TornError(f"{path} has different content than {MANIFEST} says (xxh3-128 differs)")
@@ -130,6 +130,14 @@ def _read(file: BufferedReader, count: int, path: Path, hasher: xxhash.xxh3_128)
     return content
 
 
+def _reshaped(flat: Tensor, spec: TensorSpec, path: Path) -> Tensor:
+    try:
+        return flat.reshape(tuple(spec.shape))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        # Without elements, sizes may have any product.
+        raise TornError(f"{path} has a tensor {spec.name} of a shape that cannot be: {error}") from error
+
+
 def _specs(header: bytearray, path: Path, num_bytes: int) -> list[TensorSpec]:
     """What the header says of the tensors, in the order of their bytes. Raises TornError when SpinRun did not write it."""
     try:
@@ -137,7 +145,9 @@ def _specs(header: bytearray, path: Path, num_bytes: int) -> list[TensorSpec]:
         document.pop("__metadata__")
         specs = [TensorSpec(name, _NAMED_DTYPES[entry["dtype"]], entry["shape"]) for name, entry in document.items()]
         found = [entry["data_offsets"] for entry in document.values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(type(size) is int and size >= 0 for spec in specs for size in spec.shape):
+            raise ValueError("sizes are whole numbers")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TornError(f"{path} has no valid header: it is not a safetensors file that SpinRun wrote") from error
     ends = list(accumulate(spec.num_bytes for spec in specs))
     if found != [[start, end] for start, end in pairwise([0, *ends])] or num_bytes != (ends[-1] if ends else 0):

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import aiohttp
-from aiohttp import web
 
 from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_api.run import SpinRun
@@ -23,6 +22,7 @@ from spinrun_worker.rollout.app import RolloutApp, ServingLimits
 from spinrun_worker.rollout.gate import Gate
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
+from spinrun_worker.serving import Guard, HttpLimits, serving
 from spinrun_worker.vllm.engine import Engine
 
 logger = logging.getLogger("spinrun_worker.rollout")
@@ -59,20 +59,32 @@ async def serve(arguments: argparse.Namespace, *, uid: str, bearer: Bearer) -> N
         ledger = Ledger(arguments.ledger, uid)
         activation = Activator(ledger, arguments.scratch.resolve(), engine, gate, metrics, poll_seconds=arguments.poll_seconds)
         sampler = Sampler(engine, gate, metrics, max_sequences=arguments.max_sequences, engine_failed=activation.wake)
-        limits = ServingLimits(arguments.max_calls, arguments.max_prompts, arguments.max_body_bytes)
-        agent = RolloutApp(activation, gate, sampler, metrics, engine, bearer=bearer, limits=limits)
-        # handler_cancellation: when a client disconnects, its requests to vLLM are cancelled.
-        runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-        await runner.setup()
+        limits = HttpLimits(arguments.max_body_bytes)
+        guard = Guard(bearer, limits, on_refusal=lambda reason: metrics.refused.labels(reason).inc())
+        agent = RolloutApp(
+            activation,
+            gate,
+            sampler,
+            metrics,
+            engine,
+            guard=guard,
+            limits=ServingLimits(arguments.max_calls, arguments.max_prompts),
+        )
         loop = asyncio.create_task(activation.run())
         try:
-            await web.TCPSite(runner, arguments.host or None, arguments.port).start()
-            logger.info("Listening on port %d for run %s", arguments.port, uid)
-            await stop.wait()
-            logger.info("Asked to stop: accepting no new calls")
-            await agent.drain(arguments.drain_seconds)
+            async with serving(
+                guard,
+                agent.application(),
+                agent.readyz,
+                host=arguments.host,
+                port=arguments.port,
+                health_port=arguments.health_port,
+            ):
+                logger.info("Listening on port %d for run %s", arguments.port, uid)
+                await stop.wait()
+                logger.info("Asked to stop: accepting no new calls")
+                await agent.drain(arguments.drain_seconds)
         finally:
-            await runner.cleanup()
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
 
@@ -84,12 +96,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, required=True, help="local folder for two versions, also seen by vLLM")
     parser.add_argument("--host", default="", help="address to listen on; empty means all")
     parser.add_argument("--port", type=int, default=AGENT_PORT)
+    parser.add_argument("--health-port", type=int, help="port that answers /healthz and /readyz alone, besides the other")
     parser.add_argument("--vllm", default=f"http://127.0.0.1:{VLLM_PORT}", help="URL of the vLLM server")
     parser.add_argument("--poll-seconds", type=float, default=1.0, help="interval between checks of vLLM")
     parser.add_argument("--drain-seconds", type=float, default=30.0, help="time for current calls to finish after SIGTERM")
     parser.add_argument("--max-calls", type=int, default=ServingLimits.max_calls, help="concurrent calls for samples")
     parser.add_argument("--max-prompts", type=int, default=ServingLimits.max_prompts, help="prompts in one call")
-    parser.add_argument("--max-body-bytes", type=int, default=ServingLimits.max_body_bytes, help="size of a request's body")
+    parser.add_argument("--max-body-bytes", type=int, default=HttpLimits.max_body_bytes, help="size of a request's body")
     parser.add_argument("--max-sequences", type=int, default=512, help="concurrent samples in vLLM")
     return parser.parse_args()
 

@@ -1,9 +1,8 @@
 """The agent's HTTP interface: what the trainer calls, and what Kubernetes and Prometheus read."""
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,18 +13,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from spinrun_api.base import Record, first_problem
-from spinrun_protocol.wire import End, ErrorBody, SamplesRequest, VersionWanted
-from spinrun_worker.bearer import Bearer
+from spinrun_protocol.wire import End, SamplesRequest, VersionWanted
 from spinrun_worker.rollout.activation import Activator
 from spinrun_worker.rollout.gate import Gate, VersionChangedError
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.rollout.sampling import Sampler
+from spinrun_worker.serving import Guard, RefusedError, answer, continue_later, healthy
 from spinrun_worker.vllm.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -36,17 +34,6 @@ class ServingLimits:
     """Concurrent calls of /v1/samples."""
     max_prompts: int = 4096
     """Prompts in one call."""
-    max_body_bytes: int = 64 << 20
-    """Size of a request's body."""
-
-
-class RefusedError(Exception):
-    """A refused call: an HTTP status with its ErrorBody."""
-
-    def __init__(self, status: HTTPStatus, reason: str, error: str, *, serving: int | None = None) -> None:
-        super().__init__(error)
-        self.status = status
-        self.body = ErrorBody(error=error, reason=reason, serving=serving)
 
 
 class RolloutApp:
@@ -60,7 +47,7 @@ class RolloutApp:
         metrics: RolloutMetrics,
         engine: Engine,
         *,
-        bearer: Bearer,
+        guard: Guard,
         limits: ServingLimits,
     ) -> None:
         self._activation = activation
@@ -68,7 +55,7 @@ class RolloutApp:
         self._sampler = sampler
         self._metrics = metrics
         self._engine = engine
-        self._bearer = bearer
+        self._guard = guard
         self._limits = limits
         self._calls = 0
         self._draining = False
@@ -77,12 +64,12 @@ class RolloutApp:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[self._answer_errors, self._require_token], client_max_size=self._limits.max_body_bytes)
-        app.router.add_put("/v1/version", self._put_version)
+        app = self._guard.application()
+        app.router.add_put("/v1/version", self._put_version, expect_handler=continue_later)
         app.router.add_get("/v1/version", self._get_version)
-        app.router.add_post("/v1/samples", self._post_samples)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
+        app.router.add_post("/v1/samples", self._post_samples, expect_handler=continue_later)
+        app.router.add_get("/healthz", healthy)
+        app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/metrics", self._get_metrics)
         return app
 
@@ -94,45 +81,22 @@ class RolloutApp:
         except TimeoutError:
             logger.warning("%d calls have not finished within %g s and are cut off", self._calls, seconds)
 
-    @web.middleware
-    async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Put every refusal in the same form."""
-        try:
-            return await handler(request)
-        except RefusedError as error:
-            refused, status = error.body, int(error.status)
-        except web.HTTPRequestEntityTooLarge:
-            most = self._limits.max_body_bytes
-            refused = ErrorBody(error=f"the body has more than {most} bytes: send fewer prompts in a call", reason="TooLarge")
-            status = 413
-        except web.HTTPException as error:
-            refused = ErrorBody(error=error.reason, reason=HTTPStatus(error.status).phrase.title().replace(" ", ""))
-            status = error.status
-        self._metrics.refused.labels(refused.reason).inc()
-        return _json(refused, status)
-
-    @web.middleware
-    async def _require_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith("/v1/") and not self._bearer.is_shown(request.headers):
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "Unauthorized", Bearer.REFUSAL)
-        return await handler(request)
-
     async def _put_version(self, request: web.Request) -> web.Response:
-        wanted = await _body(request, VersionWanted)
+        wanted = await self._body(request, VersionWanted)
         if wanted.version != wanted.manifest.version:
             raise _invalid(f"version {wanted.version} is requested with the manifest of version {wanted.manifest.version}")
         try:
             self._activation.want(wanted.manifest)
         except ValueError as error:
             raise _invalid(str(error)) from error
-        return _json(self._activation.state(), 202)
+        return answer(self._activation.state(), 202)
 
     async def _get_version(self, _: web.Request) -> web.Response:
-        return _json(self._activation.state())
+        return answer(self._activation.state())
 
     async def _post_samples(self, request: web.Request) -> web.StreamResponse:
         with self._call():
-            wanted = await _body(request, SamplesRequest)
+            wanted = await self._body(request, SamplesRequest)
             self._check_prompts(wanted)
             try:
                 self._gate.admits(wanted.version, wanted.digest)
@@ -141,6 +105,15 @@ class RolloutApp:
                 serving = served.weights.version if served else None
                 raise RefusedError(HTTPStatus.CONFLICT, "StaleVersion", str(error), serving=serving) from error
             return await self._stream(request, wanted)
+
+    async def _body(self, request: web.Request, model: type[AnyRecord]) -> AnyRecord:
+        """The body as a record. Raises RefusedError when it is not a valid one."""
+        data = await self._guard.read_body(request)
+        try:
+            # Megabytes of token ids: the event loop must not wait for them.
+            return await asyncio.to_thread(model.model_validate_json, data)
+        except ValidationError as error:
+            raise _invalid(first_problem(error)) from error
 
     @contextmanager
     def _call(self) -> Generator[None]:
@@ -172,18 +145,16 @@ class RolloutApp:
         await response.prepare(request)
         try:
             async with asyncio.TaskGroup() as group:
-                answers = [group.create_task(self._sampler.answer(prompt, wanted)) for prompt in wanted.prompts]
-                for answer in asyncio.as_completed(answers):
-                    await response.write(_line(await answer))
+                tasks = [group.create_task(self._sampler.answer(prompt, wanted)) for prompt in wanted.prompts]
+                for task in asyncio.as_completed(tasks):
+                    await response.write(_line(await task))
                 await response.write(_line(End()))
         except* ConnectionResetError:
             logger.info("A client disconnected before its %d prompts were answered", len(wanted.prompts))
         return response
 
-    async def _healthz(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def _readyz(self, _: web.Request) -> web.Response:
+    async def readyz(self, _: web.Request) -> web.Response:
+        """Whether the wanted version is served."""
         state = self._activation.state()
         if self._draining:
             return web.Response(status=503, text="draining\n")
@@ -197,22 +168,8 @@ class RolloutApp:
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def _body(request: web.Request, model: type[AnyRecord]) -> AnyRecord:
-    """The body as a record. Raises RefusedError when it is not a valid one."""
-    data = await request.read()
-    try:
-        # Megabytes of token ids: the event loop must not wait for them.
-        return await asyncio.to_thread(model.model_validate_json, data)
-    except ValidationError as error:
-        raise _invalid(first_problem(error)) from error
-
-
 def _invalid(error: str) -> RefusedError:
     return RefusedError(HTTPStatus.BAD_REQUEST, "Invalid", error)
-
-
-def _json(record: Record, status: int = 200) -> web.Response:
-    return web.Response(status=status, text=json.dumps(record.to_document()), content_type="application/json")
 
 
 def _line(record: Record) -> bytes:

@@ -7,7 +7,6 @@ import signal
 import sys
 
 import aiohttp
-from aiohttp import web
 
 from spinrun_protocol.commands import AGENT_PORT, VLLM_PORT
 from spinrun_protocol.exit_codes import ExitCode
@@ -15,6 +14,7 @@ from spinrun_protocol.logs import log_to_stderr
 from spinrun_worker.bearer import Bearer, read_token
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.scorer.app import ScorerApp, ScorerMetrics
+from spinrun_worker.serving import Guard, HttpLimits, serving
 
 logger = logging.getLogger("spinrun_worker.scorer")
 
@@ -39,23 +39,21 @@ async def serve(arguments: argparse.Namespace, *, bearer: Bearer) -> None:
     # No limit on connections, so that probes do not wait behind requests; nor on time, which the client limits.
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        agent = ScorerApp(arguments.vllm, session, ScorerMetrics(), bearer=bearer)
-        # handler_cancellation: when a client disconnects, its requests to vLLM are cancelled.
-        runner = web.AppRunner(agent.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, arguments.host or None, arguments.port).start()
+        guard = Guard(bearer, HttpLimits(), on_refusal=lambda _: None)
+        agent = ScorerApp(arguments.vllm, session, ScorerMetrics(), guard=guard)
+        async with serving(
+            guard, agent.application(), agent.readyz, host=arguments.host, port=arguments.port, health_port=arguments.health_port
+        ):
             logger.info("Listening on port %d", arguments.port)
             await stop.wait()
             logger.info("Asked to stop")
-        finally:
-            await runner.cleanup()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m spinrun_worker.scorer", description=__doc__)
     parser.add_argument("--host", default="", help="address to listen on; empty means all")
     parser.add_argument("--port", type=int, default=AGENT_PORT)
+    parser.add_argument("--health-port", type=int, help="port that answers /healthz and /readyz alone, besides the other")
     parser.add_argument("--vllm", default=f"http://127.0.0.1:{VLLM_PORT}", help="URL of the vLLM server")
     return parser.parse_args()
 

@@ -1,21 +1,16 @@
 """The agent's HTTP interface: vLLM's /classify and /score for those with the token, and what Kubernetes and Prometheus read."""
 
-import json
 import time
-from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, ProcessCollector, generate_latest
 
-from spinrun_protocol.wire import ErrorBody
-from spinrun_worker.bearer import Bearer
+from spinrun_worker.serving import Guard, Handler, RefusedError, continue_later, healthy
 from spinrun_worker.vllm.engine import Engine, EngineError
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 GUARDED = ("/classify", "/score")
-MAX_BODY_BYTES = 64 << 20
 
 # From a batch of short texts on a GPU to one of long texts on a CPU.
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -43,28 +38,28 @@ class ScorerMetrics:
 class ScorerApp:
     """The routes of a scorer's agent and their handlers."""
 
-    def __init__(self, vllm: str, session: aiohttp.ClientSession, metrics: ScorerMetrics, *, bearer: Bearer) -> None:
+    def __init__(self, vllm: str, session: aiohttp.ClientSession, metrics: ScorerMetrics, *, guard: Guard) -> None:
         """Serve nothing yet.
 
         Args:
             vllm: URL of the vLLM server, such as http://127.0.0.1:8000.
             session: For requests to vLLM.
             metrics: The agent's metrics.
-            bearer: The run's token.
+            guard: Knows the run's token.
         """
         self._vllm = vllm.rstrip("/")
         self._session = session
         self._engine = Engine(vllm, session)
         self._metrics = metrics
-        self._bearer = bearer
+        self._guard = guard
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[self._measure], client_max_size=MAX_BODY_BYTES)
+        app = self._guard.application(self._measure)
         for path in GUARDED:
-            app.router.add_post(path, self._post)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
+            app.router.add_post(path, self._post, expect_handler=continue_later)
+        app.router.add_get("/healthz", healthy)
+        app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/metrics", self._get_metrics)
         return app
 
@@ -77,17 +72,12 @@ class ScorerApp:
             response = await handler(request)
             status = response.status
             return response
-        except web.HTTPException as error:
-            status = error.status
-            raise
         finally:
             self._metrics.request_seconds.labels(request.path, str(status)).observe(time.monotonic() - started)
 
     async def _post(self, request: web.Request) -> web.Response:
         """Pass vLLM's answer through. When the client disconnects, the request to vLLM ends too."""
-        if not self._bearer.is_shown(request.headers):
-            return _refusal(401, "Unauthorized", Bearer.REFUSAL)
-        body = await request.read()
+        body = await self._guard.read_body(request)
         try:
             async with self._session.post(
                 self._vllm + request.path, data=body, headers={"Content-Type": "application/json"}, allow_redirects=False
@@ -95,12 +85,11 @@ class ScorerApp:
                 return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
         except (aiohttp.ClientError, OSError) as error:
             # It is starting, for the first time or again: a later request will be answered.
-            return _refusal(503, "Unavailable", f"vLLM does not answer: {error or type(error).__name__}")
+            message = f"vLLM does not answer: {error or type(error).__name__}"
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", message) from error
 
-    async def _healthz(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def _readyz(self, _: web.Request) -> web.Response:
+    async def readyz(self, _: web.Request) -> web.Response:
+        """Whether vLLM serves."""
         try:
             await self._engine.check_health()
         except EngineError as error:
@@ -111,8 +100,3 @@ class ScorerApp:
         # vLLM listens on the loopback interface only: its metrics reach Prometheus through this agent.
         page = self._metrics.exposition() + await self._engine.metrics()
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _refusal(status: int, reason: str, error: str) -> web.Response:
-    body = json.dumps(ErrorBody(error=error, reason=reason).to_document())
-    return web.Response(status=status, text=body, content_type="application/json")

@@ -1,8 +1,11 @@
 """What rank 0 serves over HTTP: `/progress`, `/metrics`, `/healthz`."""
 
 import logging
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, get_args
 
@@ -91,6 +94,50 @@ class BoardCollector(Collector):
         return family
 
 
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection, of which there are few, each for a short time: the trainer needs its memory itself."""
+
+    daemon_threads = True
+    request_queue_size = 64
+    max_connections = 64
+    connection_seconds = 10.0
+    """From a connection's beginning to its end; each answers one request."""
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._since: dict[socket.socket, float] = {}
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin a connection; where there are too many, the oldest makes room."""
+        open_now = list(self._since)
+        for oldest in open_now[: max(0, len(open_now) - self.max_connections + 1)]:
+            self._end(oldest)
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection that has been answered, or given up."""
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: end the connections whose time is over, such as those that send a byte now and then."""
+        now = time.monotonic()
+        for request, since in list(self._since.items()):
+            if now - since > self.connection_seconds:
+                self._end(request)
+
+    def _end(self, request: socket.socket) -> None:
+        """Have a connection's thread read its end."""
+        self._since.pop(request, None)
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class gives it
+        """A client that went away is no news: its traceback would stand in the trainer's log."""
+        logger.debug("progress server: connection from %s failed", client_address, exc_info=True)
+
+
 class ProgressServer:
     """HTTP server of rank 0, in threads of its own; it holds nothing but references."""
 
@@ -114,8 +161,6 @@ class ProgressServer:
         }
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 10  # seconds that an idle client may occupy a thread
-
             def do_GET(self) -> None:
                 route = routes.get(self.path.partition("?")[0])
                 if route is None:
@@ -132,10 +177,9 @@ class ProgressServer:
                 logger.debug("progress server: " + format, *args)
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except OSError as error:
             raise RunError(f"rank 0 cannot listen on {host or '*'}:{port}: {error}; free the port or choose another") from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="progress-server", daemon=True)
         self._thread.start()
 
