@@ -26,7 +26,7 @@ class Rule(ApiModel):
     """For python: module:function, called as function(prompt, completion, answer, **columns) and returning a number."""
 
     timeout_seconds: float = Field(default=5.0, gt=0, le=600)
-    """For regex, math and python: longest time for one answer; a slower one gets no reward and is counted."""
+    """For regex, choice, math and python: longest time for one answer; a slower one gets no reward and is counted."""
 
     @rule(
         cel="self.kind == 'regex' ? has(self.pattern) : !has(self.pattern)",

@@ -116,11 +116,27 @@ def test_failures_are_counted_by_kind_with_the_first_prompt_as_example():
     ]
 
 
-def test_a_slow_regex_costs_that_sample_only():
-    scorer = build_rule(Rule(kind="regex", pattern="^(a|aa)+$", timeout_seconds=0.05))
-    result = scorer.score([(prompt("p", None), samples("a" * 200 + "b", "aa"))])
-    assert result.rewards == ((None, 1.0),)
-    assert [(failure.kind, failure.count, failure.prompt_id) for failure in result.failures] == [("too slow", 1, "p")]
+@pytest.mark.parametrize("pattern", ["^(a|aa)+$", "(.*a){25}$", "^(a|aa)+{answer}$"])
+def test_a_slow_regex_costs_those_samples_only(pattern: str):
+    scorer = build_rule(Rule(kind="regex", pattern=pattern, timeout_seconds=0.5))
+    slow = "a" * 5000 + "!"
+    result = scorer.score([(prompt("p", "x"), samples(slow, slow, "a" * 25, "aax"))])
+    scorer.close()
+    assert result.rewards[0][:2] == (None, None)
+    assert 1.0 in result.rewards[0][2:]
+    assert [(failure.kind, failure.count, failure.prompt_id) for failure in result.failures] == [("too slow", 2, "p")]
+
+
+@pytest.mark.parametrize("pattern", ["-x", "--rule", "a\0b", "\ud800", "é", '"', "{answer}"])
+def test_every_pattern_reaches_its_process(pattern: str):
+    scorer = build_rule(Rule(kind="regex", pattern=pattern))
+    assert scorer.score([(prompt("p", "yes"), samples(f"… {pattern}yes"))]).rewards == ((1.0,),)
+    scorer.close()
+
+
+def test_a_broken_pattern_is_named_at_the_start():
+    with pytest.raises(ConfigurationError, match=r"^preference\.rule\.pattern: is not a valid regular expression: .*position"):
+        build_rule(Rule(kind="regex", pattern="("))
 
 
 def test_scoring_nothing_is_nothing():

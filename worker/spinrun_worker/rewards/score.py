@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from spinrun_protocol.wire import Sample
-from spinrun_worker.records import PromptRecord
+if TYPE_CHECKING:
+    # A sandbox's process imports this module, and must start fast.
+    from spinrun_protocol.wire import Sample
+    from spinrun_worker.records import PromptRecord
 
-Groups = Sequence[tuple[PromptRecord, Sequence[Sample]]]
+Groups: TypeAlias = "Sequence[tuple[PromptRecord, Sequence[Sample]]]"
 """Prompts, each with samples that answer it."""
 Value = TypeVar("Value")
 
