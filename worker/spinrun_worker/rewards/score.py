@@ -14,7 +14,16 @@ Groups: TypeAlias = "Sequence[tuple[PromptRecord, Sequence[Sample]]]"
 Value = TypeVar("Value")
 
 FailureKind = Literal[
-    "unusable answer", "too slow", "crashed", "raised", "no number", "no reply", "server error", "refused", "no answer"
+    "unusable answer",
+    "cut off",
+    "too slow",
+    "crashed",
+    "raised",
+    "no number",
+    "no reply",
+    "server error",
+    "refused",
+    "no answer",
 ]
 
 
@@ -40,6 +49,7 @@ class Failure:
     """Of a rule:
 
     - unusable answer: the rule cannot compare with the true answer;
+    - cut off: it was cut off at maxTokens, and such answers are to be dropped;
     - too slow: the time limit was reached;
     - crashed: the rule's process died;
     - raised: the rule raised an exception;
