@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from spinrun_api.base import ApiModel, models_in
 from spinrun_api.pod_template import clashes
+from spinrun_api.redaction import BLOT, is_secret_name, redacted_text
 from spinrun_api.run import KIND, SpinRun
 from spinrun_api.spec.method import LOSS_BLOCKS, MOVED, Method
 from spinrun_api.yaml_text import InvalidYamlError, load_documents
@@ -197,9 +198,12 @@ def _problem(details: ErrorDetails) -> Problem:
     if kind == "missing":
         return Problem(path, "is required: add it")
     message = details["msg"].removeprefix("Value error, ")
+    is_secret = any(is_secret_name(str(part)) for part in details["loc"][-2:])
     if kind == "value_error":
-        return Problem(path, message)
-    return Problem(path, f"{message[:1].lower()}{message[1:]}, got {_shown(value)}")
+        # The remedy may repeat the value.
+        return Problem(path, message.partition(":")[0] if is_secret else message)
+    shown = BLOT if is_secret else redacted_text(_shown(value))
+    return Problem(path, f"{message[:1].lower()}{message[1:]}, got {shown}")
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

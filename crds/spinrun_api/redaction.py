@@ -67,18 +67,19 @@ _BEARER = re.compile(
 _AUTHORIZATION = re.compile(
     r"\b(authorization\\?[\"']?\s{0,4}[:=]\s{0,4}\\?[\"']?)((?:basic|bearer|token|digest)\s{1,4})[^\s\"'\\]++", re.IGNORECASE
 )
-_VALUE = r"""(?P<value>"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\\"[^"\\]*+\\"|["']?[^\s"'\\,;&)}\]]++)"""
-# NAME=value, --name=value, ?name=value and "name": "value", which may stand in a text within JSON.
-_NAMED = re.compile(
-    r"(?<![\w.-])(?P<name>-{0,2}[A-Za-z_][\w.-]*+)"
-    rf"(?P<sign>[ \t]{{0,2}}=(?!=)[ \t]{{0,2}}|\\?[\"']\s{{0,4}}[:=]\s{{0,4}}){_VALUE}",
-    re.DOTALL,
+_NAME = r"(?<![\w.-])(-{0,2}[A-Za-z_][\w.-]*+)"
+_TEXT = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*+\1|\\"[^"\\]*+\\"|["']?[^\s"'\\,;&)}\]]++""", re.DOTALL)
+_WITH_A_DIGIT = re.compile(r"(?=[^\s\d]*+\d)[^\s\"'\\,;&)}\]]{6,}+")
+_ARGUMENT = re.compile(r"[^\s-]\S*+")
+_NAMED = (
+    # NAME=value, --name=value, ?name=value and "name": "value", which may stand in a text within JSON.
+    (re.compile(_NAME + r"(?:[ \t]{0,2}=(?!=)[ \t]{0,2}|\\?[\"']\s{0,4}[:=]\s{0,4})"), _TEXT),
+    # name: value, where the value is no word of a sentence.
+    (re.compile(_NAME + r":[ \t]{1,4}"), _WITH_A_DIGIT),
+    (re.compile(r"(?<!\S)(--?[A-Za-z][\w.-]*+)[ \t]{1,4}"), _ARGUMENT),
+    (re.compile(r"(?<![\w.-])(--?[A-Za-z][\w.-]*+)\\?[\"'],\s{0,4}"), _TEXT),
 )
-# name: value, where the value is no word of a sentence.
-_COLON = re.compile(
-    r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*+)(?P<sign>:[ \t]{1,4})(?P<value>(?=[^\s\d]*+\d)[^\s\"'\\,;&)}\]]{6,}+)"
-)
-_FLAG = re.compile(r"(?<!\S)(?P<name>--?[A-Za-z][\w.-]*+)(?P<sign>[ \t]{1,4})(?P<value>[^\s-]\S*+)")
+"""How a message says what has a name: the name with what follows it, and the value."""
 
 
 def is_secret_name(name: str) -> bool:
@@ -98,7 +99,9 @@ def redacted(document: Any) -> Any:
 def redacted_text(text: str) -> str:
     """A message without passwords in its URLs, bearer values, and what it says of something that is called a secret."""
     text = _BEARER.sub(rf"\g<1>{BLOT}", _AUTHORIZATION.sub(rf"\g<1>\g<2>{BLOT}", _URL_USER.sub(f"{BLOT}@", text)))
-    return _FLAG.sub(_blotted, _COLON.sub(_blotted, _NAMED.sub(_blotted, text)))
+    for name, value in _NAMED:
+        text = _without_named(text, name, value)
+    return text
 
 
 def redacted_argv(arguments: Sequence[str]) -> list[str]:
@@ -189,13 +192,29 @@ def _is_reference(value: Any) -> bool:
     return "secretName" in fields or ("name" in fields and fields <= _REFERENCE_FIELDS)
 
 
-def _blotted(found: "re.Match[str]") -> str:
-    """What was found with its value blotted out, if its name is a secret's."""
-    name, value = found["name"].rpartition(".")[2], found["value"]
-    if not is_secret_name(name) or value in (BLOT, f'"{BLOT}"') or BLOT.startswith(value):
-        return found[0]
-    if found["sign"].startswith(":") and name.lower() == "key":
-        return found[0]  # as in "missing key: layers.0.weight"
+def _without_named(text: str, name: re.Pattern[str], value: re.Pattern[str]) -> str:
+    """The text with the values of secrets' names blotted out. Of other names the values are searched too."""
+    parts: list[str] = []
+    done = position = 0
+    while found := name.search(text, position):
+        position = found.end()
+        if not _is_secret_here(found) or (secret := value.match(text, position)) is None:
+            continue
+        parts += [text[done:position], _blotted(secret[0])]
+        done = position = secret.end()
+    return "".join([*parts, text[done:]])
+
+
+def _is_secret_here(found: re.Match[str]) -> bool:
+    name = found[1].rpartition(".")[2]
+    # As in "missing key: layers.0.weight".
+    return is_secret_name(name) and not (name.lower() == "key" and found[0].rstrip().endswith(f"{name}:"))
+
+
+def _blotted(value: str) -> str:
+    """A value as it was written, with a blot between its quotes."""
+    if BLOT.startswith(value):
+        return value  # all of it but the bracket, which ends a value
     quote = next((quote for quote in ('\\"', '"', "'") if value.startswith(quote)), "")
     closing = quote if len(value) > len(quote) and value.endswith(quote) else ""
-    return f"{found['name']}{found['sign']}{quote}{BLOT}{closing}"
+    return f"{quote}{BLOT}{closing}"

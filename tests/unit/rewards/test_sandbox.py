@@ -207,7 +207,7 @@ def test_no_process_of_a_rule_has_the_trainers_secrets(rule: Rule, monkeypatch: 
         monkeypatch.setenv(name, value)
     box = Sandbox(rule)
     box.start()
-    (child,) = psutil.Process().children()
+    (child,) = (each for each in psutil.Process().children() if json.dumps(rule.to_document()) in each.cmdline())
     seen = child.environ()
     box.close()
     assert seen.keys() & SECRETS.keys() == set()

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.report import write_report
@@ -203,3 +204,15 @@ def test_a_run_without_evaluation_says_so(finished_run: Path) -> None:
 
     assert "no spec.data.evaluation" in report(finished_run).text
     assert DOCUMENT["spec"]["data"]["evaluation"]
+
+
+def test_a_report_tells_no_secret(finished_run: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load((finished_run / "run.yaml").read_text())
+    document["spec"]["rollout"] = {"engineArgs": {"hf-token": "s3cr3t"}, "maxTokens": 8}
+    document["spec"]["trainer"] = {
+        "template": {"spec": {"containers": [{"name": "t", "env": [{"name": "A", "value": "s3cr3t"}]}]}}
+    }
+    (finished_run / "run.yaml").write_text(yaml.safe_dump(document))
+    page = write_report(finished_run, tmp_path).page.read_text()
+    assert "s3cr3t" not in page
+    assert "maxTokens: 8" in page
