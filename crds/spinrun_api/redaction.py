@@ -7,10 +7,13 @@ values are blotted out whatever they are called. What is not called a secret is 
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 BLOT = "[redacted]"
 """Stands in the place of a secret."""
+LONGEST_NAME = 256
+"""Characters of a longer name that are looked at: the last ones."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -60,6 +63,8 @@ _REFERENCE_FIELDS = frozenset({"name", "key", "optional", "namespace"})
 _KEY_OF_SOMETHING = frozenset({"name", "value", "values", "operator", "effect", "path", "optional"})
 """Fields beside which the field `key` is a name, as in tolerations."""
 
+_NEEDED = re.compile(r"[=:\s\"']")
+"""What is in every text that may lose something: most texts of a document have none of it."""
 _URL_USER = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
 _BEARER = re.compile(
     r"\b(bearer\s{1,4})(?!tokens?\b|auth(?:entication|orization)?\b|headers?\b|values?\b)[\w.~+/=-]{6,}+", re.IGNORECASE
@@ -84,10 +89,7 @@ _NAMED = (
 
 def is_secret_name(name: str) -> bool:
     """Whether what has this name is a secret: a token, key, password, secret or credential."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    if not words or words[-1] in _REFERENCES:
-        return False
-    return any(_is_secret(words, index) for index in range(len(words)))
+    return _is_secret_name(name[-LONGEST_NAME:])
 
 
 def redacted(document: Any) -> Any:
@@ -98,6 +100,8 @@ def redacted(document: Any) -> Any:
 
 def redacted_text(text: str) -> str:
     """A message without passwords in its URLs, bearer values, and what it says of something that is called a secret."""
+    if not _NEEDED.search(text):
+        return text
     text = _BEARER.sub(rf"\g<1>{BLOT}", _AUTHORIZATION.sub(rf"\g<1>\g<2>{BLOT}", _URL_USER.sub(f"{BLOT}@", text)))
     for name, value in _NAMED:
         text = _without_named(text, name, value)
@@ -121,6 +125,14 @@ def for_processes(document: Mapping[str, Any]) -> dict[str, Any]:
     spec: Mapping[str, Any] = document["spec"]
     metadata = {name: value for name, value in document["metadata"].items() if name != "annotations"}
     return {**document, "metadata": metadata, "spec": {name: _for_processes(block) for name, block in spec.items()}}
+
+
+@lru_cache(maxsize=4096)
+def _is_secret_name(name: str) -> bool:
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words or words[-1] in _REFERENCES:
+        return False
+    return any(_is_secret(words, index) for index in range(len(words)))
 
 
 def _for_processes(block: Any) -> Any:

@@ -73,10 +73,10 @@ def without_activities(run: ScriptedRun) -> list[str]:
 
 @pytest.mark.parametrize(
     ("truncated", "accuracy", "reward", "dropped", "counted"),
-    [("zero", [0.0] * 2, 0.0, 0.0, [4.0]), ("drop", [0.0] * 2, 0.0, 4.0, [4.0]), ("score", [1.0] * 2, 0.5, 0.0, [])],
+    [("zero", [0.0] * 2, 0.0, 0.0, True), ("drop", [0.0] * 2, 0.0, 4.0, True), ("score", [1.0] * 2, 0.5, 0.0, False)],
 )
 def test_answers_that_were_cut_off_count_the_same_in_windows_and_evaluations(
-    make_run: MakeRun, truncated: str, accuracy: list[float], reward: float, dropped: float, counted: list[float]
+    make_run: MakeRun, truncated: str, accuracy: list[float], reward: float, dropped: float, counted: bool
 ) -> None:
     """The first answer to each prompt is right, and cut off; the second is wrong."""
     run = make_run(windows=1, preference={"rule": {"kind": "lastNumber", "truncated": truncated}})
@@ -85,8 +85,11 @@ def test_answers_that_were_cut_off_count_the_same_in_windows_and_evaluations(
     assert values(run, "evaluation", "accuracy") == accuracy
     assert values(run, "window", "reward/mean") == [reward]
     assert values(run, "window", "dropped_samples") == [dropped]
-    figures = [line.values for line in read_metrics(run.ledger.layout.metrics) if line.event == "window"]
-    assert [line["truncated_samples"] for line in figures if "truncated_samples" in line] == counted
+    lines = read_metrics(run.ledger.layout.metrics)
+    assert [line.values.get("truncated_samples") for line in lines if line.event == "window"] == [4.0 if counted else None]
+    assert [line.values.get("truncated_samples") for line in lines if line.event == "evaluation"] == [
+        2.0 if counted else None
+    ] * 2
 
 
 def first_is_cut_off(digest: str, prompt: tuple[int, ...], index: int) -> Sample:
