@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from spinrun_api.base import ApiModel, models_in
+from spinrun_api.pod_template import clashes
+from spinrun_api.redaction import BLOT, is_secret_name, redacted_text
 from spinrun_api.run import KIND, SpinRun
 from spinrun_api.spec.method import LOSS_BLOCKS, MOVED, Method
 from spinrun_api.yaml_text import InvalidYamlError, load_documents
@@ -20,6 +22,8 @@ MAX_FILE_BYTES = 4_000_000
 """Of a file with documents, comments included."""
 MAX_PROBLEMS = 100
 """Problems of a document that are told at once."""
+PODS = ("trainer", "rollout", "scorer")
+"""Blocks of the spec with pod templates."""
 OPENED_BEFORE = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 """Where the shell's pipes have names: standard input and <(command). They end when their writer does."""
 
@@ -103,20 +107,23 @@ def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
     Raises:
         InvalidDocumentError: The document is not a valid SpinRun; the error has every problem.
     """
+    clashing = _clashes(document)[:MAX_PROBLEMS]
     try:
-        # By the names of the API alone: the API server does not know Python's.
-        return SpinRun.model_validate(document, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise InvalidDocumentError(source, _problems(error)) from error
+        run = _modelled(document, source)
+    except InvalidDocumentError as error:
+        raise InvalidDocumentError(source, [*error.problems, *clashing]) from error.__cause__
+    if clashing:
+        raise InvalidDocumentError(source, clashing)
+    return run
 
 
 def parse_stored_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
     """The SpinRun of a stored document, which may be from an earlier version of SpinRun.
 
     Raises:
-        InvalidDocumentError: As from `parse_run`.
+        InvalidDocumentError: As from `parse_run`, but for pod templates, of which the API server has the last word.
     """
-    return parse_run(in_todays_shape(document), source)
+    return _modelled(in_todays_shape(document), source)
 
 
 def read_run(path: Path) -> SpinRun:
@@ -152,6 +159,27 @@ def in_todays_shape(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "spec": {**spec, "method": kept}}
 
 
+def _modelled(document: Mapping[str, Any], source: str) -> SpinRun:
+    """The document as a model. Raises InvalidDocumentError."""
+    try:
+        # By the names of the API alone: the API server does not know Python's.
+        return SpinRun.model_validate(document, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise InvalidDocumentError(source, _problems(error)) from error
+
+
+def _clashes(document: Mapping[str, Any]) -> list[Problem]:
+    """Where pod templates have two of what there may be one."""
+    spec = document.get("spec")
+    blocks = spec.items() if isinstance(spec, Mapping) else ()
+    templates = [(f"spec.{name}.template", block["template"]) for name, block in blocks if _has_pods(name, block)]
+    return [Problem(path, message) for place, template in templates for path, message in clashes(template, path=place)]
+
+
+def _has_pods(name: object, block: object) -> bool:
+    return name in PODS and isinstance(block, Mapping) and "template" in block
+
+
 def _problems(error: ValidationError) -> list[Problem]:
     """Everything that is wrong, up to MAX_PROBLEMS."""
     found = error.errors(include_url=False, include_context=False)
@@ -170,9 +198,12 @@ def _problem(details: ErrorDetails) -> Problem:
     if kind == "missing":
         return Problem(path, "is required: add it")
     message = details["msg"].removeprefix("Value error, ")
+    is_secret = any(is_secret_name(str(part)) for part in details["loc"][-2:])
     if kind == "value_error":
-        return Problem(path, message)
-    return Problem(path, f"{message[:1].lower()}{message[1:]}, got {_shown(value)}")
+        # The remedy may repeat the value.
+        return Problem(path, message.partition(":")[0] if is_secret else message)
+    shown = BLOT if is_secret else redacted_text(_shown(value))
+    return Problem(path, f"{message[:1].lower()}{message[1:]}, got {shown}")
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from spinrun_api.redaction import redacted, redacted_text
+
 if TYPE_CHECKING:
     # For those who log before, or without, a run.
     from spinrun_api.run import SpinRun
@@ -76,15 +78,27 @@ def facts_of(run: "SpinRun", **further: object) -> dict[str, object]:
     return {"namespace": run.metadata.namespace or "default", "run": run.metadata.name, **further}
 
 
+class _JsonLines(JsonFormatter):
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """The line's fields without secrets."""
+        return redacted(log_data)
+
+
+class _PlainLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the exception below it, without secrets."""
+        return redacted_text(super().format(record))
+
+
 def json_lines() -> logging.Formatter:
-    """One object a line, with whatever the caller gave as `extra`."""
+    """One object a line, with whatever the caller gave as `extra`, but for secrets."""
     fields, ours = ["levelname", "name", "message"], [*RESERVED_ATTRS, "facts"]
-    return JsonFormatter(fields, rename_fields=NAMES, timestamp="time", json_ensure_ascii=False, reserved_attrs=ours)
+    return _JsonLines(fields, rename_fields=NAMES, timestamp="time", json_ensure_ascii=False, reserved_attrs=ours)
 
 
 def plain_lines() -> logging.Formatter:
-    """For people."""
-    return logging.Formatter("%(asctime)s %(levelname)s %(facts)s%(name)s: %(message)s")
+    """For people, without secrets."""
+    return _PlainLines("%(asctime)s %(levelname)s %(facts)s%(name)s: %(message)s")
 
 
 def plain(line: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from spinrun_api.redaction import redacted_text
 from spinrun_api.status import Condition, SpinRunStatus
 from spinrun_kube import times
 from spinrun_operator.plan import Event
@@ -35,8 +36,8 @@ class Draft:
         self.status = self.status.model_copy(update=fields)
 
     def record_event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Adds an Event."""
-        self.events.append(Event(kind, reason, message))
+        """Adds an Event. Like a condition, it is without secrets: containers and servers may have written of it."""
+        self.events.append(Event(kind, reason, redacted_text(message)))
 
     def was(self, kind: str) -> bool:
         """Whether a condition was True."""
@@ -52,7 +53,7 @@ class Draft:
                 type=kind,
                 status=status,
                 reason=reason,
-                message=message[:LONGEST_MESSAGE],
+                message=redacted_text(message[:LONGEST_MESSAGE]),
                 last_transition_time=changed,
                 observed_generation=self.generation,
             )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from spinrun_api.pod_template import alternatives
+
 Json = dict[str, Any]
 
 # The field by which the entries of a list are told apart; lists that are not here are replaced as a whole.
@@ -16,20 +18,6 @@ MERGE_KEYS = {
     "hostAliases": "ip",
     "topologySpreadConstraints": "topologyKey",
 }
-
-_HANDLERS = frozenset({"exec", "httpGet", "tcpSocket", "grpc", "sleep"})
-# Fields that exclude each other, by the field whose value, or whose entries, they are in.
-ONE_OF = {
-    "livenessProbe": _HANDLERS,
-    "readinessProbe": _HANDLERS,
-    "startupProbe": _HANDLERS,
-    "postStart": _HANDLERS,
-    "preStop": _HANDLERS,
-    "env": frozenset({"value", "valueFrom"}),
-    "volumeMounts": frozenset({"subPath", "subPathExpr"}),
-}
-# Of these, all fields do, but for the names.
-ONE_OF_ALL = ("volumes", "valueFrom")
 
 
 def merge(base: Any, over: Any, *, field: str = "") -> Any:
@@ -53,9 +41,9 @@ def merge(base: Any, over: Any, *, field: str = "") -> Any:
 
 
 def _merge_objects(base: Json, over: Json, field: str) -> Json:
-    alternatives = (base.keys() | over.keys()) - {"name"} if field in ONE_OF_ALL else ONE_OF.get(field, frozenset())
-    chosen = {name for name in alternatives if over.get(name) is not None}
-    merged = {name: value for name, value in base.items() if not chosen or name in chosen or name not in alternatives}
+    exclusive = alternatives(base.keys() | over.keys(), field)
+    chosen = {name for name in exclusive if over.get(name) is not None}
+    merged = {name: value for name, value in base.items() if not chosen or name in chosen or name not in exclusive}
     for name, value in over.items():
         if value is None:
             merged.pop(name, None)

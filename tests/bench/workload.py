@@ -76,7 +76,8 @@ def online_run(model: str, *, windows: int, answers: int = ANSWERS, dtype: str =
         "spec": {
             "model": {"source": model, "dtype": dtype},
             "data": {"prompts": {"source": arithmetic.SOURCE, "config": CONFIG}, "maxPromptTokens": 112},
-            "preference": {"rule": {"kind": "lastNumber"}},
+            # TRL's rule scores answers that were cut off, too.
+            "preference": {"rule": {"kind": "lastNumber", "truncated": "score"}},
             "method": {"beta": BETA, "refUpdateFreq": STEPS_PER_WINDOW} | reference_or_overlap,
             "rollout": {
                 "samplesPerPrompt": answers,

@@ -1,6 +1,7 @@
 """Attempts of a run in this process: the real windows, ledger, learner and pairs, a model of some thousand parameters, and
 rollouts that answer by script. What is left out is what other tests start: data sets, HTTP, several ranks, processes."""
 
+import atexit
 import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -20,7 +21,7 @@ from spinrun_worker.data import PromptStream
 from spinrun_worker.errors import Preempted
 from spinrun_worker.ledger import Ledger, LedgerWriter, durable
 from spinrun_worker.records import PromptRecord
-from spinrun_worker.rewards import build_reward_function
+from spinrun_worker.rewards import RewardFunction, build_reward_function
 from spinrun_worker.trainer.build import BuiltModel, Options, build_training
 from spinrun_worker.trainer.evaluation import Evaluations
 from spinrun_worker.trainer.model.learner import Learner
@@ -220,7 +221,7 @@ class ScriptedRun:
         client = cast(RolloutClient, rollouts)
         stream = PromptStream(prompts, 0)
         base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
-        pairs = PairMaker(run, scorer_of(spec.preference, cleanup), lambda _: (11, 3), base)
+        pairs = PairMaker(run, scorer_of(spec.preference), lambda _: (11, 3), base)
         recorder = Recorder(ledger, Gauges(namespace="local", run="tiny", method=spec.method.name))
         held_out = [
             PromptRecord(f"held-out-{row}", (100 + row, 7), f"ask {row}", answer=truth) for row, truth in enumerate(self.held_out)
@@ -256,10 +257,16 @@ class ScriptedRun:
         }
 
 
-def scorer_of(preference: Preference, cleanup: ExitStack) -> Any:
-    scorer = build_reward_function(preference, on_trouble=lambda _: None, stop=lambda: False, engine_args={})
-    cleanup.callback(scorer.close)
-    return scorer
+def scorer_of(preference: Preference) -> RewardFunction:
+    """Of equal preferences the same, for all attempts: the processes of a rule take longer to start than a tiny window."""
+    document = preference.model_dump_json()
+    if document not in _scorers:
+        _scorers[document] = build_reward_function(preference, on_trouble=lambda _: None, stop=lambda: False)
+        atexit.register(_scorers[document].close)
+    return _scorers[document]
+
+
+_scorers: dict[str, RewardFunction] = {}
 
 
 def tiny_built_model(options: Options) -> BuiltModel:

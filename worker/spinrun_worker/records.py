@@ -26,6 +26,11 @@ class PromptRecord:
     """The row that the prompt came from."""
 
 
+def is_cut_off(sample: Sample) -> bool:
+    """Whether the model had more to say when it reached maxTokens."""
+    return sample.finish_reason == "length"
+
+
 Answers = list[tuple[PromptRecord, SampleGroup]]
 """Prompts that were answered, in order, each with its samples."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from spinrun_api import yaml_text
 from spinrun_api.documents import InvalidDocumentError, read_run
+from spinrun_api.redaction import for_processes
 from spinrun_api.run import SpinRun
 from spinrun_cli.errors import InvalidInputError
 from spinrun_cli.local.folder import RunFolder, replace_text
@@ -71,7 +72,7 @@ def _begin(folder: RunFolder, wanted: SpinRun) -> SpinRun:
 
 
 def _write_run(folder: RunFolder, run: SpinRun) -> None:
-    replace_text(folder.run_file, yaml_text.dump(run.to_document()))
+    replace_text(folder.run_file, yaml_text.dump(for_processes(run.to_document())))
 
 
 def _move_aside(folder: RunFolder) -> None:
@@ -103,7 +104,9 @@ def changed_fields(present: SpinRun, wanted: SpinRun) -> list[str]:
 
 
 def _fixed_part(run: SpinRun) -> dict[str, Any]:
-    spec = run.spec.model_copy(update={"method": run.spec.method.resolved()}).to_document()
+    resolved = run.spec.model_copy(update={"method": run.spec.method.resolved()})
+    # Without secrets, of which the folder has none: they may change.
+    spec = for_processes(run.model_copy(update={"spec": resolved}).to_document())["spec"]
     for keys in CHANGEABLE:
         block = spec
         for key in keys[:-1]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from spinrun_api.redaction import redacted_argv, redacted_text
 from spinrun_protocol import child_process
 from spinrun_protocol.commands import PYTHON, Process
 
@@ -53,7 +54,8 @@ class Child:
         """
         command = [sys.executable if word == PYTHON else word for word in process.command]
         with self.log.open("ab") as log:
-            log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {' '.join(command)}\n".encode())
+            shown = " ".join(redacted_argv(command))
+            log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {shown}\n".encode(errors="replace"))
             log.flush()
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
@@ -95,11 +97,12 @@ class Child:
             await self.wait()
 
     def last_lines(self, count: int = 20) -> list[str]:
-        """The end of what this life has written."""
+        """The end of what this life has written, without secrets."""
         try:
             with self.log.open("rb") as log:
                 log.seek(self._log_start)
-                return [line.decode(errors="replace").rstrip()[:LONGEST_LINE] for line in deque(log, maxlen=count)]
+                lines = [line.decode(errors="replace").rstrip()[:LONGEST_LINE] for line in deque(log, maxlen=count)]
+                return list(map(redacted_text, lines))
         except OSError:
             return []
 

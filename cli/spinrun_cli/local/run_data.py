@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from spinrun_api.documents import InvalidDocumentError, in_todays_shape, read_documents
+from spinrun_api.redaction import redacted
 from spinrun_cli.errors import InvalidInputError
 from spinrun_cli.show.run_data import RunData
 from spinrun_protocol.ledger import MetricsLine, RunRecord
@@ -28,7 +29,8 @@ def load_run_data(folder: Path) -> RunData:
     if not any(path.exists() for path in (folder / "run.yaml", layout.run_record, layout.metrics)):
         raise InvalidInputError(f"{folder} holds neither a local run nor a ledger: name a folder with run.yaml or run.json in it")
     record = _record(layout.run_record)
-    document = in_todays_shape(_document(folder / "run.yaml") or (record.run if record else {}))
+    # What is made of it may be shown to anybody.
+    document = redacted(in_todays_shape(_document(folder / "run.yaml") or (record.run if record else {})))
     lines = read_metrics(layout.metrics)
     evaluations = [line for line in lines if line.event == "evaluation"]
     notes: list[str] = []

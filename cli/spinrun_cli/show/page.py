@@ -11,7 +11,7 @@ from markupsafe import Markup
 from spinrun_cli.show.charts import panels, to_svg
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import duration
-from spinrun_worker.records import ScoredGroup
+from spinrun_worker.records import ScoredGroup, is_cut_off
 
 MOST_COMPARISONS = 60
 LONGEST_TEXT = 800
@@ -93,9 +93,9 @@ def _answer(group: ScoredGroup) -> Answer:
     if not group.samples:
         return Answer("", "none", "no answer")
     reward = group.rewards[0]
-    if reward is None:
-        return Answer(_cut(group.samples[0].text), "none", "no reward")
-    return Answer(_cut(group.samples[0].text), "right" if reward >= 1 else "wrong", f"{reward:g}")
+    mark = "none" if reward is None else "right" if reward >= 1 else "wrong"
+    why = ", cut off at maxTokens" if is_cut_off(group.samples[0]) else ""
+    return Answer(_cut(group.samples[0].text), mark, f"{'no reward' if reward is None else f'{reward:g}'}{why}")
 
 
 def _cut(text: str) -> str:
@@ -118,6 +118,8 @@ def tiles(data: RunData) -> list[Tile]:
     if speeds := [line.values[SPEED] for line in data.windows if SPEED in line.values]:
         samples = sum(line.values.get("samples", 0.0) for line in data.windows)
         found.append(Tile("Generation", f"{sum(speeds) / len(speeds):.1f}/s", f"{samples:.0f} samples" if samples else "samples"))
+    if cut_off := sum(line.values.get("truncated_samples", 0.0) for line in data.windows):
+        found.append(Tile("Cut off", f"{cut_off:.0f} answers", "at maxTokens, so not scored by their text"))
     if data.seconds is not None:
         found.append(Tile("Time", duration(data.seconds), "first to last figure"))
     return found

@@ -19,6 +19,7 @@ from spinrun_api.spec.preference import (
     Rule,
     RuleKind,
     ScoringModel,
+    Truncated,
 )
 from spinrun_api.spec.rollout import Rollout, Scorer
 from spinrun_api.spec.spec import SpinRunSpec
@@ -62,6 +63,7 @@ __all__ = [
     "Telemetry",
     "Tensorboard",
     "Trainer",
+    "Truncated",
     "Wandb",
     "of_window",
 ]

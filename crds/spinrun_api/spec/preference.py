@@ -9,6 +9,10 @@ from spinrun_api.base import ApiModel, rule
 from spinrun_api.spec.types import BaseUrl, EntryPoint, LongText, SecretKey, Text
 
 RuleKind = Literal["lastNumber", "gsm8k", "exact", "choice", "regex", "math", "python"]
+Truncated = Literal["score", "zero", "drop"]
+
+SEEKING: frozenset[RuleKind] = frozenset({"lastNumber", "gsm8k", "choice", "math"})
+"""Rules that look for the final answer in a text: in one that was cut off they find whatever stands last."""
 
 
 class Rule(ApiModel):
@@ -26,7 +30,13 @@ class Rule(ApiModel):
     """For python: module:function, called as function(prompt, completion, answer, **columns) and returning a number."""
 
     timeout_seconds: float = Field(default=5.0, gt=0, le=600)
-    """For regex, math and python: longest time for one answer; a slower one gets no reward and is counted."""
+    """For regex, choice, math and python: longest time for one answer; a slower one gets no reward and is counted."""
+
+    truncated: Truncated | None = None
+    """What becomes of an answer that was cut off at `rollout.maxTokens`. zero: its reward is 0. drop: it has no reward, and is in
+    no pair. score: it is scored like any other. Absent: zero for lastNumber, gsm8k, choice and math, which look for a final
+    answer, and score for exact, regex and python; a run that began before there was this field scores all answers. In the
+    held-out accuracy such an answer counts as 0, with zero and with drop."""
 
     @rule(
         cel="self.kind == 'regex' ? has(self.pattern) : !has(self.pattern)",
@@ -41,6 +51,11 @@ class Rule(ApiModel):
     )
     def _entry_point_is_for_python(self) -> bool:
         return (self.kind == "python") == (self.entry_point is not None)
+
+    @property
+    def resolved_truncated(self) -> Truncated:
+        """What becomes of answers that were cut off, the default filled in."""
+        return self.truncated or ("zero" if self.kind in SEEKING else "score")
 
     @property
     def needs_answer(self) -> bool:

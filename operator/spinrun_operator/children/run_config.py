@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from spinrun_api.redaction import for_processes
 from spinrun_api.run import SpinRun
 from spinrun_kube import names
 
@@ -10,7 +11,8 @@ Json = dict[str, Any]
 
 
 def run_config(run: SpinRun) -> Json:
-    """The run with every default filled in, and of its metadata only what makes its identity. Read it with `read_run`."""
+    """The run with every default filled in, without secrets, and of its metadata only what makes its identity. Read it with
+    `read_run`."""
     metadata = {"name": run.metadata.name, "namespace": names.namespace(run), "uid": run.metadata.uid}
     document = {
         "apiVersion": run.api_version,
@@ -19,5 +21,5 @@ def run_config(run: SpinRun) -> Json:
         "spec": run.spec.to_document(),
     }
     # JSON is YAML, and is written ten times as fast: this is done at every look at the run.
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(for_processes(document), indent=1, ensure_ascii=False) + "\n"
     return names.child(run, "v1", "ConfigMap", names.run_config_name(run), "run", data={"run.yaml": text})

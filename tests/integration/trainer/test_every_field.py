@@ -160,6 +160,7 @@ def rewards(run: SpinRun, _: Attempts) -> object:
     scorer = build_reward_function(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
     try:
         answers = tuple(Sample(tokens=(1,), text=text, finish_reason="stop") for text in ("4", "it is 4", "a" * 25 + "!"))
+        answers += (Sample(tokens=(1,), text="so it is 4", finish_reason="length"),)
         return scorer.score([(PromptRecord("p", (1,), "2 + 2", "4", {}), answers)])
     finally:
         scorer.close()
@@ -445,6 +446,14 @@ CASES = [
         rewards,
         TRUTH | {"preference.groundTruth.rule": {"kind": "regex", "pattern": "^(a|a)*$"}},
     ),
+    Case(
+        "preference.groundTruth.rule.truncated",
+        ABSENT,
+        "score",
+        rewards,
+        TRUTH | {"preference.groundTruth.rule.kind": "lastNumber"},
+    ),
+    Case("preference.rule.truncated", ABSENT, "drop", rewards, {"preference.rule.kind": "lastNumber"}),
     Case("preference.rule.kind", "lastNumber", "exact", rewards),
     Case("preference.rule.pattern", "4", "5", rewards, REGEX),
     Case("preference.rule.entryPoint", "user_rules:one", "user_rules:two", rewards, {"preference.rule": {"kind": "python"}}),

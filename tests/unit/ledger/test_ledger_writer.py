@@ -332,3 +332,13 @@ def test_run_record_is_replaced_whole(writer):
     record = RunRecord.model_validate_json(writer.layout.run_record.read_bytes())
     assert record.world_size == 4
     assert sorted(path.name for path in writer.root.iterdir()) == ["OWNER.json", "run.json"]
+
+
+def test_run_record_holds_no_secret(writer):
+    environment = [{"name": "ANYTHING", "value": "s3cr3t"}]
+    template = {"spec": {"containers": [{"name": "trainer", "env": environment}]}}
+    spec = {"trainer": {"template": template}, "rollout": {"engineArgs": {"hf-token": "s3cr3t"}, "maxTokens": 8}}
+    writer.write_run_record(run_record().model_copy(update={"run": {"metadata": {"name": "a"}, "spec": spec}}))
+    assert "s3cr3t" not in writer.layout.run_record.read_text()
+    record = RunRecord.model_validate_json(writer.layout.run_record.read_bytes())
+    assert record.run["spec"]["rollout"]["maxTokens"] == 8

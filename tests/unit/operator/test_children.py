@@ -441,6 +441,14 @@ def test_run_file_is_the_whole_run_with_its_identity(tmp_path: Path) -> None:
     assert read.metadata.model_dump(exclude_unset=True).keys() == {"name", "namespace", "uid"}
 
 
+def test_run_file_holds_no_secret() -> None:
+    template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "A", "value": "s3cr3t"}]}]}}
+    run = run_of(trainer={"template": template}, rollout={"engineArgs": {"hf-token": "s3cr3t"}, "maxTokens": 8})
+    text = run_config(run)["data"]["run.yaml"]
+    assert "s3cr3t" not in text
+    assert '"maxTokens": 8' in text
+
+
 @pytest.mark.parametrize(("policy", "component"), [(rollout_network_policy, "rollout"), (scorer_network_policy, "scorer")])
 def test_agents_answer_only_the_trainer_and_those_who_collect_metrics(policy: Any, component: str) -> None:
     settings = replace(SETTINGS, monitoring_namespaces=("monitoring",))

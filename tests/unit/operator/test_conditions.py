@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from spinrun_api.status import ScorerStatus
+from spinrun_api.status import ScorerStatus, SpinRunStatus
 from spinrun_kube import times
+from spinrun_operator.draft import Draft
 from spinrun_operator.observed import Refusal
-from unit.operator.world import OWN_MODEL, World, fail, phase_of, progress_of, run_of, running_world
+from unit.operator.world import OWN_MODEL, START, World, fail, phase_of, progress_of, run_of, running_world
 
 Json = dict[str, Any]
 
@@ -173,3 +174,11 @@ def test_child_of_a_deleted_run_of_the_same_name_is_waited_for(world: World) -> 
     assert progressing is not None
     assert degraded is not None
     assert (progressing.reason, degraded.status) == ("WaitingForCleanup", "False")
+
+
+def test_neither_conditions_nor_events_tell_a_secret() -> None:
+    draft = Draft(SpinRunStatus(), 1, START)
+    draft.set("Degraded", True, "PodCrashLooping", "pod a: vllm ended: https://user:s3cr3t@host refuses --api-key s3cr3t")
+    draft.record_event("Warning", "PodCrashLooping", "HF_TOKEN=s3cr3t")
+    assert "s3cr3t" not in str(draft.conditions) + str(draft.events)
+    assert "vllm ended: https://[redacted]@host refuses" in draft.conditions[0].message

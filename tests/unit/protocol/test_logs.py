@@ -111,3 +111,25 @@ def test_the_launcher_knows_the_run_of_its_ranks(tmp_path: Path) -> None:
     assert lines
     facts = {tuple(line[name] for name in ("logger", "component", "namespace", "run", "attempt", "node")) for line in lines}
     assert facts == {("spinrun_worker.trainer.ranks.launcher", "launcher", "default", "demo", 7, 0)}
+
+
+@pytest.mark.parametrize("wanted", ["json", "text"])
+def test_a_line_tells_no_secret(wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(wanted)
+    try:
+        raise ValueError("https://user:s3cr3t@host refuses Bearer s3cr3t.s3cr3t")
+    except ValueError:
+        logger.exception(
+            "HF_TOKEN=s3cr3t and %s", ["--api-key", "s3cr3t"], extra={"api_key": "s3cr3t", "sent": {"password": "s3cr3t"}}
+        )
+    shown = capsys.readouterr().err
+    assert "s3cr3t" not in shown
+    assert "HF_TOKEN=[redacted]" in shown
+    assert "https://[redacted]@host refuses" in shown
+
+
+def test_a_run_without_secrets_is_logged_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    begin("json")
+    logger.info("window done", extra={"prompt_tokens": 7, "tokens": [1, 2], "trouble": None})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["prompt_tokens"], line["tokens"], line["trouble"]) == (7, [1, 2], None)

@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from spinrun_api.spec import Rule, RuleKind
+from spinrun_api.spec import Rule, RuleKind, Truncated
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
@@ -116,11 +116,80 @@ def test_failures_are_counted_by_kind_with_the_first_prompt_as_example():
     ]
 
 
-def test_a_slow_regex_costs_that_sample_only():
-    scorer = build_rule(Rule(kind="regex", pattern="^(a|aa)+$", timeout_seconds=0.05))
-    result = scorer.score([(prompt("p", None), samples("a" * 200 + "b", "aa"))])
-    assert result.rewards == ((None, 1.0),)
-    assert [(failure.kind, failure.count, failure.prompt_id) for failure in result.failures] == [("too slow", 1, "p")]
+@pytest.mark.parametrize("pattern", ["^(a|aa)+$", "(.*a){25}$", "^(a|aa)+{answer}$"])
+def test_a_slow_regex_costs_those_samples_only(pattern: str):
+    scorer = build_rule(Rule(kind="regex", pattern=pattern, timeout_seconds=0.5))
+    slow = "a" * 5000 + "!"
+    result = scorer.score([(prompt("p", "x"), samples(slow, slow, "a" * 25, "aax"))])
+    scorer.close()
+    assert result.rewards[0][:2] == (None, None)
+    assert 1.0 in result.rewards[0][2:]
+    assert [(failure.kind, failure.count, failure.prompt_id) for failure in result.failures] == [("too slow", 2, "p")]
+
+
+@pytest.mark.parametrize("pattern", ["-x", "--rule", "a\0b", "é", '"', "{answer}"])
+def test_every_pattern_reaches_its_process(pattern: str):
+    scorer = build_rule(Rule(kind="regex", pattern=pattern))
+    assert scorer.score([(prompt("p", "yes"), samples(f"… {pattern}yes"))]).rewards == ((1.0,),)
+    scorer.close()
+
+
+def test_a_broken_pattern_is_named_at_the_start():
+    with pytest.raises(ConfigurationError, match=r"^preference\.rule\.pattern: is not a valid regular expression: .*position"):
+        build_rule(Rule(kind="regex", pattern="("))
+
+
+RIGHT: dict[RuleKind, str] = {
+    "lastNumber": "it is 4",
+    "gsm8k": "#### 4",
+    "exact": "4",
+    "choice": "(B)",
+    "regex": "4",
+    "math": "$4$",
+}
+"""What each rule finds right."""
+CUT_OFF: Mapping[Truncated | None, Mapping[bool, float | None]] = {
+    None: {True: 0.0, False: 1.0},
+    "zero": {True: 0.0, False: 0.0},
+    "drop": {True: None, False: None},
+    "score": {True: 1.0, False: 1.0},
+}
+"""The reward of a right answer that was cut off, by the setting and whether the rule looks for a final answer."""
+
+
+@pytest.mark.parametrize("truncated", CUT_OFF)
+@pytest.mark.parametrize("kind", RIGHT)
+def test_a_right_answer_that_was_cut_off_gets_what_the_rule_says(kind: RuleKind, truncated: Truncated | None):
+    scorer = build_rule(Rule(kind=kind, truncated=truncated, pattern="4" if kind == "regex" else None, timeout_seconds=60))
+    (whole,) = samples(RIGHT[kind])
+    cut = whole.model_copy(update={"finish_reason": "length"})
+    truth = "B" if kind == "choice" else "4"
+    result = scorer.score([(prompt("p", truth), (cut, whole, cut)), (prompt("q", truth), (cut,))])
+    scorer.close()
+    want = CUT_OFF[truncated][kind in ("lastNumber", "gsm8k", "choice", "math")]
+    assert result.rewards == ((want, 1.0, want), (want,))
+    reasons = ["answers without a reward: 3 (cut off); the first, of prompt p: cut off at maxTokens, after 1 tokens"]
+    assert result.messages == (reasons if want is None else [])
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(("truncated", "want"), [(None, (1, 2)), ("score", (1, 2)), ("zero", (0, 1)), ("drop", (None, 1))])
+def test_the_users_function_is_asked_about_answers_that_were_cut_off_only_where_they_are_scored(
+    truncated: Truncated | None, want: tuple[float | None, ...]
+):
+    scorer = build_rule(Rule(kind="python", entry_point="myrules:counted", timeout_seconds=60, truncated=truncated))
+    (whole,) = samples("hi")
+    result = scorer.score([(prompt("p", None), (whole.model_copy(update={"finish_reason": "length"}), whole))])
+    scorer.close()
+    assert result.rewards == (want,)
+
+
+def test_a_true_answer_that_cannot_be_read_is_no_fault_of_an_answer_that_was_cut_off():
+    scorer = build_rule(Rule(kind="lastNumber"))
+    cut = Sample(tokens=(1,), text="4", finish_reason="length")
+    result = scorer.score([(prompt("p", "four"), (cut,)), (prompt("q", "4"), (cut,))])
+    assert result.rewards == ((None,), (0.0,))
+    assert [failure.kind for failure in result.failures] == ["unusable answer"]
 
 
 def test_scoring_nothing_is_nothing():

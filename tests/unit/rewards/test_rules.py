@@ -132,28 +132,20 @@ def test_a_true_answer_that_cannot_be_compared_is_no_fault_of_the_model(rule, an
 
 
 def test_regex_searches_and_escapes_the_answer():
-    rule = regex_rule(r"(?i)answer:\s*{answer}\b", timeout_seconds=1)
+    rule = regex_rule(r"(?i)answer:\s*{answer}\b")
     assert rule("Answer: 3.5", "3.5") == 1
     assert rule("Answer: 3x5", "3.5") == 0
     assert rule("3.5", "3.5") == 0
 
 
 def test_regex_without_an_answer_is_a_format_rule():
-    rule = regex_rule(r"^<think>.*</think>", timeout_seconds=1)
+    rule = regex_rule(r"^<think>.*</think>")
     assert (rule("<think>x</think>", None), rule("x", None)) == (1, 0)
-
-
-def test_a_catastrophic_pattern_is_stopped_at_the_limit():
-    rule = regex_rule(r"^(a|aa)+$", timeout_seconds=0.05)
-    started = time.monotonic()
-    with pytest.raises(TimeoutError):
-        rule("a" * 200 + "b", None)
-    assert time.monotonic() - started < 5
 
 
 def test_a_broken_pattern_is_named():
     with pytest.raises(ConfigurationError, match=r"preference\.rule\.pattern: is not a valid regular expression: .*position"):
-        regex_rule("(", timeout_seconds=1)
+        regex_rule("(")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What an attempt needs before it can begin, and what it says when that is not there."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from spinrun_api.documents import parse_run
 from spinrun_protocol.environment import ROLLOUTS, TOKEN_FILE
 from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.ledger import RunRecord
 from spinrun_protocol.wire import Progress
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.trainer.build import connect_rollouts
+from spinrun_worker.ledger import LedgerWriter
+from spinrun_worker.trainer.build import connect_rollouts, resolve_truncated
 from spinrun_worker.trainer.ranks.termination import describe_failure
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from support.documents import letters_run
@@ -44,3 +47,50 @@ def test_a_token_file_that_cannot_be_read_is_a_wrong_configuration_and_never_ret
 
 def test_a_trainer_that_is_not_told_where_the_rollouts_are_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ROLLOUTS in str(connect(monkeypatch, {}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "earlier", "want"),
+    [
+        pytest.param({"kind": "gsm8k"}, None, "zero", id="a new run has the default of its rule"),
+        pytest.param({"kind": "regex", "pattern": "1"}, None, "score", id="which is another one here"),
+        pytest.param({"kind": "gsm8k"}, {"kind": "gsm8k"}, "score", id="a run from before there was the field keeps scoring all"),
+        pytest.param({"kind": "gsm8k"}, {"kind": "gsm8k", "truncated": "zero"}, "zero", id="a later attempt of a new run"),
+        pytest.param({"kind": "gsm8k"}, {"kind": "gsm8k", "truncated": "score"}, "score", id="a later attempt of an old run"),
+        pytest.param({"kind": "gsm8k", "truncated": "drop"}, {"kind": "gsm8k"}, "drop", id="what the spec says"),
+    ],
+)
+@pytest.mark.parametrize("block", ["rule", "groundTruth"])
+def test_a_run_continues_with_cut_off_answers_as_it_began(
+    tmp_path: Path, block: str, rule: dict[str, Any], earlier: dict[str, Any] | None, want: str
+) -> None:
+    run = parse_run(with_rule(block, rule))
+    with closing(LedgerWriter(tmp_path, "uid", 2)) as ledger:
+        ledger.claim()
+        if earlier is not None:
+            ledger.write_run_record(record_of(with_rule(block, earlier)))
+        settled = resolve_truncated(run, ledger)
+    assert settled.spec.preference.scoring is not None
+    assert settled.spec.preference.scoring.truncated == want
+    assert settled.spec.preference.scoring.resolved_truncated == want
+    assert settled.to_document()["spec"]["model"] == run.to_document()["spec"]["model"]
+
+
+def test_a_run_without_a_rule_has_nothing_to_say_of_cut_off_answers(tmp_path: Path) -> None:
+    document = letters_run("letters", model={"source": "/none"})
+    document["spec"]["preference"] = {"judge": {"url": "http://judge/v1", "model": "wise"}}
+    run = parse_run(document)
+    assert resolve_truncated(run, LedgerWriter(tmp_path, "uid", 1)) is run
+
+
+def with_rule(block: str, rule: dict[str, Any]) -> dict[str, Any]:
+    document = letters_run("letters", model={"source": "/none"})
+    document["spec"]["preference"] = {"rule": rule} if block == "rule" else {"groundTruth": {"rule": rule}}
+    document["spec"]["method"] = {"name": "onlineDPO" if block == "rule" else "spin"}
+    return document
+
+
+def record_of(document: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        run=document, versions={}, machine={}, compute_dtype="float32", published_dtype="float32", attempt=1, world_size=1
+    )

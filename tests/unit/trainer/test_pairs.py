@@ -12,6 +12,7 @@ from spinrun_worker.errors import NoPairsError
 from spinrun_worker.records import Answers, PromptRecord
 from spinrun_worker.rewards import RewardFunction, ScoreResult, build_rule
 from spinrun_worker.rewards.score import Failure, Groups, Score
+from spinrun_worker.trainer.figures import mean_reward
 from spinrun_worker.trainer.pairs import PairMaker
 
 LIST = Failure("no number", "returned list: [1.0]")
@@ -63,6 +64,19 @@ def answers(*texts: Sequence[str], truth: str = "1") -> Answers:
     ]
 
 
+def cut_off(answered: Answers) -> Answers:
+    """The same answers, each cut off at maxTokens."""
+    return [
+        (
+            prompt,
+            group.model_copy(
+                update={"samples": tuple(each.model_copy(update={"finish_reason": "length"}) for each in group.samples)}
+            ),
+        )
+        for prompt, group in answered
+    ]
+
+
 def end_of(scores: Sequence[Score], texts: Sequence[str] = ("ab", "cd")) -> str:
     maker = pair_maker(FakeRule(scores), minMargin=0.25)
     scored = maker.score(answers(*texts))
@@ -86,7 +100,7 @@ def test_answers_that_nobody_rated_are_said_to_be_so_with_counts_by_reason() -> 
         "answers without a reward: 3 (no number); the first, of prompt row-0: returned list: [1.0]; "
         "answers without a reward: 1 (crashed); the first, of prompt row-1: the rule's process died: exit code 7). "
         "Look at the samples (windows/000004/samples.parquet): "
-        "can spec.preference.rule rate them, and does it read the true answers?"
+        "can spec.preference.rule rate them, does it read the true answers, and is spec.rollout.maxTokens (8) long enough?"
     )
 
 
@@ -106,6 +120,25 @@ def test_only_prompts_whose_true_answer_is_unusable_are_left_out() -> None:
     assert [group.rewards for group in read + unread] == [(1.0,), (0.0,), (None,), (None,)]
     assert maker.unusable(read) == {}
     assert maker.unusable(unread) == dict.fromkeys(["row-0", "row-1"], "the true answer must hold a number, got 'one'")
+
+
+def test_answers_that_were_cut_off_are_named_where_they_count_as_wrong() -> None:
+    maker = pair_maker(build_rule(Rule(kind="lastNumber")))
+    scored = maker.score([*answers("12"), *cut_off(answers("12"))])
+    assert [group.rewards for group in scored.groups] == [(1.0, 0.0), (0.0, 0.0)]
+    with pytest.raises(
+        NoPairsError, match=r" 2 of 2 answers were cut off at spec\.rollout\.maxTokens \(8\) and so count as wrong\. "
+    ):
+        maker.refuse_endless_ties(4, maker.score(cut_off(answers("12"))), lambda _: 0)
+
+
+def test_only_cut_off_answers_with_a_readable_true_answer_count_in_the_accuracy() -> None:
+    maker = pair_maker(build_rule(Rule(kind="lastNumber", truncated="drop")))
+    read, unread = maker.grade(cut_off(answers("1"))), maker.grade(cut_off(answers("1", truth="one")))
+    assert [group.rewards for group in read + unread] == [(None,), (None,)]
+    assert maker.unusable(read) == {}
+    assert maker.unusable(unread).keys() == {"row-0"}
+    assert mean_reward(read) == 0
 
 
 @pytest.mark.parametrize("with_pairs", [2, 3, 4])

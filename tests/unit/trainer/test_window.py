@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from spinrun_protocol.ledger import Reference
+from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
 from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs
 from spinrun_worker.trainer.model import learner
@@ -65,6 +66,34 @@ def values(run: ScriptedRun, event: str, name: str) -> list[float]:
 
 def without_activities(run: ScriptedRun) -> list[str]:
     return [event for event in run.events if " " in event]
+
+
+# --- answers that were cut off --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("truncated", "accuracy", "reward", "dropped", "counted"),
+    [("zero", [0.0] * 2, 0.0, 0.0, True), ("drop", [0.0] * 2, 0.0, 4.0, True), ("score", [1.0] * 2, 0.5, 0.0, False)],
+)
+def test_answers_that_were_cut_off_count_the_same_in_windows_and_evaluations(
+    make_run: MakeRun, truncated: str, accuracy: list[float], reward: float, dropped: float, counted: bool
+) -> None:
+    """The first answer to each prompt is right, and cut off; the second is wrong."""
+    run = make_run(windows=1, preference={"rule": {"kind": "lastNumber", "truncated": truncated}})
+    run.answer = first_is_cut_off
+    run.attempt()
+    assert values(run, "evaluation", "accuracy") == accuracy
+    assert values(run, "window", "reward/mean") == [reward]
+    assert values(run, "window", "dropped_samples") == [dropped]
+    lines = read_metrics(run.ledger.layout.metrics)
+    assert [line.values.get("truncated_samples") for line in lines if line.event == "window"] == [4.0 if counted else None]
+    assert [line.values.get("truncated_samples") for line in lines if line.event == "evaluation"] == [
+        2.0 if counted else None
+    ] * 2
+
+
+def first_is_cut_off(digest: str, prompt: tuple[int, ...], index: int) -> Sample:
+    return random_digits(digest, prompt, index).model_copy(update={"finish_reason": "stop" if index else "length"})
 
 
 # --- order ----------------------------------------------------------------------------------------------------------

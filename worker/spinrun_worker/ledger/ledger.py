@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from spinrun_api.redaction import redacted
 from spinrun_protocol.ledger import MANIFEST, FileEntry, Kind, Manifest, MetricsLine, Owner, Reference, RunRecord
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import ForeignError, LedgerUnavailableError, SupersededError, TornError
@@ -224,9 +225,9 @@ class LedgerWriter(Ledger):
             self._metrics = None
 
     def write_run_record(self, record: RunRecord) -> None:
-        """Put run.json in place, atomically."""
+        """Put run.json in place, atomically, and without secrets."""
         self._require_ownership()
-        write_record(self.layout.run_record, record)
+        write_record(self.layout.run_record, record.model_copy(update={"run": redacted(record.run)}))
 
     def _require_ownership(self) -> None:
         owner = read_record(self.layout.owner, Owner)

@@ -7,8 +7,21 @@ build       from the spec to a reward function       source       checks a model
 score       a reward, or why there is none
 """
 
-from spinrun_worker.rewards.build import build_reward_function
-from spinrun_worker.rewards.function import RewardFunction, RuleReward, build_rule
-from spinrun_worker.rewards.score import FailureCount, ScoreResult
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spinrun_worker.rewards.build import build_reward_function
+    from spinrun_worker.rewards.function import RewardFunction, RuleReward, build_rule
+    from spinrun_worker.rewards.score import FailureCount, ScoreResult
 
 __all__ = ["FailureCount", "RewardFunction", "RuleReward", "ScoreResult", "build_reward_function", "build_rule"]
+
+_HOMES = {"build_reward_function": "build", "FailureCount": "score", "ScoreResult": "score"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is: a sandbox's process imports this package too, and must start fast."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'function')}"), name)

@@ -1,6 +1,7 @@
 """Sandboxes: processes that run a rule's code, with a time limit for each item.
 
 A process that takes too long is killed, and the next item gets a new one: no code in there, however wild, stops the trainer.
+Of the trainer's environment it has what programs need, and no token or key.
 """
 
 import json
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from spinrun_api.redaction import redacted_text
+from spinrun_api.spec import Rule
 from spinrun_worker.errors import ConfigurationError, RunError
 from spinrun_worker.rewards.score import Failure, Item, Score
 
@@ -27,27 +30,40 @@ STARTUP_SECONDS = 300.0
 MAX_DEATHS_IN_A_ROW = 64
 """Processes lost in a row without a single score, after which something other than the answers must be wrong."""
 
+PASSED_PREFIX = "SPINRUN_RULE_"
+"""Prefix of the variables that users pass to their own rules."""
+_EVERY_PROGRAM = """PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_ALL LC_CTYPE LC_NUMERIC LC_TIME LC_COLLATE LC_MESSAGES TZ
+TMPDIR LD_LIBRARY_PATH VIRTUAL_ENV CONDA_PREFIX XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME"""
+_PYTHON = """PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONHASHSEED PYTHONUTF8 PYTHONIOENCODING PYTHONUNBUFFERED
+PYTHONWARNINGS PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONFAULTHANDLER PYTHONNOUSERSITE PYTHONUSERBASE"""
+_COMPUTING = """OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS NUMEXPR_NUM_THREADS TOKENIZERS_PARALLELISM CUDA_HOME
+CUDA_PATH CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES"""
+_MODELS_AND_DATA = """HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_MODULES_CACHE HF_HUB_OFFLINE HF_ENDPOINT HF_DATASETS_OFFLINE
+TRANSFORMERS_OFFLINE TORCH_HOME TRITON_CACHE_DIR NLTK_DATA"""
+_NETWORK = """HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_CERT_FILE SSL_CERT_DIR
+REQUESTS_CA_BUNDLE CURL_CA_BUNDLE"""
+PASSED = frozenset(" ".join((_EVERY_PROGRAM, _PYTHON, _COMPUTING, _MODELS_AND_DATA, _NETWORK)).split())
+"""Variables of the trainer's environment that a rule's process gets too."""
+
+
+def passed_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a rule's process gets of the trainer's environment: neither tokens nor keys, and no proxy with a password."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(PASSED_PREFIX) or (name in PASSED and redacted_text(value) == value)
+    }
+
 
 class Sandbox:
     """One process that runs a rule, started when it is needed. Not for use by two threads at once."""
 
-    def __init__(self, *, timeout_seconds: float, entry_point: str | None = None) -> None:
-        """Prepare a sandbox, and start nothing yet.
-
-        Args:
-            timeout_seconds: Time limit for one item.
-            entry_point: The user's function, as module:function. None means math-verify.
-        """
-        self._timeout_seconds = timeout_seconds
-        self._command = [
-            sys.executable,
-            "-m",
-            "spinrun_worker.rewards.sandbox_process",
-            "--timeout-seconds",
-            str(timeout_seconds),
-        ]
-        if entry_point is not None:
-            self._command += ["--entry-point", entry_point]
+    def __init__(self, rule: Rule) -> None:
+        """Prepare a sandbox, and start nothing yet. rule: of the kinds math, choice, regex and python."""
+        self._timeout_seconds = rule.timeout_seconds
+        # As JSON, because a pattern may hold what an argument cannot.
+        document = json.dumps(rule.to_document())
+        self._command = [sys.executable, "-m", "spinrun_worker.rewards.sandbox_process", "--rule", document]
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._buffer = b""
@@ -68,6 +84,7 @@ class Sandbox:
             self._process = subprocess.Popen(
                 [*self._command, "--socket", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
+                env=passed_environment(os.environ),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -80,7 +97,7 @@ class Sandbox:
             raise RunError(f"the rule's process died as it started: {self._ending()}") from error
         if "error" in reply:
             self.close()
-            raise ConfigurationError(f"preference.rule: {reply['error']}")
+            raise ConfigurationError(reply["error"])
 
     def score(self, item: Item) -> Score:
         """The reward of one item, or why it has none, within the time limit. Raises as `start` does when it has to start."""
@@ -138,19 +155,18 @@ class Sandbox:
 class SandboxPool:
     """Applies a rule to many items in a few sandboxes at once."""
 
-    def __init__(self, *, processes: int, timeout_seconds: float, entry_point: str | None = None) -> None:
+    def __init__(self, rule: Rule, *, processes: int) -> None:
         """Start one sandbox, to learn now whether the rule can be used; the others start when they are needed.
 
         Args:
+            rule: As for `Sandbox`.
             processes: Sandboxes at most.
-            timeout_seconds: Time limit for one item.
-            entry_point: The user's function, as module:function. None means math-verify.
 
         Raises:
             ConfigurationError: The rule cannot be used.
             RunError: The first process dies or does not get ready.
         """
-        self._all = [Sandbox(timeout_seconds=timeout_seconds, entry_point=entry_point) for _ in range(processes)]
+        self._all = [Sandbox(rule) for _ in range(processes)]
         self._all[0].start()
         # Last in, first out: as few processes as the load needs.
         self._idle: queue.LifoQueue[Sandbox] = queue.LifoQueue()
@@ -158,6 +174,8 @@ class SandboxPool:
             self._idle.put(sandbox)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="rule")
         self._lock = threading.Lock()
+        # A pattern can be too slow for whatever a model says: that is no reason to try again with another process.
+        self._deaths = ("crashed",) if rule.kind == "regex" else ("too slow", "crashed")
         self._deaths_in_a_row = 0
 
     def __call__(self, items: Sequence[Item]) -> list[Score]:
@@ -184,7 +202,7 @@ class SandboxPool:
         return score
 
     def _count(self, score: Score, item: Item) -> None:
-        died = isinstance(score, Failure) and score.kind in ("too slow", "crashed")
+        died = isinstance(score, Failure) and score.kind in self._deaths
         with self._lock:
             self._deaths_in_a_row = self._deaths_in_a_row + 1 if died else 0
             if self._deaths_in_a_row < MAX_DEATHS_IN_A_ROW:

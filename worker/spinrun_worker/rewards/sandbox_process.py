@@ -17,16 +17,18 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.rewards.numbers import without_separators
+from spinrun_worker.rewards.rules import choice, regex_rule
 from spinrun_worker.rewards.score import Failure, Item, Score, UnusableAnswerError
 
-MATH_MEMORY_BYTES = 4 * 2**30
-"""Address space for math: an answer such as 9^{9^9} must not take the memory of the trainer beside it."""
+MEMORY_BYTES = 4 * 2**30
+"""Address space of all rules but the user's own: an answer such as 9^{9^9} must not take the memory of the trainer beside it."""
 
 ORPHAN_GRACE_SECONDS = 2.0
 """The parent kills at the time limit; this much later the kernel does, so that no orphan hangs after the parent died."""
@@ -50,8 +52,7 @@ def main() -> None:
     """Score items until the other side closes the socket."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--socket", type=int, required=True)
-    parser.add_argument("--timeout-seconds", type=float, required=True)
-    parser.add_argument("--entry-point", help="module:function; absent: math-verify")
+    parser.add_argument("--rule", type=json.loads, required=True, help="kind, timeoutSeconds, and pattern or entryPoint, as JSON")
     arguments = parser.parse_args()
     channel = socket.socket(fileno=arguments.socket)
 
@@ -59,16 +60,34 @@ def main() -> None:
         channel.sendall(json.dumps(reply).encode() + b"\n")
 
     try:
-        rule = math_rule() if arguments.entry_point is None else python_rule(arguments.entry_point)
+        rule = _rule(arguments.rule)
     except StartError as error:
+        send({"error": f"preference.rule: {error}"})
+        sys.exit(1)
+    except ConfigurationError as error:
         send({"error": str(error)})
         sys.exit(1)
     send({"ready": True})
     for line in channel.makefile("rb"):
-        _arm(arguments.timeout_seconds + ORPHAN_GRACE_SECONDS)
+        _arm(arguments.rule["timeoutSeconds"] + ORPHAN_GRACE_SECONDS)
         score = score_of(rule, Item(**json.loads(line)))
         _arm(0)
         send({"failure": [score.kind, score.message]} if isinstance(score, Failure) else {"reward": score})
+
+
+def _rule(document: Mapping[str, Any]) -> RuleFunction:
+    """The rule that a spec's block describes. Raises StartError, or ConfigurationError for a broken pattern."""
+    kind = document["kind"]
+    if kind == "python":
+        return python_rule(document["entryPoint"])
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    if kind == "math":
+        return math_rule()
+    if kind == "regex":
+        search = regex_rule(document["pattern"])
+        return lambda item: search(item.completion, item.answer)
+    assert kind == "choice", "the others need no process"
+    return lambda item: choice(item.completion, item.answer or "")
 
 
 def score_of(rule: RuleFunction, item: Item) -> Score:
@@ -124,7 +143,6 @@ def math_rule() -> RuleFunction:
     math_verify: Any = importlib.import_module("math_verify")  # it has no types
     # It warns once that its own time limit, by signals, is off; ours works where signals do not.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    resource.setrlimit(resource.RLIMIT_AS, (MATH_MEMORY_BYTES, MATH_MEMORY_BYTES))
 
     @lru_cache(maxsize=1024)
     def parsed_answer(answer: str) -> list[Any]:

@@ -2,17 +2,28 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from spinrun_protocol.wire import Sample
-from spinrun_worker.records import PromptRecord
+if TYPE_CHECKING:
+    # A sandbox's process imports this module, and must start fast.
+    from spinrun_protocol.wire import Sample
+    from spinrun_worker.records import PromptRecord
 
-Groups = Sequence[tuple[PromptRecord, Sequence[Sample]]]
+Groups: TypeAlias = "Sequence[tuple[PromptRecord, Sequence[Sample]]]"
 """Prompts, each with samples that answer it."""
 Value = TypeVar("Value")
 
 FailureKind = Literal[
-    "unusable answer", "too slow", "crashed", "raised", "no number", "no reply", "server error", "refused", "no answer"
+    "unusable answer",
+    "cut off",
+    "too slow",
+    "crashed",
+    "raised",
+    "no number",
+    "no reply",
+    "server error",
+    "refused",
+    "no answer",
 ]
 
 
@@ -38,6 +49,7 @@ class Failure:
     """Of a rule:
 
     - unusable answer: the rule cannot compare with the true answer;
+    - cut off: it was cut off at maxTokens, and such answers are to be dropped;
     - too slow: the time limit was reached;
     - crashed: the rule's process died;
     - raised: the rule raised an exception;

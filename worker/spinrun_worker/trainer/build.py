@@ -5,7 +5,7 @@ import os
 import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Model, Trainer
+from spinrun_api.spec import GroundTruth, Model, Trainer
 from spinrun_protocol.environment import ROLLOUTS
 from spinrun_protocol.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, RunRecord
 from spinrun_worker.bearer import read_token
@@ -112,6 +112,7 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
     spec = options.run.spec
     ledger = LedgerWriter(options.ledger, run_uid(options.run), options.attempt)
     ranks.from_rank0(ledger.claim)
+    options = replace(options, run=ranks.from_rank0(partial(resolve_truncated, options.run, ledger)))
     gauges = Gauges(namespace=options.run.metadata.namespace or "", run=options.run.metadata.name, method=spec.method.name)
     with ExitStack() as cleanup:
         if ranks.is_rank0:
@@ -276,6 +277,29 @@ def resolve_compute_dtype(
     chosen, measurement = choose_compute_dtype(device)
     earlier = read_record(ledger.layout.run_record, RunRecord)
     return (chosen if earlier is None else cast(torch.dtype, getattr(torch, earlier.compute_dtype))), measurement
+
+
+def resolve_truncated(run: SpinRun, ledger: LedgerWriter) -> SpinRun:
+    """The run with its rule saying what becomes of answers that were cut off: what the run began with. A run whose earlier
+    attempts say nothing of it began when all answers were scored."""
+    preference = run.spec.preference
+    rule = preference.scoring
+    if rule is None or rule.truncated is not None:
+        return run
+    earlier = read_record(ledger.layout.run_record, RunRecord)
+    began_with = rule.resolved_truncated if earlier is None else _truncated_of(earlier)
+    settled = rule.model_copy(update={"truncated": began_with})
+    if preference.ground_truth is None:
+        preference = preference.model_copy(update={"rule": settled})
+    else:
+        preference = preference.model_copy(update={"ground_truth": GroundTruth(rule=settled)})
+    return run.model_copy(update={"spec": run.spec.model_copy(update={"preference": preference})})
+
+
+def _truncated_of(record: RunRecord) -> str:
+    preference = record.run["spec"]["preference"]
+    rule = preference.get("rule") or preference["groundTruth"].get("rule", {})
+    return rule.get("truncated", "score")
 
 
 def resolve_base(policy: Policy, ledger: LedgerWriter) -> str | None:

@@ -90,12 +90,13 @@ class Coordinator:
         number, version = window.number, self._schedule.sampler(window.number)
         self._parts.recorder.record("window", figures, window=number, step=step, version=version)
         logger.info(
-            "window %d of %d done: %d pairs, %d ties, reward %.3f",
+            "window %d of %d done: %d pairs, %d ties, reward %.3f%s",
             number + 1,
             self._schedule.windows,
             figures["pairs"],
             figures["ties"],
             figures["reward/mean"],
+            f", {cut_off:.0f} answers cut off" if (cut_off := figures.get("truncated_samples")) else "",
         )
 
     def _figures(self, answers: ScoredAnswers, pairing: Pairing, pairs: Pairs, number: int) -> dict[str, float]:
@@ -107,6 +108,7 @@ class Coordinator:
             replayed=replayed,
             by_rule=self._parts.pairs.is_by_rule,
             unusable=self._parts.pairs.unusable(answers.groups),
+            truncated=self._parts.pairs.truncated,
         )
         self._board.update_metrics(reward=figures["reward/mean"])
         return figures

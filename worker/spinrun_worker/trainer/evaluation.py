@@ -9,7 +9,7 @@ from spinrun_protocol.ledger import Manifest
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter, TornError, read_samples, write_samples
 from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
-from spinrun_worker.trainer.figures import length_figures, mean_reward
+from spinrun_worker.trainer.figures import length_figures, mean_reward, truncation_figures
 from spinrun_worker.trainer.pairs import PairMaker
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.recorder import Recorder
@@ -88,6 +88,7 @@ class Evaluations:
         accuracy, unrated = self._accuracy(groups)
         num_prompts = len(groups) - unrated
         figures = {"accuracy": accuracy, "num_prompts": float(num_prompts), **length_figures(groups)}
+        figures |= truncation_figures(groups, self._pairs.truncated)
         if unrated:
             figures |= {"unrated": float(unrated)}
         self._board.evaluated(window=number, version=number, accuracy=accuracy)

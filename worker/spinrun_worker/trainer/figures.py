@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Sequence
 
+from spinrun_api.spec import Truncated
 from spinrun_worker.methods.pairing import Pairing
-from spinrun_worker.records import ScoredGroup
+from spinrun_worker.records import ScoredGroup, is_cut_off
 
 
 def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True, unusable: Collection[str] = ()) -> float:
@@ -35,8 +36,15 @@ def length_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return {
         "response_length/mean": sum(lengths) / len(lengths),
         "response_length/max": float(max(lengths)),
-        "response_length/truncated": sum(sample.finish_reason == "length" for sample in samples) / len(samples),
+        "response_length/truncated": sum(map(is_cut_off, samples)) / len(samples),
     }
+
+
+def truncation_figures(groups: Sequence[ScoredGroup], truncated: Truncated | None) -> dict[str, float]:
+    """How many answers have no reward, or 0, because they were cut off; nothing where they are scored like others."""
+    if truncated in (None, "score"):
+        return {}
+    return {"truncated_samples": float(sum(is_cut_off(sample) for group in groups for sample in group.samples))}
 
 
 def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, float]:
@@ -49,7 +57,13 @@ def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[st
 
 
 def window_figures(
-    groups: Sequence[ScoredGroup], pairing: Pairing, *, replayed: int = 0, by_rule: bool = True, unusable: Collection[str] = ()
+    groups: Sequence[ScoredGroup],
+    pairing: Pairing,
+    *,
+    replayed: int = 0,
+    by_rule: bool = True,
+    unusable: Collection[str] = (),
+    truncated: Truncated | None = None,
 ) -> dict[str, float]:
     """What a window's samples and pairs look like.
 
@@ -59,6 +73,7 @@ def window_figures(
         replayed: Pairs of earlier windows that it trains on too.
         by_rule: As for `mean_reward`.
         unusable: As for `mean_reward`.
+        truncated: What becomes of answers that were cut off; None where no rule gives the rewards.
     """
     figures = {
         "reward/mean": mean_reward(groups, by_rule=by_rule, unusable=unusable),
@@ -69,5 +84,6 @@ def window_figures(
         "unrated": float(pairing.unrated),
         "dropped_samples": float(pairing.dropped_samples),
         **length_figures(groups),
+        **truncation_figures(groups, truncated),
     }
     return figures | {"replayed_pairs": float(replayed)} if replayed else figures

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Sequence
 
 from spinrun_api.run import SpinRun
+from spinrun_api.spec import Truncated
 from spinrun_protocol.wire import Sample, SampleGroup
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
-from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
+from spinrun_worker.records import Answers, PromptRecord, ScoredGroup, is_cut_off
 from spinrun_worker.rewards import RewardFunction, RuleReward, ScoreResult
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
 from spinrun_worker.trainer.storage.windows import ScoredAnswers
@@ -41,6 +42,12 @@ class PairMaker:
     def is_by_rule(self) -> bool:
         """Whether a rule gives the rewards."""
         return self._spec.preference.scoring is not None
+
+    @property
+    def truncated(self) -> Truncated | None:
+        """What becomes of answers that were cut off; None where no rule gives the rewards."""
+        rule = self._spec.preference.scoring
+        return None if rule is None else rule.resolved_truncated
 
     def score(self, answers: Answers) -> ScoredAnswers:
         """A window's own answers with their rewards, and the base answers that were scored among them."""
@@ -106,7 +113,7 @@ class PairMaker:
         total, margin = len(answers.groups), f"spec.method.minMargin ({self._spec.method.min_margin:g})"
         reasons = f" ({'; '.join(answers.failures)})" if answers.failures else ""
         if pairing.ties == total:
-            return f"every prompt's answers have rewards that are equal, or closer than {margin}."
+            return f"every prompt's answers have rewards that are equal, or closer than {margin}.{self._cut_off(answers)}"
         if all(reward is None for group in answers.groups for reward in group.rewards):
             return f"no answer of window {number} was rated{reasons}."
         counts = {
@@ -115,12 +122,24 @@ class PairMaker:
             "with pairs of the same tokens only, differently rewarded": pairing.identical,
         }
         parts = [f"{count} {what}" for what, count in counts.items() if count]
-        return f"window {number} has {total} prompts, {', '.join(parts)}."
+        return f"window {number} has {total} prompts, {', '.join(parts)}.{self._cut_off(answers)}"
+
+    def _cut_off(self, answers: ScoredAnswers) -> str:
+        """How many answers were cut off, where they count as wrong for that; else nothing."""
+        samples = [sample for group in answers.groups for sample in group.samples]
+        count = sum(map(is_cut_off, samples))
+        if count == 0 or self.truncated != "zero":
+            return ""
+        limit = f"spec.rollout.maxTokens ({self._spec.rollout.max_tokens})"
+        return f" {count} of {len(samples)} answers were cut off at {limit} and so count as wrong."
 
     def _remedy(self, total: int, pairing: Pairing) -> str:
         block = f"spec.preference.{self._spec.preference.name}"
         if pairing.unrated == total:
-            return f"can {block} rate them, and does it read the true answers?"
+            return (
+                f"can {block} rate them, does it read the true answers, and is spec.rollout.maxTokens "
+                f"({self._spec.rollout.max_tokens}) long enough?"
+            )
         return (
             f"do answers match {block}? Are prompts too easy or too hard, is spec.rollout.maxTokens "
             f"({self._spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"

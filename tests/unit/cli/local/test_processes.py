@@ -110,3 +110,13 @@ async def test_folder_that_the_user_names_is_where_children_import_from(tmp_path
     await child.start(Process(["python3", "-c", "import my_rules; print(my_rules.WORTH)"], {}), {"PYTHONPATH": str(tmp_path)})
 
     assert (await child.wait(), child.last_lines()[-1]) == (0, "7")
+
+
+async def test_log_and_last_lines_tell_no_secret(tmp_path: Path) -> None:
+    child = Child("probe", tmp_path / "probe.log")
+    program = "print('HF_TOKEN=' + 's3cr3t')"
+    await child.start(Process(["python3", "-c", program, "--api-key", "s3" + "cr3t9"], {}), {})
+    await child.wait()
+    (started, *_) = child.log.read_text().splitlines()
+    assert "--api-key [redacted]" in started
+    assert child.last_lines()[-1] == "HF_TOKEN=[redacted]"

@@ -1,16 +1,18 @@
 """The report: what it shows, of runs in every state, and that nothing a model says becomes markup."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.report import write_report
 from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg, wilson
-from spinrun_cli.show.page import CHANGES, compare
+from spinrun_cli.show.page import CHANGES, compare, tiles
 from spinrun_cli.show.run_data import RunData
 from spinrun_worker.ledger import Layout, write_samples
 from unit.cli.conftest import DOCUMENT, answers
@@ -95,6 +97,21 @@ def test_answers_are_compared_prompt_by_prompt_with_the_changed_ones_first() -> 
     assert [sum(item.change == change for item in compared) for change in CHANGES] == [3, 0, 2, 5]
     assert (compared[0].prompt, compared[0].expected) == ("What is 1 + 7? Answer with just the number.", "8")
     assert (compared[0].before.text, compared[0].after.text) == ("The answer is 9.", "The answer is 8.")
+
+
+def test_answers_that_were_cut_off_are_counted_and_said_to_be_so(finished_run: Path) -> None:
+    data = load_run_data(finished_run)
+    assert "Cut off" not in {tile.label for tile in tiles(data)}
+    for line in data.windows:
+        line.values["truncated_samples"] = 3.0
+    (tile,) = [tile for tile in tiles(data) if tile.label == "Cut off"]
+    assert tile.value == f"{3 * len(data.windows)} answers"
+
+    before, after = answers(0), answers(1)
+    (sample,) = after[0].samples
+    after[0] = replace(after[0], samples=(sample.model_copy(update={"finish_reason": "length"}),))
+    shown = compare(before, after)
+    assert {item.after.reward for item in shown} == {"0", "1", "1, cut off at maxTokens"}
 
 
 def test_a_ledger_alone_is_enough(finished_run: Path, tmp_path: Path) -> None:
@@ -187,3 +204,15 @@ def test_a_run_without_evaluation_says_so(finished_run: Path) -> None:
 
     assert "no spec.data.evaluation" in report(finished_run).text
     assert DOCUMENT["spec"]["data"]["evaluation"]
+
+
+def test_a_report_tells_no_secret(finished_run: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load((finished_run / "run.yaml").read_text())
+    document["spec"]["rollout"] = {"engineArgs": {"hf-token": "s3cr3t"}, "maxTokens": 8}
+    document["spec"]["trainer"] = {
+        "template": {"spec": {"containers": [{"name": "t", "env": [{"name": "A", "value": "s3cr3t"}]}]}}
+    }
+    (finished_run / "run.yaml").write_text(yaml.safe_dump(document))
+    page = write_report(finished_run, tmp_path).page.read_text()
+    assert "s3cr3t" not in page
+    assert "maxTokens: 8" in page

@@ -154,3 +154,9 @@ def test_words_are_compact_json_with_outside_names() -> None:
         encode(TerminationMessage(result="Complete", reason="Completed", message="", exit_code=0))
     )
     assert document == {"result": "Complete", "reason": "Completed", "message": "", "exitCode": 0}
+
+
+def test_words_hold_no_secret() -> None:
+    words = describe_failure(ConfigurationError("https://user:s3cr3t@host refuses HF_TOKEN=s3cr3t"))
+    assert "s3cr3t" not in encode(words).decode()
+    assert "https://[redacted]@host refuses HF_TOKEN=[redacted]" in encode(words).decode()

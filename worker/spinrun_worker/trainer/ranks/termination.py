@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from spinrun_api.documents import InvalidDocumentError
+from spinrun_api.redaction import redacted_text
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.termination import TerminationMessage
@@ -132,9 +133,9 @@ def clear() -> None:
 
 
 def encode(words: TerminationMessage) -> bytes:
-    """Compact JSON of at most MAX_BYTES; a message that is too long is truncated."""
+    """Compact JSON of at most MAX_BYTES, without secrets; a message that is too long is truncated."""
     # Paths and foreign messages may hold bytes that are not text; JSON cannot.
-    message = words.message.encode(errors="replace").decode()
+    message = redacted_text(words.message).encode(errors="replace").decode()
     while (excess := len(_json(words, message)) - MAX_BYTES) > 0 and len(message) > 1:
         message = message[: -excess - 1] + "…"
     return _json(words, message)

@@ -208,3 +208,13 @@ def test_a_missing_package_is_said_with_its_remedy(
 def test_a_run_without_trackers_has_no_followers(tmp_path: Path) -> None:
     with following(record({}), tmp_path) as followers:
         assert list(followers) == []
+
+
+def test_secrets_of_the_spec_are_told_to_nobody() -> None:
+    described = record({"wandb": {"project": "p", "secretRef": {"name": "keys", "key": "wandb-api-key"}}})
+    described.run["spec"]["rollout"]["engineArgs"] = {"hf-token": PASSWORD, "max-num-seqs": 8}
+    described.run["spec"]["data"]["prompts"]["source"] = f"https://user:{PASSWORD}@host/x.jsonl"
+    shown = settings(described)
+    assert PASSWORD not in json.dumps(shown)
+    assert shown["rollout"]["engineArgs"]["max-num-seqs"] == 8
+    assert shown["telemetry"]["wandb"]["secretRef"] == {"name": "keys", "key": "wandb-api-key"}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from spinrun_api.redaction import redacted
 from spinrun_api.run import SpinRun
 from spinrun_protocol.ledger import MetricsLine, RunRecord
 
@@ -40,11 +41,11 @@ def run_of(record: RunRecord) -> SpinRun:
 
 
 def settings(record: RunRecord) -> dict[str, Any]:
-    """What people compare runs by: the spec, without pod templates, which may hold secrets; versions and machine."""
+    """What people compare runs by: the spec, without secrets and pod templates; versions and machine."""
     spec: dict[str, Any] = record.run["spec"]
     shown = {name: {key: value for key, value in block.items() if key != "template"} for name, block in spec.items()}
     own = {"versions": record.versions, "machine": record.machine, "worldSize": record.world_size}
-    return shown | own
+    return redacted(shown | own)
 
 
 def flattened(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
