@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from spinrun_protocol.wire import Sample
-from spinrun_worker.records import PromptRecord
+from spinrun_worker.records import Message, PromptRecord
 
 Groups = Sequence[tuple[PromptRecord, Sequence[Sample]]]
 """Prompts, each with samples that answer it."""
@@ -22,12 +22,14 @@ class Item:
 
     prompt_id: str
     prompt: str
-    """What the user asks."""
+    """What the user asks: the last message of theirs."""
     completion: str
     answer: str | None
     """The true answer."""
     columns: dict[str, Any]
     """The row that the prompt came from."""
+    conversation: tuple[Message, ...] = ()
+    """Every message before the completion; empty where the prompt is a single text."""
 
 
 @dataclass(frozen=True, slots=True)
