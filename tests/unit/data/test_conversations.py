@@ -173,11 +173,7 @@ def test_a_conversation_inside_a_column_can_be_named(tmp_path: Path):
 
 
 def test_conversations_come_out_of_parquet_as_out_of_json(tmp_path: Path):
-    with_tools = [
-        AND,
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "content": "x", "tool_call_id": "1"},
-    ]
+    with_tools = [AND, CALLED | {"content": None}, FOUND]
     pq.write_table(pa.Table.from_pylist([{"messages": TURNS}, {"messages": with_tools}]), tmp_path / "p.parquet")
     records = {record.id: list(record.messages) for record in load_source(tmp_path / "p.parquet").records}
     assert records == {"0": TURNS, "1": [AND, CALLED, FOUND]}
