@@ -191,7 +191,7 @@ def test_rewards_are_for_the_whole_conversation(scorers: Scorers, classifier_mod
         messages = [*conversation, {"role": "assistant", "content": text}]
         return number(classifier_model, tokenizer.apply_chat_template(messages, return_dict=False))
 
-    block = {"rewardModel": {"source": str(classifier_model)}}
+    block: dict[str, object] = {"rewardModel": {"source": str(classifier_model)}}
     rewards = score_of(block, scorers, "sum?", *TEXTS, conversation=conversation)
 
     assert rewards == pytest.approx([want(text) for text in TEXTS], abs=1e-3)

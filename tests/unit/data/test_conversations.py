@@ -40,7 +40,8 @@ def load(rows: list[dict[str, Any]], tmp_path: Path, **fields: Any) -> PromptSet
 
 
 def load_source(source: Path | str, **fields: Any) -> PromptSet:
-    prompts = Prompts(source=str(source), **{"messages_column": "messages", **fields})
+    given: dict[str, Any] = {"source": str(source), "messages_column": "messages", **fields}
+    prompts = Prompts(**given)
     return load_prompts(prompts, tokenizer=TOKENIZER, chat_template=None, max_prompt_tokens=512, needs_answer=False)
 
 
@@ -58,6 +59,7 @@ def shared_gpt(messages: list[dict[str, str]]) -> list[dict[str, str]]:
         (TURNS, TURNS),
         (shared_gpt(TURNS), TURNS),
         (shared_gpt([*TURNS, SAID]), TURNS),
+        ([{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello", "role": None}], [HI]),
         ([{"from": " Human", "value": "hi"}], [HI]),
         ([{"from": "human", "value": "hi", "weight": None}], [HI]),
         ([{"role": "user", "value": "hi"}], [HI]),

@@ -185,9 +185,10 @@ def test_no_usable_row_at_all_is_an_error_that_says_why(tmp_path: Path):
 def test_nan_is_no_answer_and_whole_numbers_have_no_decimals(tmp_path: Path, kind: str):
     rows = pd.DataFrame({"prompt": ["a", "b", "c"], "answer": [42, None, 0.5], "level": [1, 2, None]})
     path = tmp_path / f"prompts.{kind}"
-    rows.to_parquet(path) if kind == "parquet" else path.write_text(
-        rows.to_json(orient="records", lines=True).replace("null", "NaN")
-    )
+    if kind == "parquet":
+        rows.to_parquet(path)
+    else:
+        path.write_text(str(rows.to_json(orient="records", lines=True)).replace("null", "NaN"))
 
     prompts = load(Prompts(source=str(path), answer_column="answer", template="{prompt}{level}"), needs_answer=True)
     assert {record.text: record.answer for record in prompts.records} == {"a1": "42"}

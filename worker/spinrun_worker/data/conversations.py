@@ -65,7 +65,7 @@ def _listed(value: object) -> list[object]:
 
 
 def _is_log(message: object) -> bool:
-    return isinstance(message, dict) and "role" not in message
+    return isinstance(message, dict) and cast(Fields, message).get("role") is None
 
 
 def _message(value: object) -> Message:
