@@ -39,10 +39,10 @@ def load(rows: list[dict[str, Any]], tmp_path: Path, **fields: Any) -> PromptSet
     return load_source(path, **fields)
 
 
-def load_source(source: Path | str, **fields: Any) -> PromptSet:
+def load_source(source: Path | str, *, needs_answer: bool = False, **fields: Any) -> PromptSet:
     given: dict[str, Any] = {"source": str(source), "messages_column": "messages", **fields}
     prompts = Prompts(**given)
-    return load_prompts(prompts, tokenizer=TOKENIZER, chat_template=None, max_prompt_tokens=512, needs_answer=False)
+    return load_prompts(prompts, tokenizer=TOKENIZER, chat_template=None, max_prompt_tokens=512, needs_answer=needs_answer)
 
 
 def shared_gpt(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -167,6 +167,15 @@ def test_last_message_can_be_the_true_answer(tmp_path: Path):
     assert (list(record.messages), record.answer) == (TURNS, "Paris.")
     (record,) = load([{"log": shared_gpt([ASKED, SAID])}], tmp_path, messages_column="log", answer_column="log.-1.value").records
     assert (list(record.messages), record.answer) == ([ASKED], "Paris.")
+
+
+def test_what_the_user_says_last_is_no_true_answer(tmp_path: Path):
+    rows = [{"messages": TURNS}, {"messages": [*TURNS, SAID]}]
+    records = load(rows, tmp_path, answer_column="messages.-1.content").records
+    assert {(record.id, record.answer) for record in records} == {("0", None), ("1", "Paris.")}
+    assert all(list(record.messages) == TURNS for record in records)
+    needed = load(rows, tmp_path, answer_column="messages.-1.content", needs_answer=True)
+    assert ([record.answer for record in needed.records], needed.dropped) == (["Paris."], {"no_answer": 1})
 
 
 def test_a_conversation_inside_a_column_can_be_named(tmp_path: Path):

@@ -182,7 +182,10 @@ class _RowReader:
         """The question of a row. Raises RowError when it holds none or, where one is needed, no answer."""
         answer = self._answer(row)
         if self._messages_column is not None:
-            messages = read_conversation(value_at(row, self._messages_column), is_answered=self._is_answered)
+            value: Any = value_at(row, self._messages_column)
+            messages = read_conversation(value, is_answered=self._is_answered)
+            if self._is_answered and len(messages) == len(value):
+                answer = self._no_answer("the last message is not the assistant's")
             return _Question(last_request(messages), messages, answer, row)
         text = self._template.fill(row) if self._template else self._text(row, self._prompt_column, "promptColumn")
         if not text.strip():
@@ -193,9 +196,11 @@ class _RowReader:
         if self._answer_column is None:
             return None
         answer = self._text(row, self._answer_column, "answerColumn").strip()
-        if not answer and self._needs_answer:
-            raise RowError("no_answer", f"column {self._answer_column} is empty")
-        return answer or None
+        return answer or self._no_answer(f"column {self._answer_column} is empty")
+
+    def _no_answer(self, reason: str) -> None:
+        if self._needs_answer:
+            raise RowError("no_answer", reason)
 
     def _text(self, row: Row, column: str, field: str) -> str:
         value = value_at(row, column)
