@@ -1,6 +1,6 @@
 """Preferences from a real vLLM: what judge, reward model and ranker make of it is what the models compute."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from spinrun_api.spec import Judge, Preference
 from spinrun_protocol import commands
 from spinrun_protocol.environment import SCORERS, TOKEN_FILE
 from spinrun_protocol.wire import Sample
-from spinrun_worker.records import PromptRecord
+from spinrun_worker.records import Message, PromptRecord
 from spinrun_worker.rewards import build_reward_function
 from support.engines import ServerProcess, VllmServer, running_vllm, tiny_run
 from support.models import tiny_classifier, tiny_llama
@@ -146,7 +146,9 @@ def number(folder: Path, token_ids: list[int]) -> float:
         return model(torch.tensor([token_ids])).logits[0, 0].item()
 
 
-def score_of(preference: dict[str, object], scorers: Scorers, prompt: str, *texts: str) -> tuple[float | None, ...]:
+def score_of(
+    preference: dict[str, object], scorers: Scorers, prompt: str, *texts: str, conversation: Sequence[Message] = ()
+) -> tuple[float | None, ...]:
     scorer = build_reward_function(
         Preference.model_validate(preference),
         on_trouble=lambda _: None,
@@ -154,7 +156,7 @@ def score_of(preference: dict[str, object], scorers: Scorers, prompt: str, *text
         environment=scorers.environment,
     )
     group = tuple(Sample(tokens=(index,), text=text, finish_reason="stop") for index, text in enumerate(texts))
-    result = scorer.score([(PromptRecord("p", (1,), prompt), group)])
+    result = scorer.score([(PromptRecord("p", (1,), prompt, conversation=tuple(conversation)), group)])
     assert result.messages == []
     return result.rewards[0]
 
@@ -174,6 +176,26 @@ def test_rewards_are_the_numbers_of_the_model_for_conversations(scorers: Scorers
 
     assert rewards == pytest.approx(wanted, abs=1e-3)
     assert max(wanted) - min(wanted) > 0.01, "the model has no opinion, so that the test shows nothing"
+
+
+def test_rewards_are_for_the_whole_conversation(scorers: Scorers, classifier_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(classifier_model)
+    conversation = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "sum?"},
+    ]
+
+    def want(text: str) -> float:
+        messages = [*conversation, {"role": "assistant", "content": text}]
+        return number(classifier_model, tokenizer.apply_chat_template(messages, return_dict=False))
+
+    block: dict[str, object] = {"rewardModel": {"source": str(classifier_model)}}
+    rewards = score_of(block, scorers, "sum?", *TEXTS, conversation=conversation)
+
+    assert rewards == pytest.approx([want(text) for text in TEXTS], abs=1e-3)
+    assert rewards != pytest.approx(score_of(block, scorers, "sum?", *TEXTS), abs=1e-3)
 
 
 def test_rewards_are_the_numbers_of_the_model_for_texts_of_a_template(scorers: Scorers, classifier_model: Path) -> None:

@@ -1,9 +1,25 @@
 """What flows through a window: prompts, scored samples, pairs."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spinrun_protocol.wire import Sample, SampleGroup
+
+Message = dict[str, Any]
+"""One message of a conversation: `role` and `content`, both text; with tools also `tool_calls`, `tool_call_id` and `name`."""
+
+
+def is_single(messages: Sequence[Message]) -> bool:
+    """Whether a conversation is nothing but one message of a user, which needs no role beside it."""
+    return len(messages) == 1 and messages[0]["role"] == "user"
+
+
+def message_text(message: Message) -> str:
+    """What a message says, with the tools that it calls as JSON."""
+    calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls", ())]
+    return "\n".join([message["content"], *calls] if message["content"] or not calls else calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +33,21 @@ class PromptRecord:
     """Token ids after the chat template."""
 
     text: str
-    """What the user asks, for rules and people."""
+    """What the user asks, for rules: of a conversation the last message of the user."""
 
     answer: str | None = None
     """The true answer, where there is one."""
 
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
     """The row that the prompt came from."""
+
+    conversation: tuple[Message, ...] = ()
+    """Every message up to the one that the model writes, where the data has conversations; empty where they are single texts."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the model answers, message by message with its role: for all that judge the answer, or show it."""
+        return self.conversation or ({"role": "user", "content": self.text},)
 
 
 def is_cut_off(sample: Sample) -> bool:

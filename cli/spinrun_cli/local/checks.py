@@ -8,11 +8,9 @@ from pathlib import Path
 
 from spinrun_api.base import ApiModel
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Prompts, Scorer, SpinRunSpec
+from spinrun_api.spec import DATA_SUFFIXES, Prompts, Scorer, SpinRunSpec
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_protocol.environment import PREFERENCE_KEY
-
-DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 UNUSED = (
     "storage",
@@ -157,7 +155,7 @@ def _check_data(name: str, prompts: Prompts) -> None:
     path = Path(prompts.source)
     if not path.is_file():
         raise InvalidInputError(f"spec.data.{name}.source: {path} is not a file: correct the path")
-    if path.suffix not in DATA_SUFFIXES:
+    if not prompts.suffix:
         raise InvalidInputError(f"spec.data.{name}.source: {path} must end with one of {', '.join(DATA_SUFFIXES)}")
 
 

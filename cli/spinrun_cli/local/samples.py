@@ -11,7 +11,7 @@ from spinrun_cli.queries import SamplesQuery
 from spinrun_cli.show.text import hanging, printable
 from spinrun_cli.target import ledger_of
 from spinrun_worker.ledger import Layout, Ledger, LedgerError, TornError, read_manifest, read_pairs, read_samples
-from spinrun_worker.records import Pair, ScoredGroup
+from spinrun_worker.records import Message, Pair, PromptRecord, ScoredGroup, is_single, message_text
 
 Json = dict[str, Any]
 
@@ -78,8 +78,8 @@ def _some(groups: Sequence[ScoredGroup]) -> str:
 # --- documents -----------------------------------------------------------------------------------------------------
 
 
-def _prompt(group: ScoredGroup) -> Json:
-    return {"id": group.prompt.id, "prompt": group.prompt.text, "answer": group.prompt.answer}
+def _prompt(prompt: PromptRecord) -> Json:
+    return {"id": prompt.id, "prompt": prompt.text, "messages": list(prompt.messages), "answer": prompt.answer}
 
 
 def _samples(group: ScoredGroup) -> Json:
@@ -87,14 +87,14 @@ def _samples(group: ScoredGroup) -> Json:
         {"text": each.text, "reward": reward, "finishReason": each.finish_reason, "numTokens": len(each.tokens)}
         for each, reward in zip(group.samples, group.rewards, strict=True)
     ]
-    return _prompt(group) | {"samples": samples}
+    return _prompt(group.prompt) | {"samples": samples}
 
 
 def _pairs(groups: Sequence[ScoredGroup], pairs: Sequence[Pair]) -> list[Json]:
     """The pairs with their prompts and texts."""
     by_id = {group.prompt.id: group for group in groups}
     return [
-        (_prompt(by_id[pair.prompt_id]) if pair.prompt_id in by_id else {"id": pair.prompt_id, "prompt": "", "answer": None})
+        _prompt(by_id[pair.prompt_id].prompt if pair.prompt_id in by_id else PromptRecord(pair.prompt_id, pair.prompt, ""))
         | {
             "chosen": _side(by_id.get(pair.prompt_id), pair.chosen, pair.chosen_reward, pair.reference_chosen),
             "rejected": _side(by_id.get(pair.prompt_id), pair.rejected, pair.rejected_reward, pair.reference_rejected),
@@ -115,8 +115,16 @@ def _side(group: ScoredGroup | None, tokens: tuple[int, ...], reward: float, ref
 
 
 def _heading(document: Json) -> str:
-    answer = "" if document["answer"] is None else f"  (answer: {document['answer']})"
-    return hanging(f"{document['id']}  ", printable(f"{document['prompt']}{answer}"))
+    """A prompt's id, then what it asks: a single message of a user as it is, of a conversation every message after its role."""
+    answer = "" if document["answer"] is None else printable(f"  (answer: {document['answer']})")
+    messages: list[Message] = document["messages"]
+    if is_single(messages):
+        shown = printable(message_text(messages[0]))
+    else:
+        shown = "\n".join(
+            hanging(f"{printable(message['role'], keep='')}: ", printable(message_text(message))) for message in messages
+        )
+    return hanging(f"{document['id']}  ", shown + answer)
 
 
 def _group_text(document: Json) -> str:

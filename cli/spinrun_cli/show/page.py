@@ -11,11 +11,13 @@ from markupsafe import Markup
 from spinrun_cli.show.charts import panels, to_svg
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import duration
-from spinrun_worker.records import ScoredGroup, is_cut_off
+from spinrun_worker.records import PromptRecord, ScoredGroup, is_cut_off, is_single, message_text
 
 MOST_COMPARISONS = 60
 LONGEST_TEXT = 800
-"""Characters of an answer that are shown."""
+"""Characters of an answer, or of a message, that are shown."""
+MOST_TURNS = 50
+"""Messages of a conversation that are shown: the first half of them, and the last."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
 class HeldOutAnswers:
     """One held-out prompt, answered before and after."""
 
     prompt: str
+    """What the user asks (last)."""
+    turns: tuple[Turn, ...]
+    """Every message, where the prompt is more than one of a user."""
     expected: str | None
     before: Answer
     after: Answer
@@ -82,11 +95,27 @@ def compare(before: Sequence[ScoredGroup], after: Sequence[ScoredGroup]) -> list
     """The prompts that both evaluations answered, the changed ones first."""
     later = {group.prompt.id: group for group in after}
     found = [
-        HeldOutAnswers(_cut(group.prompt.text), group.prompt.answer, _answer(group), _answer(later[group.prompt.id]))
+        HeldOutAnswers(
+            _cut(group.prompt.text),
+            _turns(group.prompt),
+            group.prompt.answer,
+            _answer(group),
+            _answer(later[group.prompt.id]),
+        )
         for group in before
         if group.prompt.id in later
     ]
     return sorted(found, key=lambda item: CHANGES.index(item.change))
+
+
+def _turns(prompt: PromptRecord) -> tuple[Turn, ...]:
+    if is_single(prompt.messages):
+        return ()
+    turns = tuple(Turn(message["role"], _cut(message_text(message))) for message in prompt.messages)
+    if len(turns) <= MOST_TURNS:
+        return turns
+    half = MOST_TURNS // 2
+    return (*turns[:half], Turn("…", f"({len(turns) - MOST_TURNS} more messages)"), *turns[-half:])
 
 
 def _answer(group: ScoredGroup) -> Answer:

@@ -4,7 +4,7 @@
 the same invalid documents to both.
 """
 
-from spinrun_api.spec.data import Data, Evaluation, Prompts
+from spinrun_api.spec.data import DATA_SUFFIXES, Data, Evaluation, Prompts
 from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
 from spinrun_api.spec.method import Cringe, Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage, of_window
 from spinrun_api.spec.model import Model
@@ -29,6 +29,7 @@ from spinrun_api.spec.trainer import Lora, Trainer
 from spinrun_api.spec.types import SecretKey
 
 __all__ = [
+    "DATA_SUFFIXES",
     "JUDGE_TEMPLATE",
     "Cringe",
     "Data",

@@ -5,13 +5,17 @@ from pydantic import Field
 from spinrun_api.base import ApiModel
 from spinrun_api.spec.types import LongText, Text
 
+DATA_SUFFIXES = (".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz", ".csv.gz", ".json.gz")
+"""Ends of the names of files that prompts are read from."""
+
 
 class Prompts(ApiModel):
     """Where prompts come from and how a row becomes a prompt."""
 
     source: Text
-    """A Hub data set id, the absolute path of a .jsonl, .parquet or .csv file on the ledger volume or in the image, or
-    `arithmetic`, a built-in generator that needs nothing from outside."""
+    """A Hub data set id, the absolute path of a file on the ledger volume or in the image, or `arithmetic`, a built-in generator
+    that needs nothing from outside. A file ends in .jsonl, .json (a list of objects, also one under the key data), .csv or
+    .parquet; all but .parquet also with .gz."""
 
     config: Text | None = None
     """Configuration of a Hub data set. For `arithmetic`: OPERATION-LARGEST such as addition-15
@@ -21,13 +25,18 @@ class Prompts(ApiModel):
     """Split of a Hub data set. For `arithmetic`: train or test, which have no question in common."""
 
     prompt_column: Text = "prompt"
-    """Column that holds the prompt's text."""
+    """Column that holds the prompt's text. In this and in all other names of columns a dot leads to a field inside a column
+    (`extra_info.question`, `turns.0.text`, `turns.-1.text`), unless a column has that very name."""
 
     answer_column: Text | None = None
-    """Column that holds the true answer, for rules that need one. `arithmetic` brings its own."""
+    """Column that holds the true answer, for rules that need one, such as `answer` or `reward_model.ground_truth`. A row where it
+    is empty, null or NaN has no answer; a whole number has no decimals, so that 42.0 is 42. `arithmetic` brings its own."""
 
     messages_column: Text | None = None
-    """Column that holds a list of {role, content}, used instead of `promptColumn`."""
+    """Column that holds a conversation, used instead of `promptColumn`: a list of {role, content}, or of {from, value} as in
+    ShareGPT. The model writes the next message, and what judges it is shown all of them with their roles. Content in parts is
+    joined, one to a line. A last message of the assistant is left out in the form of ShareGPT and where `answerColumn` names it,
+    as `messages.-1.content` does; elsewhere such a row is dropped as malformed, as are rows with parts other than text."""
 
     template: LongText | None = None
     """Text with {column} in it, filled from the row, that becomes the user's message. Absent: the prompt column as it is."""
@@ -37,6 +46,11 @@ class Prompts(ApiModel):
 
     shuffle_seed: int = Field(default=0, ge=0)
     """Seed of the order in which prompts are drawn; each epoch has an order of its own."""
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name of a file in source that says what it holds; empty where source is something else."""
+        return next((suffix for suffix in DATA_SUFFIXES if self.source.endswith(suffix)), "")
 
     @property
     def has_answers(self) -> bool:

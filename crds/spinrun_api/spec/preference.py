@@ -27,7 +27,8 @@ class Rule(ApiModel):
     """For regex: the expression searched for in the answer. `{answer}` in it stands for the true answer, escaped."""
 
     entry_point: EntryPoint | None = None
-    """For python: module:function, called as function(prompt, completion, answer, **columns) and returning a number."""
+    """For python: module:function, called as function(prompt, completion, answer, **columns) and returning a number. `prompt` is
+    the last message of the user; a function with a parameter `messages` gets the whole conversation."""
 
     timeout_seconds: float = Field(default=5.0, gt=0, le=600)
     """For regex, choice, math and python: longest time for one answer; a slower one gets no reward and is counted."""
@@ -118,8 +119,9 @@ class Judge(Endpoint):
     """Name under which it serves the model."""
 
     template: LongText = JUDGE_TEMPLATE
-    """What the judge is asked: text with {prompt}, {first} and {second} in it. The last line of its reply must name 1 or 2,
-    and not both."""
+    """What the judge is asked: text with {prompt}, {first} and {second} in it. {prompt} is what the user asks or, of a
+    conversation, every message between <message role="…"> and </message>. The last line of its reply must name 1 or 2, and not
+    both."""
 
     max_tokens: int = Field(default=16, ge=1, le=1_000_000)
     """Longest reply, in tokens. More lets the judge reason before its last line."""
@@ -184,8 +186,9 @@ class RewardModel(ScoringModel):
     """A model that gives an answer a number: a sequence classifier with one class, served by vLLM."""
 
     template: LongText | None = None
-    """Text with {prompt} and {answer} in it that the model is shown, many of them in a request. Absent: the two as a
-    conversation, for which the server has the model's own chat template; a request for each answer."""
+    """Text with {prompt}, as for a judge, and {answer} in it that the model is shown, many of them in a request. Absent: all
+    messages and the answer as a conversation, for which the server has the model's own chat template; a request for each
+    answer."""
 
     @rule(
         cel="!has(self.template) || (self.template.contains('{prompt}') && self.template.contains('{answer}'))",
@@ -199,7 +202,7 @@ class Ranker(ScoringModel):
     """A model that gives two answers to a prompt a number, the larger the better the first: a cross-encoder, served by vLLM."""
 
     first_template: LongText = "{prompt}\n\n{answer}"
-    """The first of the two texts that the model compares, with {prompt} and the first {answer} in it."""
+    """The first of the two texts that the model compares, with {prompt}, as for a judge, and the first {answer} in it."""
 
     second_template: LongText = "{answer}"
     """The second of the two, with the second {answer} in it, and {prompt} if wanted."""

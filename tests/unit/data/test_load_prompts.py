@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from spinrun_api.spec import Evaluation, Prompts
@@ -178,6 +179,32 @@ def test_no_usable_row_at_all_is_an_error_that_says_why(tmp_path: Path):
         ConfigurationError, match=r"data\.prompts: no row .* 1 too_long \(row 0: 6\d\d tokens, data\.maxPromptTokens"
     ):
         load(source)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_nan_is_no_answer_and_whole_numbers_have_no_decimals(tmp_path: Path, kind: str):
+    rows = pd.DataFrame({"prompt": ["a", "b", "c"], "answer": [42, None, 0.5], "level": [1, 2, None]})
+    path = tmp_path / f"prompts.{kind}"
+    if kind == "parquet":
+        rows.to_parquet(path)
+    else:
+        path.write_text(str(rows.to_json(orient="records", lines=True)).replace("null", "NaN"))
+
+    prompts = load(Prompts(source=str(path), answer_column="answer", template="{prompt}{level}"), needs_answer=True)
+    assert {record.text: record.answer for record in prompts.records} == {"a1": "42"}
+    assert prompts.dropped == {"no_answer": 1, "empty": 1}
+
+    prompts = load(Prompts(source=str(path), answer_column="answer"))
+    assert {record.text: record.answer for record in prompts.records} == {"a": "42", "b": None, "c": "0.5"}
+
+
+def test_columns_inside_columns_are_named_with_dots(tmp_path: Path):
+    row = {"extra": {"question": "2+2?", "level": 3}, "reward_model": {"ground_truth": "4"}, "x.y": "z"}
+    source = write(tmp_path, [row])
+    records = load(Prompts(source=source, prompt_column="extra.question", answer_column="reward_model.ground_truth")).records
+    assert [(record.text, record.answer, record.columns) for record in records] == [("2+2?", "4", row)]
+    template = "{extra.level} {extra.question} {x.y}"
+    assert load(Prompts(source=source, template=template)).records[0].text == "3 2+2? z"
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path):

@@ -1,3 +1,5 @@
+import gzip
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -5,13 +7,14 @@ from pathlib import Path
 import datasets
 import datasets.config
 import datasets.exceptions
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 
-from spinrun_api.spec import Prompts
+from spinrun_api.spec import DATA_SUFFIXES, Prompts
 from spinrun_worker.data import sources
 from spinrun_worker.data.sources import open_source
 from spinrun_worker.errors import ConfigurationError, RunError
@@ -22,6 +25,10 @@ ROWS = [{"question": "1+1?", "answer": "2"}, {"question": 'zwölf, "quoted"\nove
 def rows_of(source: Path | str, **options: object) -> list[dict[str, object]]:
     table = open_source(Prompts(source=str(source), **options), block="data.prompts")  # pyright: ignore[reportArgumentType]
     return table.take(range(len(table)))
+
+
+def packed(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
 
 
 def write_jsonl(path: Path) -> None:
@@ -38,7 +45,40 @@ def write_parquet(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), path)
 
 
-@pytest.mark.parametrize(("suffix", "write"), [(".jsonl", write_jsonl), (".csv", write_csv), (".parquet", write_parquet)])
+def write_json(path: Path) -> None:
+    path.write_text("\ufeff" + json.dumps(ROWS, indent=2))
+
+
+def write_json_under_data(path: Path) -> None:
+    path.write_text(json.dumps({"version": 1, "data": ROWS}))
+
+
+def compressed(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Writes in two members, as tools do that compress in blocks."""
+
+    def write_gzip(path: Path) -> None:
+        write(path)
+        content = path.read_bytes()
+        path.write_bytes(packed(content[:30]) + packed(content[30:]))
+
+    return write_gzip
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [
+        (".jsonl", write_jsonl),
+        (".csv", write_csv),
+        (".parquet", write_parquet),
+        (".json", write_json),
+        (".json", write_json_under_data),
+        (".json", write_jsonl),
+        (".jsonl.gz", compressed(write_jsonl)),
+        (".csv.gz", compressed(write_csv)),
+        (".json.gz", compressed(write_json)),
+        (".v1.2.json.gz", compressed(write_jsonl)),
+    ],
+)
 def test_files_of_every_kind_give_the_same_rows(tmp_path: Path, suffix: str, write: Callable[[Path], None]):
     path = tmp_path / f"prompts{suffix}"
     write(path)
@@ -57,10 +97,29 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path: Path, suffix: str, wri
         ("a.csv", b'a,b\n1,"2\n', "line 2 is not CSV"),
         ("a.csv", b"a,b\n1,2\n\xff,2\n", "line 3 is not UTF-8"),
         ("a.parquet", b"PAR1 but not really", "is not Parquet"),
-        ("a.json", b"{}", "must end in .jsonl, .parquet, .csv"),
+        ("a.txt", b"{}", "must end in .jsonl, .parquet, .csv, .json, .jsonl.gz, .csv.gz, .json.gz"),
+        ("a.parquet.gz", b"", "must end in .jsonl"),
+        ("a.gz", b"", "must end in .jsonl"),
+        ("a.json", b"{}", "must be a list of objects, also one under data, got dict"),
+        ("a.json", b"3", "must be a list of objects, also one under data, got int"),
+        ("a.json", b'[{"a": 1}, 2]', "element 2 must be a JSON object, got int"),
+        ("a.json", b'[{"a": 1},', "is not JSON: "),
+        ("a.json", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
+        ("a.json", b"", "is not JSON: "),
+        ("a.json", b"\xff\xfe", "is not JSON: .*utf-8"),
+        ("a.json", b"[" * 100_000, "is not JSON: "),
+        ("a.jsonl.gz", b'{"a": 1}\n', "is not gzip: Not a gzipped file"),
+        ("a.jsonl.gz", b"", "is not gzip: it is empty"),
+        ("a.jsonl.gz", packed(b'{"a": 1}\n' * 1000)[:40], "ends in the middle of its gzip data: copy it again"),
+        ("a.jsonl.gz", packed(b'{"a": 1}\n' * 1000)[:-8] + b"\0" * 8, "is not gzip: CRC check failed"),
+        ("a.jsonl.gz", packed(b"")[:10] + b"\x07" * 30, "is not gzip: .*invalid block type"),
+        ("a.jsonl.gz", packed(b'{"a": 1}\n') + b"more", "is not gzip: Not a gzipped file"),
+        ("a.jsonl.gz", packed(b'{"a": 1}\n{"a"'), "line 2 is not JSON"),
+        ("a.csv.gz", packed(b"a,b\n1,2\n3\n"), "line 3 has 1 fields, the header has 2"),
+        ("a.jsonl", packed(b'{"a": 1}\n'), "is compressed by gzip: add .gz to its name"),
     ],
 )
-def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str, content: bytes, want: str):
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, content: bytes, want: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigurationError, match=rf"data\.prompts\.source: .*{want}"):
         rows_of(tmp_path / name)
@@ -78,6 +137,36 @@ def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str, content: b
 def test_a_source_that_cannot_be_is_refused_with_a_remedy(source: str, want: str):
     with pytest.raises(ConfigurationError, match=f"data.prompts.source: .*{want}"):
         rows_of(source)
+
+
+def test_every_end_of_a_name_that_the_api_promises_can_be_read():
+    assert {suffix.removesuffix(".gz") for suffix in DATA_SUFFIXES} == sources.READERS.keys()
+
+
+def test_a_single_record_is_a_row_of_its_own(tmp_path: Path):
+    (tmp_path / "a.json").write_text('{"question": "1+1?", "answer": "2"}')
+    assert rows_of(tmp_path / "a.json") == ROWS[:1]
+
+
+def test_a_gzip_file_that_unpacks_to_far_more_than_data_would_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "SMALL_UNPACKED_BYTES", 1 << 20)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(packed(bytes(20 << 20)))
+    with pytest.raises(
+        ConfigurationError, match=r"bomb\.jsonl\.gz: unpacks to more than 1 MiB, from \d+ bytes: unpack it yourself"
+    ):
+        rows_of(tmp_path / "bomb.jsonl.gz")
+    (tmp_path / "dense.jsonl.gz").write_bytes(packed(b'{"question": "what is this?"}\n' * 30_000))
+    assert len(rows_of(tmp_path / "dense.jsonl.gz")) == 30_000
+
+
+@pytest.mark.parametrize("dtype", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_narrow_floats_are_read_as_they_were_written(tmp_path: Path, dtype: pa.DataType):
+    values = [0.1, -2.5, 42.0, None]
+    table = pa.table(
+        {"a": pa.array(np.array([0.1, -2.5, 42.0, 0.0], dtype.to_pandas_dtype()), dtype, mask=np.array([0, 0, 0, 1], bool))}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [row["a"] for row in rows_of(tmp_path / "a.parquet")] == values
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path):

@@ -3,6 +3,7 @@
 import math
 from contextlib import suppress
 from datetime import date
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,9 @@ json_values = st.recursive(
     max_leaves=5,
 )
 samples = st.builds(Sample, tokens=tokens, text=st.text(), finish_reason=st.sampled_from(["stop", "length"]))
+messages = st.fixed_dictionaries(
+    {"role": st.text(), "content": st.text()}, optional={"tool_calls": st.lists(json_values, max_size=2), "name": st.text()}
+)
 prompts = st.builds(
     PromptRecord,
     id=st.text(),
@@ -30,6 +34,7 @@ prompts = st.builds(
     text=st.text(),
     answer=st.none() | st.text(),
     columns=st.dictionaries(st.text(), json_values, max_size=3),
+    conversation=st.lists(messages, max_size=3).map(tuple),
 )
 groups = st.builds(
     lambda prompt, scored: ScoredGroup(prompt, tuple(sample for sample, _ in scored), tuple(reward for _, reward in scored)),
@@ -115,6 +120,59 @@ def test_text_that_utf8_does_not_have_is_written_all_the_same(tmp_path):
     (read,) = read_samples(tmp_path / "s")
     assert read.prompt.text == read.samples[0].text == "half an emoji: ?"
     assert read.prompt.columns == {"column": "\ud83d"}
+
+
+def test_half_an_emoji_in_a_conversation_is_written_all_the_same(tmp_path):
+    prompt = PromptRecord("p", (1,), "x", conversation=({"role": "user", "content": "\ud83d"},))
+    write_samples(tmp_path / "s", [ScoredGroup(prompt, (), ())])
+
+    assert read_samples(tmp_path / "s")[0].prompt.conversation == ({"role": "user", "content": "?"},)
+
+
+def rewritten(path: Path, **columns: object) -> None:
+    """The file with these columns changed, or taken out where they are None."""
+    table = pq.read_table(path)
+    for name, value in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.remove_column(at)
+        if value is not None:
+            table = table.add_column(at, name, [[value] * len(table)])
+    pq.write_table(table, path)
+
+
+def test_window_from_before_conversations_were_kept_is_read_as_single_texts(tmp_path):
+    conversation = ({"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"})
+    prompt = PromptRecord("p", (1,), "hi", conversation=conversation)
+    write_samples(tmp_path / "s", [ScoredGroup(prompt, (), ())])
+    assert read_samples(tmp_path / "s")[0].prompt.messages == conversation
+
+    rewritten(tmp_path / "s", conversation=None)
+
+    assert read_samples(tmp_path / "s")[0].prompt.messages == ({"role": "user", "content": "hi"},)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "3",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '["hi"]',
+        '[{"role": "user"}]',
+        '[{"role": 1, "content": "hi"}]',
+        '[{"role": "user", "content": "hi", "tool_calls": 3}]',
+    ],
+    ids=lambda content: content[:60] or "empty",
+)
+def test_what_is_not_a_conversation_is_damaged(tmp_path, content):
+    write_samples(tmp_path / "s", [group("hi")])
+    rewritten(tmp_path / "s", conversation=content)
+
+    with pytest.raises(TornError, match="is damaged"):
+        read_samples(tmp_path / "s")
 
 
 def test_same_window_is_the_same_file(tmp_path):

@@ -19,9 +19,9 @@ from spinrun_worker.errors import ConfigurationError, Preempted
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import RewardFunction, ScoreResult, build_reward_function
 from spinrun_worker.rewards.comparison import Comparison
-from spinrun_worker.rewards.dialect import filled
 from spinrun_worker.rewards.endpoint import EndpointClient, RetryPolicy, Server, retry_after_seconds
 from spinrun_worker.rewards.judge import ChatDialect
+from spinrun_worker.rewards.wording import filled
 from support.fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, prefers, serving
 
 KEY = "sk-very-secret-0123456789"

@@ -5,26 +5,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from spinrun_api.spec import Evaluation, Prompts
 from spinrun_worker.data import arithmetic
+from spinrun_worker.data.conversations import last_request, read_conversation
 from spinrun_worker.data.order import shuffled
+from spinrun_worker.data.rows import BATCH, DropReason, RowError, is_missing, require_column, text_of, value_at
 from spinrun_worker.data.sources import Row, Table, open_source
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.records import PromptRecord
+from spinrun_worker.records import Message, PromptRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-DropReason = Literal["too_long", "empty", "no_answer", "malformed"]
-
-_BATCH = 1024
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
@@ -68,7 +66,7 @@ def load_prompts(
     table = open_source(source, block=block)
     if not len(table):
         raise ConfigurationError(f"{block}.source: {source.source} has no rows")
-    reader = _RowReader(source, table.columns, block, needs_answer=needs_answer)
+    reader = _RowReader(source, table, block, needs_answer=needs_answer)
     encoder = _Encoder(tokenizer, chat_template, block, messages_column=source.messages_column)
 
     records: list[PromptRecord] = []
@@ -77,7 +75,7 @@ def load_prompts(
     for index, outcome in _prompts(table, source, reader, encoder):
         if isinstance(outcome, PromptRecord):
             outcome = _of_fitting_length(outcome, max_prompt_tokens)
-        if isinstance(outcome, _RowError):
+        if isinstance(outcome, RowError):
             dropped[outcome.reason] += 1
             examples.setdefault(outcome.reason, f"row {index}: {outcome}")
         else:
@@ -110,21 +108,13 @@ def check_disjoint(train: PromptSet, test: PromptSet) -> int:
     return shared
 
 
-class _RowError(ValueError):
-    """A row that does not become a prompt."""
-
-    def __init__(self, reason: DropReason, message: str) -> None:
-        super().__init__(message)
-        self.reason: DropReason = reason
-
-
 @dataclass(frozen=True)
 class _Question:
     """What a row asks."""
 
     text: str
     """The user's (last) message."""
-    messages: list[dict[str, str]]
+    messages: tuple[Message, ...]
     answer: str | None
     row: Row
     rendered: str = ""
@@ -133,45 +123,47 @@ class _Question:
 
 def _prompts(
     table: Table, source: Prompts, reader: "_RowReader", encoder: "_Encoder"
-) -> Iterator[tuple[int, "PromptRecord | _RowError"]]:
+) -> Iterator[tuple[int, "PromptRecord | RowError"]]:
     """Each row's number and what became of it, in shuffled order, a batch of rows at a time."""
 
-    def read(row: Row) -> _Question | _RowError:
+    def read(row: Row) -> _Question | RowError:
         try:
             return encoder.render(reader.read(row))
-        except _RowError as error:
+        except RowError as error:
             return error
 
     order = shuffled(len(table), "rows", source.shuffle_seed)
-    for start in range(0, len(order), _BATCH):
-        indices = order[start : start + _BATCH]
+    for start in range(0, len(order), BATCH):
+        indices = order[start : start + BATCH]
         questions = [read(row) for row in table.take(indices)]
         token_ids = iter(encoder.encode([item.rendered for item in questions if isinstance(item, _Question)]))
         for index, item in zip(indices, questions, strict=True):
             if isinstance(item, _Question):
-                yield index, PromptRecord(str(index), next(token_ids), item.text, item.answer, item.row)
+                conversation = item.messages if source.messages_column is not None else ()
+                yield index, PromptRecord(str(index), next(token_ids), item.text, item.answer, item.row, conversation)
             else:
                 yield index, item
 
 
-def _of_fitting_length(record: PromptRecord, max_prompt_tokens: int) -> "PromptRecord | _RowError":
+def _of_fitting_length(record: PromptRecord, max_prompt_tokens: int) -> "PromptRecord | RowError":
     if not record.tokens:
-        return _RowError("empty", "the prompt has no tokens")
+        return RowError("empty", "the prompt has no tokens")
     if len(record.tokens) > max_prompt_tokens:
-        return _RowError("too_long", f"{len(record.tokens)} tokens, data.maxPromptTokens is {max_prompt_tokens}")
+        return RowError("too_long", f"{len(record.tokens)} tokens, data.maxPromptTokens is {max_prompt_tokens}")
     return record
 
 
 class _RowReader:
     """Extracts question and answer from a row, as the block of the spec says."""
 
-    def __init__(self, source: Prompts, columns: Sequence[str], block: str, *, needs_answer: bool) -> None:
+    def __init__(self, source: Prompts, table: Table, block: str, *, needs_answer: bool) -> None:
         self._block = block
         self._needs_answer = needs_answer
         self._messages_column = source.messages_column
-        self._template = None if source.template is None else Template(source.template, columns, field=f"{block}.template")
+        self._template = None if source.template is None else Template(source.template, table, field=f"{block}.template")
         self._prompt_column = source.prompt_column
         self._answer_column = source.answer_column
+        self._is_answered = (source.answer_column or "").startswith(f"{source.messages_column}.-1.")
         if source.source == arithmetic.SOURCE and self._answer_column is None:
             self._answer_column = "answer"
         if source.messages_column is not None and source.template is not None:
@@ -179,38 +171,51 @@ class _RowReader:
         if needs_answer and self._answer_column is None:
             raise ConfigurationError(f"{block}.answerColumn: the preference compares with the true answer: name its column")
         if self._messages_column is not None:
-            _require(self._messages_column, columns, f"{block}.messagesColumn")
+            require_column(self._messages_column, table, field=f"{block}.messagesColumn")
         elif self._template is None:
-            _require(self._prompt_column, columns, f"{block}.promptColumn")
+            hint = "; a column with conversations belongs in messagesColumn"
+            require_column(self._prompt_column, table, field=f"{block}.promptColumn", hint=hint)
         if self._answer_column is not None:
-            _require(self._answer_column, columns, f"{block}.answerColumn")
+            require_column(self._answer_column, table, field=f"{block}.answerColumn")
 
     def read(self, row: Row) -> _Question:
-        """The question of a row. Raises _RowError when it holds none or, where one is needed, no answer."""
+        """The question of a row. Raises RowError when it holds none or, where one is needed, no answer."""
         answer = self._answer(row)
         if self._messages_column is not None:
-            messages = _conversation(row.get(self._messages_column))
-            return _Question(messages[-1]["content"], messages, answer, row)
+            value: Any = value_at(row, self._messages_column)
+            messages = read_conversation(value, is_answered=self._is_answered)
+            if self._is_answered and len(messages) == len(value):
+                answer = self._no_answer("the last message is not the assistant's")
+            return _Question(last_request(messages), messages, answer, row)
         text = self._template.fill(row) if self._template else self._text(row, self._prompt_column, "promptColumn")
         if not text.strip():
-            raise _RowError("empty", "the prompt has no text")
-        return _Question(text, [{"role": "user", "content": text}], answer, row)
+            raise RowError("empty", "the prompt has no text")
+        return _Question(text, ({"role": "user", "content": text},), answer, row)
 
     def _answer(self, row: Row) -> str | None:
         if self._answer_column is None:
             return None
         answer = self._text(row, self._answer_column, "answerColumn").strip()
-        if not answer and self._needs_answer:
-            raise _RowError("no_answer", f"column {self._answer_column} is empty")
-        return answer or None
+        return answer or self._no_answer(f"column {self._answer_column} is empty")
+
+    def _no_answer(self, reason: str) -> None:
+        if self._needs_answer:
+            raise RowError("no_answer", reason)
 
     def _text(self, row: Row, column: str, field: str) -> str:
-        value = row.get(column)
-        if isinstance(value, (list, dict)):
-            hint = "; a list of messages belongs in messagesColumn" if field == "promptColumn" else ""
-            kind = type(cast(object, value)).__name__
-            raise ConfigurationError(f"{self._block}.{field}: column {column} holds a {kind}, not text{hint}")
-        return "" if value is None else str(value)
+        value = value_at(row, column)
+        try:
+            return text_of(value)
+        except ValueError as error:
+            hint = f": {_way_into(value, column)}" if isinstance(value, (list, dict)) else ""
+            if hint and field == "promptColumn":
+                hint += "; a list of messages belongs in messagesColumn"
+            raise RowError("malformed", f"{self._block}.{field}: column {column} {error}{hint}") from error
+
+
+def _way_into(value: "list[object] | dict[str, object]", column: str) -> str:
+    within = 0 if isinstance(value, list) else next(iter(value), "field")
+    return f"name what is inside, such as {column}.{within}"
 
 
 def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_tokens: int) -> tuple[int, ...]:
@@ -234,12 +239,12 @@ def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_toke
 class Template:
     """Text with {column} in it. {{ and }} are literal braces, and so is {} or an unmatched brace."""
 
-    def __init__(self, text: str, columns: Sequence[str], *, field: str) -> None:
+    def __init__(self, text: str, table: Table, *, field: str) -> None:
         """Check a template.
 
         Args:
             text: The template.
-            columns: The columns that rows have.
+            table: The rows to fill it from.
             field: The spec's field, for messages.
 
         Raises:
@@ -250,18 +255,18 @@ class Template:
         if not names:
             raise ConfigurationError(f"{field}: names no {{column}}, so every prompt would be the same")
         for name in names:
-            _require(name, columns, field, hint="; write {{ and }} for literal braces")
+            require_column(name, table, field=field, hint="; write {{ and }} for literal braces")
 
-    def fill(self, row: Mapping[str, Any]) -> str:
-        """The text with the row's values: only whole values, never their attributes. Raises _RowError when one is missing."""
+    def fill(self, row: Row) -> str:
+        """The text with the row's values, never with their attributes. Raises RowError when one is missing."""
         return _PLACEHOLDER.sub(lambda match: match[0][0] if match[1] is None else self._value(row, match[1]), self._text)
 
     @staticmethod
-    def _value(row: Mapping[str, Any], column: str) -> str:
-        value = row.get(column)
-        if value is None:
-            raise _RowError("empty", f"column {column} is empty")
-        return str(value)
+    def _value(row: Row, column: str) -> str:
+        value = value_at(row, column)
+        if is_missing(value):
+            raise RowError("empty", f"column {column} is empty")
+        return str(value) if isinstance(value, (list, dict)) else text_of(value)
 
 
 class _Encoder:
@@ -279,17 +284,17 @@ class _Encoder:
             )
 
     def render(self, question: _Question) -> _Question:
-        """The question with the text that the model sees. Raises _RowError when the chat template refuses the conversation."""
+        """The question with the text that the model sees. Raises RowError when the chat template refuses the conversation."""
         if not self._has_template:
             return replace(question, rendered=question.text)
         try:
             rendered = self._tokenizer.apply_chat_template(
-                question.messages, chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
+                list(question.messages), chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
             )
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"model.chatTemplate: line {error.lineno}: {error.message}") from error
         except (TemplateError, TypeError) as error:
-            raise _RowError("malformed", f"the chat template refuses it: {error}") from error
+            raise RowError("malformed", f"the chat template refuses it: {error}") from error
         return replace(question, rendered=rendered)
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -298,29 +303,3 @@ class _Encoder:
             return []
         encoded = self._tokenizer(list(texts), add_special_tokens=not self._has_template)
         return [tuple(tokens) for tokens in cast("list[list[int]]", encoded["input_ids"])]
-
-
-def _conversation(value: object) -> list[dict[str, str]]:
-    """The messages of a row, the last of which the model is to answer. Raises _RowError when they are not such a conversation."""
-    if not isinstance(value, list) and value is not None:
-        raise _RowError("malformed", f"must be a list of messages, got {type(value).__name__}")
-    messages: list[dict[str, str]] = []
-    for message in cast("list[object]", value or []):
-        fields = cast("dict[str, object]", message) if isinstance(message, dict) else {}
-        role, content = fields.get("role"), fields.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise _RowError("malformed", f"a message must have role and content as text, got {str(cast(object, message))[:80]}")
-        messages.append({"role": role, "content": content})
-    if not messages or not messages[-1]["content"].strip():
-        raise _RowError("empty", "there is no message to answer")
-    if messages[-1]["role"] == "assistant":
-        raise _RowError("malformed", "the last message is the assistant's: leave it out, the model is to write it")
-    return messages
-
-
-def _require(column: str, columns: Sequence[str], field: str, *, hint: str = "") -> None:
-    if column in columns:
-        return
-    close = get_close_matches(column, columns, n=1)
-    guess = f" Did you mean {close[0]}?" if close else ""
-    raise ConfigurationError(f"{field}: there is no column {column!r}.{guess} The columns are: {', '.join(columns)}{hint}")

@@ -1,10 +1,13 @@
 """Rows from where they are: the Hub, a file, the arithmetic generator."""
 
+import codecs
 import csv
+import gzip
 import io
 import json
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import httpx  # httpx or httpx2, whichever this version of it uses
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from spinrun_api.spec import Prompts
+from spinrun_api.spec import DATA_SUFFIXES, Prompts
 from spinrun_worker.data import arithmetic
 from spinrun_worker.errors import ConfigurationError, RunError
 
@@ -28,6 +31,17 @@ HUB_WAIT_SECONDS = 5.0
 
 HUB_ATTEMPTS = 4
 """The Hub's own client already retries each request for some 20 s."""
+
+MAX_UNPACKED_BYTES = 8 << 30
+"""Most bytes that a gzip file may unpack to."""
+
+MAX_UNPACKED_RATIO = 100
+"""The same as a multiple of the file's size. Text shrinks to a tenth or so, and nothing but a trap to a thousandth."""
+
+SMALL_UNPACKED_BYTES = 256 << 20
+"""What any file may unpack to."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -68,7 +82,7 @@ def open_source(prompts: Prompts, *, block: str) -> Table:
     if prompts.source == arithmetic.SOURCE:
         return MemoryTable(arithmetic.questions(prompts.config, prompts.split, block=block))
     path = Path(prompts.source)
-    if path.is_absolute() or path.suffix in _READERS:
+    if path.is_absolute() or prompts.suffix:
         return _open_file(path, prompts, block)
     return _open_hub(prompts, block)
 
@@ -99,8 +113,8 @@ def _open_file(path: Path, prompts: Prompts, block: str) -> MemoryTable:
     field = f"{block}.source"
     if not path.is_absolute():
         raise ConfigurationError(f"{field}: a file needs an absolute path, got {prompts.source!r}")
-    if path.suffix not in _READERS:
-        raise ConfigurationError(f"{field}: a file must end in {', '.join(_READERS)}, got {prompts.source!r}")
+    if not prompts.suffix:
+        raise ConfigurationError(f"{field}: a file must end in {', '.join(DATA_SUFFIXES)}, got {prompts.source!r}")
     if prompts.config is not None:
         raise ConfigurationError(f"{block}.config: a file has no configurations: remove it")
     try:
@@ -114,13 +128,58 @@ def _open_file(path: Path, prompts: Prompts, block: str) -> MemoryTable:
     except OSError as error:
         raise RunError(f"{field}: {path} cannot be read now: {error}") from error
     try:
-        return MemoryTable(list(_READERS[path.suffix](content)))
+        content = _unpacked(content) if path.suffix == ".gz" else _plain(content)
+        return MemoryTable(list(READERS[prompts.suffix.removesuffix(".gz")](content)))
     except _BadFileError as error:
         raise ConfigurationError(f"{field}: {path}: {error}") from error
 
 
 class _BadFileError(ValueError):
     """A file that does not hold what its name says."""
+
+
+def _plain(content: bytes) -> bytes:
+    if content.startswith(_GZIP_MAGIC):
+        raise _BadFileError("is compressed by gzip: add .gz to its name")
+    return content
+
+
+def _unpacked(content: bytes) -> bytes:
+    """What a gzip file holds, unless that is so much more than its size that it cannot be data."""
+    if not content:
+        raise _BadFileError("is not gzip: it is empty")
+    limit = min(MAX_UNPACKED_BYTES, max(SMALL_UNPACKED_BYTES, MAX_UNPACKED_RATIO * len(content)))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(limit + 1)
+    except EOFError as error:
+        raise _BadFileError("ends in the middle of its gzip data: copy it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise _BadFileError(f"is not gzip: {error}") from error
+    if len(unpacked) > limit:
+        raise _BadFileError(
+            f"unpacks to more than {limit >> 20} MiB, from {len(content)} bytes: unpack it yourself if that is right"
+        )
+    return unpacked
+
+
+def _read_json(content: bytes) -> Iterator[Row]:
+    """The rows of a list, also one under `data`, as some tools write it; and lines of JSON, which many name so."""
+    try:
+        document: object = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+            raise _BadFileError(f"is not JSON: {error}") from error
+        yield from _read_jsonl(content)
+        return
+    fields = cast(Row, document) if isinstance(document, dict) else {}
+    rows = fields.get("data", [document] if fields else document)
+    if not isinstance(rows, list):
+        raise _BadFileError(f"must be a list of objects, also one under data, got {type(rows).__name__}")
+    for number, row in enumerate(cast("list[object]", rows), start=1):
+        if not isinstance(row, dict):
+            raise _BadFileError(f"element {number} must be a JSON object, got {type(row).__name__}")
+        yield cast(Row, row)
 
 
 def _read_jsonl(content: bytes) -> Iterator[Row]:
@@ -158,15 +217,30 @@ def _read_csv(content: bytes) -> Iterator[Row]:
 def _read_parquet(content: bytes) -> Iterator[Row]:
     pa, pq = _untyped("pyarrow"), _untyped("pyarrow.parquet")
     try:
-        yield from pq.read_table(pa.BufferReader(content)).to_pylist()
+        table = pq.read_table(pa.BufferReader(content))
+        dtypes = {pa.float16(): "float16", pa.float32(): "float32"}
+        narrow = {field.name: dtypes[field.type] for field in table.schema if field.type in dtypes}
+        yield from (row | _as_written(row, narrow) for row in table.to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise _BadFileError(f"is not Parquet: {error}") from error
 
 
-_READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
+def _as_written(row: Row, narrow: Mapping[str, str]) -> Row:
+    """The row's floats of 16 and 32 bits as what they were made from: 0.1, not 0.10000000149011612.
+
+    Args:
+        row: The row.
+        narrow: The dtype of each column that holds such floats.
+    """
+    numpy = _untyped("numpy")
+    return {name: float(str(numpy.dtype(dtype).type(row[name]))) for name, dtype in narrow.items() if row[name] is not None}
+
+
+READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
     ".csv": _read_csv,
+    ".json": _read_json,
 }
 
 
@@ -180,6 +254,8 @@ class HubTable:
         label = _untyped("datasets").ClassLabel
         self._dataset = dataset
         self._labels = {name: feature for name, feature in dataset.features.items() if isinstance(feature, label)}
+        dtypes = {name: getattr(feature, "dtype", "") for name, feature in dataset.features.items()}
+        self._narrow = {name: dtype for name, dtype in dtypes.items() if dtype in ("float16", "float32")}
 
     @property
     def columns(self) -> list[str]:
@@ -198,7 +274,7 @@ class HubTable:
         names: dict[str, str | None] = {
             name: label.int2str(row[name]) for name, label in self._labels.items() if row[name] not in (None, -1)
         }
-        return row | dict.fromkeys(self._labels) | names
+        return row | dict.fromkeys(self._labels) | names | _as_written(row, self._narrow)
 
 
 def _open_hub(prompts: Prompts, block: str) -> HubTable:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +14,7 @@ from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import TornError
 from spinrun_worker.ledger.files import open_regular, write_file
-from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
+from spinrun_worker.records import Message, Pair, PromptRecord, ScoredGroup
 
 # pyarrow has no types.
 Schema = Any
@@ -44,8 +44,11 @@ SAMPLES_SCHEMA = pa.schema(
         pa.field("answer", pa.string()),
         _required("columns", pa.string()),  # JSON
         _required("samples", pa.list_(_required("element", _SAMPLE))),
+        pa.field("conversation", pa.string()),  # JSON
     ]
 )
+_SINGLE_TURN_SCHEMA = SAMPLES_SCHEMA.remove(SAMPLES_SCHEMA.get_field_index("conversation"))
+"""What versions wrote that kept the last message of a conversation only: a run of theirs can continue."""
 PAIRS_SCHEMA = pa.schema(
     [
         _required("prompt_id", pa.string()),
@@ -78,7 +81,7 @@ def read_samples(path: Path) -> list[ScoredGroup]:
     Raises:
         TornError: The file is missing or damaged.
     """
-    return _read(path, SAMPLES_SCHEMA, _group)
+    return _read(path, (SAMPLES_SCHEMA, _SINGLE_TURN_SCHEMA), _group)
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> FileEntry:
@@ -92,7 +95,7 @@ def read_pairs(path: Path) -> list[Pair]:
     Raises:
         TornError: The file is missing or damaged.
     """
-    return _read(path, PAIRS_SCHEMA, _pair)
+    return _read(path, (PAIRS_SCHEMA,), _pair)
 
 
 def _group_row(group: ScoredGroup) -> Row:
@@ -112,6 +115,7 @@ def _group_row(group: ScoredGroup) -> Row:
             }
             for sample, reward in zip(group.samples, group.rewards, strict=True)
         ],
+        "conversation": _text(json.dumps(prompt.conversation, ensure_ascii=False)) if prompt.conversation else None,
     }
 
 
@@ -130,11 +134,26 @@ def _group(row: Row) -> ScoredGroup:
         text=row["prompt_text"],
         answer=row["answer"],
         columns=columns,
+        conversation=_conversation(row.get("conversation")),
     )
     samples = tuple(
         Sample(tokens=sample["tokens"], text=sample["text"], finish_reason=sample["finish_reason"]) for sample in row["samples"]
     )
     return ScoredGroup(prompt, samples, tuple(sample["reward"] for sample in row["samples"]))
+
+
+def _conversation(content: str | None) -> tuple[Message, ...]:
+    """The messages in a row; none in rows of single texts, and of versions that did not keep them. Raises ValueError."""
+    messages = json.loads(content) if content is not None else []
+    if not isinstance(messages, list) or not all(_is_message(each) for each in cast("list[object]", messages)):
+        raise ValueError(f"a conversation must be a list of messages with role and content, got {str(content)[:80]}")
+    return tuple(cast("list[Message]", messages))
+
+
+def _is_message(value: object) -> bool:
+    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    calls = fields.get("tool_calls", [])
+    return isinstance(fields.get("role"), str) and isinstance(fields.get("content"), str) and isinstance(calls, list)
 
 
 def _pair_row(pair: Pair) -> Row:
@@ -164,13 +183,13 @@ def _write(path: Path, schema: Schema, records: Sequence[Record], to_row: Callab
     return write_file(path, [sink.getvalue()])
 
 
-def _read(path: Path, schema: Schema, from_row: Callable[[Row], Record]) -> list[Record]:
+def _read(path: Path, schemas: Sequence[Schema], from_row: Callable[[Row], Record]) -> list[Record]:
     descriptor = open_regular(path)
     if descriptor is None:
         raise TornError(f"{path} is missing")
     try:
         with os.fdopen(descriptor, "rb") as source, pq.ParquetFile(source) as file:
-            if not file.schema_arrow.equals(schema):
+            if not any(file.schema_arrow.equals(schema) for schema in schemas):
                 raise TornError(f"{path} has other columns than this version of SpinRun writes: {file.schema_arrow.names}")
             return [from_row(row) for batch in file.iter_batches(_ROWS) for row in batch.to_pylist()]
     except (ValueError, RecursionError, pa.ArrowException) as error:

@@ -3,6 +3,7 @@
 function    RewardFunction, and the one of rules     comparison   win rates: judges and rankers
 rules       functions of texts                       sandbox      processes that run math and the user's rules
 endpoint    a server that scores                     dialect      how it is asked: judge (chat), pooling (vLLM)
+wording     conversations and answers in a template
 build       from the spec to a reward function       source       checks a model that the run serves itself
 score       a reward, or why there is none
 """

@@ -111,7 +111,9 @@ def _judge(judge: Judge, connect: _Connect) -> RewardFunction:
 
 
 def _reward_model(model: RewardModel, connect: _Connect) -> RewardFunction:
-    client: EndpointClient[Sequence[Text], list[float]] = connect(model, ClassifyDialect(model), [(SUM.prompt, SUM.first)])
+    client: EndpointClient[Sequence[Text], list[float]] = connect(
+        model, ClassifyDialect(model), [(({"role": "user", "content": SUM.prompt},), SUM.first)]
+    )
     return ModelReward(BatchClient(client, size=1 if model.template is None else BATCH))
 
 

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Protocol
 
 from spinrun_worker.rewards.score import Failure, FailureCount, Groups, ScoreResult, by_group
+from spinrun_worker.rewards.wording import as_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class Comparison:
 
     prompt_id: str
     prompt: str
+    """The whole conversation, as `wording` writes it."""
     first: str
     second: str
 
@@ -61,8 +63,9 @@ class WinRateReward:
         A comparison that failed costs as few answers as possible their reward: all others have met each other as planned.
         """
         meetings = [(index, *two) for index, (_, samples) in enumerate(groups) for two in self._meetings(len(samples))]
+        prompts = [as_text(prompt.messages) for prompt, _ in groups]
         comparisons = [
-            Comparison(groups[index][0].id, groups[index][0].text, groups[index][1][one].text, groups[index][1][other].text)
+            Comparison(groups[index][0].id, prompts[index], groups[index][1][one].text, groups[index][1][other].text)
             for index, one, other in meetings
         ]
         outcomes, failures = self._compare(comparisons)
@@ -75,7 +78,7 @@ class WinRateReward:
     def grade(self, groups: Groups) -> ScoreResult:
         """The probability that each answer is better than the true one."""
         comparisons = [
-            Comparison(prompt.id, prompt.text, sample.text, prompt.answer or "")
+            Comparison(prompt.id, as_text(prompt.messages), sample.text, prompt.answer or "")
             for prompt, samples in groups
             for sample in samples
         ]

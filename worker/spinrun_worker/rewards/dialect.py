@@ -1,6 +1,5 @@
 """How requests to a server are written and its replies are read: what all kinds of endpoints have in common."""
 
-import re
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,8 +57,3 @@ class Dialect(Protocol[Question_contra, Answer_co]):
             complaint: What the server said as it refused a request, in lower case.
         """
         ...
-
-
-def filled(template: str, **texts: str) -> str:
-    """The template with texts in place of their names in braces. What looks like a placeholder inside a text stays as it is."""
-    return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], template)

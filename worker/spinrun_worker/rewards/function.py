@@ -166,4 +166,4 @@ class TextRuleRunner:
 
 
 def _item(prompt: PromptRecord, sample: Sample) -> Item:
-    return Item(prompt.id, prompt.text, sample.text, prompt.answer, prompt.columns)
+    return Item(prompt.id, prompt.text, sample.text, prompt.answer, prompt.columns, prompt.conversation)

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from spinrun_api import spec
 from spinrun_worker.rewards.comparison import Comparison
-from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError, filled
+from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError
+from spinrun_worker.rewards.wording import filled
 
 TOP_LOGPROBS = 20
 """Likeliest tokens to request; no API gives more."""

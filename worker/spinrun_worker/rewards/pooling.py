@@ -10,17 +10,19 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import Field
 
 from spinrun_api import spec
+from spinrun_worker.records import Message
 from spinrun_worker.rewards.comparison import Comparison
-from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError, filled
+from spinrun_worker.rewards.dialect import Reply, Strict, UnusableReplyError
 from spinrun_worker.rewards.endpoint import EndpointClient
 from spinrun_worker.rewards.score import Failure, Groups, ScoreResult
+from spinrun_worker.rewards.wording import as_text, filled, without_control_tokens
 
 BATCH = 32
 """Questions in one request."""
 
 Question = TypeVar("Question")
-Text = tuple[str, str]
-"""A prompt and an answer to it."""
+Text = tuple[Sequence[Message], str]
+"""A conversation and an answer to it."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -65,11 +67,11 @@ class ClassifyDialect:
         """The body of a request. Without a template it holds one question."""
         if self._model.template is not None:
             asked: dict[str, Any] = {
-                "input": [filled(self._model.template, prompt=prompt, answer=answer) for prompt, answer in question]
+                "input": [filled(self._model.template, prompt=as_text(messages), answer=answer) for messages, answer in question]
             }
         else:
-            ((prompt, answer),) = question
-            asked = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+            ((messages, answer),) = question
+            asked = {"messages": [*messages, {"role": "assistant", "content": without_control_tokens(answer)}]}
         return {"model": self._model.served_name, "use_activation": False, **asked}
 
     def read(self, question: Sequence[Text], content: bytes) -> list[float]:
@@ -171,7 +173,7 @@ class ModelReward:
 
     def score(self, groups: Groups) -> ScoreResult:
         """Reward every sample of every prompt. Raises as EndpointClient.ask does."""
-        asked = [(prompt.text, sample.text) for prompt, samples in groups for sample in samples]
+        asked = [(prompt.messages, sample.text) for prompt, samples in groups for sample in samples]
         return ScoreResult.of(groups, self._client.ask(asked))
 
     def grade(self, groups: Groups) -> ScoreResult:

@@ -177,6 +177,8 @@ def python_rule(entry_point: str) -> RuleFunction:
     """The user's function, called as function(prompt, completion, answer, **columns).
 
     A function without ** gets only the columns that it names. A column named like one of the first three parameters is left out.
+    One that names `messages` gets the conversation, and so does one with ** where the data has conversations; where the data has
+    single texts, a column of that name comes first.
 
     Args:
         entry_point: The function, as module:function.
@@ -202,7 +204,12 @@ def python_rule(entry_point: str) -> RuleFunction:
     named = {parameter.name for parameter in parameters} - taken
 
     def rule(item: Item) -> object:
-        columns = {key: value for key, value in item.columns.items() if key not in taken and (takes_all or key in named)}
+        given = dict(item.columns)
+        if item.conversation:
+            given["messages"] = item.conversation
+        elif "messages" in named:
+            given.setdefault("messages", [{"role": "user", "content": item.prompt}])
+        columns = {key: value for key, value in given.items() if key not in taken and (takes_all or key in named)}
         return function(item.prompt, item.completion, item.answer, **columns)
 
     return rule

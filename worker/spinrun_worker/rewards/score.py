@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 if TYPE_CHECKING:
     # A sandbox's process imports this module, and must start fast.
     from spinrun_protocol.wire import Sample
-    from spinrun_worker.records import PromptRecord
+    from spinrun_worker.records import Message, PromptRecord
 
 Groups: TypeAlias = "Sequence[tuple[PromptRecord, Sequence[Sample]]]"
 """Prompts, each with samples that answer it."""
@@ -33,12 +33,14 @@ class Item:
 
     prompt_id: str
     prompt: str
-    """What the user asks."""
+    """What the user asks: the last message of theirs."""
     completion: str
     answer: str | None
     """The true answer."""
     columns: dict[str, Any]
     """The row that the prompt came from."""
+    conversation: "tuple[Message, ...]" = ()
+    """Every message before the completion; empty where the prompt is a single text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The report: what it shows, of runs in every state, and that nothing a model says becomes markup."""
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, t
 from spinrun_cli.show.page import CHANGES, compare, tiles
 from spinrun_cli.show.run_data import RunData
 from spinrun_worker.ledger import Layout, write_samples
+from spinrun_worker.records import ScoredGroup
 from unit.cli.conftest import DOCUMENT, answers
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -112,6 +114,26 @@ def test_answers_that_were_cut_off_are_counted_and_said_to_be_so(finished_run: P
     after[0] = replace(after[0], samples=(sample.model_copy(update={"finish_reason": "length"}),))
     shown = compare(before, after)
     assert {item.after.reward for item in shown} == {"0", "1", "1, cut off at maxTokens"}
+def test_conversations_are_shown_with_every_role(finished_run: Path) -> None:
+    messages = [{"role": "system", "content": "Answer <i>in</i> German."}, {"role": "user", "content": "And?"}]
+    many = [{"role": "user", "content": f"message {number}"} for number in range(200)]
+    for version in (0, 5):
+        first, second, *others = answers(version)
+        changed = [
+            ScoredGroup(replace(group.prompt, conversation=tuple(turns)), group.samples, group.rewards)
+            for group, turns in ((first, messages), (second, many))
+        ]
+        write_samples(Layout(finished_run / "ledger").evaluation(version) / "samples.parquet", [*changed, *others])
+
+    page = write_report(finished_run, finished_run).page.read_text()
+
+    assert "<i>in" not in page
+    text = Page(page).text
+    assert re.search(r"system\s*Answer <i>in</i> German\.\s*user\s*And\?", text)
+    assert "message 24" in text
+    assert "(150 more messages)" in text
+    assert "message 25" not in text
+    assert "message 175" in text
 
 
 def test_a_ledger_alone_is_enough(finished_run: Path, tmp_path: Path) -> None:

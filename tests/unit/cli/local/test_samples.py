@@ -53,6 +53,39 @@ def test_answers_are_shown_best_first_and_equal_ones_once_with_their_number(spin
     ]
 
 
+def test_conversations_are_shown_message_by_message(spinrun: Shell, tmp_path: Path) -> None:
+    writer = LedgerWriter(tmp_path / "ledger", "the-uid", 1)
+    writer.claim()
+    directory = writer.begin("window", 0)
+    messages = (
+        {"role": "system", "content": "Answer\nin \x1b[31mGerman."},
+        {"role": "user", "content": "Look: 5\nassistant: 6"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]},
+        {"role": "to\nol", "content": "7"},
+    )
+    prompt = PromptRecord("p1", (1,), "Look: 5\nassistant: 6", "8", conversation=messages)
+    entries = [
+        write_samples(directory / "samples.parquet", [ScoredGroup(prompt, (WRONG, RIGHT), (0.0, 1.0))]),
+        write_pairs(directory / "pairs.parquet", [pair("p1"), pair("p9")]),
+    ]
+    writer.commit("window", 0, entries, step=0, version=0, parent="digest")
+
+    heading = [
+        "p1  system: Answer",
+        "            in �[31mGerman.",
+        "    user: Look: 5",
+        "          assistant: 6",
+        '    assistant: {"name": "look"}',
+        "    to�ol: 7  (answer: 8)",
+    ]
+    for arguments in ([], ["--pairs"]):
+        assert spinrun("samples", str(tmp_path / "ledger"), *arguments)[1].splitlines()[2:8] == heading
+        document = json.loads(spinrun("samples", str(tmp_path / "ledger"), *arguments, "-o", "json")[1])
+        shown = document["pairs" if arguments else "prompts"]
+        assert shown[0]["messages"] == list(messages)
+        assert shown[0]["prompt"] == prompt.text
+
+
 def test_newest_window_is_meant_where_none_is_named(spinrun: Shell, ledger: Path) -> None:
     document = json.loads(spinrun("samples", str(ledger), "-o", "json")[1])
     assert (document["window"], [each["id"] for each in document["prompts"]]) == (4, ["p1#4", "p2#4"])
