@@ -6,30 +6,47 @@ loaded, by comparison with its own plain forward pass.
 
 # S = completions (2P), T = packed tokens, C = completion tokens, D = hidden size, V = vocabulary
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from spinrun_api.spec import Lora, Model
 from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.model_files import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    CONVERT,
+    GENERATION_CONFIG,
+    INDEX,
+    check_config,
+    check_folder,
+    check_index,
+    find_file,
+    read_object,
+)
+from spinrun_worker.reading import reading
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
 from spinrun_worker.trainer.model.conversion import call_converted, convert_linears
 from spinrun_worker.trainer.model.logprobs import at_least_fp32, logit_transform, sum_by_completion, token_logprobs
 from spinrun_worker.trainer.model.lora import add_adapters, file_name, merge
 from spinrun_worker.trainer.model.packing import MicroBatch, pack
+
+# transformers would ask a service on the Hub for a conversion, and load what that proposes.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 
 class ModelError(ConfigurationError):
@@ -49,6 +66,8 @@ class Policy(nn.Module):
         """Dtype of the arithmetic; None means that of the weights."""
         self.adapters: LoraConfig | None = None
         """The adapters that are trained in place of the model's own weights; None where those are trained."""
+        self.generation_config: bytes | None = None
+        """The source's generation_config.json, as it is; None where it has none."""
         # Dropout stays off: the policy is also the reference that it is compared with.
         self.eval()
 
@@ -145,15 +164,19 @@ def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora
         ModelError: The model cannot be loaded completely.
         UnsupportedModelError: Packed pairs would train it wrongly.
         ConfigurationError: It cannot have these adapters.
+        RunError: It cannot be reached now.
     """
-    policy = Policy(_load(model, master_dtype))
-    _check_names(policy)
-    _check_layer_types(policy.config)
-    if lora is not None:
-        policy.adapters = add_adapters(policy.model, policy.decoder_layers(), lora, source=model, seed=seed)
-        policy.eval()
-    _check_logprobs(policy)
-    return policy
+    with _reading(model):
+        policy = Policy(_load(model, master_dtype))
+        generation_config = find_file(model.source, model.revision, GENERATION_CONFIG)
+        policy.generation_config = generation_config.read_bytes() if generation_config else None
+        _check_names(policy)
+        _check_layer_types(policy.config)
+        if lora is not None:
+            policy.adapters = add_adapters(policy.model, policy.decoder_layers(), lora, source=model, seed=seed)
+            policy.eval()
+        _check_logprobs(policy)
+        return policy
 
 
 def load_merged(model: Model, adapter: Path) -> Policy:
@@ -165,27 +188,40 @@ def load_merged(model: Model, adapter: Path) -> Policy:
 
     Raises:
         ModelError: The model cannot be loaded completely.
+        RunError: It cannot be reached now.
     """
-    return Policy(merge(_load(model, torch.float32), str(adapter)))
+    with _reading(model):
+        base = _load(model, torch.float32)
+    return Policy(merge(base, adapter))
+
+
+def _reading(model: Model) -> AbstractContextManager[None]:
+    """Whatever is raised over the model's files, by transformers or by us, is a ModelError or, if it may pass, a RunError."""
+    return reading(
+        f"{_where(model)} cannot be loaded as a causal language model",
+        remedy="name a Hub id or the absolute path of a Hugging Face folder with config.json and safetensors; a gated model also "
+        f"needs a token, and of a model in another format {CONVERT}",
+        error_class=ModelError,
+    )
+
+
+def _where(model: Model) -> str:
+    return f"model.source {model.source!r}" + (f" at revision {model.revision!r}" if model.revision else "")
 
 
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
-    where = f"model.source {model.source!r}" + (f" at revision {model.revision!r}" if model.revision else "")
-    try:
-        loading = AutoModelForCausalLM.from_pretrained(
-            model.source,
-            revision=model.revision or "main",
-            trust_remote_code=model.trust_remote_code,
-            dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the report names them
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{where} cannot be loaded as a causal language model: {error}. Name a Hub id or the absolute path of a Hugging Face "
-            "folder with config.json and safetensors; a gated model also needs a token"
-        ) from error
+    where = _where(model)
+    _check_files(model)
+    loading = AutoModelForCausalLM.from_pretrained(
+        model.source,
+        revision=model.revision or "main",
+        trust_remote_code=model.trust_remote_code,
+        dtype=dtype,
+        attn_implementation=IMPLEMENTATION,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report names them
+    )
     loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loading)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
@@ -196,10 +232,42 @@ def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
             )
     if getattr(loaded.config, "quantization_config", None) is not None:
         raise ModelError(f"{where} is quantized (config.quantization_config): name the model that it was made from")
-    for parameter in loaded.parameters():
+    for name, parameter in loaded.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(f"{where}: {name} holds values that are not finite (NaN or inf): the file is damaged, copy it again")
         # Weights that needed no conversion are still the mapped file: unaligned, and on a volume that others write to.
         parameter.data = parameter.data.clone()
     return loaded
+
+
+def _check_files(model: Model) -> None:
+    """Look for what transformers would not load, or would load from elsewhere. Raises ModelError, or OSError."""
+    source, field = model.source, f"{_where(model)} cannot be loaded"
+    try:
+        if Path(source).is_absolute():
+            check_folder(Path(source), field)
+        if path := find_file(source, model.revision, ADAPTER_CONFIG):
+            raise ModelError(
+                f"{field}: it holds an adapter ({path.name}), beside which transformers would load other weights: merge it into "
+                "its base (merge_and_unload and save_pretrained of peft's model), and name the result"
+            )
+        if path := find_file(source, model.revision, CONFIG):
+            check_config(read_object(path, field), str(path), field)
+        if path := find_file(source, model.revision, INDEX):
+            check_index(read_object(path, field), str(path), field)
+        if path := find_file(source, model.revision, GENERATION_CONFIG):
+            _check_generation_config(path, read_object(path, field), field)
+    except ConfigurationError as error:
+        raise ModelError(str(error)) from error
+
+
+def _check_generation_config(path: Path, settings: Mapping[str, Any], field: str) -> None:
+    """Nobody samples by it, so that it may say anything that vLLM, which takes the end tokens from it, can read."""
+    ends = settings.get("eos_token_id")
+    if not all(each is None or type(each) is int for each in (ends if isinstance(ends, list) else [ends])):
+        raise ModelError(f"{field}: {path}: eos_token_id must be a token id or a list of them, got {ends!r}: correct it")
+    with reading(f"{field}: {path}", remedy="correct the file, or remove it"):
+        GenerationConfig.from_dict(dict(settings))
 
 
 def _longest_sequence(config: PretrainedConfig) -> int | None:

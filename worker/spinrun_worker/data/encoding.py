@@ -1,0 +1,215 @@
+"""From conversations to token ids: the chat template, the tokenizer, and the token that ends an answer.
+
+Template and tokenizer come with the model: they may fail on any text, or never end.
+"""
+
+import signal
+import threading
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.reading import describe, is_panic, reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, Any]]
+
+RENDER_SECONDS = 10.0
+"""Processor time that a chat template may take for one conversation: it takes some microseconds, unless it never ends."""
+
+_QUESTION: dict[str, str] = {"role": "user", "content": "Hello"}
+_ANSWER: dict[str, str] = {"role": "assistant", "content": "GoodDayToYou"}
+
+
+class TextError(ValueError):
+    """The chat template or the tokenizer fails on one text. The message says which, and why."""
+
+
+class Encoder:
+    """The chat template and the tokenizer of a model."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template: str | None) -> None:
+        """Look at them.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            chat_template: The spec's chat template, which takes precedence over the tokenizer's.
+
+        Raises:
+            ConfigurationError: There are several chat templates, and none is the default.
+        """
+        self._tokenizer: Any = tokenizer  # its own types are incomplete
+        own = None if chat_template else getattr(self._tokenizer, "chat_template", None)
+        self._template: str | None = chat_template or (_default_template(own, self._tokenizer) if own else None)
+        self._where = "model.chatTemplate" if chat_template else f"the chat template of {_template_file(self._tokenizer)}"
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template; without one a prompt is raw text."""
+        return self._template is not None
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation that the model sees.
+
+        Args:
+            messages: The conversation, whose messages have role and content.
+            add_generation_prompt: Whether the assistant's next message is begun.
+
+        Raises:
+            TextError: The chat template refuses this conversation, or fails on it.
+            ConfigurationError: It is not a template, or does not end.
+        """
+        try:
+            with _processor_time(RENDER_SECONDS):
+                text = self._tokenizer.apply_chat_template(
+                    list(messages), chat_template=self._template, add_generation_prompt=add_generation_prompt, tokenize=False
+                )
+        except TemplateSyntaxError as error:
+            raise ConfigurationError(
+                f"{self._where}: line {error.lineno}: {error.message}: correct it, or set model.chatTemplate"
+            ) from error
+        except _OutOfTimeError as error:
+            raise ConfigurationError(
+                f"{self._where} takes more than {RENDER_SECONDS:g} s of processor time for one conversation "
+                f"({str(messages)[:200]}): correct it, or set model.chatTemplate"
+            ) from error
+        except TemplateError as error:
+            raise TextError(f"{self._where} refuses it: {describe(error)}") from error
+        except Exception as error:
+            raise TextError(f"{self._where} fails on it: {describe(error)}") from error
+        if not isinstance(text, str):
+            raise TextError(f"{self._where} gives a {type(text).__name__} for it, not text")
+        return text
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...] | TextError]:
+        """Token ids of each text, or why it has none. A chat template writes its special tokens itself; without one the tokenizer
+        adds them."""
+        if not texts:
+            return []
+        try:
+            return list(self._encode(texts))
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            if len(texts) == 1:
+                return [TextError(f"the tokenizer fails on it: {describe(error)}")]
+        # One text fails all that are encoded with it.
+        return [outcome for text in texts for outcome in self.encode([text])]
+
+    def end_of_answer(self, ends: Collection[int] | None) -> int:
+        """The token with which a complete answer ends: the one that the chat template writes after an assistant's message.
+
+        Whitespace before it is left out. Some templates write it only as the beginning of the next message.
+
+        Args:
+            ends: Tokens at which the rollouts stop; None takes the template's word.
+
+        Raises:
+            ConfigurationError: There is no such token, or the rollouts would write on after it.
+        """
+        eos = cast("int | None", self._tokenizer.eos_token_id)
+        if eos is None and not ends:
+            raise ConfigurationError(
+                "model.tokenizer has no end token, which true answers need: name another, or set its eos_token"
+            )
+        if not self.has_template:
+            return eos if eos is not None else min(ends or ())
+        written: list[int] = []
+        for conversation in ([_QUESTION, _ANSWER], [_QUESTION, _ANSWER, _QUESTION]):
+            token = self._token_after_answer(conversation, ends)
+            if token is not None and (ends is None or token in ends):
+                return token
+            written += [] if token is None else [token]
+        raise ConfigurationError(self._without_end(written, ends))
+
+    def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        encoded = self._tokenizer(list(texts), add_special_tokens=not self.has_template)
+        return [tuple(map(int, tokens)) for tokens in cast("list[list[int]]", encoded["input_ids"])]
+
+    def _token_after_answer(self, conversation: Messages, ends: Collection[int] | None) -> int | None:
+        """The first token after the answer that is more than whitespace; without known ends the first special one."""
+        with reading(self._where, remedy="true answers need the token that it ends an assistant's message with"):
+            try:
+                text = self.render(conversation, add_generation_prompt=False)
+            except TextError as error:
+                if len(conversation) > 2:
+                    return None
+                raise ConfigurationError(
+                    f"{error}, which is an assistant's message: method spin needs one that does not"
+                ) from error
+            _, found, rest = text.rpartition(_ANSWER["content"])
+            tokens = cast("list[int]", self._tokenizer(rest, add_special_tokens=False)["input_ids"]) if found else []
+            known = ends if ends is not None else cast("Collection[int]", self._tokenizer.all_special_ids)
+            for token in tokens:
+                if token in known or str(self._tokenizer.decode([token])).strip():
+                    return token
+        return None
+
+    def _without_end(self, written: Sequence[int], ends: Collection[int] | None) -> str:
+        stops = ", ".join(self._shown(token) for token in sorted(ends or ())) or "no token at all"
+        said = f"by {self._shown(written[0])}" if written else "by no token of its own"
+        return (
+            f"{self._where} ends an assistant's message {said}, and the rollouts stop at {stops} (the tokenizer's eos_token and "
+            "eos_token_id of generation_config.json): true answers would end differently than the model's own. Add the token to "
+            "eos_token_id, or set model.chatTemplate to one that ends an assistant's message with a token of these"
+        )
+
+    def _shown(self, token: int) -> str:
+        return f"{self._tokenizer.convert_ids_to_tokens(token)!r} ({token})"
+
+
+def _default_template(template: object, tokenizer: Any) -> str:
+    if isinstance(template, Mapping):
+        templates = cast("Mapping[str, object]", template)
+        if "default" not in templates:
+            names = ", ".join(sorted(map(str, templates)))
+            raise ConfigurationError(
+                f"{_template_file(tokenizer)} has several chat templates ({names}) and none that is named default: set "
+                "model.chatTemplate to the text of the one to use"
+            )
+        template = templates["default"]
+    if not isinstance(template, str):
+        raise ConfigurationError(
+            f"{_template_file(tokenizer)} has a {type(template).__name__} for a chat template, not text: set model.chatTemplate"
+        )
+    return template
+
+
+def _template_file(tokenizer: Any) -> str:
+    """Where a tokenizer has its chat template from, as far as that is known."""
+    source = str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
+    folder = Path(source)
+    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            return str(folder / name)
+    return source
+
+
+class _OutOfTimeError(Exception):
+    """A chat template has taken too long."""
+
+
+@contextmanager
+def _processor_time(seconds: float) -> Generator[None]:
+    """Ends the block by an exception when it computes for too long. In the main thread only: elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

@@ -1,0 +1,157 @@
+"""The files of a model: JSON that can be read, and weights that run no code when they are loaded.
+
+A pickle (pytorch_model.bin, *.pt) runs code as it is read, so weights are taken from safetensors alone, whoever reads them: the
+trainer, vLLM in rollouts and scorers, adapters. transformers would also take a pickle that the index of the safetensors names,
+or config.json, and ask a service for a conversion of it; vLLM would by itself where there is nothing else.
+"""
+
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from safetensors import SafetensorError, safe_open
+
+from spinrun_worker.errors import ConfigurationError
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+CONVERT = (
+    "convert it once, where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) writes safetensors; "
+    "then name that folder"
+)
+"""What to do with a model that has no safetensors."""
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_WEIGHTS_OF_OTHERS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+"""Pickles that trainers leave beside a model, and that are not its weights."""
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file of this name is read by unpickling it."""
+    return name.endswith(_PICKLED)
+
+
+def find_file(source: str, revision: str | None, name: str) -> Path | None:
+    """A file of a model, from its folder, the cache or the Hub; None when the model has none of this name.
+
+    Raises:
+        OSError: It cannot be reached.
+    """
+    folder = Path(source)
+    if folder.is_absolute() or folder.is_dir():
+        return folder / name if (folder / name).exists() or (folder / name).is_symlink() else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except (EntryNotFoundError, HFValidationError):
+        return None
+
+
+def read_object(path: Path, field: str) -> dict[str, Any]:
+    """The JSON object in a file of a model.
+
+    Args:
+        path: The file.
+        field: The spec's field that names the model.
+
+    Raises:
+        ConfigurationError: It holds something else.
+        OSError: It cannot be read.
+    """
+    _check_regular(path, field)
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{field}: {path} is not JSON ({error}): restore the file, or remove it and use another"
+        ) from error
+    if not isinstance(document, dict):
+        kind = "null" if document is None else f"a {type(document).__name__}"
+        raise ConfigurationError(f"{field}: {path} must hold a JSON object, and holds {kind}: restore the file")
+    return cast(dict[str, Any], document)
+
+
+def check_folder(folder: Path, field: str) -> None:
+    """Look at a model's folder: whether it is one, and whether its weights are safetensors, whole and without code.
+
+    A folder without any weights passes: what reads it says so better.
+
+    Args:
+        folder: The folder.
+        field: The spec's field that names it.
+
+    Raises:
+        ConfigurationError: Names the file and the remedy.
+        OSError: It cannot be read.
+    """
+    if not folder.is_dir():
+        fault = (
+            "is a file, not a folder: name the folder that holds it" if folder.exists() else "does not exist: correct the path"
+        )
+        raise ConfigurationError(f"{field}: {folder} {fault}")
+    if (folder / CONFIG).exists():
+        check_config(read_object(folder / CONFIG, field), str(folder / CONFIG), field)
+    names = sorted(entry.name for entry in folder.iterdir())
+    pickles = [name for name in names if is_pickle(name) and name not in _WEIGHTS_OF_OTHERS]
+    shards = [name for name in names if name.endswith(".safetensors")]
+    if pickles and not shards:
+        raise ConfigurationError(
+            f"{field}: {folder} has its weights in {pickles[0]} alone, which runs code when it is loaded, and no *.safetensors: "
+            f"{CONVERT}"
+        )
+    if (folder / INDEX).exists() and WEIGHTS not in names:
+        shards = check_index(read_object(folder / INDEX, field), str(folder / INDEX), field)
+    for name in shards:
+        _check_shard(folder / name, field)
+
+
+def check_config(config: Mapping[str, Any], path: str, field: str) -> None:
+    """Look for a name of weights in config.json that are not safetensors. Raises ConfigurationError."""
+    named = config.get("transformers_weights")
+    if named is not None and not str(named).endswith((".safetensors", ".safetensors.index.json")):
+        raise ConfigurationError(f"{field}: {path} names {named!r} as its weights, which are not safetensors: {CONVERT}")
+
+
+def check_index(index: Mapping[str, Any], path: str, field: str) -> list[str]:
+    """The files that an index names. Raises ConfigurationError when one is not safetensors of the same folder."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConfigurationError(f"{field}: {path} has no weight_map, which says in which file a tensor is: restore the file")
+    names = sorted({str(name) for name in cast(dict[str, Any], weight_map).values()})
+    for name in names:
+        if not name.endswith(".safetensors"):
+            raise ConfigurationError(f"{field}: {path} names {name}, which is not safetensors: {CONVERT}")
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise ConfigurationError(f"{field}: {path} names {name}, which is outside of its folder: restore the file")
+    return names
+
+
+def _check_shard(path: Path, field: str) -> None:
+    """Check that header and size of a file agree. Raises ConfigurationError."""
+    if not path.exists():
+        raise ConfigurationError(f"{field}: {path} is missing, which {INDEX} names: copy the model again")
+    _check_regular(path, field)
+    try:
+        with cast(Any, safe_open(path, framework="numpy")):
+            pass
+    except SafetensorError as error:
+        raise ConfigurationError(
+            f"{field}: {path} is not a whole safetensors file ({error}), as after a download that was cut short: copy it again"
+        ) from error
+
+
+def _check_regular(path: Path, field: str) -> None:
+    """A pipe would be waited for. Raises ConfigurationError."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{field}: {path} leads to a file that is not there: copy the model again") from error
+    if not stat.S_ISREG(mode):
+        raise ConfigurationError(f"{field}: {path} is not a regular file: restore it")
