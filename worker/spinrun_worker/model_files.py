@@ -7,12 +7,10 @@ or config.json, and ask a service for a conversion of it; vLLM would by itself w
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from spinrun_worker.errors import ConfigurationError
@@ -30,7 +28,7 @@ CONVERT = (
 """What to do with a model that has no safetensors."""
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_WEIGHTS_OF_OTHERS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 """Pickles that trainers leave beside a model, and that are not its weights."""
 
 
@@ -48,6 +46,10 @@ def find_file(source: str, revision: str | None, name: str) -> Path | None:
     folder = Path(source)
     if folder.is_absolute() or folder.is_dir():
         return folder / name if (folder / name).exists() or (folder / name).is_symlink() else None
+    # Here, because agents need only what is below.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
     try:
         return Path(hf_hub_download(source, name, revision=revision))
     except (EntryNotFoundError, HFValidationError):
@@ -99,17 +101,22 @@ def check_folder(folder: Path, field: str) -> None:
     if (folder / CONFIG).exists():
         check_config(read_object(folder / CONFIG, field), str(folder / CONFIG), field)
     names = sorted(entry.name for entry in folder.iterdir())
-    pickles = [name for name in names if is_pickle(name) and name not in _WEIGHTS_OF_OTHERS]
+    check_names(names, str(folder), field)
     shards = [name for name in names if name.endswith(".safetensors")]
-    if pickles and not shards:
-        raise ConfigurationError(
-            f"{field}: {folder} has its weights in {pickles[0]} alone, which runs code when it is loaded, and no *.safetensors: "
-            f"{CONVERT}"
-        )
     if (folder / INDEX).exists() and WEIGHTS not in names:
         shards = check_index(read_object(folder / INDEX, field), str(folder / INDEX), field)
     for name in shards:
         _check_shard(folder / name, field)
+
+
+def check_names(names: Sequence[str], source: str, field: str) -> None:
+    """Look for weights among a model's files that are there only in a form that runs code. Raises ConfigurationError."""
+    pickles = [name for name in names if is_pickle(name) and name not in _NO_WEIGHTS]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ConfigurationError(
+            f"{field}: {source} has its weights in {pickles[0]} alone, which runs code when it is loaded, and no *.safetensors: "
+            f"{CONVERT}"
+        )
 
 
 def check_config(config: Mapping[str, Any], path: str, field: str) -> None:
@@ -122,8 +129,10 @@ def check_config(config: Mapping[str, Any], path: str, field: str) -> None:
 def check_index(index: Mapping[str, Any], path: str, field: str) -> list[str]:
     """The files that an index names. Raises ConfigurationError when one is not safetensors of the same folder."""
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConfigurationError(f"{field}: {path} has no weight_map, which says in which file a tensor is: restore the file")
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
+        raise ConfigurationError(
+            f"{field}: {path} must have metadata and a weight_map, which says in which file a tensor is: restore the file"
+        )
     names = sorted({str(name) for name in cast(dict[str, Any], weight_map).values()})
     for name in names:
         if not name.endswith(".safetensors"):
@@ -135,7 +144,7 @@ def check_index(index: Mapping[str, Any], path: str, field: str) -> list[str]:
 
 def _check_shard(path: Path, field: str) -> None:
     """Check that header and size of a file agree. Raises ConfigurationError."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise ConfigurationError(f"{field}: {path} is missing, which {INDEX} names: copy the model again")
     _check_regular(path, field)
     try:
@@ -148,10 +157,12 @@ def _check_shard(path: Path, field: str) -> None:
 
 
 def _check_regular(path: Path, field: str) -> None:
-    """A pipe would be waited for. Raises ConfigurationError."""
+    """A pipe would be waited for. Raises ConfigurationError, or OSError when there is none."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
+        if not path.is_symlink():
+            raise
         raise ConfigurationError(f"{field}: {path} leads to a file that is not there: copy the model again") from error
     if not stat.S_ISREG(mode):
         raise ConfigurationError(f"{field}: {path} is not a regular file: restore it")

@@ -3,6 +3,7 @@
 Template and tokenizer come with the model: they may fail on any text, or never end.
 """
 
+import resource
 import signal
 import threading
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
-RENDER_SECONDS = 10.0
+RENDER_SECONDS = 5.0
 """Processor time that a chat template may take for one conversation: it takes some microseconds, unless it never ends."""
+RENDER_BYTES = 2 << 30
+"""Memory that it may take."""
+MAX_CHARACTERS = 1 << 24
+"""Longest text that a chat template may make of a conversation that is not itself as long."""
 
 _QUESTION: dict[str, str] = {"role": "user", "content": "Hello"}
 _ANSWER: dict[str, str] = {"role": "assistant", "content": "GoodDayToYou"}
@@ -48,7 +53,8 @@ class Encoder:
         self._tokenizer: Any = tokenizer  # its own types are incomplete
         own = None if chat_template else getattr(self._tokenizer, "chat_template", None)
         self._template: str | None = chat_template or (_default_template(own, self._tokenizer) if own else None)
-        self._where = "model.chatTemplate" if chat_template else f"the chat template of {_template_file(self._tokenizer)}"
+        self.where = "model.chatTemplate" if chat_template else f"the chat template of {_template_file(self._tokenizer)}"
+        """Where the chat template is from."""
 
     @property
     def has_template(self) -> bool:
@@ -67,25 +73,25 @@ class Encoder:
             ConfigurationError: It is not a template, or does not end.
         """
         try:
-            with _processor_time(RENDER_SECONDS):
+            with _limits():
                 text = self._tokenizer.apply_chat_template(
                     list(messages), chat_template=self._template, add_generation_prompt=add_generation_prompt, tokenize=False
                 )
         except TemplateSyntaxError as error:
             raise ConfigurationError(
-                f"{self._where}: line {error.lineno}: {error.message}: correct it, or set model.chatTemplate"
+                f"{self.where}: line {error.lineno}: {describe(error)}: correct it, or set model.chatTemplate"
             ) from error
-        except _OutOfTimeError as error:
-            raise ConfigurationError(
-                f"{self._where} takes more than {RENDER_SECONDS:g} s of processor time for one conversation "
-                f"({str(messages)[:200]}): correct it, or set model.chatTemplate"
-            ) from error
+        except (_OutOfTimeError, MemoryError) as error:
+            what = f"{RENDER_BYTES >> 30} GiB of memory" if isinstance(error, MemoryError) else f"{RENDER_SECONDS:g} s to compute"
+            raise ConfigurationError(self._too_large(f"takes more than {what} for", messages)) from error
         except TemplateError as error:
-            raise TextError(f"{self._where} refuses it: {describe(error)}") from error
+            raise TextError(f"{self.where} refuses it: {describe(error)}") from error
         except Exception as error:
-            raise TextError(f"{self._where} fails on it: {describe(error)}") from error
+            raise TextError(f"{self.where} fails on it: {describe(error)}") from error
         if not isinstance(text, str):
-            raise TextError(f"{self._where} gives a {type(text).__name__} for it, not text")
+            raise TextError(f"{self.where} gives a {type(text).__name__} for it, not text")
+        if len(text) > MAX_CHARACTERS > 2 * sum(len(str(message)) for message in messages):
+            raise ConfigurationError(self._too_large(f"makes {len(text)} characters of", messages))
         return text
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...] | TextError]:
@@ -129,13 +135,16 @@ class Encoder:
             written += [] if token is None else [token]
         raise ConfigurationError(self._without_end(written, ends))
 
+    def _too_large(self, what: str, messages: Messages) -> str:
+        return f"{self.where} {what} one conversation ({str(messages)[:200]}): correct it, or set model.chatTemplate"
+
     def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         encoded = self._tokenizer(list(texts), add_special_tokens=not self.has_template)
         return [tuple(map(int, tokens)) for tokens in cast("list[list[int]]", encoded["input_ids"])]
 
     def _token_after_answer(self, conversation: Messages, ends: Collection[int] | None) -> int | None:
         """The first token after the answer that is more than whitespace; without known ends the first special one."""
-        with reading(self._where, remedy="true answers need the token that it ends an assistant's message with"):
+        with reading(self.where, remedy="true answers need the token that it ends an assistant's message with"):
             try:
                 text = self.render(conversation, add_generation_prompt=False)
             except TextError as error:
@@ -156,7 +165,7 @@ class Encoder:
         stops = ", ".join(self._shown(token) for token in sorted(ends or ())) or "no token at all"
         said = f"by {self._shown(written[0])}" if written else "by no token of its own"
         return (
-            f"{self._where} ends an assistant's message {said}, and the rollouts stop at {stops} (the tokenizer's eos_token and "
+            f"{self.where} ends an assistant's message {said}, and the rollouts stop at {stops} (the tokenizer's eos_token and "
             "eos_token_id of generation_config.json): true answers would end differently than the model's own. Add the token to "
             "eos_token_id, or set model.chatTemplate to one that ends an assistant's message with a token of these"
         )
@@ -177,7 +186,7 @@ def _default_template(template: object, tokenizer: Any) -> str:
         template = templates["default"]
     if not isinstance(template, str):
         raise ConfigurationError(
-            f"{_template_file(tokenizer)} has a {type(template).__name__} for a chat template, not text: set model.chatTemplate"
+            f"{_template_file(tokenizer)} has a chat template of type {type(template).__name__}, not text: set model.chatTemplate"
         )
     return template
 
@@ -197,8 +206,11 @@ class _OutOfTimeError(Exception):
 
 
 @contextmanager
-def _processor_time(seconds: float) -> Generator[None]:
-    """Ends the block by an exception when it computes for too long. In the main thread only: elsewhere there is no limit."""
+def _limits() -> Generator[None]:
+    """Ends the block by an exception when it computes for too long, or takes too much memory.
+
+    In the main thread only: elsewhere there are no limits.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -206,10 +218,20 @@ def _processor_time(seconds: float) -> Generator[None]:
     def end(_number: int, _frame: FrameType | None) -> None:
         raise _OutOfTimeError
 
-    before = signal.signal(signal.SIGVTALRM, end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    handler, (soft, hard) = signal.signal(signal.SIGVTALRM, end), resource.getrlimit(resource.RLIMIT_AS)
+    limit = _address_space() + RENDER_BYTES
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    signal.setitimer(signal.ITIMER_VIRTUAL, RENDER_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGVTALRM, handler)
+
+
+def _address_space() -> int:
+    """Bytes of this process's address space."""
+    pages = Path("/proc/self/statm").read_bytes().split()[0]
+    return int(pages) * resource.getpagesize()

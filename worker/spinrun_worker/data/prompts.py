@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from spinrun_api.spec import Evaluation, Prompts
 from spinrun_worker.data import arithmetic
-from spinrun_worker.data.encoding import Encoder, TextError
+from spinrun_worker.data.encoding import MAX_CHARACTERS, Encoder, TextError
 from spinrun_worker.data.order import shuffled
 from spinrun_worker.data.sources import Row, Table, open_source
 from spinrun_worker.errors import ConfigurationError
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DropReason = Literal["too_long", "empty", "no_answer", "malformed"]
-
-MAX_CHARACTERS = 1 << 24
-"""Longest prompt, after the chat template, that is given to the tokenizer."""
 
 _BATCH = 1024
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
@@ -94,7 +91,13 @@ def load_prompts(
                 break
     shown = "; ".join(f"{count} {reason} ({examples[reason]})" for reason, count in dropped.most_common())
     if not records:
-        raise ConfigurationError(f"{block}: no row of {source.source} is a usable prompt: {shown}")
+        remedy = ". Correct the rows, or name another model.chatTemplate or model.tokenizer" if dropped["malformed"] else ""
+        raise ConfigurationError(f"{block}: no row of {source.source} is a usable prompt: {shown}{remedy}")
+    if len({record.text for record in records}) > 1 and len({record.tokens for record in records}) == 1:
+        raise ConfigurationError(
+            f"{block}: all {len(records)} prompts have the same {len(records[0].tokens)} tokens: {encoder.where}, or the "
+            "tokenizer, loses what they ask: set model.chatTemplate, or name another model.tokenizer"
+        )
     if dropped:
         logger.warning("%s: %d rows dropped: %s", block, dropped.total(), shown)
     return PromptSet(source, tuple(records), dict(dropped))

@@ -10,8 +10,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from spinrun_api.spec import Model, SpinRunSpec
 from spinrun_worker.data import Encoder, PromptSet, check_disjoint, load_prompts
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.model_files import CONFIG, GENERATION_CONFIG, check_folder, find_file, read_object
+from spinrun_worker.model_files import CONFIG, GENERATION_CONFIG, find_file, read_object
 from spinrun_worker.reading import reading
+from spinrun_worker.trainer.model.files import check_files
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""What is looked at by name before transformers reads it, which would say what is wrong, but not where."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,13 @@ class TrainingData:
 
 
 def load_training_data(spec: SpinRunSpec) -> TrainingData:
-    """Read tokenizer and data.
+    """Look at the model's files, and read tokenizer and data.
 
     Raises:
         ConfigurationError: Names the field that cannot be used.
         RunError: A source cannot be reached now.
     """
+    check_files(spec.model)
     tokenizer = load_tokenizer(spec.model)
     with reading("data", remedy="repair the data set, the tokenizer or the chat template, or name another"):
         prompt_sets = [
@@ -68,15 +73,15 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         f"{field} {source!r} has no tokenizer that can be loaded",
         remedy="restore tokenizer.json and tokenizer_config.json there, or name another as model.tokenizer",
     ):
-        if model.tokenizer and Path(source).is_absolute() and not Path(source).is_dir():
-            check_folder(Path(source), field)
+        if Path(source).is_absolute() and not Path(source).is_dir():
+            raise ConfigurationError(f"{field}: {source} is not a folder: correct the path")
+        revision = "main" if model.tokenizer or not model.revision else model.revision
+        for name in TOKENIZER_FILES:
+            if path := find_file(source, revision, name):
+                read_object(path, field)
         tokenizer = cast(
             PreTrainedTokenizerBase,
-            AutoTokenizer.from_pretrained(
-                source,
-                revision="main" if model.tokenizer or not model.revision else model.revision,
-                trust_remote_code=model.trust_remote_code,
-            ),
+            AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code),
         )
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template

@@ -6,9 +6,7 @@ loaded, by comparison with its own plain forward pass.
 
 # S = completions (2P), T = packed tokens, C = completion tokens, D = hidden size, V = vocabulary
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,37 +18,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from spinrun_api.spec import Lora, Model
-from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.model_files import (
-    ADAPTER_CONFIG,
-    CONFIG,
-    CONVERT,
-    GENERATION_CONFIG,
-    INDEX,
-    check_config,
-    check_folder,
-    check_index,
-    find_file,
-    read_object,
-)
-from spinrun_worker.reading import reading
+from spinrun_worker.model_files import GENERATION_CONFIG, find_file
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
 from spinrun_worker.trainer.model.conversion import call_converted, convert_linears
+from spinrun_worker.trainer.model.files import ModelError, check_files, loading, place_of
 from spinrun_worker.trainer.model.logprobs import at_least_fp32, logit_transform, sum_by_completion, token_logprobs
 from spinrun_worker.trainer.model.lora import add_adapters, file_name, merge
 from spinrun_worker.trainer.model.packing import MicroBatch, pack
-
-# transformers would ask a service on the Hub for a conversion, and load what that proposes.
-os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-
-
-class ModelError(ConfigurationError):
-    """A model that cannot be loaded. The message says what is wrong with it and what to do."""
 
 
 class Policy(nn.Module):
@@ -166,7 +145,7 @@ def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora
         ConfigurationError: It cannot have these adapters.
         RunError: It cannot be reached now.
     """
-    with _reading(model):
+    with loading(model):
         policy = Policy(_load(model, master_dtype))
         generation_config = find_file(model.source, model.revision, GENERATION_CONFIG)
         policy.generation_config = generation_config.read_bytes() if generation_config else None
@@ -190,28 +169,14 @@ def load_merged(model: Model, adapter: Path) -> Policy:
         ModelError: The model cannot be loaded completely.
         RunError: It cannot be reached now.
     """
-    with _reading(model):
+    with loading(model):
         base = _load(model, torch.float32)
     return Policy(merge(base, adapter))
 
 
-def _reading(model: Model) -> AbstractContextManager[None]:
-    """Whatever is raised over the model's files, by transformers or by us, is a ModelError or, if it may pass, a RunError."""
-    return reading(
-        f"{_where(model)} cannot be loaded as a causal language model",
-        remedy="name a Hub id or the absolute path of a Hugging Face folder with config.json and safetensors; a gated model also "
-        f"needs a token, and of a model in another format {CONVERT}",
-        error_class=ModelError,
-    )
-
-
-def _where(model: Model) -> str:
-    return f"model.source {model.source!r}" + (f" at revision {model.revision!r}" if model.revision else "")
-
-
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
-    where = _where(model)
-    _check_files(model)
+    where = place_of(model)
+    check_files(model)
     loading = AutoModelForCausalLM.from_pretrained(
         model.source,
         revision=model.revision or "main",
@@ -230,44 +195,12 @@ def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
                 f"{where} does not match its config.json, {len(report[kind])} {kind.replace('_', ' ')}: {names}. A partly loaded "
                 "model must not be trained: repair the folder, or name the model's own architecture in config.json"
             )
-    if getattr(loaded.config, "quantization_config", None) is not None:
-        raise ModelError(f"{where} is quantized (config.quantization_config): name the model that it was made from")
     for name, parameter in loaded.named_parameters():
         if not parameter.isfinite().all():
             raise ModelError(f"{where}: {name} holds values that are not finite (NaN or inf): the file is damaged, copy it again")
         # Weights that needed no conversion are still the mapped file: unaligned, and on a volume that others write to.
         parameter.data = parameter.data.clone()
     return loaded
-
-
-def _check_files(model: Model) -> None:
-    """Look for what transformers would not load, or would load from elsewhere. Raises ModelError, or OSError."""
-    source, field = model.source, f"{_where(model)} cannot be loaded"
-    try:
-        if Path(source).is_absolute():
-            check_folder(Path(source), field)
-        if path := find_file(source, model.revision, ADAPTER_CONFIG):
-            raise ModelError(
-                f"{field}: it holds an adapter ({path.name}), beside which transformers would load other weights: merge it into "
-                "its base (merge_and_unload and save_pretrained of peft's model), and name the result"
-            )
-        if path := find_file(source, model.revision, CONFIG):
-            check_config(read_object(path, field), str(path), field)
-        if path := find_file(source, model.revision, INDEX):
-            check_index(read_object(path, field), str(path), field)
-        if path := find_file(source, model.revision, GENERATION_CONFIG):
-            _check_generation_config(path, read_object(path, field), field)
-    except ConfigurationError as error:
-        raise ModelError(str(error)) from error
-
-
-def _check_generation_config(path: Path, settings: Mapping[str, Any], field: str) -> None:
-    """Nobody samples by it, so that it may say anything that vLLM, which takes the end tokens from it, can read."""
-    ends = settings.get("eos_token_id")
-    if not all(each is None or type(each) is int for each in (ends if isinstance(ends, list) else [ends])):
-        raise ModelError(f"{field}: {path}: eos_token_id must be a token id or a list of them, got {ends!r}: correct it")
-    with reading(f"{field}: {path}", remedy="correct the file, or remove it"):
-        GenerationConfig.from_dict(dict(settings))
 
 
 def _longest_sequence(config: PretrainedConfig) -> int | None:
