@@ -128,12 +128,13 @@ class Encoder:
         if not self.has_template:
             return eos if eos is not None else min(ends or ())
         written: list[int] = []
+        known = self._special_tokens() if ends is None else ends
         for conversation in ([_QUESTION, _ANSWER], [_QUESTION, _ANSWER, _QUESTION]):
-            token = self._token_after_answer(conversation, ends)
-            if token is not None and (ends is None or token in ends):
-                return token
+            token = self._token_after_answer(conversation, known)
+            if token in known:
+                return cast(int, token)
             written += [] if token is None else [token]
-        raise ConfigurationError(self._without_end(written, ends))
+        raise ConfigurationError(self._without_end(written, known))
 
     def _too_large(self, what: str, messages: Messages) -> str:
         return f"{self.where} {what} one conversation ({str(messages)[:200]}): correct it, or set model.chatTemplate"
@@ -142,8 +143,12 @@ class Encoder:
         encoded = self._tokenizer(list(texts), add_special_tokens=not self.has_template)
         return [tuple(map(int, tokens)) for tokens in cast("list[list[int]]", encoded["input_ids"])]
 
-    def _token_after_answer(self, conversation: Messages, ends: Collection[int] | None) -> int | None:
-        """The first token after the answer that is more than whitespace; without known ends the first special one."""
+    def _special_tokens(self) -> set[int]:
+        added = cast("Mapping[int, Any]", self._tokenizer.added_tokens_decoder)
+        return {token for token, entry in added.items() if entry.special}
+
+    def _token_after_answer(self, conversation: Messages, ends: Collection[int]) -> int | None:
+        """The first token after the answer that is an end, or more than whitespace."""
         with reading(self.where, remedy="true answers need the token that it ends an assistant's message with"):
             try:
                 text = self.render(conversation, add_generation_prompt=False)
@@ -155,14 +160,13 @@ class Encoder:
                 ) from error
             _, found, rest = text.rpartition(_ANSWER["content"])
             tokens = cast("list[int]", self._tokenizer(rest, add_special_tokens=False)["input_ids"]) if found else []
-            known = ends if ends is not None else cast("Collection[int]", self._tokenizer.all_special_ids)
             for token in tokens:
-                if token in known or str(self._tokenizer.decode([token])).strip():
+                if token in ends or str(self._tokenizer.decode([token])).strip():
                     return token
         return None
 
-    def _without_end(self, written: Sequence[int], ends: Collection[int] | None) -> str:
-        stops = ", ".join(self._shown(token) for token in sorted(ends or ())) or "no token at all"
+    def _without_end(self, written: Sequence[int], ends: Collection[int]) -> str:
+        stops = ", ".join(self._shown(token) for token in sorted(ends))
         said = f"by {self._shown(written[0])}" if written else "by no token of its own"
         return (
             f"{self.where} ends an assistant's message {said}, and the rollouts stop at {stops} (the tokenizer's eos_token and "
@@ -201,8 +205,8 @@ def _template_file(tokenizer: Any) -> str:
     return source
 
 
-class _OutOfTimeError(Exception):
-    """A chat template has taken too long."""
+class _OutOfTimeError(BaseException):
+    """A chat template has taken too long. Not an Exception: Jinja swallows those where it computes constants in advance."""
 
 
 @contextmanager
