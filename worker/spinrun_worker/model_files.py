@@ -6,6 +6,7 @@ or config.json, and ask a service for a conversion of it; vLLM would by itself w
 """
 
 import json
+import logging
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 
 from spinrun_worker.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -38,7 +41,7 @@ def is_pickle(name: str) -> bool:
 
 
 def find_file(source: str, revision: str | None, name: str) -> Path | None:
-    """A file of a model, from its folder, the cache or the Hub; None when the model has none of this name.
+    """A file of a model, from its folder, the cache or the Hub; None when there is none of this name, or none to be had.
 
     Raises:
         OSError: It cannot be reached.
@@ -54,6 +57,17 @@ def find_file(source: str, revision: str | None, name: str) -> Path | None:
         return Path(hf_hub_download(source, name, revision=revision))
     except (EntryNotFoundError, HFValidationError):
         return None
+
+
+def hub_names(source: str, revision: str | None) -> list[str]:
+    """Names of the files of a model of the Hub; none where they are not to be had."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        return list_repo_files(source, revision=revision)
+    except Exception as error:  # noqa: BLE001 - who reads the files themselves may still reach them, and says what is wrong
+        logger.info("the names of the files of %s are not known here: %s", source, error)
+        return []
 
 
 def read_object(path: Path, field: str) -> dict[str, Any]:

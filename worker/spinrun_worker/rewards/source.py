@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from spinrun_api.spec import ScoringModel
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.model_files import check_folder, check_names, read_object
-from spinrun_worker.reading import describe, reading
+from spinrun_worker.model_files import check_folder, check_names, hub_names, read_object
+from spinrun_worker.reading import reading
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,9 @@ def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str 
         ConfigurationError: The model does not exist, is not a classifier with one class, or has no safetensors.
     """
     config = _config(block, model)
-    if config is not None and OVERRIDES not in engine_args and (fault := fault_of(config)):
+    if config is None:
+        return
+    if OVERRIDES not in engine_args and (fault := fault_of(config)):
         raise ConfigurationError(
             f"{block}.source: {model.source} {fault}: name a sequence classifier with one class, such as a reward model or a "
             "cross-encoder"
@@ -80,16 +82,10 @@ def _check_weights(field: str, model: ScoringModel) -> None:
     """Raises ConfigurationError when vLLM would find no safetensors, or would have to unpickle what there is."""
     source = model.served_name
     if source.startswith("/"):
-        if Path(source).exists():
-            with reading(f"{field}: {source} cannot be read", remedy="correct source, or restore the folder"):
-                check_folder(Path(source), field)
+        with reading(f"{field}: {source} cannot be read", remedy="correct source, or restore the folder"):
+            check_folder(Path(source), field)
         return
-    try:
-        names = list_repo_files(source, revision=model.revision)
-    except Exception as error:  # noqa: BLE001 - config.json was found, and vLLM may reach the rest another way
-        logger.info("%s: the names of the weights of %s are not known here: %s", field, source, describe(error))
-        return
-    check_names(names, source, field)
+    check_names(hub_names(source, model.revision), source, field)
 
 
 def _config_path(block: str, model: ScoringModel) -> Path | None:

@@ -78,13 +78,13 @@ def check_files(model: Model) -> None:
 
 def _check_config(model: Model, field: str) -> None:
     path = find_file(model.source, model.revision, CONFIG)
-    if path is None:
+    if path is None and Path(model.source).is_absolute():
         raise ModelError(f"{field}: it has no {CONFIG}: name a Hugging Face folder, or a Hub id")
-    config = read_object(path, field)
+    config = read_object(path, field) if path else {}
     check_config(config, str(path), field)
     if config.get("quantization_config") is not None:
         raise ModelError(f"{field}: it is quantized ({path}: quantization_config): name the model that it was made from")
-    with reading(f"{field}: {path}", remedy="name the model's own architecture and sizes there, or restore the file"):
+    with reading(f"{field}: {path or CONFIG}", remedy="name the model's own architecture and sizes there, or restore the file"):
         revision, trust = model.revision or "main", model.trust_remote_code
         AutoConfig.from_pretrained(model.source, revision=revision, trust_remote_code=trust)
 

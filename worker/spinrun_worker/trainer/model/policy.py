@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from spinrun_api.spec import Lora, Model
-from spinrun_worker.model_files import GENERATION_CONFIG, find_file
+from spinrun_worker.model_files import GENERATION_CONFIG, check_names, find_file, hub_names
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
 from spinrun_worker.trainer.model.conversion import call_converted, convert_linears
@@ -177,17 +177,22 @@ def load_merged(model: Model, adapter: Path) -> Policy:
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
     where = place_of(model)
     check_files(model)
-    loading = AutoModelForCausalLM.from_pretrained(
-        model.source,
-        revision=model.revision or "main",
-        trust_remote_code=model.trust_remote_code,
-        dtype=dtype,
-        attn_implementation=IMPLEMENTATION,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # the report names them
-    )
-    loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loading)
+    try:
+        loaded_with_report = AutoModelForCausalLM.from_pretrained(
+            model.source,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report names them
+        )
+    except OSError:
+        if not Path(model.source).is_absolute():
+            check_names(hub_names(model.source, model.revision), model.source, f"{where} cannot be loaded")
+        raise
+    loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded_with_report)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
             names = ", ".join(sorted(map(str, report[kind]))[:5])
