@@ -75,7 +75,7 @@ def _is_transient(error: BaseException) -> bool:
         case LocalEntryNotFoundError():  # how the Hub's library reports that a download failed
             return not constants.HF_HUB_OFFLINE
         case HfHubHTTPError():
-            return error.response is None or error.response.status_code >= 500 or error.response.status_code == 429
+            return error.response.status_code >= 500 or error.response.status_code == 429
         case httpx.HTTPError() | TimeoutError():
             return True
         case ConnectionError():  # one of its kind says that the Hub must not be asked

@@ -161,6 +161,7 @@ def test_only_a_method_that_trains_on_true_answers_needs_their_end(folder: Path)
     assert load_training_data(parse_run(letters_run("letters", model={"source": str(folder)})).spec).end_token is None
     ends_otherwise = CHATML.replace("<|im_end|>", "<|endoftext|>")
     data = load_training_data(spin(folder, chatTemplate=ends_otherwise))
+    assert data.end_token is not None
     assert data.tokenizer.convert_ids_to_tokens(data.end_token) == "<|endoftext|>"
 
 
