@@ -8,7 +8,7 @@ or config.json, and ask a service for a conversion of it; vLLM would by itself w
 import json
 import logging
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,7 +115,8 @@ def check_folder(folder: Path, field: str) -> None:
     if (folder / CONFIG).exists():
         check_config(read_object(folder / CONFIG, field), str(folder / CONFIG), field)
     names = sorted(entry.name for entry in folder.iterdir())
-    check_names(names, str(folder), field)
+    inside = [path.relative_to(folder).as_posix() for path in folder.glob("*_Dense/*")]
+    check_names([*names, *inside], str(folder), field)
     shards = [name for name in names if name.endswith(".safetensors")]
     if (folder / INDEX).exists() and WEIGHTS not in names:
         shards = check_index(read_object(folder / INDEX, field), str(folder / INDEX), field)
@@ -123,14 +124,31 @@ def check_folder(folder: Path, field: str) -> None:
         _check_shard(folder / name, field)
 
 
-def check_names(names: Sequence[str], source: str, field: str) -> None:
-    """Look for weights among a model's files that are there only in a form that runs code. Raises ConfigurationError."""
-    pickles = [name for name in names if is_pickle(name) and name not in _NO_WEIGHTS]
-    if pickles and not any(name.endswith(".safetensors") for name in names):
-        raise ConfigurationError(
-            f"{field}: {source} has its weights in {pickles[0]} alone, which runs code when it is loaded, and no *.safetensors: "
-            f"{CONVERT}"
-        )
+def check_names(names: Iterable[str], source: str, field: str) -> None:
+    """Look for weights among a model's files that are there only in a form that runs code.
+
+    Args:
+        names: The files by their paths, with / between folders.
+        source: Where they are.
+        field: The spec's field that names it.
+
+    Raises:
+        ConfigurationError: There are some.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folder, _, _ = name.rpartition("/")
+        by_folder.setdefault(folder, []).append(name)
+    for folder, files in by_folder.items():
+        # Of folders inside, vLLM reads those of layers that sentence-transformers puts on top. Others are for other libraries.
+        if folder and not folder.endswith("_Dense"):
+            continue
+        pickles = [name for name in files if is_pickle(name) and name not in _NO_WEIGHTS]
+        if pickles and not any(name.endswith(".safetensors") for name in files):
+            raise ConfigurationError(
+                f"{field}: {source} has its weights in {pickles[0]} alone, which runs code when it is loaded, and no "
+                f"*.safetensors: {CONVERT}"
+            )
 
 
 def check_config(config: Mapping[str, Any], path: str, field: str) -> None:

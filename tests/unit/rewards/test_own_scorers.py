@@ -87,9 +87,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         check_source("preference.ranker", Ranker(source=str(tmp_path)), {})
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "2_Dense/pytorch_model.bin"]
+)
 def test_a_reward_model_without_safetensors_is_refused_before_vllm_is_asked(tmp_path: Path, name: str) -> None:
     folder = model_in(tmp_path / "pickled")
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"x")
     with pytest.raises(ConfigurationError) as raised:
         check_source("preference.ranker", Ranker(source=str(folder)), {})
@@ -101,11 +104,24 @@ def test_a_reward_model_without_safetensors_is_refused_before_vllm_is_asked(tmp_
     ("names", "fault"),
     [
         (["config.json", "pytorch_model.bin"], "has its weights in pytorch_model.bin alone"),
+        (["config.json", "pytorch_model.bin", "onnx/model.safetensors"], "has its weights in pytorch_model.bin alone"),
         (["config.json", "pytorch_model.bin", "model.safetensors"], None),
+        (["config.json", "model.safetensors", "original/consolidated.00.pth", "training_args.bin"], None),
+        (["model.safetensors", "2_Dense/pytorch_model.bin"], "has its weights in 2_Dense/pytorch_model.bin alone"),
+        (["model.safetensors", "2_Dense/pytorch_model.bin", "2_Dense/model.safetensors"], None),
         (OSError("no route"), None),
         (OfflineModeIsEnabled("offline"), None),
     ],
-    ids=["a pickle", "both", "no network", "offline"],
+    ids=[
+        "a pickle",
+        "safetensors for others",
+        "both",
+        "pickles for others",
+        "a layer on top",
+        "a layer in both forms",
+        "no network",
+        "offline",
+    ],
 )
 def test_the_weights_of_a_model_of_the_hub_are_known_by_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | Exception, fault: str | None
