@@ -93,7 +93,8 @@ def load_prompts(
     if not records:
         remedy = ". Correct the rows, or name another model.chatTemplate or model.tokenizer" if dropped["malformed"] else ""
         raise ConfigurationError(f"{block}: no row of {source.source} is a usable prompt: {shown}{remedy}")
-    if len({record.text for record in records}) > 1 and len({record.tokens for record in records}) == 1:
+    questions = {"".join(record.text.split()).casefold() for record in records}
+    if len(questions) > 1 and len({record.tokens for record in records}) == 1:
         raise ConfigurationError(
             f"{block}: all {len(records)} prompts have the same {len(records[0].tokens)} tokens: {encoder.where}, or the "
             "tokenizer, loses what they ask: set model.chatTemplate, or name another model.tokenizer"
