@@ -55,6 +55,9 @@ def test_what_is_wrong_with_a_file_is_for_the_user_to_mend(error: BaseException,
         ConnectionResetError(errno.ECONNRESET, "reset"),
         httpx.ConnectError("no route"),
         LocalEntryNotFoundError("neither in the cache nor to be downloaded"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
     ],
     ids=lambda error: type(error).__name__,
 )

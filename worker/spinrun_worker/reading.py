@@ -66,7 +66,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a failure is due to the network, the Hub or the disk, not to what was to be read."""
+    """Whether a failure is due to the network, the Hub, the disk or the memory, not to what was to be read."""
     return any(_is_transient(each) for each in _causes(error))
 
 
@@ -82,6 +82,8 @@ def _is_transient(error: BaseException) -> bool:
             return not constants.HF_HUB_OFFLINE
         case OSError():
             return error.errno is not None and error.errno not in _OF_THE_FILE
+        case RuntimeError():  # torch's own MemoryError
+            return "DefaultCPUAllocator" in str(error)
         case _:
             return False
 
