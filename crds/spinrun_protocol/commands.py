@@ -23,6 +23,9 @@ RENDEZVOUS_PORT = 29400
 # Name under which vLLM serves the policy, whatever its source.
 SERVED_MODEL = "policy"
 
+# Loading a pickle runs code, and vLLM would load one where it finds nothing else.
+LOAD_FORMAT = "safetensors"
+
 # vLLM's own CPU worker keeps the old output layer when it reloads a model with tied embeddings.
 CPU_WORKER = "spinrun_worker.vllm.cpu_worker.CpuWorker"
 
@@ -80,6 +83,7 @@ def vllm(
         "host": "127.0.0.1",
         "port": port,
         "dtype": dtype,
+        "load-format": LOAD_FORMAT,
         "max-model-len": run.spec.data.max_prompt_tokens + rollout.max_tokens,
         "tensor-parallel-size": rollout.tensor_parallel_size,
         "enable-prefix-caching": True,
@@ -137,6 +141,7 @@ def scorer(
         "host": "127.0.0.1",
         "port": port,
         "dtype": dtype,
+        "load-format": LOAD_FORMAT,
         # What fits into the memory, if that is less than the model can read.
         "max-model-len": "auto",
         "tensor-parallel-size": scorers.tensor_parallel_size,

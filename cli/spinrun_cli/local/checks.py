@@ -1,7 +1,6 @@
 """What can be known to be wrong before anything heavy starts, and what a run on one machine does not use."""
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,16 +111,23 @@ def _check_model(block: str, source: str, revision: str | None) -> None:
             raise InvalidInputError(f"{block}.source: {source} is not a folder: correct the path, or name a Hub model")
         config = folder / "config.json"
     else:
-        config = _config_of_hub_model(block, source, revision)
+        folder, config = None, _config_of_hub_model(block, source, revision)
+    from spinrun_worker.errors import ConfigurationError
+    from spinrun_worker.model_files import check_folder, read_object
+
     try:
-        document = json.loads(config.read_text("utf-8"))
-        known = isinstance(document, dict) and "model_type" in document
-    except (OSError, ValueError):
+        known = "model_type" in read_object(config, block)
+    except (OSError, ConfigurationError):
         known = False
     if not known:
         raise InvalidInputError(
             f"{block}.source: {source} is not a Hugging Face model: its config.json is missing or has no model_type"
         )
+    try:
+        if folder is not None:
+            check_folder(folder, f"{block}.source")
+    except (OSError, ConfigurationError) as error:
+        raise InvalidInputError(str(error)) from error
 
 
 def _config_of_hub_model(block: str, source: str, revision: str | None) -> Path:

@@ -11,7 +11,7 @@ class Model(ApiModel):
 
     source: Text
     """A Hub id such as Qwen/Qwen2.5-3B-Instruct, or an absolute path of a Hugging Face folder on the
-    ledger volume or in the image."""
+    ledger volume or in the image. Its weights are safetensors: a pickle (pytorch_model.bin) runs code and is never loaded."""
 
     revision: Text | None = None
     """Branch, tag or commit of a Hub model. Absent: the Hub's default branch. Name a commit to make the run repeatable."""

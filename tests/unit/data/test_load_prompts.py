@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from spinrun_api.spec import Evaluation, Prompts
-from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts
+from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts, sources
 from spinrun_worker.errors import ConfigurationError
 from support.models import tiny_tokenizer, words_of
 
@@ -281,3 +281,99 @@ def test_shared_prompts_of_other_data_are_counted_and_said(tmp_path: Path, caplo
     held_out = write(tmp_path / "test", [{"prompt": "same"}, {"prompt": "new"}])
     assert check_disjoint(load(Prompts(source=source)), load(Evaluation(source=held_out))) == 1
     assert "data.evaluation: 1 of 2 held-out prompts are also trained on" in caplog.text
+
+
+# --- texts and templates that fail ----------------------------------------------------------------------------------------
+
+HALF = "\ud83d"
+GOOD: dict[str, Any] = {"prompt": "good", "answer": "1", "chat": [{"role": "user", "content": "good"}]}
+
+
+def write_escaped(directory: Path, rows: list[dict[str, Any]]) -> str:
+    """As JSON writes half an emoji: by its number."""
+    path = directory / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": f"What a {HALF} day"}, {}),
+        ({"answer": f"{HALF}1"}, {}),
+        ({"chat": [{"role": "system", "content": HALF}, {"role": "user", "content": "hi"}]}, {"messages_column": "chat"}),
+        ({"chat": [{"role": HALF, "content": "hi"}]}, {"messages_column": "chat"}),
+        ({"prompt": "hi", "answer": "\udfff"}, {}),
+    ],
+    ids=["prompt", "answer", "system message", "role", "the other half"],
+)
+def test_a_row_with_half_an_emoji_is_dropped_and_counted_with_its_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, Any], columns: dict[str, Any]
+):
+    source = write_escaped(tmp_path, [GOOD, GOOD | row, GOOD])
+    prompts = load(Prompts(source=source, answer_column="answer", **columns), needs_answer=True)
+    assert (sorted(record.id for record in prompts.records), prompts.dropped) == (["0", "2"], {"malformed": 1})
+    assert "1 malformed (row 1: holds half a character (U+D" in caplog.text
+
+
+def test_half_an_emoji_is_noticed_without_a_chat_template_too(tmp_path: Path):
+    source = Prompts(source=write_escaped(tmp_path, [GOOD, {"prompt": HALF}]))
+    assert load(source, tokenizer=without_chat_template()).dropped == {"malformed": 1}
+
+
+def test_columns_that_nobody_reads_may_hold_anything(tmp_path: Path):
+    prompts = load(Prompts(source=write_escaped(tmp_path, [GOOD | {"topic": HALF}])))
+    assert [record.id for record in prompts.records] == ["0"]
+
+
+def test_a_row_that_the_chat_template_fails_on_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source = Prompts(source=write(tmp_path, [{"prompt": word} for word in ("a", "zero", "b")]))
+    template = "{% if messages[0].content == 'zero' %}{{ 1 / 0 }}{% endif %}{{ messages[0].content }}"
+    prompts = load(source, chat_template=template)
+    assert (sorted(record.id for record in prompts.records), prompts.dropped) == (["0", "2"], {"malformed": 1})
+    assert "row 1: model.chatTemplate fails on it: ZeroDivisionError: division by zero" in caplog.text
+
+
+def test_a_chat_template_that_fails_on_every_row_is_named_with_what_it_said(tmp_path: Path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ 1 / 0 }}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    loaded = type(tokenizer).from_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ConfigurationError) as caught:
+        load(Prompts(source="arithmetic"), tokenizer=loaded)
+    message = str(caught.value)
+    assert message.startswith("data.prompts: no row of arithmetic is a usable prompt: 135 malformed (row ")
+    assert f"the chat template of {tmp_path}/tokenizer/chat_template.jinja fails on it: ZeroDivisionError" in message
+    assert "model.chatTemplate" in message
+
+
+def test_a_row_that_the_tokenizer_fails_on_costs_no_other(tmp_path: Path):
+    class Fails:
+        """A tokenizer that has no token for one of the texts, as WordLevel without an unknown token has none."""
+
+        chat_template = None
+
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            if any("zero" in text for text in texts):
+                raise Exception("Missing [UNK] token")
+            return {"input_ids": [[len(text)] for text in texts]}
+
+    rows = [{"prompt": word} for word in ("a", "zero", "bb")]
+    prompts = load(Prompts(source=write(tmp_path, rows)), tokenizer=Fails())
+    assert ({record.id: record.tokens for record in prompts.records}) == {"0": (1,), "2": (2,)}
+    assert prompts.dropped == {"malformed": 1}
+
+
+@pytest.mark.parametrize("template", ["nothing", "{{ bos_token }}<|im_start|>user\n<|im_end|>"])
+def test_a_chat_template_that_loses_what_is_asked_is_refused(template: str):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts: all 135 prompts have the same \d+ tokens: model\.chatTemplate"):
+        load(Prompts(source="arithmetic"), chat_template=template)
+
+
+def test_rows_that_cannot_be_read_are_no_traceback(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> list[dict[str, Any]]:
+        raise ImportError("decoding images needs Pillow")
+
+    monkeypatch.setattr(sources.MemoryTable, "take", fails)
+    with pytest.raises(ConfigurationError, match=r"data\.prompts\.source: rows of arithmetic: ImportError: decoding images"):
+        load(Prompts(source="arithmetic"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spinrun_api.run import SpinRun
 from spinrun_api.spec import Lora
 from spinrun_protocol import commands
 from support.engines import tiny_run
@@ -39,6 +40,23 @@ def test_recommended_sampling_parameters_are_ignored_and_the_server_hears_loopba
     command = commands.vllm(tiny_run(Path("/model")), accelerator="cuda", dtype="bfloat16").command
     assert flag(command, "generation-config") == "vllm"
     assert flag(command, "host") == "127.0.0.1"
+
+
+def test_vllm_takes_weights_from_safetensors_alone() -> None:
+    policy = commands.vllm(tiny_run(Path("/model")), accelerator="cuda", dtype="bfloat16")
+    adapters = commands.vllm(tiny_run(Path("/model"), lora={"rank": 16}), accelerator="cpu", dtype="float32")
+    document = tiny_run(Path("/model")).to_document()
+    document["spec"] |= {"preference": {"rewardModel": {"source": "/reward"}}}
+    scorer = commands.scorer(SpinRun.model_validate(document), accelerator="cpu", dtype="float32")
+    assert {flag(process.command, "load-format") for process in (policy, adapters, scorer)} == {"safetensors"}
+    # vLLM knows the word. By its source: importing it imports vLLM.
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    assert (
+        '"safetensors": DefaultModelLoader'
+        in (Path(spec.origin).parent / "model_executor" / "model_loader" / "__init__.py").read_text()
+    )
 
 
 def test_one_process_computes_on_a_cpu_unless_it_shares_the_model() -> None:

@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import httpx
 
 from spinrun_api.spec import Preference, Ranker
@@ -80,6 +85,70 @@ def test_a_path_that_only_the_image_of_vllm_may_have_is_left_to_vllm() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"preference\.ranker\.source: .*/config\.json cannot be read"):
         check_source("preference.ranker", Ranker(source=str(tmp_path)), {})
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "2_Dense/pytorch_model.bin"]
+)
+def test_a_reward_model_without_safetensors_is_refused_before_vllm_is_asked(tmp_path: Path, name: str) -> None:
+    folder = model_in(tmp_path / "pickled")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(ConfigurationError) as raised:
+        check_source("preference.ranker", Ranker(source=str(folder)), {})
+    assert str(raised.value).startswith(f"preference.ranker.source: {folder} has its weights in {name} alone")
+    assert "save_pretrained" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["config.json", "pytorch_model.bin"], "has its weights in pytorch_model.bin alone"),
+        (["config.json", "pytorch_model.bin", "onnx/model.safetensors"], "has its weights in pytorch_model.bin alone"),
+        (["config.json", "pytorch_model.bin", "model.safetensors"], None),
+        (["config.json", "model.safetensors", "original/consolidated.00.pth", "training_args.bin"], None),
+        (["model.safetensors", "2_Dense/pytorch_model.bin"], "has its weights in 2_Dense/pytorch_model.bin alone"),
+        (["model.safetensors", "2_Dense/pytorch_model.bin", "2_Dense/model.safetensors"], None),
+        (OSError("no route"), None),
+        (OfflineModeIsEnabled("offline"), None),
+    ],
+    ids=[
+        "a pickle",
+        "safetensors for others",
+        "both",
+        "pickles for others",
+        "a layer on top",
+        "a layer in both forms",
+        "no network",
+        "offline",
+    ],
+)
+def test_the_weights_of_a_model_of_the_hub_are_known_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | Exception, fault: str | None
+) -> None:
+    def listed(repository: str, *, revision: str | None) -> list[str]:
+        assert (repository, revision) == ("org/stern", "abc")
+        if isinstance(names, Exception):
+            raise names
+        return names
+
+    monkeypatch.setattr(sources, "hf_hub_download", lambda *_, **__: str(model_in(tmp_path / "cache") / "config.json"))
+    monkeypatch.setattr("huggingface_hub.list_repo_files", listed)
+    if fault is None:
+        check_source("preference.ranker", Ranker(source="org/stern", revision="abc"), {})
+    else:
+        with pytest.raises(ConfigurationError, match=f"preference.ranker.source: org/stern {fault}"):
+            check_source("preference.ranker", Ranker(source="org/stern", revision="abc"), {})
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{", "", "[" * 100_000], ids=["null", "list", "cut", "empty", "deep"])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    folder = model_in(tmp_path / "model")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(
+        ConfigurationError, match=r"preference\.ranker\.source: .*config\.json (is not JSON|must hold a JSON object)"
+    ):
+        check_source("preference.ranker", Ranker(source=str(folder)), {})
 
 
 NOT_FOUND = httpx.Response(404, request=httpx.Request("HEAD", "https://hub/org/stern"))

@@ -261,3 +261,10 @@ def test_only_what_an_agent_wrote_is_removed(scratch: Path) -> None:
         (scratch / name).mkdir()
     remove_all_but([scratch / "v000002-bbbbbbbb"], scratch)
     assert {path.name for path in scratch.iterdir()} == {"v000002-bbbbbbbb", "v1", "precious", "wanted.json"}
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin", "consolidated.00.pth", "model.pt", "model.ckpt"])
+def test_a_version_with_weights_that_run_code_is_not_staged(publisher: Publisher, scratch: Path, name: str) -> None:
+    manifest = publisher.publish(7, model_files() | {name: b"x"})
+    with pytest.raises(StagingError, match=f"{name} would run code when it is loaded"):
+        staged(publisher, manifest, scratch)

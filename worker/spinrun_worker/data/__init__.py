@@ -1,6 +1,7 @@
 """Prompts: read from their source, turned into token ids, and drawn in an order that a restart repeats."""
 
+from spinrun_worker.data.encoding import Encoder
 from spinrun_worker.data.prompts import PromptSet, check_disjoint, encode_answer, load_prompts
 from spinrun_worker.data.stream import PromptStream
 
-__all__ = ["PromptSet", "PromptStream", "check_disjoint", "encode_answer", "load_prompts"]
+__all__ = ["Encoder", "PromptSet", "PromptStream", "check_disjoint", "encode_answer", "load_prompts"]

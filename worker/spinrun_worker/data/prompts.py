@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import TemplateError, TemplateSyntaxError
-
 from spinrun_api.spec import Evaluation, Prompts
 from spinrun_worker.data import arithmetic
 from spinrun_worker.data.conversations import last_request, read_conversation
+from spinrun_worker.data.encoding import MAX_CHARACTERS, Encoder, TextError
 from spinrun_worker.data.order import shuffled
 from spinrun_worker.data.rows import BATCH, DropReason, RowError, is_missing, require_column, text_of, value_at
 from spinrun_worker.data.sources import Row, Table, open_source
 from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.reading import describe, reading
 from spinrun_worker.records import Message, PromptRecord
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class PromptSet:
 
     dropped: Mapping[DropReason, int]
     """Rows that did not become a prompt. too_long: longer than data.maxPromptTokens. empty: no text. no_answer: no true answer,
-    where the preference needs one. malformed: messages that are not a conversation, or that the chat template refuses."""
+    where the preference needs one. malformed: messages that are not a conversation, text that is not (half an emoji), or what the
+    chat template or the tokenizer refuses."""
 
 
 def load_prompts(
@@ -67,12 +68,16 @@ def load_prompts(
     if not len(table):
         raise ConfigurationError(f"{block}.source: {source.source} has no rows")
     reader = _RowReader(source, table, block, needs_answer=needs_answer)
-    encoder = _Encoder(tokenizer, chat_template, block, messages_column=source.messages_column)
+    encoder = Encoder(tokenizer, chat_template)
+    if source.messages_column is not None and not encoder.has_template:
+        raise ConfigurationError(
+            f"{block}.messagesColumn: the tokenizer has no chat template: set model.chatTemplate, or use promptColumn"
+        )
 
     records: list[PromptRecord] = []
     dropped: Counter[DropReason] = Counter()
     examples: dict[DropReason, str] = {}
-    for index, outcome in _prompts(table, source, reader, encoder):
+    for index, outcome in _prompts(table, source, reader, encoder, block):
         if isinstance(outcome, PromptRecord):
             outcome = _of_fitting_length(outcome, max_prompt_tokens)
         if isinstance(outcome, RowError):
@@ -84,7 +89,14 @@ def load_prompts(
                 break
     shown = "; ".join(f"{count} {reason} ({examples[reason]})" for reason, count in dropped.most_common())
     if not records:
-        raise ConfigurationError(f"{block}: no row of {source.source} is a usable prompt: {shown}")
+        remedy = ". Correct the rows, or name another model.chatTemplate or model.tokenizer" if dropped["malformed"] else ""
+        raise ConfigurationError(f"{block}: no row of {source.source} is a usable prompt: {shown}{remedy}")
+    questions = {"".join(record.text.split()).casefold() for record in records}
+    if len(questions) > 1 and len({record.tokens for record in records}) == 1:
+        raise ConfigurationError(
+            f"{block}: all {len(records)} prompts have the same {len(records[0].tokens)} tokens: {encoder.where}, or the "
+            "tokenizer, loses what they ask: set model.chatTemplate, or name another model.tokenizer"
+        )
     if dropped:
         logger.warning("%s: %d rows dropped: %s", block, dropped.total(), shown)
     return PromptSet(source, tuple(records), dict(dropped))
@@ -122,27 +134,62 @@ class _Question:
 
 
 def _prompts(
-    table: Table, source: Prompts, reader: "_RowReader", encoder: "_Encoder"
+    table: Table, source: Prompts, reader: "_RowReader", encoder: Encoder, block: str
 ) -> Iterator[tuple[int, "PromptRecord | RowError"]]:
     """Each row's number and what became of it, in shuffled order, a batch of rows at a time."""
 
     def read(row: Row) -> _Question | RowError:
         try:
-            return encoder.render(reader.read(row))
+            return _rendered(reader.read(row), encoder)
         except RowError as error:
             return error
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a row may hold anything, and costs no more than itself
+            return RowError("malformed", describe(error))
 
     order = shuffled(len(table), "rows", source.shuffle_seed)
     for start in range(0, len(order), BATCH):
         indices = order[start : start + BATCH]
-        questions = [read(row) for row in table.take(indices)]
-        token_ids = iter(encoder.encode([item.rendered for item in questions if isinstance(item, _Question)]))
+        with reading(f"{block}.source: rows of {source.source}", remedy="repair the data set, or name another"):
+            rows = table.take(indices)
+        questions = [read(row) for row in rows]
+        encoded = iter(encoder.encode([item.rendered for item in questions if isinstance(item, _Question)]))
         for index, item in zip(indices, questions, strict=True):
-            if isinstance(item, _Question):
-                conversation = item.messages if source.messages_column is not None else ()
-                yield index, PromptRecord(str(index), next(token_ids), item.text, item.answer, item.row, conversation)
-            else:
+            if not isinstance(item, _Question):
                 yield index, item
+                continue
+            tokens = next(encoded)
+            if isinstance(tokens, TextError):
+                yield index, RowError("malformed", str(tokens))
+            else:
+                conversation = item.messages if source.messages_column is not None else ()
+                yield index, PromptRecord(str(index), tokens, item.text, item.answer, item.row, conversation)
+
+
+def _rendered(question: _Question, encoder: Encoder) -> _Question:
+    """A question with the text that the model sees. Raises RowError when there is none that can be encoded, or sent on."""
+    for text in (*(message["content"] for message in question.messages), question.answer or ""):
+        _require_characters(text)
+    if not encoder.has_template:
+        return replace(question, rendered=question.text)
+    try:
+        rendered = encoder.render(question.messages)
+    except TextError as error:
+        raise RowError("malformed", str(error)) from error
+    if len(rendered) > MAX_CHARACTERS:
+        raise RowError("too_long", f"{len(rendered)} characters after the chat template")
+    _require_characters(rendered)
+    return replace(question, rendered=rendered)
+
+
+def _require_characters(text: str) -> None:
+    """JSON and CSV can hold half of a character (a lone surrogate), which no tokenizer and no other file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise RowError("malformed", f"holds half a character (U+{ord(half):04X}) at position {error.start}") from error
 
 
 def _of_fitting_length(record: PromptRecord, max_prompt_tokens: int) -> "PromptRecord | RowError":
@@ -218,22 +265,24 @@ def _way_into(value: "list[object] | dict[str, object]", column: str) -> str:
     return f"name what is inside, such as {column}.{within}"
 
 
-def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_tokens: int) -> tuple[int, ...]:
+def encode_answer(
+    tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_tokens: int, end: int | None = None
+) -> tuple[int, ...]:
     """Token ids of a true answer as the model would have given it, including the end token.
 
     Args:
         tokenizer: The model's tokenizer.
         answer: The true answer.
         max_tokens: Tokens after which the answer is cut, as a sample is.
+        end: The end token, see `Encoder.end_of_answer`; None takes the one of the tokenizer's own chat template.
 
     Raises:
-        ConfigurationError: The tokenizer has no end token.
+        ConfigurationError: The tokenizer cannot encode the answer, or there is no end token.
     """
-    untyped: Any = tokenizer  # its own types are incomplete
-    if untyped.eos_token_id is None:
-        raise ConfigurationError("model.tokenizer has no end token, which true answers need: name another, or set its eos_token")
-    tokens = cast("list[int]", untyped(answer, add_special_tokens=False)["input_ids"])
-    return tuple([*tokens, untyped.eos_token_id][:max_tokens])
+    end = Encoder(tokenizer, None).end_of_answer(None) if end is None else end
+    with reading(f"the true answer {answer[:80]!r} cannot be encoded", remedy="correct the answer, or name another tokenizer"):
+        tokens = cast("list[int]", cast(Any, tokenizer)(answer, add_special_tokens=False)["input_ids"])
+    return tuple([*tokens, end][:max_tokens])
 
 
 class Template:
@@ -267,39 +316,3 @@ class Template:
         if is_missing(value):
             raise RowError("empty", f"column {column} is empty")
         return str(value) if isinstance(value, (list, dict)) else text_of(value)
-
-
-class _Encoder:
-    """Chat template and tokenizer."""
-
-    def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", chat_template: str | None, block: str, *, messages_column: str | None
-    ) -> None:
-        self._tokenizer: Any = tokenizer  # its own types are incomplete
-        self._chat_template = chat_template
-        self._has_template = bool(chat_template or self._tokenizer.chat_template)
-        if messages_column is not None and not self._has_template:
-            raise ConfigurationError(
-                f"{block}.messagesColumn: the tokenizer has no chat template: set model.chatTemplate, or use promptColumn"
-            )
-
-    def render(self, question: _Question) -> _Question:
-        """The question with the text that the model sees. Raises RowError when the chat template refuses the conversation."""
-        if not self._has_template:
-            return replace(question, rendered=question.text)
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                list(question.messages), chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
-            )
-        except TemplateSyntaxError as error:
-            raise ConfigurationError(f"model.chatTemplate: line {error.lineno}: {error.message}") from error
-        except (TemplateError, TypeError) as error:
-            raise RowError("malformed", f"the chat template refuses it: {error}") from error
-        return replace(question, rendered=rendered)
-
-    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids of each text. A chat template writes its special tokens itself; without one the tokenizer adds them."""
-        if not texts:
-            return []
-        encoded = self._tokenizer(list(texts), add_special_tokens=not self._has_template)
-        return [tuple(tokens) for tokens in cast("list[list[int]]", encoded["input_ids"])]

@@ -1,10 +1,9 @@
-"""Whether the run can serve a scoring model itself: looked up in the model's config.json, before anything waits for it.
+"""Whether the run can serve a scoring model itself: looked up in the model's files, before anything waits for it.
 
 vLLM mistakes many models for something else: it turns a language model into an embedding model, and scores texts by how
 similar they are.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, 
 
 from spinrun_api.spec import ScoringModel
 from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.model_files import check_folder, check_names, hub_names, read_object
+from spinrun_worker.reading import reading
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ _DEFAULT_CLASSES = 2
 
 
 def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str | int]) -> None:
-    """Check the model's configuration, where it can be read: an image of vLLM may hold models that no other container sees.
+    """Check the model's configuration and the form of its weights, where they can be read: an image of vLLM may hold models that
+    no other container sees.
 
     Args:
         block: Path of the model's block in the spec.
@@ -34,14 +36,17 @@ def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str 
         engine_args: Arguments of the run's own scorers, one of which may have vLLM convert the model.
 
     Raises:
-        ConfigurationError: The model does not exist, or is not a classifier with one class.
+        ConfigurationError: The model does not exist, is not a classifier with one class, or has no safetensors.
     """
     config = _config(block, model)
-    if config is not None and OVERRIDES not in engine_args and (fault := fault_of(config)):
+    if config is None:
+        return
+    if OVERRIDES not in engine_args and (fault := fault_of(config)):
         raise ConfigurationError(
             f"{block}.source: {model.source} {fault}: name a sequence classifier with one class, such as a reward model or a "
             "cross-encoder"
         )
+    _check_weights(f"{block}.source", model)
 
 
 def fault_of(config: Mapping[str, Any]) -> str:
@@ -66,12 +71,21 @@ def _num_classes(config: Mapping[str, Any]) -> int:
 
 def _config(block: str, model: ScoringModel) -> Mapping[str, Any] | None:
     """The model's config.json; None when it cannot be read from here. Raises ConfigurationError when it has none."""
-    path = _config_path(block, model)
-    try:
-        document = json.loads(path.read_text("utf-8")) if path is not None else None
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{block}.source: {path} cannot be read: {error}") from error
-    return cast(dict[str, Any], document) if isinstance(document, dict) else None
+    path, field = _config_path(block, model), f"{block}.source"
+    if path is None:
+        return None
+    with reading(f"{field}: {path} cannot be read", remedy="correct source, or restore the file"):
+        return read_object(path, field)
+
+
+def _check_weights(field: str, model: ScoringModel) -> None:
+    """Raises ConfigurationError when vLLM would find no safetensors, or would have to unpickle what there is."""
+    source = model.served_name
+    if source.startswith("/"):
+        with reading(f"{field}: {source} cannot be read", remedy="correct source, or restore the folder"):
+            check_folder(Path(source), field)
+        return
+    check_names(hub_names(source, model.revision), source, field)
 
 
 def _config_path(block: str, model: ScoringModel) -> Path | None:

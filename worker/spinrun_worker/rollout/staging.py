@@ -21,6 +21,7 @@ from spinrun_protocol.ledger import ADAPTER_CONFIG, FileEntry, Manifest
 from spinrun_worker.ledger.errors import LedgerError, TornError
 from spinrun_worker.ledger.ledger import Ledger
 from spinrun_worker.ledger.manifest import check_content
+from spinrun_worker.model_files import is_pickle
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of a model, by name."""
@@ -223,6 +224,9 @@ def _link(source: Path, target: Path) -> bool:
 
 def _examine(path: Path, manifest: Manifest, expected: Shapes | None) -> Weights:
     """What vLLM would find in a staged folder. Raises StagingError for anything that it could not load."""
+    for entry in manifest.files:
+        if is_pickle(entry.path):
+            raise StagingError(f"{path / entry.path} would run code when it is loaded: only safetensors are taken as weights")
     shapes = _read_shapes(path)
     if expected is not None:
         _require_same(shapes, expected, path)

@@ -26,10 +26,12 @@ from spinrun_worker.data import PromptStream, encode_answer
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
+from spinrun_worker.model_files import GENERATION_CONFIG
+from spinrun_worker.reading import reading
 from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.coordinator import Coordinator
 from spinrun_worker.trainer.evaluation import Evaluations
-from spinrun_worker.trainer.inputs import TrainingData, load_training_data
+from spinrun_worker.trainer.inputs import TrainingData, check_vocabulary, load_training_data
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import FILE_DTYPE, config_file, digest_of_base
 from spinrun_worker.trainer.model.memory import trim_memory
@@ -154,6 +156,7 @@ def build_model(options: Options, ranks: Distributed, ledger: LedgerWriter, data
     use_deterministic_algorithms(ranks.device)
     seed_generators(seed, ranks.rank)
     policy = ranks.agree(partial(load_policy, spec.model, lora=spec.trainer.lora, seed=seed))
+    ranks.on_rank0(lambda: check_vocabulary(data, policy.config.vocab_size))
     base_digest = ranks.from_rank0(partial(resolve_base, policy, ledger))
     dtype = published_dtype(spec.model)
     # Before the model is sharded: its configuration is then still a whole model's.
@@ -199,7 +202,7 @@ def build_rank0(
     cleanup.callback(scorer.close)
     stream = PromptStream(data.training.records, spec.data.prompts.shuffle_seed)
     base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
-    encode = partial(encode_answer, data.tokenizer, max_tokens=spec.rollout.max_tokens)
+    encode = partial(encode_answer, data.tokenizer, max_tokens=spec.rollout.max_tokens, end=data.end_token)
     pairs = PairMaker(run, scorer, encode, base)
     held_out = data.evaluation.records if data.evaluation else ()
     evaluations = Evaluations(run, schedule, held_out, ledger=ledger, pairs=pairs, board=board, recorder=recorder)
@@ -329,19 +332,33 @@ def seed_generators(seed: int, rank: int) -> None:
 
 
 def published_dtype(model: Model) -> torch.dtype:
-    """The dtype of published weights: the spec's, else the one that the source says it is stored in."""
+    """The dtype of published weights: the spec's, else the one that the source says it is stored in.
+
+    Raises:
+        ConfigurationError: config.json cannot be read, or names none that there is.
+    """
     if model.dtype != "auto":
         return cast(torch.dtype, getattr(torch, model.dtype))
     revision, trust = model.revision or "main", model.trust_remote_code
-    config = AutoConfig.from_pretrained(model.source, revision=revision, trust_remote_code=trust)
+    with reading(f"model.source {model.source!r}: config.json", remedy="repair it, or set model.dtype"):
+        config = AutoConfig.from_pretrained(model.source, revision=revision, trust_remote_code=trust)
     return cast(torch.dtype | None, config.dtype) or torch.float32
 
 
 def save_assets(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Everything of a version but its weights."""
-    policy.model.config.save_pretrained(folder)
-    policy.model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Everything of a version but its weights.
+
+    Raises:
+        ConfigurationError: Configuration or tokenizer can be loaded, but not written.
+    """
+    with reading("model.source: its configuration and tokenizer cannot be written into versions", remedy="repair its files"):
+        policy.model.config.save_pretrained(folder)
+        if policy.generation_config is not None:
+            (folder / GENERATION_CONFIG).write_bytes(policy.generation_config)
+        else:
+            # Not by save_pretrained, which refuses what config.json may say of sampling: nobody samples by it.
+            policy.model.generation_config.to_json_file(folder / GENERATION_CONFIG)
+        tokenizer.save_pretrained(folder)
 
 
 def adapter_assets(adapters: LoraConfig, whole_assets: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -22,6 +22,14 @@ def test_a_run_whose_sources_are_there_passes(run_file: Path) -> None:
         ("spec.model.source=/none", "spec.model.source: /none is not a folder"),
         ("spec.model.source=FOLDER/empty", "its config.json is missing or has no model_type"),
         ("spec.model.source=FOLDER/broken", "its config.json is missing or has no model_type"),
+        ("spec.model.source=FOLDER/null", "its config.json is missing or has no model_type"),
+        ("spec.model.source=FOLDER/deep", "its config.json is missing or has no model_type"),
+        ("spec.model.source=FOLDER/pickled", "spec.model.source: FOLDER/pickled has its weights in pytorch_model.bin alone"),
+        ("spec.model.source=FOLDER/cut", "spec.model.source: FOLDER/cut/model.safetensors is not a whole safetensors file"),
+        (
+            "spec.preference={rule: null, rewardModel: {source: FOLDER/pickled}}",
+            "spec.preference.rewardModel.source: FOLDER/pickled has its weights in pytorch_model.bin alone",
+        ),
         ("spec.model.source=a/b/c", "a/b/c is not the id of a Hub model"),
         ("spec.model.source=nobody/nothing-like-this", "nobody/nothing-like-this"),
         ("spec.model.tokenizer=/none", "spec.model.tokenizer: /none is not a folder"),
@@ -47,6 +55,15 @@ def test_a_source_that_is_missing_is_named_with_its_field(
     (tmp_path / "writer").mkdir()
     (tmp_path / "writer" / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     (tmp_path / "data.txt").write_text("x")
+    for name, config, weights in (
+        ("null", "null", "model.safetensors"),
+        ("deep", "[" * 100_000, "model.safetensors"),
+        ("pickled", '{"model_type": "llama"}', "pytorch_model.bin"),
+        ("cut", '{"model_type": "llama"}', "model.safetensors"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / weights).write_bytes(b"x")
     run = read_run(run_file, [override.replace("FOLDER", str(tmp_path))])
 
     with pytest.raises(InvalidInputError) as caught:

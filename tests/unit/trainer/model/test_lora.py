@@ -152,6 +152,14 @@ def test_the_file_of_the_adapters_is_the_same_whatever_the_order_of_sets(llama: 
     assert document["base_model_name_or_path"] == str(llama)
 
 
+def test_an_adapter_that_is_no_safetensors_is_not_merged(llama: Path, tmp_path: Path):
+    """In its place peft would unpickle adapter_model.bin, or look on the Hub."""
+    folder = write(adapted(llama), tmp_path / "version")
+    (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match=ADAPTER_WEIGHTS):
+        load_merged(Model(source=str(llama)), folder)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_merged_model_gives_the_log_probs_of_its_adapters(tied: bool, tmp_path: Path):
     llama = tiny_llama(tmp_path / "model", tie_word_embeddings=tied)

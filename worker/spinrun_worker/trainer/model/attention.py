@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.trainer.model.logprobs import at_least_fp32
 
 IMPLEMENTATION = "spinrun_pairs"
@@ -108,7 +109,7 @@ def _sees(lengths: PairLengths, size: int, window: int | None) -> Tensor:
     return sees_LL
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(ConfigurationError):
     """A model that packed pairs would train wrongly. The message says why and what to do."""
 
 

@@ -7,6 +7,7 @@ Layers, initialization and file format are those of the library peft, so that pe
 
 import json
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spinrun_api.spec import Lora, Model
+from spinrun_protocol.ledger import ADAPTER_WEIGHTS
 from spinrun_worker.errors import ConfigurationError
 
 FILE_DTYPE = torch.float32
@@ -114,6 +116,12 @@ def digest_of_base(model: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-def merge(model: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """The model with a published adapter merged into its weights: W + (alpha / R) B A, in the dtype of W."""
-    return cast(PreTrainedModel, PeftModel.from_pretrained(model, folder).merge_and_unload())
+def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with a published adapter merged into its weights: W + (alpha / R) B A, in the dtype of W.
+
+    Raises:
+        OSError: The folder holds no safetensors, in place of which peft would look for a pickle, and on the Hub.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} holds no {ADAPTER_WEIGHTS}")
+    return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(folder)).merge_and_unload())

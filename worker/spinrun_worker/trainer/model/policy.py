@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -23,17 +22,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from spinrun_api.spec import Lora, Model
-from spinrun_worker.errors import ConfigurationError
+from spinrun_worker.model_files import GENERATION_CONFIG, check_names, find_file, hub_names
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
 from spinrun_worker.trainer.model.conversion import call_converted, convert_linears
+from spinrun_worker.trainer.model.files import ModelError, check_files, loading, place_of
 from spinrun_worker.trainer.model.logprobs import at_least_fp32, logit_transform, sum_by_completion, token_logprobs
 from spinrun_worker.trainer.model.lora import add_adapters, file_name, merge
 from spinrun_worker.trainer.model.packing import MicroBatch, pack
-
-
-class ModelError(ConfigurationError):
-    """A model that cannot be loaded. The message says what is wrong with it and what to do."""
 
 
 class Policy(nn.Module):
@@ -49,6 +45,8 @@ class Policy(nn.Module):
         """Dtype of the arithmetic; None means that of the weights."""
         self.adapters: LoraConfig | None = None
         """The adapters that are trained in place of the model's own weights; None where those are trained."""
+        self.generation_config: bytes | None = None
+        """The source's generation_config.json, as it is; None where it has none."""
         # Dropout stays off: the policy is also the reference that it is compared with.
         self.eval()
 
@@ -145,15 +143,19 @@ def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora
         ModelError: The model cannot be loaded completely.
         UnsupportedModelError: Packed pairs would train it wrongly.
         ConfigurationError: It cannot have these adapters.
+        RunError: It cannot be reached now.
     """
-    policy = Policy(_load(model, master_dtype))
-    _check_names(policy)
-    _check_layer_types(policy.config)
-    if lora is not None:
-        policy.adapters = add_adapters(policy.model, policy.decoder_layers(), lora, source=model, seed=seed)
-        policy.eval()
-    _check_logprobs(policy)
-    return policy
+    with loading(model):
+        policy = Policy(_load(model, master_dtype))
+        generation_config = find_file(model.source, model.revision, GENERATION_CONFIG)
+        policy.generation_config = generation_config.read_bytes() if generation_config else None
+        _check_names(policy)
+        _check_layer_types(policy.config)
+        if lora is not None:
+            policy.adapters = add_adapters(policy.model, policy.decoder_layers(), lora, source=model, seed=seed)
+            policy.eval()
+        _check_logprobs(policy)
+        return policy
 
 
 def load_merged(model: Model, adapter: Path) -> Policy:
@@ -165,28 +167,32 @@ def load_merged(model: Model, adapter: Path) -> Policy:
 
     Raises:
         ModelError: The model cannot be loaded completely.
+        RunError: It cannot be reached now.
     """
-    return Policy(merge(_load(model, torch.float32), str(adapter)))
+    with loading(model):
+        base = _load(model, torch.float32)
+    return Policy(merge(base, adapter))
 
 
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
-    where = f"model.source {model.source!r}" + (f" at revision {model.revision!r}" if model.revision else "")
+    where = place_of(model)
+    check_files(model)
     try:
-        loading = AutoModelForCausalLM.from_pretrained(
+        loaded_with_report = AutoModelForCausalLM.from_pretrained(
             model.source,
             revision=model.revision or "main",
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
+            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the report names them
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{where} cannot be loaded as a causal language model: {error}. Name a Hub id or the absolute path of a Hugging Face "
-            "folder with config.json and safetensors; a gated model also needs a token"
-        ) from error
-    loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loading)
+    except OSError:
+        if not Path(model.source).is_absolute():
+            check_names(hub_names(model.source, model.revision), model.source, f"{where} cannot be loaded")
+        raise
+    loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded_with_report)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
             names = ", ".join(sorted(map(str, report[kind]))[:5])
@@ -194,9 +200,9 @@ def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
                 f"{where} does not match its config.json, {len(report[kind])} {kind.replace('_', ' ')}: {names}. A partly loaded "
                 "model must not be trained: repair the folder, or name the model's own architecture in config.json"
             )
-    if getattr(loaded.config, "quantization_config", None) is not None:
-        raise ModelError(f"{where} is quantized (config.quantization_config): name the model that it was made from")
-    for parameter in loaded.parameters():
+    for name, parameter in loaded.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(f"{where}: {name} holds values that are not finite (NaN or inf): the file is damaged, copy it again")
         # Weights that needed no conversion are still the mapped file: unaligned, and on a volume that others write to.
         parameter.data = parameter.data.clone()
     return loaded
