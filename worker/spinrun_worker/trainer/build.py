@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from peft import LoraConfig
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Model, Trainer
@@ -64,6 +66,8 @@ from spinrun_worker.trainer.storage.store import Publication, RunStore
 from spinrun_worker.trainer.storage.windows import Windows
 from spinrun_worker.trainer.training import Training
 from spinrun_worker.trainer.window import WindowTrainer
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def build_model(options: Options, ranks: Distributed, ledger: LedgerWriter, data
     base_digest = ranks.from_rank0(partial(resolve_base, policy, ledger))
     dtype = published_dtype(spec.model)
     # Before the model is sharded: its configuration is then still a whole model's.
-    assets = ranks.on_rank0(lambda: collect_assets(partial(save_assets, policy, data.tokenizer), dtype=dtype)) or {}
+    assets = ranks.on_rank0(lambda: collect_assets(partial(save_assets, spec.model, policy, data.tokenizer), dtype=dtype)) or {}
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     shard_policy(policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=spec.trainer.activation_checkpointing)
     optimizer = make_optimizer(policy.parameters(), spec.trainer)
@@ -313,11 +317,21 @@ def published_dtype(model: Model) -> torch.dtype:
     return cast(torch.dtype | None, config.dtype) or torch.float32
 
 
-def save_assets(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_assets(model: Model, policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Everything of a version but its weights."""
     policy.model.config.save_pretrained(folder)
     policy.model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if policy.config is not policy.model.config:
+        copy_processor(model, folder)
+
+
+def copy_processor(model: Model, folder: Path) -> None:
+    """Copy what a model for images says of how it sees them, without which vLLM does not load it. Text does not change it."""
+    for name in PROCESSOR_FILES:
+        path = cached_file(model.source, name, revision=model.revision or "main", _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            shutil.copyfile(path, folder / name)
 
 
 def adapter_assets(adapters: LoraConfig, whole_assets: Mapping[str, bytes]) -> dict[str, bytes]:

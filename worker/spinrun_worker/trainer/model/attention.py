@@ -1,4 +1,4 @@
-"""Attention over packed pairs, in a form that every transformers model accepts (`attn_implementation="spinrun_pairs"`).
+"""Attention over packed pairs, in a form that most transformers models accept (`attn_implementation="spinrun_pairs"`).
 
 Each pair is two causal attentions: prompt and chosen over themselves; rejected over the prompt and itself. What a token may
 not see is never computed: no mask over the row, no padding, and about half the work where completions are long. On a CPU a
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.trainer.model.logprobs import at_least_fp32
 
 IMPLEMENTATION = "spinrun_pairs"
@@ -108,8 +109,12 @@ def _sees(lengths: PairLengths, size: int, window: int | None) -> Tensor:
     return sees_LL
 
 
-class UnsupportedModelError(ValueError):
-    """A model that packed pairs would train wrongly. The message says why and what to do."""
+class UnsupportedModelError(ConfigurationError):
+    """A model that would be trained wrongly. The message says why and what to do."""
+
+
+class NotPackableError(Exception):
+    """Packed pairs do not give what the model gives on plain sequences. The message says why."""
 
 
 def attend_pairs(
