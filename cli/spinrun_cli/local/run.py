@@ -14,6 +14,7 @@ from spinrun_cli.local.checks import (
     check_preference,
     check_sources,
     check_trackers,
+    fit_to_model,
     for_one_machine,
     unused_fields,
 )
@@ -47,6 +48,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     check_sources(wanted)
     check_preference(wanted)
     check_trackers(wanted)
+    wanted = fit_to_model(wanted)
     folder = RunFolder(output or Path("runs") / wanted.metadata.name)
     with folder.locked():
         run, start = adopt(folder, wanted, resume=resume, again=again)

@@ -4,19 +4,12 @@ vLLM mistakes many models for something else: it turns a language model into an 
 similar they are.
 """
 
-import json
-import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
-
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from spinrun_api.spec import ScoringModel
 from spinrun_worker.errors import ConfigurationError
-
-logger = logging.getLogger(__name__)
+from spinrun_worker.model_config import read_config
 
 OVERRIDES = "hf-overrides"
 """The argument of vLLM with which users tell it to treat a model as another kind."""
@@ -36,7 +29,7 @@ def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str 
     Raises:
         ConfigurationError: The model does not exist, or is not a classifier with one class.
     """
-    config = _config(block, model)
+    config = read_config(block, model.served_name, model.revision)
     if config is not None and OVERRIDES not in engine_args and (fault := fault_of(config)):
         raise ConfigurationError(
             f"{block}.source: {model.source} {fault}: name a sequence classifier with one class, such as a reward model or a "
@@ -62,34 +55,3 @@ def _num_classes(config: Mapping[str, Any]) -> int:
     if isinstance(labels, dict):
         return len(cast(dict[str, Any], labels))
     return count if isinstance(count, int) else _DEFAULT_CLASSES
-
-
-def _config(block: str, model: ScoringModel) -> Mapping[str, Any] | None:
-    """The model's config.json; None when it cannot be read from here. Raises ConfigurationError when it has none."""
-    path = _config_path(block, model)
-    try:
-        document = json.loads(path.read_text("utf-8")) if path is not None else None
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{block}.source: {path} cannot be read: {error}") from error
-    return cast(dict[str, Any], document) if isinstance(document, dict) else None
-
-
-def _config_path(block: str, model: ScoringModel) -> Path | None:
-    source = model.served_name
-    if source.startswith("/"):
-        folder = Path(source)
-        return folder / "config.json" if folder.exists() else None
-    try:
-        return Path(hf_hub_download(source, "config.json", revision=model.revision))
-    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"{block}.source: the Hub has no model {source} that this run may read ({first}): correct source or revision, or "
-            "give the containers a Hub token"
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise ConfigurationError(f"{block}.source: {source} is not a Hugging Face model: it has no config.json") from error
-    except OSError as error:
-        # Neither the Hub nor a copy in the cache: the scorers may have one, or reach the Hub another way.
-        logger.warning("%s.source: %s cannot be checked from here: %s", block, source, str(error).splitlines()[0])
-        return None

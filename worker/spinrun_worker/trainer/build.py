@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -28,6 +28,7 @@ from spinrun_worker.data import PromptStream, encode_answer
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
+from spinrun_worker.model_config import fit_to_model
 from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.coordinator import Coordinator
 from spinrun_worker.trainer.evaluation import Evaluations
@@ -113,9 +114,10 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         Preempted: The run was asked to stop.
         Each is the same on all ranks.
     """
-    spec = options.run.spec
     ledger = LedgerWriter(options.ledger, run_uid(options.run), options.attempt)
     ranks.from_rank0(ledger.claim)
+    options = replace(options, run=ranks.from_rank0(lambda: fit_to_model(options.run)))
+    spec = options.run.spec
     gauges = Gauges(namespace=options.run.metadata.namespace or "", run=options.run.metadata.name, method=spec.method.name)
     with ExitStack() as cleanup:
         if ranks.is_rank0:
@@ -202,7 +204,7 @@ def build_rank0(
     cleanup.callback(scorer.close)
     stream = PromptStream(data.training.records, spec.data.prompts.shuffle_seed)
     base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
-    encode = partial(encode_answer, data.tokenizer, max_tokens=spec.rollout.max_tokens)
+    encode = partial(encode_answer, data.tokenizer, max_tokens=spec.max_tokens)
     pairs = PairMaker(run, scorer, encode, base)
     held_out = data.evaluation.records if data.evaluation else ()
     evaluations = Evaluations(run, schedule, held_out, ledger=ledger, pairs=pairs, board=board, recorder=recorder)
