@@ -24,7 +24,7 @@ REVISION_ANNOTATION = "spinrun.dev/revision"
 TRAINER = "trainer"
 ROLLOUT = "rollout"
 SCORER = "scorer"
-CHECK = "check"
+CHECK = "model-check"
 """The init container of a rollout that looks at its model."""
 
 # What the name of a run's child has after the run's own; a StatefulSet's pod and a Job's have theirs after that of their owner.

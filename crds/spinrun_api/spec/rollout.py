@@ -44,7 +44,7 @@ class Rollout(ApiModel):
 
     template: PodTemplate = Field(default_factory=dict)
     """Pod template merged over the operator's by name: resources, nodeSelector, tolerations, labels, volumes. The containers
-    are `vllm` and `agent`."""
+    are `vllm` and `agent`, the init container is `model-check`."""
 
 
 class Scorer(ApiModel):

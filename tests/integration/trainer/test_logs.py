@@ -32,5 +32,7 @@ def test_lengths_beyond_the_models_positions_are_said_before_data_or_weights_are
     assert attempts.run(tmp_path / "ledger", rollout={"maxTokens": 500}) == 2
     words = json.loads(attempts.log(1).read_text().splitlines()[-1])
     assert words["reason"] == "InvalidConfiguration"
-    assert words["message"].startswith("spec.data.maxPromptTokens: 128 and spec.rollout.maxTokens 500 make 628 tokens, but the model")
+    assert words["message"].startswith(
+        "spec.data.maxPromptTokens: 128 and spec.rollout.maxTokens 500 make 628 tokens, but the model"
+    )
     assert "Traceback" not in attempts.log(1).read_text()

@@ -29,14 +29,14 @@ def status(name: str, state: Json, last: Json | None = None) -> Json:
     [
         pytest.param(
             "initContainerStatuses",
-            status("check", end(2, SAID.model_dump_json(by_alias=True))),
-            "pod demo-rollout-0, init container check exited with code 2: maxTokens is too large",
+            status("model-check", end(2, SAID.model_dump_json(by_alias=True))),
+            "pod demo-rollout-0, init container model-check exited with code 2: maxTokens is too large",
             id="the check, as it ends",
         ),
         pytest.param(
             "initContainerStatuses",
-            status("check", CRASH_LOOP, end(2, SAID.model_dump_json(by_alias=True))),
-            "init container check exited with code 2: maxTokens is too large",
+            status("model-check", CRASH_LOOP, end(2, SAID.model_dump_json(by_alias=True))),
+            "init container model-check exited with code 2: maxTokens is too large",
             id="the check, between two starts",
         ),
         pytest.param(
@@ -120,7 +120,7 @@ def test_the_check_sees_the_models_that_vllm_sees() -> None:
 def test_the_check_follows_what_fetches_the_model() -> None:
     template = {"spec": {"initContainers": [{"name": "fetch", "image": "mine:1"}]}}
     document = rollout_statefulset(run_of(rollout={"template": template}), SETTINGS, replicas=1)
-    assert [each["name"] for each in document["spec"]["template"]["spec"]["initContainers"]] == ["fetch", "check"]
+    assert [each["name"] for each in document["spec"]["template"]["spec"]["initContainers"]] == ["fetch", "model-check"]
 
 
 def test_vllm_reads_what_the_check_wrote() -> None:
