@@ -10,10 +10,13 @@ from spinrun_protocol.environment import ROLLOUTS, TOKEN_FILE
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.wire import Progress
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.trainer.build import connect_rollouts
+from spinrun_worker.trainer.build import PROCESSOR_FILES, connect_rollouts, save_assets
+from spinrun_worker.trainer.model.policy import load_policy
 from spinrun_worker.trainer.ranks.termination import describe_failure
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from support.documents import letters_run
+from support.models import tiny_tokenizer
+from unit.trainer.model.test_policy import FAMILIES, saved
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, environment: dict[str, Any]) -> ConfigurationError:
@@ -44,3 +47,17 @@ def test_a_token_file_that_cannot_be_read_is_a_wrong_configuration_and_never_ret
 
 def test_a_trainer_that_is_not_told_where_the_rollouts_are_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ROLLOUTS in str(connect(monkeypatch, {}))
+
+
+@pytest.mark.parametrize(("family", "has_processor"), [("gemma3 with images", True), ("llama", False)])
+def test_a_version_of_a_model_for_images_has_what_vllm_needs_to_see_them(family: str, has_processor: bool, tmp_path: Path):
+    model = saved(FAMILIES[family](), tmp_path / "model")
+    for name in PROCESSOR_FILES:
+        (tmp_path / "model" / name).write_text(name)
+    (tmp_path / "version").mkdir()
+
+    save_assets(model, load_policy(model), tiny_tokenizer(), tmp_path / "version")
+
+    for name in PROCESSOR_FILES:
+        assert (tmp_path / "version" / name).exists() is has_processor
+        assert not has_processor or (tmp_path / "version" / name).read_text() == name

@@ -313,7 +313,7 @@ def _choose_form(policy: Policy) -> None:
         UnsupportedModelError: It gives something else either way.
     """
     changes = [parameter._version for parameter in policy.parameters()]
-    pads = policy.model.config._attn_implementation
+    pads = _attention_of(policy.model)
     try:
         policy.model.set_attn_implementation(IMPLEMENTATION)
         _check_logprobs(policy)
@@ -365,6 +365,11 @@ def _check_logprobs(policy: Policy) -> None:
         )
 
 
+def _attention_of(model: PreTrainedModel) -> str:
+    """The attention implementation that the model uses; transformers has no public name for it."""
+    return cast(Any, model.config)._attn_implementation
+
+
 def _random_pair(vocabulary_size: int, lengths: tuple[int, int, int], seed: int) -> Pair:
     generator = torch.Generator().manual_seed(seed)
     prompt, chosen, rejected = (
@@ -384,7 +389,7 @@ def plain_logprob(model: PreTrainedModel, prompt: Sequence[int], completion: Seq
     Returns:
         A scalar in nats.
     """
-    before = model.config._attn_implementation
+    before = _attention_of(model)
     model.set_attn_implementation("eager")
     try:
         logits_TV = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
