@@ -48,6 +48,28 @@ _DTYPES = {"half": "float16", "float16": "float16", "float": "float32", "float32
 _NOT_IN_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
 _QUANTIZATIONS_IN_FILES = ("awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq", "compressed-tensors", "modelopt")
 
+# Dense language models that neither vLLM 0.32 nor its use of transformers' own code serves.
+_NOT_SERVED = (
+    "AquilaForCausalLM",
+    "BaiChuanForCausalLM",
+    "BaichuanForCausalLM",
+    "BioGptForCausalLM",
+    "CodeGenForCausalLM",
+    "CpmAntForCausalLM",
+    "GPTNeoForCausalLM",
+    "GPTNeoXJapaneseForCausalLM",
+    "MPTForCausalLM",
+    "MptForCausalLM",
+    "OpenAIGPTLMHeadModel",
+    "RWForCausalLM",
+    "RwkvForCausalLM",
+    "StableLMEpochForCausalLM",
+    "XGLMForCausalLM",
+    "XLMWithLMHeadModel",
+    "XLNetLMHeadModel",
+    "XverseForCausalLM",
+)
+
 ALLOW_LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 """vLLM's switch for reading beyond a model's positions, at the user's own risk."""
 
@@ -168,6 +190,8 @@ def problems_with_model(run: SpinRun, config: Config, environment: Mapping[str, 
     spec = run.spec
     arguments = spec.rollout.engine_args
     found = [*_quantization(config)]
+    if spec.rollout.image is None and "hf-overrides" not in arguments:
+        found += _architecture(config)
     if (environment or {}).get(ALLOW_LONG, "0") != "1" and not _template_allows_long(spec):
         found += _lengths(fitted(run, config).spec, limit_of(config, arguments))
         found += _asked_length("spec.rollout", config, arguments)
@@ -224,6 +248,17 @@ def _asked_length(block: str, config: Config, arguments: EngineArgs) -> Iterator
 
 def _said(limit: Limit) -> str:
     return f"{limit.tokens} tokens ({limit.why})"
+
+
+def _architecture(config: Config) -> Iterator[Problem]:
+    architectures = config.get("architectures")
+    for name in cast(list[object], architectures if isinstance(architectures, list) else []):
+        if name in _NOT_SERVED:
+            yield Problem(
+                "spec.model.source",
+                f"vLLM does not serve {name}, the architecture in the model's config.json: use another model, or an image of vLLM "
+                "with a plugin for it as spec.rollout.image",
+            )
 
 
 def _quantization_of(config: Config) -> Config | None:

@@ -234,6 +234,14 @@ def test_the_rank_of_adapters_is_one_that_vllm_was_started_for(asked: int | str,
     assert [wrong in each for each in said] == ([True] if wrong else [])
 
 
+def test_a_model_that_vllm_does_not_serve_is_named_with_its_architecture():
+    config = LLAMA | {"architectures": ["MPTForCausalLM"]}
+    (said,) = problems(config)
+    assert said.startswith("spec.model.source: vLLM does not serve MPTForCausalLM")
+    assert problems(config, rollout={"image": "mine:1"}) == []
+    assert problems(LLAMA | {"architectures": ["FalconForCausalLM"]}) == []
+
+
 def test_scorers_are_checked_by_their_own_fields():
     assert problems_with_scorer(Scorer(), LLAMA) == []
     scorer = Scorer(tensor_parallel_size=5, dtype="float16", engine_args={"max-model-len": 5000})

@@ -389,6 +389,24 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> N
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+@pytest.mark.parametrize(
+    ("family", "constants"),
+    [
+        ("gpt2", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"]),
+        ("gpt-j", ["transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias"]),
+        ("gpt-neo", ["transformer.h.1.attn.attention.bias", "transformer.h.1.attn.attention.masked_bias"]),
+        ("pythia", ["gpt_neox.layers.0.attention.masked_bias", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"]),
+        ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+    ],
+)
+def test_constants_that_older_files_hold_do_not_count_as_weights(family: str, constants: list[str], tmp_path: Path):
+    model = saved(FAMILIES[family](), tmp_path)
+    before = load_policy(model).state().keys()
+    edit_weights(tmp_path, lambda tensors: tensors.update({name: torch.ones(1) for name in constants}))
+
+    assert load_policy(model).state().keys() == before
+
+
 NORM = "model.layers.1.input_layernorm.weight"
 
 

@@ -10,6 +10,7 @@ wrongly either way is refused when it is loaded, by comparison with its own plai
 # V = vocabulary
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,11 @@ from spinrun_worker.trainer.model.lora import add_adapters, file_name, merge
 from spinrun_worker.trainer.model.packing import MicroBatch, pack, unpack
 
 logger = logging.getLogger(__name__)
+
+# Causal masks and rotary angles, which older files hold and newer code computes: nothing that could be trained or lost.
+_CONSTANTS = re.compile(
+    r"(^|\.)((attn|attention|self_attn)(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.(inv_freq|cos_cached|sin_cached))$"
+)
 
 
 class ModelError(ConfigurationError):
@@ -228,6 +234,7 @@ def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
             "folder with config.json and safetensors; a gated model also needs a token"
         ) from error
     loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loading)
+    report["unexpected_keys"] = {key for key in report["unexpected_keys"] if not _CONSTANTS.search(key)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
             names = ", ".join(sorted(map(str, report[kind]))[:5])
