@@ -256,7 +256,7 @@ def _architecture(config: Config) -> Iterator[Problem]:
         if name in _NOT_SERVED:
             yield Problem(
                 "spec.model.source",
-                f"vLLM does not serve {name}, the architecture in the model's config.json: use another model, or an image of vLLM "
+                f"vLLM does not serve {name}, the architecture in its config.json: use another model, or an image of vLLM "
                 "with a plugin for it as spec.rollout.image",
             )
 
