@@ -261,12 +261,19 @@ def _longest_sequence(config: PretrainedConfig) -> int | None:
 
 
 def _kind(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
-    """What loads the model: models for images too, whose language model is then trained on text alone."""
+    """What loads the model: models for images too, whose language model is then trained on text alone.
+
+    Raises:
+        ValueError: It is neither.
+    """
     auto_map = cast(Mapping[str, str], getattr(config, "auto_map", None) or {})
     is_known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in auto_map
-    if not is_known and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    if is_known:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+    # Transformers' own message lists two hundred classes.
+    raise ValueError(f"transformers has none for model_type {config.model_type}")
 
 
 def _file_names(model: PreTrainedModel) -> dict[str, str]:
