@@ -50,7 +50,8 @@ def status(name: str, state: Json, last: Json | None = None) -> Json:
 )
 def test_a_rollout_that_refuses_its_input_ends_the_run(kind: str, container: Json, want: str) -> None:
     world = running_world()
-    world.rollout_pod(phase="Pending", **{kind: [container]})
+    statuses: Any = {kind: [container]}
+    world.rollout_pod(phase="Pending", **statuses)
     world.settle()
 
     failed = world.condition("Failed")
@@ -84,7 +85,8 @@ def test_a_scorer_that_refuses_its_input_ends_the_run() -> None:
 )
 def test_other_ends_do_not_end_the_run(kind: str, container: Json) -> None:
     world = running_world()
-    world.rollout_pod(**{kind: [container]})
+    statuses: Any = {kind: [container]}
+    world.rollout_pod(**statuses)
     world.settle()
     assert phase_of(world) == "Running"
 

@@ -80,6 +80,7 @@ VISION: dict[str, Any] = {
     "patch_size": 14,
 }
 HALF_ROTARY: dict[str, Any] = {"partial_rotary_factor": 0.5}
+QUARTER_ROTARY: dict[str, Any] = {"rotary_pct": 0.25}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
@@ -107,9 +108,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "phi, partly rotary": lambda: hf.PhiConfig(**FEW, intermediate_size=48, **HALF_ROTARY, qk_layernorm=True),
     "olmo2": lambda: hf.Olmo2Config(**{name: size for name, size in SIZES.items() if name != "head_dim"}),
     "smollm3": lambda: hf.SmolLM3Config(**SIZES, no_rope_layer_interval=2),
-    "pythia": lambda: hf.GPTNeoXConfig(
-        **FEW, intermediate_size=48, **{"rotary_pct": 0.25}, attention_dropout=0.4, hidden_dropout=0.4
-    ),
+    "pythia": lambda: hf.GPTNeoXConfig(**FEW, intermediate_size=48, **QUARTER_ROTARY, attention_dropout=0.4, hidden_dropout=0.4),
     "pythia, tied, one after the other": lambda: hf.GPTNeoXConfig(
         **FEW, intermediate_size=48, use_parallel_residual=False, tie_word_embeddings=True
     ),
@@ -227,15 +226,18 @@ def test_a_published_version_is_the_model_that_transformers_wrote(family: str, t
     assert all(torch.equal(again[name], tensor + 0.01) for name, tensor in first.items() if name in state)
 
 
-def test_a_model_stored_without_its_head_is_published_by_the_names_of_its_own_files(tmp_path: Path):
-    """As the first GPT-2's files are: h.0.attn.c_attn.weight without transformer. in front."""
+def test_a_model_stored_without_its_head_is_published_with_its_whole_names(tmp_path: Path):
+    """As the first GPT-2's files are: h.0.attn.c_attn.weight, without transformer. in front."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        hf.AutoModel.from_config(FAMILIES["gpt2"]()).save_pretrained(tmp_path)
+        hf.AutoModel.from_config(FAMILIES["gpt2"]()).save_pretrained(tmp_path / "base")
+    saved(FAMILIES["gpt2"](), tmp_path / "whole")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
 
-    state = load_policy(Model(source=str(tmp_path))).state()
+    state = load_policy(Model(source=str(tmp_path / "base"))).state()
 
-    assert state.keys() >= {"transformer.h.0.attn.c_attn.weight"} or state.keys() >= {"h.0.attn.c_attn.weight"}
+    assert state.keys() == load_file(tmp_path / "whole" / "model.safetensors").keys()
+    assert all(torch.equal(state[f"transformer.{name}"], tensor) for name, tensor in stored.items())
 
 
 def test_fp32_log_probs_equal_the_models_own_to_five_digits(llama: Path):
