@@ -179,6 +179,19 @@ def fitted(run: SpinRun, config: Config | None) -> SpinRun:
     return run.model_copy(update={"spec": spec.model_copy(update=parts)})
 
 
+def lengths_that_shrank(run: SpinRun, fitting: SpinRun) -> str:
+    """A sentence on lengths that are less than their defaults because the model reads no more; empty where none is.
+
+    Args:
+        run: The run as the user wrote it.
+        fitting: The same, fitted.
+    """
+    prompt, answer = fitting.spec.max_prompt_tokens, fitting.spec.max_tokens
+    if (prompt, answer) == (run.spec.max_prompt_tokens, run.spec.max_tokens):
+        return ""
+    return f"the model reads {prompt + answer} tokens: data.maxPromptTokens is {prompt} and rollout.maxTokens {answer}"
+
+
 def problems_with_model(run: SpinRun, config: Config, environment: Mapping[str, str] | None = None) -> list[Problem]:
     """What the files of the run's model contradict, each with the field to change.
 

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from spinrun_api.run import SpinRun
-from spinrun_protocol.model_limits import fitted, problems_with_model, problems_with_scorer
+from spinrun_protocol.model_limits import fitted, lengths_that_shrank, problems_with_model, problems_with_scorer
 from spinrun_worker.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,10 @@ def fit_to_model(run: SpinRun) -> SpinRun:
         problems += problems_with_scorer(scorer, own) if own is not None else []
     if problems:
         raise ConfigurationError("; ".join(map(str, problems)))
-    return fitted(run, config)
+    fitting = fitted(run, config)
+    if shrunk := lengths_that_shrank(run, fitting):
+        logger.info("%s", shrunk)
+    return fitting
 
 
 def read_config(block: str, source: str, revision: str | None) -> Mapping[str, Any] | None:

@@ -11,7 +11,14 @@ from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Scorer
 from spinrun_protocol.commands import vllm
-from spinrun_protocol.model_limits import fitted, limit_of, parse_config, problems_with_model, problems_with_scorer
+from spinrun_protocol.model_limits import (
+    fitted,
+    lengths_that_shrank,
+    limit_of,
+    parse_config,
+    problems_with_model,
+    problems_with_scorer,
+)
 from unit.operator.world import run_of
 
 Json = dict[str, Any]
@@ -119,6 +126,16 @@ def test_lengths_that_are_left_open_shrink_to_what_the_model_reads(
     spec = fitted(run, {"max_position_embeddings": positions} if positions else None).spec
     assert (spec.max_prompt_tokens, spec.max_tokens) == want
     assert (spec.data.max_prompt_tokens, spec.rollout.max_tokens) == want
+
+
+def test_what_shrank_is_said_once_and_only_then():
+    open_run = run_with()
+    short, long = (fitted(open_run, {"max_position_embeddings": positions}) for positions in (512, 4096))
+    assert lengths_that_shrank(open_run, short) == (
+        "the model reads 512 tokens: data.maxPromptTokens is 256 and rollout.maxTokens 256"
+    )
+    assert lengths_that_shrank(open_run, long) == ""
+    assert lengths_that_shrank(short, short) == ""
 
 
 @given(positions=st.integers(1, 5000), prompts=st.none() | st.integers(1, 5000), answers=st.none() | st.integers(1, 5000))
