@@ -8,6 +8,10 @@ from typing import Any
 from spinrun_api.documents import InvalidDocumentError, Problem, parse_run, read_documents
 from spinrun_api.run import KIND
 from spinrun_cli.output import echo, echo_json
+from spinrun_protocol.model_limits import Config, parse_config, problems_with_model
+
+MAX_CONFIG_BYTES = 4_000_000
+"""Of a config.json that is looked into."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,22 @@ def check_file(path: Path) -> list[CheckedDocument]:
 
 def _check(document: dict[str, Any], source: str) -> CheckedDocument:
     try:
-        return CheckedDocument(source, name=parse_run(document, source).metadata.name)
+        run = parse_run(document, source)
     except InvalidDocumentError as error:
         return CheckedDocument(source, problems=error.problems)
+    config = _config_of(run.spec.model.source)
+    return CheckedDocument(source, name=run.metadata.name, problems=problems_with_model(run, config) if config else [])
+
+
+def _config_of(source: str) -> Config | None:
+    """The config.json of a model whose folder is here; None for any other: nothing is fetched to validate a file."""
+    path = Path(source) / "config.json"
+    try:
+        if not source.startswith("/") or not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+            return None
+        return parse_config(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _text(checked: CheckedDocument) -> str:

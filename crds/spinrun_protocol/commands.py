@@ -65,6 +65,7 @@ def vllm(
     port: int = VLLM_PORT,
     threads: int | None = None,
     memory_share: float | None = None,
+    lengths_file: str | None = None,
 ) -> Process:
     """vLLM's OpenAI server, on the loopback interface only: its development endpoints load weights.
 
@@ -75,6 +76,8 @@ def vllm(
         port: Where it listens.
         threads: OpenMP's threads, on CPUs; None for as many as there are cores.
         memory_share: Share of a GPU's memory, 0 to 1; None for vLLM's own choice.
+        lengths_file: Where vLLM finds its `max-model-len` if the spec leaves lengths open, which depend on the model's files;
+            None takes the defaults.
     """
     rollout, model = run.spec.rollout, run.spec.model
     arguments: Arguments = {
@@ -84,7 +87,6 @@ def vllm(
         "port": port,
         "dtype": dtype,
         "load-format": LOAD_FORMAT,
-        "max-model-len": run.spec.data.max_prompt_tokens + rollout.max_tokens,
         "tensor-parallel-size": rollout.tensor_parallel_size,
         "enable-prefix-caching": True,
         # What the model's authors recommend for sampling would change the distribution that the loss takes samples to be from.
@@ -92,6 +94,10 @@ def vllm(
         "generation-config": "vllm",
         "disable-uvicorn-access-log": True,
     }
+    if lengths_file is not None and None in (run.spec.data.max_prompt_tokens, rollout.max_tokens):
+        arguments["config"] = lengths_file
+    else:
+        arguments["max-model-len"] = run.spec.max_prompt_tokens + run.spec.max_tokens
     if model.revision:
         arguments["revision"] = model.revision
     if model.tokenizer:
@@ -218,6 +224,16 @@ def agent(
     command = [PYTHON, "-m", "spinrun_worker.rollout", "--run", run_file, "--ledger", ledger, "--scratch", scratch]
     command += ["--port", str(port), "--vllm", f"http://127.0.0.1:{vllm_port}"]
     return Process(command + _listening(health_port, host))
+
+
+def rollout_check(*, run_file: str, lengths_file: str) -> Process:
+    """What looks at a rollout's model before its vLLM starts.
+
+    Args:
+        run_file: Path of the resolved SpinRun.
+        lengths_file: Where to write vLLM's `max-model-len`.
+    """
+    return Process([PYTHON, "-m", "spinrun_worker.rollout.check", "--run", run_file, "--lengths", lengths_file])
 
 
 def scorer_agent(

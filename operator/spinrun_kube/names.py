@@ -24,6 +24,8 @@ REVISION_ANNOTATION = "spinrun.dev/revision"
 TRAINER = "trainer"
 ROLLOUT = "rollout"
 SCORER = "scorer"
+CHECK = "model-check"
+"""The init container of a rollout that looks at its model."""
 
 # What the name of a run's child has after the run's own; a StatefulSet's pod and a Job's have theirs after that of their owner.
 _CHILD_SUFFIX = re.compile(r"-(?:(?:rollout|scorer)(?:-\d+)?|trainer(?:-\d+(?:-\d+(?:-[a-z0-9]+)?)?)?|ledger|token|run|spinrun)")

@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 from spinrun_api.status import Metrics
-from spinrun_kube import times
+from spinrun_kube import names, times
 from spinrun_operator import reasons
 from spinrun_operator.draft import Draft
+from spinrun_operator.observed import is_deleted
 from spinrun_operator.policies import deadline, failure
 from spinrun_operator.status import LEDGER_UNAVAILABLE, condition_of, is_true, rounded
 from spinrun_operator.view import View
@@ -33,6 +34,10 @@ def follow_up(view: View) -> failure.FollowUp | None:
             ledger_unavailable_since=times.from_text(unavailable.last_transition_time) if unavailable else None,
             now=view.now,
         )
+    for component in (names.ROLLOUT, names.SCORER):
+        for pod in view.observed.component_pods(component):
+            if not is_deleted(pod) and (refusal := failure.refusal(pod)):
+                return refusal
     limit = deadline.deadline(lifecycle, view.before)
     # The pause that now ends is counted in this pass.
     if limit is not None and limit <= view.now and not view.is_paused:

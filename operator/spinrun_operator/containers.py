@@ -7,6 +7,7 @@ from typing import Any
 
 from spinrun_kube import names
 from spinrun_operator.observed import is_over
+from spinrun_protocol.exit_codes import ExitCode
 
 Json = dict[str, Any]
 
@@ -34,6 +35,16 @@ class Container:
         return self.name == names.TRAINER and not self.is_init
 
     @property
+    def is_running(self) -> bool:
+        """Whether it runs now."""
+        return "running" in self.status.get("state", {})
+
+    @property
+    def last_end(self) -> Json | None:
+        """How it ended, or ended the last time if it waits to be started again; None when it never did."""
+        return self.end or self.status.get("lastState", {}).get("terminated")
+
+    @property
     def end(self) -> Json | None:
         """How it ended; None while it waits or runs."""
         return self.status.get("state", {}).get("terminated")
@@ -49,6 +60,18 @@ def containers_of(pod: Json) -> Iterator[Container]:
 def trainer_end(pod: Json) -> Json | None:
     """How the pod's trainer ended; None while it has not. What runs beside it may keep the pod itself running."""
     return next((container.end for container in containers_of(pod) if container.is_trainer), None)
+
+
+def refusal_of_input(pod: Json) -> Container | None:
+    """The container of a rollout or a scorer that ends with exit code 2: its input is bad, and stays so however often it starts.
+
+    The user's own containers are not among those: their exit codes mean what they mean.
+    """
+    for container in containers_of(pod):
+        is_ours = container.name == names.CHECK if container.is_init else container.name in ("vllm", "agent")
+        if is_ours and (container.last_end or {}).get("exitCode") == ExitCode.INVALID_CONFIGURATION and not container.is_running:
+            return container
+    return None
 
 
 def has_started(pod: Json) -> bool:

@@ -28,7 +28,7 @@ def main() -> None:
         dtype="float32",
         enforce_eager=True,
         enable_prefix_caching=True,
-        max_model_len=run.spec.data.max_prompt_tokens + workload.NEW_TOKENS,
+        max_model_len=run.spec.max_prompt_tokens + workload.NEW_TOKENS,
         block_size=32,
         max_num_seqs=workload.GENERATION_SEQUENCES,
         kv_cache_memory_bytes=workload.KV_CACHE_BYTES,

@@ -21,7 +21,7 @@ SMALLEST: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
 FREQUENT_LETTERS = "etaoinshrdlucmfw"

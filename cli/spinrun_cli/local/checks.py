@@ -104,6 +104,21 @@ def _check_scorer(run: SpinRun) -> None:
         raise InvalidInputError(str(error)) from error
 
 
+def fit_to_model(run: SpinRun) -> SpinRun:
+    """The run with the lengths that its spec leaves open, by what its model reads.
+
+    Raises:
+        InvalidInputError: The files of its models contradict the spec; the message has every field to change.
+    """
+    from spinrun_worker.errors import ConfigurationError
+    from spinrun_worker.model_config import fit_to_model as fit
+
+    try:
+        return fit(run)
+    except ConfigurationError as error:
+        raise InvalidInputError(str(error)) from error
+
+
 def _check_model(block: str, source: str, revision: str | None) -> None:
     if source.startswith("/"):
         folder = Path(source)

@@ -9,6 +9,7 @@ import httpx
 
 from spinrun_cli.local.child import Child
 from spinrun_protocol.commands import Process
+from spinrun_protocol.exit_codes import ExitCode
 
 MAX_DEATHS = 5
 """A vLLM, agent or scorer that has died this often and never answered will not answer the next time either."""
@@ -17,6 +18,10 @@ POLL_SECONDS = 1.0
 
 class GaveUpError(Exception):
     """A process does not start, however often."""
+
+    def __init__(self, message: str, *, exit_code: int = ExitCode.FAILED) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class ChildObserver(Protocol):
@@ -93,6 +98,9 @@ class Keeper:
             if child.found_port_taken():
                 self._observer.warn(f"{child.name}: another process took its port; trying another one")
                 move()
+            elif code == ExitCode.INVALID_CONFIGURATION and not ever_healthy:
+                # Agents say by it that their input is wrong, and vLLM that its arguments are: both stay so.
+                raise GaveUpError(with_log(f"{child.name} refuses its input (exit code {code})", child), exit_code=code)
             elif deaths == 1:
                 self._observer.warn(with_log(f"{child.name} ended with exit code {code}; starting it again", child, count=5))
             if deaths >= MAX_DEATHS and not ever_healthy:

@@ -14,6 +14,7 @@ from spinrun_cli.local.checks import (
     check_preference,
     check_sources,
     check_trackers,
+    fit_to_model,
     for_one_machine,
     unused_fields,
 )
@@ -29,6 +30,7 @@ from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import duration
 from spinrun_protocol.child_process import adopt_orphans, kill_descendants
 from spinrun_protocol.exit_codes import ExitCode
+from spinrun_protocol.model_limits import lengths_that_shrank
 from spinrun_worker.ledger import LedgerError
 
 
@@ -47,6 +49,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     check_sources(wanted)
     check_preference(wanted)
     check_trackers(wanted)
+    wanted = fit_to_model(wanted)
     folder = RunFolder(output or Path("runs") / wanted.metadata.name)
     with folder.locked():
         run, start = adopt(folder, wanted, resume=resume, again=again)
@@ -55,17 +58,19 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
             return _conclude(folder, LocalResult(ExitCode.COMPLETE, ""), seconds=None)
         folder.prepare()
         if not quiet:
-            _introduce(asked, folder, start)
+            _introduce(asked, run, folder, start)
         started = time.monotonic()
         result = _supervise(run, folder, quiet=quiet)
         return _conclude(folder, result, seconds=time.monotonic() - started)
 
 
-def _introduce(asked: SpinRun, folder: RunFolder, start: Start) -> None:
+def _introduce(asked: SpinRun, run: SpinRun, folder: RunFolder, start: Start) -> None:
     verb = "resuming" if start is Start.RESUMED else "starting"
     echo(f"{verb} {asked.metadata.name} in {folder.root} (logs in {folder.logs.name}/)")
     if unused := unused_fields(asked):
         echo(f"INFO not used on one machine: {', '.join(unused)}")
+    if shrunk := lengths_that_shrank(asked, run):
+        echo(f"INFO {shrunk}")
 
 
 def _supervise(run: SpinRun, folder: RunFolder, *, quiet: bool) -> LocalResult:

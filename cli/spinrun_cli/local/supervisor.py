@@ -130,7 +130,7 @@ class Supervisor:
                 *(self._keep_scorer(scorer, processes) for scorer in self._scorers),
             )
         except GaveUpError as error:
-            return LocalResult(ExitCode.FAILED, str(error))
+            return LocalResult(error.exit_code, str(error))
 
     # --- rollouts and scorers --------------------------------------------------------------------------------------
 

@@ -80,5 +80,6 @@ class Data(ApiModel):
     evaluation: Evaluation | None = None
     """Held-out prompts. Absent: no evaluation, and no accuracy in the status."""
 
-    max_prompt_tokens: int = Field(default=1024, ge=1, le=1_000_000)
-    """Prompts longer than this, in tokens after the chat template, are dropped and counted."""
+    max_prompt_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Prompts longer than this, in tokens after the chat template, are dropped and counted. Absent: 1024, or what the model's
+    positions leave beside `rollout.maxTokens`, if that is less."""

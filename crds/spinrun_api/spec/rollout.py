@@ -7,6 +7,9 @@ from pydantic import Field
 from spinrun_api.base import ApiModel
 from spinrun_api.spec.types import EngineArgs, PodTemplate, Text
 
+DEFAULT_TOKENS = 1024
+"""Of a prompt and of an answer, at most, where the spec does not say and the model reads as many."""
+
 
 class Rollout(ApiModel):
     """The vLLM servers that answer prompts."""
@@ -24,8 +27,9 @@ class Rollout(ApiModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: keep the likeliest tokens up to this probability. 1 keeps all."""
 
-    max_tokens: int = Field(default=1024, ge=1, le=1_000_000)
-    """Longest answer, in tokens; a longer one is cut and counted as truncated."""
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Longest answer, in tokens; a longer one is cut and counted as truncated. Absent: 1024, or half of the model's positions, or
+    what these leave beside `data.maxPromptTokens`, if that is less."""
 
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model inside a rollout."""
@@ -40,7 +44,7 @@ class Rollout(ApiModel):
 
     template: PodTemplate = Field(default_factory=dict)
     """Pod template merged over the operator's by name: resources, nodeSelector, tolerations, labels, volumes. The containers
-    are `vllm` and `agent`."""
+    are `vllm` and `agent`, the init container is `model-check`."""
 
 
 class Scorer(ApiModel):

@@ -8,7 +8,7 @@ from spinrun_api.spec.lifecycle import Duration, Lifecycle
 from spinrun_api.spec.method import Method
 from spinrun_api.spec.model import Model
 from spinrun_api.spec.preference import Preference
-from spinrun_api.spec.rollout import Rollout, Scorer
+from spinrun_api.spec.rollout import DEFAULT_TOKENS, Rollout, Scorer
 from spinrun_api.spec.storage import Storage
 from spinrun_api.spec.telemetry import Telemetry
 from spinrun_api.spec.trainer import Trainer
@@ -57,6 +57,16 @@ class SpinRunSpec(ApiModel):
 
     telemetry: Telemetry = Field(default_factory=Telemetry)
     """Experiment trackers that also get the figures and settings of the run."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt, in tokens; where nothing has been said, of a model that reads as much."""
+        return self.data.max_prompt_tokens or DEFAULT_TOKENS
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest answer, in tokens; likewise."""
+        return self.rollout.max_tokens or DEFAULT_TOKENS
 
     @rule(
         cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source == 'arithmetic' || has(self.data.prompts.answerColumn)",

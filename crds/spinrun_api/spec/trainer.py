@@ -40,7 +40,8 @@ class Trainer(ApiModel):
 
     tokens_per_micro_batch: int = Field(default=4096, ge=16, le=10_000_000)
     """Most tokens that one rank processes at once. Lower saves memory; the result does not depend on it. A pair
-    longer than this is a micro-batch of its own."""
+    longer than this is a micro-batch of its own. Models whose attention is their own, such as Falcon's, take a pair as two padded
+    sequences, which need about twice as many."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the arithmetic; the weights that the optimizer updates are float32 in any case. auto: bfloat16 on GPUs, on

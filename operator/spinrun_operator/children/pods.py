@@ -23,6 +23,10 @@ LEDGER_MOUNT: Json = {"name": "ledger", "mountPath": LEDGER_PATH}
 RUN_MOUNT: Json = {"name": "run", "mountPath": RUN_PATH, "readOnly": True}
 TOKEN_MOUNT: Json = {"name": "token", "mountPath": TOKEN_PATH, "readOnly": True}
 SCRATCH_MOUNT: Json = {"name": "scratch", "mountPath": SCRATCH_PATH}
+LENGTHS_PATH = "/etc/spinrun/engine"
+LENGTHS_FILE = f"{LENGTHS_PATH}/lengths.yaml"
+LENGTHS_MOUNT: Json = {"name": "home", "mountPath": LENGTHS_PATH, "subPath": "engine"}
+"""Where the check of a rollout's model tells vLLM the lengths that the spec leaves open."""
 # Each container has a home and a /tmp of its own on one emptyDir: its root file system is read-only. GPUs of one pod talk through
 # shared memory, for which the 64 MiB of a container runtime are too few.
 SHARED_MEMORY_MOUNT: Json = {"name": "shm", "mountPath": "/dev/shm"}

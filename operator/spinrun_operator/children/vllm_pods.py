@@ -1,6 +1,7 @@
 """What rollouts and scorers have in common: a StatefulSet of pods with vLLM and an agent in front of it."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from spinrun_api.run import SpinRun
 from spinrun_kube import names
@@ -13,6 +14,7 @@ Json = dict[str, Any]
 # A model of some hundred gigabytes may have to come from the Hub first.
 VLLM_STARTUP_SECONDS = 3600
 PROBE_SECONDS = 10
+AGENT_RESOURCES: Json = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 TERMINATION_MESSAGE: Json = {"terminationMessagePolicy": "FallbackToLogsOnError"}
 """The end of its log tells why a container is crash-looping, where its pod is looked at."""
 
@@ -22,12 +24,28 @@ does not have the pod restarted."""
 
 
 def statefulset(
-    run: SpinRun, component: str, name: str, settings: Settings, *, replicas: int, user: Json, containers: list[Json]
+    run: SpinRun,
+    component: str,
+    name: str,
+    settings: Settings,
+    *,
+    replicas: int,
+    user: Json,
+    containers: list[Json],
+    init_containers: Sequence[Json] = (),
 ) -> Json:
     """The StatefulSet with `replicas` pods, and the user's pod template merged over ours."""
     template = pods.pod_template(
-        run, component, settings, labels={}, user=user, terminationGracePeriodSeconds=30, containers=containers
+        run,
+        component,
+        settings,
+        labels={},
+        user=user,
+        terminationGracePeriodSeconds=30,
+        containers=containers,
+        **({"initContainers": list(init_containers)} if init_containers else {}),
     )
+    template["spec"] = _with_check_last(template["spec"])
     return names.child(
         run,
         "apps/v1",
@@ -44,6 +62,33 @@ def statefulset(
             "template": template,
         },
     )
+
+
+def _with_check_last(spec: Json) -> Json:
+    """The pod's spec, its check after all other init containers, and with the environment and the mounts of vLLM's container.
+
+    A user's template may have added to these: a token of the Hub, a volume with models, and what fetches them.
+    """
+    inits = cast(list[Json], spec.get("initContainers") or [])
+    check = next((each for each in inits if each["name"] == names.CHECK), None)
+    vllm = next((each for each in spec["containers"] if each["name"] == "vllm"), None)
+    if check is None or vllm is None:
+        return spec
+    # A resource of vLLM's own container can be read only there.
+    theirs = [each for each in vllm.get("env") or () if "resourceFieldRef" not in (each.get("valueFrom") or {})]
+    check = check | {
+        "env": _joined(check.get("env"), theirs, by="name"),
+        "volumeMounts": _joined(check.get("volumeMounts"), vllm.get("volumeMounts"), by="mountPath"),
+    }
+    if vllm.get("envFrom"):
+        check = {"envFrom": vllm["envFrom"]} | check
+    return spec | {"initContainers": [*(each for each in inits if each["name"] != names.CHECK), check]}
+
+
+def _joined(ours: list[Json] | None, theirs: list[Json] | None, *, by: str) -> list[Json]:
+    """Both lists, without what the first has already."""
+    present = {each.get(by) for each in ours or ()}
+    return [*(ours or ()), *(each for each in theirs or () if each.get(by) not in present)]
 
 
 def vllm_container(process: commands.Process, settings: Settings, *, image: str | None, gpus: int, mounts: list[Json]) -> Json:
@@ -83,7 +128,7 @@ def agent_container(process: commands.Process, settings: Settings, *, mounts: li
             {"name": "agent", "containerPort": commands.AGENT_PORT},
             {"name": HEALTH, "containerPort": commands.HEALTH_PORT},
         ],
-        resources={"requests": {"cpu": "100m", "memory": "256Mi"}},
+        resources=AGENT_RESOURCES,
         startupProbe=_http("/healthz", period=2, failures=150),
         livenessProbe=_http("/healthz", period=10, failures=6),
         readinessProbe=_http("/readyz", period=5, failures=2),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from spinrun_api.spec import Lifecycle
 from spinrun_kube import times
 from spinrun_operator import reasons
-from spinrun_operator.containers import Container, containers_of, is_outlived, last_line, trainer_end
+from spinrun_operator.containers import Container, containers_of, is_outlived, last_line, refusal_of_input, trainer_end
 from spinrun_operator.observed import INDEX_ANNOTATION, has_condition, is_deleted
 from spinrun_operator.settings import Settings
 from spinrun_protocol.exit_codes import ExitCode
@@ -240,6 +240,18 @@ def follow_up(
             return FollowUp("Restart", reasons.LEDGER_UNAVAILABLE, end.message, delay_seconds=delay, ledger_unavailable=True)
         case Action.RESTART:
             return _counted(end, lifecycle, settings, failed_attempts + 1)
+
+
+def refusal(pod: Json) -> FollowUp | None:
+    """The end of the run because a rollout or a scorer refuses its input; None where the pod's containers do not."""
+    container = refusal_of_input(pod)
+    if container is None:
+        return None
+    end: Json = container.last_end or {}
+    termination = read_termination(end.get("message", ""))
+    said = termination.message if termination else last_line(end.get("message", "")) or end.get("reason") or "no message"
+    where = f"pod {pod['metadata']['name']}, {container.title}"
+    return FollowUp("Fail", reasons.INVALID_CONFIGURATION, f"{where} exited with code 2: {said[:MESSAGE_LIMIT]}")
 
 
 def _failure_reason(end: AttemptEnd) -> str:

@@ -26,3 +26,13 @@ def test_a_bad_run_file_is_said_in_a_line_too(attempts: Attempts, tmp_path: Path
     assert (error["level"], error["component"], error["rank"]) == ("ERROR", "trainer", 0)
     assert "exactly one of windows, steps and epochs" in error["message"]
     assert words["reason"] == "InvalidConfiguration"
+
+
+def test_lengths_beyond_the_models_positions_are_said_before_data_or_weights_are_read(attempts: Attempts, tmp_path: Path) -> None:
+    assert attempts.run(tmp_path / "ledger", rollout={"maxTokens": 500}) == 2
+    words = json.loads(attempts.log(1).read_text().splitlines()[-1])
+    assert words["reason"] == "InvalidConfiguration"
+    assert words["message"].startswith(
+        "spec.data.maxPromptTokens: 128 and spec.rollout.maxTokens 500 make 628 tokens, but the model"
+    )
+    assert "Traceback" not in attempts.log(1).read_text()

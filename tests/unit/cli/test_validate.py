@@ -49,6 +49,25 @@ def test_every_problem_of_every_file_is_named_with_its_path(run_file: Path, inva
     assert lines[-1] == f"{run_file}: OK (adding)"
 
 
+def test_what_the_models_own_files_contradict_is_named_where_they_are_here(run_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
+    document = yaml.safe_load(run_file.read_text())
+    document["spec"]["rollout"] = {"maxTokens": 600}
+    run_file.write_text(yaml.safe_dump(document))
+
+    result = CliRunner().invoke(app, ["validate", str(run_file)])
+
+    assert result.exit_code == 2
+    assert result.stdout.startswith(f"{run_file}: spec.data.maxPromptTokens: 1 and spec.rollout.maxTokens 600 make 601 tokens")
+
+
+@pytest.mark.parametrize("content", ["", "[1", "[]", '"x"', "[" * 100_000, "\ud83d"])
+def test_a_config_that_cannot_be_read_is_not_for_validate_to_judge(run_file: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "model" / "config.json").write_bytes(content.encode(errors="surrogatepass"))
+
+    assert CliRunner().invoke(app, ["validate", str(run_file)]).exit_code == 0
+
+
 def test_json_holds_the_same_for_programs(invalid: Path) -> None:
     result = CliRunner().invoke(app, ["validate", "--output", "json", str(invalid)])
 

@@ -16,10 +16,10 @@ from huggingface_hub.utils import httpx
 from spinrun_api.spec import Preference, Ranker
 from spinrun_protocol.environment import SCORERS, TOKEN_FILE
 from spinrun_protocol.wire import Sample
+from spinrun_worker import model_config
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import RewardFunction, build_reward_function
-from spinrun_worker.rewards import source as sources
 from spinrun_worker.rewards.source import check_source, fault_of
 from support.fake_endpoint import Asked, FakeEndpoint, Says, serving, some_reply
 
@@ -176,7 +176,7 @@ def test_a_model_of_the_hub_is_looked_up_with_its_revision(
         asked.append((repository, file, revision))
         raise error
 
-    monkeypatch.setattr(sources, "hf_hub_download", download)
+    monkeypatch.setattr(model_config, "hf_hub_download", download)
     model = Ranker(source="org/stern", revision="abc")
     if want is None:
         check_source("preference.ranker", model, {})  # the scorers may reach what the trainer cannot

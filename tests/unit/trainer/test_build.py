@@ -13,10 +13,13 @@ from spinrun_protocol.ledger import RunRecord
 from spinrun_protocol.wire import Progress
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
-from spinrun_worker.trainer.build import connect_rollouts, resolve_truncated
+from spinrun_worker.trainer.build import PROCESSOR_FILES, connect_rollouts, resolve_truncated, save_assets
+from spinrun_worker.trainer.model.policy import load_policy
 from spinrun_worker.trainer.ranks.termination import describe_failure
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from support.documents import letters_run
+from support.models import tiny_tokenizer
+from unit.trainer.model.test_policy import FAMILIES, saved
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, environment: dict[str, Any]) -> ConfigurationError:
@@ -94,3 +97,17 @@ def record_of(document: dict[str, Any]) -> RunRecord:
     return RunRecord(
         run=document, versions={}, machine={}, compute_dtype="float32", published_dtype="float32", attempt=1, world_size=1
     )
+
+
+@pytest.mark.parametrize(("family", "has_processor"), [("gemma3 with images", True), ("llama", False)])
+def test_a_version_of_a_model_for_images_has_what_vllm_needs_to_see_them(family: str, has_processor: bool, tmp_path: Path):
+    model = saved(FAMILIES[family](), tmp_path / "model")
+    for name in PROCESSOR_FILES:
+        (tmp_path / "model" / name).write_text(name)
+    (tmp_path / "version").mkdir()
+
+    save_assets(model, load_policy(model), tiny_tokenizer(), tmp_path / "version")
+
+    for name in PROCESSOR_FILES:
+        assert (tmp_path / "version" / name).exists() is has_processor
+        assert not has_processor or (tmp_path / "version" / name).read_text() == name

@@ -4,20 +4,15 @@ vLLM mistakes many models for something else: it turns a language model into an 
 similar they are.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
 from spinrun_api.spec import ScoringModel
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.model_files import check_folder, check_names, hub_names, read_object
+from spinrun_worker.model_config import read_config
+from spinrun_worker.model_files import check_folder, check_names, hub_names
 from spinrun_worker.reading import reading
-
-logger = logging.getLogger(__name__)
 
 OVERRIDES = "hf-overrides"
 """The argument of vLLM with which users tell it to treat a model as another kind."""
@@ -38,7 +33,7 @@ def check_source(block: str, model: ScoringModel, engine_args: Mapping[str, str 
     Raises:
         ConfigurationError: The model does not exist, is not a classifier with one class, or has no safetensors.
     """
-    config = _config(block, model)
+    config = read_config(block, model.served_name, model.revision)
     if config is None:
         return
     if OVERRIDES not in engine_args and (fault := fault_of(config)):
@@ -69,15 +64,6 @@ def _num_classes(config: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) else _DEFAULT_CLASSES
 
 
-def _config(block: str, model: ScoringModel) -> Mapping[str, Any] | None:
-    """The model's config.json; None when it cannot be read from here. Raises ConfigurationError when it has none."""
-    path, field = _config_path(block, model), f"{block}.source"
-    if path is None:
-        return None
-    with reading(f"{field}: {path} cannot be read", remedy="correct source, or restore the file"):
-        return read_object(path, field)
-
-
 def _check_weights(field: str, model: ScoringModel) -> None:
     """Raises ConfigurationError when vLLM would find no safetensors, or would have to unpickle what there is."""
     source = model.served_name
@@ -86,24 +72,3 @@ def _check_weights(field: str, model: ScoringModel) -> None:
             check_folder(Path(source), field)
         return
     check_names(hub_names(source, model.revision), source, field)
-
-
-def _config_path(block: str, model: ScoringModel) -> Path | None:
-    source = model.served_name
-    if source.startswith("/"):
-        folder = Path(source)
-        return folder / "config.json" if folder.exists() else None
-    try:
-        return Path(hf_hub_download(source, "config.json", revision=model.revision))
-    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"{block}.source: the Hub has no model {source} that this run may read ({first}): correct source or revision, or "
-            "give the containers a Hub token"
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise ConfigurationError(f"{block}.source: {source} is not a Hugging Face model: it has no config.json") from error
-    except OSError as error:
-        # Neither the Hub nor a copy in the cache: the scorers may have one, or reach the Hub another way.
-        logger.warning("%s.source: %s cannot be checked from here: %s", block, source, str(error).splitlines()[0])
-        return None

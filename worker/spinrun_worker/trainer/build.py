@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from peft import LoraConfig
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import GroundTruth, Model, Trainer
@@ -26,6 +28,7 @@ from spinrun_worker.data import PromptStream, encode_answer
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter
 from spinrun_worker.ledger.files import read_record
+from spinrun_worker.model_config import fit_to_model
 from spinrun_worker.model_files import GENERATION_CONFIG
 from spinrun_worker.reading import reading
 from spinrun_worker.rewards import build_reward_function
@@ -66,6 +69,8 @@ from spinrun_worker.trainer.storage.store import Publication, RunStore
 from spinrun_worker.trainer.storage.windows import Windows
 from spinrun_worker.trainer.training import Training
 from spinrun_worker.trainer.window import WindowTrainer
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,10 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
         Preempted: The run was asked to stop.
         Each is the same on all ranks.
     """
-    spec = options.run.spec
     ledger = LedgerWriter(options.ledger, run_uid(options.run), options.attempt)
     ranks.from_rank0(ledger.claim)
-    options = replace(options, run=ranks.from_rank0(partial(resolve_truncated, options.run, ledger)))
+    options = replace(options, run=ranks.from_rank0(lambda: fit_to_model(resolve_truncated(options.run, ledger))))
+    spec = options.run.spec
     gauges = Gauges(namespace=options.run.metadata.namespace or "", run=options.run.metadata.name, method=spec.method.name)
     with ExitStack() as cleanup:
         if ranks.is_rank0:
@@ -160,7 +165,7 @@ def build_model(options: Options, ranks: Distributed, ledger: LedgerWriter, data
     base_digest = ranks.from_rank0(partial(resolve_base, policy, ledger))
     dtype = published_dtype(spec.model)
     # Before the model is sharded: its configuration is then still a whole model's.
-    assets = ranks.on_rank0(lambda: collect_assets(partial(save_assets, policy, data.tokenizer), dtype=dtype)) or {}
+    assets = ranks.on_rank0(lambda: collect_assets(partial(save_assets, spec.model, policy, data.tokenizer), dtype=dtype)) or {}
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     shard_policy(policy, mesh=mesh, compute_dtype=compute_dtype, activation_checkpointing=spec.trainer.activation_checkpointing)
     optimizer = make_optimizer(policy.parameters(), spec.trainer)
@@ -202,7 +207,7 @@ def build_rank0(
     cleanup.callback(scorer.close)
     stream = PromptStream(data.training.records, spec.data.prompts.shuffle_seed)
     base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
-    encode = partial(encode_answer, data.tokenizer, max_tokens=spec.rollout.max_tokens, end=data.end_token)
+    encode = partial(encode_answer, data.tokenizer, max_tokens=spec.max_tokens, end=data.end_token)
     pairs = PairMaker(run, scorer, encode, base)
     held_out = data.evaluation.records if data.evaluation else ()
     evaluations = Evaluations(run, schedule, held_out, ledger=ledger, pairs=pairs, board=board, recorder=recorder)
@@ -345,7 +350,7 @@ def published_dtype(model: Model) -> torch.dtype:
     return cast(torch.dtype | None, config.dtype) or torch.float32
 
 
-def save_assets(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_assets(model: Model, policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Everything of a version but its weights.
 
     Raises:
@@ -359,6 +364,16 @@ def save_assets(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path
             # Not by save_pretrained, which refuses what config.json may say of sampling: nobody samples by it.
             policy.model.generation_config.to_json_file(folder / GENERATION_CONFIG)
         tokenizer.save_pretrained(folder)
+        if policy.config is not policy.model.config:
+            copy_processor(model, folder)
+
+
+def copy_processor(model: Model, folder: Path) -> None:
+    """Copy what a model for images says of how it sees them, without which vLLM does not load it. Text does not change it."""
+    for name in PROCESSOR_FILES:
+        path = cached_file(model.source, name, revision=model.revision or "main", _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            shutil.copyfile(path, folder / name)
 
 
 def adapter_assets(adapters: LoraConfig, whole_assets: Mapping[str, bytes]) -> dict[str, bytes]:

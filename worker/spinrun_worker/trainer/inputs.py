@@ -45,7 +45,7 @@ def load_training_data(spec: SpinRunSpec) -> TrainingData:
                 source,
                 tokenizer=tokenizer,
                 chat_template=spec.model.chat_template,
-                max_prompt_tokens=spec.data.max_prompt_tokens,
+                max_prompt_tokens=spec.max_prompt_tokens,
                 needs_answer=needs_answer,
             )
             for source, needs_answer in (

@@ -142,7 +142,7 @@ class PairMaker:
             )
         return (
             f"do answers match {block}? Are prompts too easy or too hard, is spec.rollout.maxTokens "
-            f"({self._spec.rollout.max_tokens}) too short, spec.rollout.temperature too low?"
+            f"({self._spec.max_tokens}) too short, spec.rollout.temperature too low?"
         )
 
     def _scored(self, answers: Answers, result: ScoreResult) -> list[ScoredGroup]:

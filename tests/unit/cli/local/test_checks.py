@@ -8,12 +8,50 @@ import pytest
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Telemetry
 from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.local.checks import TRACKERS, check_preference, check_sources, check_trackers, for_one_machine, unused_fields
+from spinrun_cli.local.checks import (
+    TRACKERS,
+    check_preference,
+    check_sources,
+    check_trackers,
+    fit_to_model,
+    for_one_machine,
+    unused_fields,
+)
 from spinrun_cli.overrides import read_run
 
 
 def test_a_run_whose_sources_are_there_passes(run_file: Path) -> None:
     check_sources(read_run(run_file))
+
+
+def test_lengths_that_are_left_open_become_what_the_model_reads(run_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
+
+    spec = fit_to_model(read_run(run_file)).spec
+
+    assert (spec.data.max_prompt_tokens, spec.rollout.max_tokens) == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("override", "want"),
+    [
+        ("spec.rollout.maxTokens=600", "spec.data.maxPromptTokens: 1 and spec.rollout.maxTokens 600 make 601 tokens"),
+        ("spec.rollout.tensorParallelSize=3", "spec.rollout.tensorParallelSize: 3 GPUs cannot share"),
+        ("spec.preference={rule: null, ranker: {source: FOLDER/model}}", ""),
+    ],
+)
+def test_what_the_models_files_contradict_is_said_before_anything_starts(
+    run_file: Path, tmp_path: Path, override: str, want: str
+) -> None:
+    config = '{"model_type": "llama", "max_position_embeddings": 512, "num_attention_heads": 8}'
+    (tmp_path / "model" / "config.json").write_text(config)
+    run = read_run(run_file, [override.replace("FOLDER", str(tmp_path))])
+    if not want:
+        fit_to_model(run)
+        return
+    with pytest.raises(InvalidInputError) as raised:
+        fit_to_model(run)
+    assert want in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ def test_answers_that_were_cut_off_are_counted_and_said_to_be_so(finished_run: P
     after[0] = replace(after[0], samples=(sample.model_copy(update={"finish_reason": "length"}),))
     shown = compare(before, after)
     assert {item.after.reward for item in shown} == {"0", "1", "1, cut off at maxTokens"}
+
+
 def test_conversations_are_shown_with_every_role(finished_run: Path) -> None:
     messages = [{"role": "system", "content": "Answer <i>in</i> German."}, {"role": "user", "content": "And?"}]
     many = [{"role": "user", "content": f"message {number}"} for number in range(200)]

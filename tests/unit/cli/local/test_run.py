@@ -71,6 +71,27 @@ def command(tmp_path: Path, run_file: Path) -> Iterator[Command]:
     command.close()
 
 
+def test_lengths_that_the_model_makes_shrink_are_said_and_written_down(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
+
+    done = command.run(trainer="complete")
+
+    assert done.returncode == 0, done.stderr
+    assert "INFO the model reads 512 tokens: data.maxPromptTokens is 256 and rollout.maxTokens 256\n" in done.stdout
+    assert "maxPromptTokens: 256" in (command.output / "run.yaml").read_text()
+
+
+def test_lengths_beyond_the_model_end_with_2_before_anything_starts(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
+
+    done = command.run("--set", "spec.rollout.maxTokens=512", trainer="complete")
+
+    assert done.returncode == 2
+    assert "spec.data.maxPromptTokens: 1 and spec.rollout.maxTokens 512 make 513 tokens, but the model reads 512" in done.stderr
+    assert not (command.fakes / "lives").exists()
+    assert not command.output.exists()
+
+
 def test_a_complete_run_says_so_and_leaves_a_report(command: Command) -> None:
     result = command.run(trainer="complete")
 

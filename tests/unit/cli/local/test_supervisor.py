@@ -178,6 +178,16 @@ async def test_a_vllm_that_never_answers_ends_the_run_with_its_last_lines(stage:
     assert stage.survivors() == []
 
 
+@pytest.mark.parametrize("role", ["vllm", "agent"])
+async def test_a_server_that_refuses_its_input_is_not_started_again(stage: Stage, role: str) -> None:
+    outcome = await stage.play({role: "exit 2"})
+
+    assert outcome.exit_code == 2
+    assert f"{role}-0 refuses its input (exit code 2)" in outcome.message
+    assert len(stage.lives(role)) == 1
+    assert stage.survivors() == []
+
+
 @pytest.mark.parametrize(
     ("role", "restarted"), [("vllm", "agent"), ("agent", "trainer")], ids=["vllm: its agent", "agent: the trainer"]
 )

@@ -94,6 +94,24 @@ def test_packing_changes_neither_loss_nor_gradient(tokens_per_micro_batch: int, 
     torch.testing.assert_close(gradient_in_parts, whole_gradient, rtol=1e-4, atol=1e-6 * whole_gradient.abs().max().item())
 
 
+@pytest.mark.parametrize("tokens_per_micro_batch", [64, 100_000])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_a_model_that_cannot_be_packed_takes_the_same_step(
+    tokens_per_micro_batch: int, activation_checkpointing: bool, llama: Path
+):
+    pairs = referred(learner(fp64_policy(llama)), random_pairs(6), shift=2.0)
+    want_loss, want_gradient = gradient(fp64_policy(llama), pairs, tokensPerMicroBatch=64)
+    padded = fp64_policy(llama)
+    padded.packs = False
+    padded.model.set_attn_implementation("sdpa")
+    shard_policy(padded, mesh=OneRank(), compute_dtype=torch.float64, activation_checkpointing=activation_checkpointing)
+
+    loss, got_gradient = gradient(padded, pairs, tokensPerMicroBatch=tokens_per_micro_batch)
+
+    assert loss == pytest.approx(want_loss, rel=1e-6)
+    torch.testing.assert_close(got_gradient, want_gradient, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_pairs", [1, 3, 16])
 def test_the_first_step_after_the_reference_pass_has_loss_ln_2_to_the_last_bit(num_pairs: int, llama: Path):
     trained = learner(load_policy(Model(source=str(llama))), tokensPerMicroBatch=64)

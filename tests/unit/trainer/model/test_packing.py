@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinrun_worker.records import Pair
-from spinrun_worker.trainer.model.packing import pack, plan_step
+from spinrun_worker.trainer.model.packing import pack, plan_step, unpack
 
 
 def pair(prompt: tuple[int, ...], chosen: tuple[int, ...], rejected: tuple[int, ...]) -> Pair:
@@ -36,6 +36,21 @@ def test_ranks_differ_by_one_pair_at_most_in_tokens(lengths: list[int], world_si
     assert max(loads) - min(loads) <= max(lengths)
 
 
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=60),
+    world_size=st.integers(1, 9),
+    limit=st.integers(16, 300),
+)
+def test_padded_pairs_all_count_as_the_longest_of_their_micro_batch(lengths: list[int], world_size: int, limit: int):
+    plan = plan_step(lengths, world_size=world_size, tokens_per_micro_batch=limit, padded=True)
+
+    planned = [index for micro_batches in plan for micro_batch in micro_batches for index in micro_batch]
+    assert sorted(planned) == list(range(len(lengths)))
+    assert len({len(micro_batches) for micro_batches in plan}) == 1
+    for micro_batch in (each for micro_batches in plan for each in micro_batches if len(each) > 1):
+        assert len(micro_batch) * max(lengths[index] for index in micro_batch) <= limit
+
+
 def test_pairs_share_as_few_micro_batches_as_fit():
     assert plan_step([40, 10, 30, 20], world_size=1, tokens_per_micro_batch=50) == [[(0, 1), (2, 3)]]
 
@@ -58,6 +73,22 @@ def test_a_row_holds_each_prompt_once_and_the_rejected_answer_continues_it():
     # The token before each target in its own sequence; the prompt's last for both first targets.
     assert micro.token_ids_T[micro.source_C].tolist() == [3, 4, 3, 6, 7, 9, 9]
     assert micro.pair_indices == (0, 1)
+
+
+def test_a_row_is_taken_apart_into_sequences_of_prompt_and_answer():
+    micro = pack([pair((1, 2, 3), (4, 5), (6, 7, 8)), pair((9,), (10,), ())], [0, 1])
+
+    tokens_SL, places_C = unpack(micro.layout)
+
+    ids_SL = micro.token_ids_T[tokens_SL]
+    assert [row[:length] for row, length in zip(ids_SL.tolist(), (5, 6, 2, 1), strict=True)] == [
+        [1, 2, 3, 4, 5],
+        [1, 2, 3, 6, 7, 8],
+        [9, 10],
+        [9],
+    ]
+    # The token before each target.
+    assert ids_SL.flatten()[places_C].tolist() == [3, 4, 3, 6, 7, 9]
 
 
 def test_an_empty_answer_takes_no_place():

@@ -1,4 +1,4 @@
-"""Attention over packed pairs, in a form that every transformers model accepts (`attn_implementation="spinrun_pairs"`).
+"""Attention over packed pairs, in a form that most transformers models accept (`attn_implementation="spinrun_pairs"`).
 
 Each pair is two causal attentions: prompt and chosen over themselves; rejected over the prompt and itself. What a token may
 not see is never computed: no mask over the row, no padding, and about half the work where completions are long. On a CPU a
@@ -110,7 +110,11 @@ def _sees(lengths: PairLengths, size: int, window: int | None) -> Tensor:
 
 
 class UnsupportedModelError(ConfigurationError):
-    """A model that packed pairs would train wrongly. The message says why and what to do."""
+    """A model that would be trained wrongly. The message says why and what to do."""
+
+
+class NotPackableError(Exception):
+    """Packed pairs do not give what the model gives on plain sequences. The message says why."""
 
 
 def attend_pairs(

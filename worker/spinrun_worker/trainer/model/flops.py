@@ -19,14 +19,17 @@ class ModelFlops:
         head = policy.model.get_output_embeddings()
         tables = [module.weight for module in (policy.model.get_input_embeddings(), head) if isinstance(module, nn.Module)]
         looked_up = {id(table) for table in tables}
-        body = [weight for weight in policy.parameters() if id(weight) not in looked_up]
+        # Without what sees images, which no token passes through.
+        body = [weight for weight in policy.model.get_decoder().parameters() if id(weight) not in looked_up]
+        self._num_tokens = policy.num_tokens
         self._body = sum(weight.numel() * _operations(weight.requires_grad) for weight in body)
         is_trained = any(table.requires_grad for table in tables)
         self._head = policy.config.vocab_size * policy.config.hidden_size * _operations(is_trained)
 
     def of_step(self, pairs: Sequence[Pair]) -> float:
-        """FLOPs of one optimizer step on pairs, whose prompts are computed once and whose output matrix sees completions only."""
-        tokens = sum(pair.num_tokens for pair in pairs)
+        """FLOPs of one optimizer step on pairs, whose prompts are computed once if they are packed, and whose output matrix sees
+        completions only."""
+        tokens = sum(map(self._num_tokens, pairs))
         completions = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
         return float(self._body * tokens + self._head * completions)
 

@@ -154,9 +154,10 @@ class Learner:
     def _micro_batches(self, pairs: Sequence[Pair], *, top_k: int) -> list[MicroBatch]:
         """This rank's share of a step."""
         plan = plan_step(
-            [pair.num_tokens for pair in pairs],
+            [self.policy.num_tokens(pair) for pair in pairs],
             world_size=self._world_size,
             tokens_per_micro_batch=self.trainer.tokens_per_micro_batch,
+            padded=not self.policy.packs,
         )
         tail_weight = self.method.length_desensitize
         return [pack(pairs, indices, top_k=top_k, tail_weight=tail_weight) for indices in plan[self._rank]]

@@ -1,7 +1,8 @@
 """Packing: which pairs a rank trains together, and how they are laid out in one row of tokens without padding.
 
 A pair is laid out as [prompt][chosen][rejected]: its prompt is computed once and serves both completions. The rejected
-completion continues the prompt's positions and does not see the chosen one (`attention.py`).
+completion continues the prompt's positions and does not see the chosen one (`attention.py`). A model that cannot be packed gets
+the same row, and takes the sequences apart (`unpack`).
 """
 
 # ruff: noqa: N815 - shape suffixes
@@ -60,38 +61,45 @@ class MicroBatch:
         )
 
 
-def plan_step(lengths: Sequence[int], *, world_size: int, tokens_per_micro_batch: int) -> list[list[tuple[int, ...]]]:
+def plan_step(
+    lengths: Sequence[int], *, world_size: int, tokens_per_micro_batch: int, padded: bool = False
+) -> list[list[tuple[int, ...]]]:
     """Divide the pairs of a step among the ranks, and each rank's among micro-batches. Depends on the arguments alone.
 
     Every pair is in exactly one micro-batch. All ranks have the same number of micro-batches, some possibly empty. Only a single
     pair may exceed tokens_per_micro_batch.
 
     Args:
-        lengths: Tokens of each pair, with its prompt counted once.
+        lengths: Tokens of each pair, as `Policy.num_tokens` counts them.
         world_size: Number of ranks.
         tokens_per_micro_batch: Maximum number of tokens in a micro-batch.
+        padded: Whether all pairs of a micro-batch take as many tokens as its longest.
 
     Returns:
         [rank][micro-batch] -> indices of pairs, ascending.
     """
     # The longest first: each goes to the first of its rank's micro-batches with room.
-    plan = [_first_fit(indices, lengths, tokens_per_micro_batch) for indices in divide_evenly(lengths, world_size)]
+    plan = [_first_fit(indices, lengths, tokens_per_micro_batch, padded=padded) for indices in divide_evenly(lengths, world_size)]
     num_micro_batches = max(map(len, plan))
     return [micro_batches + [()] * (num_micro_batches - len(micro_batches)) for micro_batches in plan]
 
 
-def _first_fit(indices: Sequence[int], lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+def _first_fit(indices: Sequence[int], lengths: Sequence[int], limit: int, *, padded: bool) -> list[tuple[int, ...]]:
     bins: list[list[int]] = []
     room: list[int] = []
     for index in indices:
-        length = lengths[index]
-        place = next((place for place, free in enumerate(room) if length <= free), None)
+
+        def needed(place: int, index: int = index) -> int:
+            # The first is the longest.
+            return lengths[bins[place][0] if padded else index]
+
+        place = next((place for place, free in enumerate(room) if needed(place) <= free), None)
         if place is None:
             place = len(bins)
             bins.append([])
             room.append(limit)
         bins[place].append(index)
-        room[place] -= length
+        room[place] -= needed(place)
     return [tuple(sorted(members)) for members in bins]
 
 
@@ -138,6 +146,31 @@ def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_
         noise_CK=torch.cat([_noise(pair, top_k) for pair in chosen]) if top_k else None,
         weight_C=torch.cat([_weights(pair, tail_weight) for pair in chosen]) if tail_weight != 1 else None,
     )
+
+
+def unpack(layout: PairsLayout) -> tuple[Tensor, Tensor]:
+    """Where the tokens of a row are if every completion, after its prompt, is a sequence of its own in a padded batch.
+
+    Args:
+        layout: Where the pairs are in the row.
+
+    Returns:
+        [S, L] the position in the row of each token of the batch, with that of some token as padding, and [C] the position in the
+        flattened batch of the hidden state that predicts each completion token, in the order of `MicroBatch.target_C`.
+    """
+    longest = max(pair.prompt + max(pair.chosen, pair.rejected) for pair in layout.pairs)
+    sequences: list[list[int]] = []
+    source: list[int] = []
+    start = 0
+    for pair in layout.pairs:
+        prompt, rejected = range(start, start + pair.prompt), start + pair.chosen_end
+        for completion in (range(prompt.stop, rejected), range(rejected, rejected + pair.rejected)):
+            first = len(sequences) * longest + pair.prompt - 1
+            source += range(first, first + len(completion))
+            tokens = [*prompt, *completion]
+            sequences.append(tokens + [0] * (longest - len(tokens)))
+        start += sum(pair)
+    return torch.tensor(sequences), torch.tensor(source, dtype=torch.long)
 
 
 def _noise(pair: Pair, top_k: int) -> Tensor:

@@ -1,11 +1,16 @@
-"""The policy: a causal language model that turns packed pairs into log-probs of their completions.
+"""The policy: a causal language model that turns pairs into log-probs of their completions.
 
-Any `AutoModelForCausalLM` with attention layers will do. A model that packed pairs would train wrongly is refused when it is
-loaded, by comparison with its own plain forward pass.
+Any causal language model of attention layers will do, the one inside a model for images too. Where its attention is
+transformers' AttentionInterface, pairs are packed into one row; where a family brings its own, as Falcon, or does not hand the
+row's layout down to it, as StableLM, every completion is a sequence of its own in a padded batch. A model that would be trained
+wrongly either way is refused when it is loaded, by comparison with its own plain forward pass.
 """
 
-# S = completions (2P), T = packed tokens, C = completion tokens, D = hidden size, V = vocabulary
+# S = completions (2P), T = packed tokens, L = tokens of the longest sequence, C = completion tokens, D = hidden size,
+# V = vocabulary
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,18 +23,33 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from spinrun_api.spec import Lora, Model
 from spinrun_worker.model_files import GENERATION_CONFIG, check_names, find_file, hub_names
 from spinrun_worker.records import Pair
-from spinrun_worker.trainer.model.attention import IMPLEMENTATION, PairsLayout, UnsupportedModelError
+from spinrun_worker.trainer.model.attention import IMPLEMENTATION, NotPackableError, PairsLayout, UnsupportedModelError
 from spinrun_worker.trainer.model.conversion import call_converted, convert_linears
 from spinrun_worker.trainer.model.files import ModelError, check_files, loading, place_of
 from spinrun_worker.trainer.model.logprobs import at_least_fp32, logit_transform, sum_by_completion, token_logprobs
 from spinrun_worker.trainer.model.lora import add_adapters, file_name, merge
-from spinrun_worker.trainer.model.packing import MicroBatch, pack
+from spinrun_worker.trainer.model.packing import MicroBatch, pack, unpack
+
+logger = logging.getLogger(__name__)
+
+# Causal masks and rotary angles, which older files hold and newer code computes: nothing that could be trained or lost.
+_CONSTANTS = re.compile(
+    r"(^|\.)((attn|attention|self_attn)(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.(inv_freq|cos_cached|sin_cached))$"
+)
 
 
 class Policy(nn.Module):
@@ -39,6 +59,9 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
+        self.packs = True
+        """Whether pairs are packed; False pads their sequences."""
+        self._file_names = _file_names(model)
         self._transform = logit_transform(self.config)
         self._longest_sequence = _longest_sequence(self.config)
         self.compute_dtype: torch.dtype | None = None
@@ -66,16 +89,9 @@ class Policy(nn.Module):
         if not isinstance(self, FSDPModule) and self.arithmetic_dtype != next(self.parameters()).dtype:
             return call_converted(self, self.arithmetic_dtype, micro)
         self._check_length(micro.layout)
-        decoder, head = self.model.get_decoder(), cast(nn.Module, self.model.get_output_embeddings())
-        output = decoder(
-            input_ids=micro.token_ids_T[None],
-            position_ids=micro.position_ids_T[None],
-            use_cache=False,
-            pairs=micro.layout,
-        )
-        hidden_TD = cast(Tensor, output.last_hidden_state)[0]
+        head = cast(nn.Module, self.model.get_output_embeddings())
         values_C = token_logprobs(
-            hidden_TD.index_select(0, micro.source_C),
+            self._packed_states(micro) if self.packs else self._padded_states(micro),
             micro.target_C,
             head,
             vocabulary_size=self.config.vocab_size,
@@ -84,12 +100,37 @@ class Policy(nn.Module):
         )
         return sum_by_completion(values_C, micro.lengths_S, micro.weight_C)
 
+    def _packed_states(self, micro: MicroBatch) -> Tensor:
+        """[C, D] hidden states that predict the completion tokens, of all pairs in one row."""
+        output = self.model.get_decoder()(
+            input_ids=micro.token_ids_T[None],
+            position_ids=micro.position_ids_T[None],
+            use_cache=False,
+            pairs=micro.layout,
+        )
+        return cast(Tensor, output.last_hidden_state)[0].index_select(0, micro.source_C)
+
+    def _padded_states(self, micro: MicroBatch) -> Tensor:
+        """[C, D] the same, of every completion after its prompt as a sequence of its own.
+
+        Padding follows the sequence: no token of a causal model sees it. All sequences are one batch, because ranks that share
+        layers must all call them the same number of times.
+        """
+        tokens_SL, places_C = unpack(micro.layout)
+        tokens_SL, places_C = tokens_SL.to(micro.token_ids_T.device), places_C.to(micro.token_ids_T.device)
+        output = self.model.get_decoder()(input_ids=micro.token_ids_T[tokens_SL], use_cache=False)
+        return cast(Tensor, output.last_hidden_state).flatten(0, 1).index_select(0, places_C)
+
+    def num_tokens(self, pair: Pair) -> int:
+        """Tokens that a pair takes in a micro-batch: if it is not packed, those of two sequences of equal length."""
+        return pair.num_tokens if self.packs else 2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
+
     def state(self) -> dict[str, Tensor]:
         """The tensors that a version consists of, by name; the same names in the same order on every rank.
 
-        These are all trained tensors and persistent buffers by their Hugging Face names, with tied weights once; or, where
-        adapters are trained, the adapters alone, by their names in peft's file. They are the tensors themselves, not copies:
-        DTensors when sharded.
+        These are all parameters and persistent buffers by the names that the model's files have for them, with tied weights
+        once; or, where adapters are trained, the adapters alone, by their names in peft's file. They are the tensors themselves,
+        not copies: DTensors when sharded.
         """
         once = {name for name, _ in self.named_parameters()}
         tied_again = {name for name, _ in self.named_parameters(remove_duplicate=False)} - once
@@ -98,7 +139,8 @@ class Policy(nn.Module):
         if self.adapters is not None:
             trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
             return {file_name(name.removeprefix("model.")): tensors[name] for name in trained}
-        return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name not in tied_again}
+        of_model = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name not in tied_again}
+        return {self._file_names.get(name, name): tensor for name, tensor in of_model.items()}
 
     @property
     def arithmetic_dtype(self) -> torch.dtype:
@@ -141,7 +183,7 @@ def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora
 
     Raises:
         ModelError: The model cannot be loaded completely.
-        UnsupportedModelError: Packed pairs would train it wrongly.
+        UnsupportedModelError: It would be trained wrongly.
         ConfigurationError: It cannot have these adapters.
         RunError: It cannot be reached now.
     """
@@ -149,12 +191,12 @@ def load_policy(model: Model, *, master_dtype: torch.dtype = torch.float32, lora
         policy = Policy(_load(model, master_dtype))
         generation_config = find_file(model.source, model.revision, GENERATION_CONFIG)
         policy.generation_config = generation_config.read_bytes() if generation_config else None
-        _check_names(policy)
+        _freeze_what_is_not_language(policy)
         _check_layer_types(policy.config)
         if lora is not None:
             policy.adapters = add_adapters(policy.model, policy.decoder_layers(), lora, source=model, seed=seed)
             policy.eval()
-        _check_logprobs(policy)
+        _choose_form(policy)
         return policy
 
 
@@ -167,23 +209,27 @@ def load_merged(model: Model, adapter: Path) -> Policy:
 
     Raises:
         ModelError: The model cannot be loaded completely.
+        UnsupportedModelError: It would be trained wrongly.
         RunError: It cannot be reached now.
     """
     with loading(model):
-        base = _load(model, torch.float32)
-    return Policy(merge(base, adapter))
+        policy = Policy(merge(_load(model, torch.float32), adapter))
+        _choose_form(policy)
+        return policy
 
 
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
     where = place_of(model)
     check_files(model)
     try:
-        loaded_with_report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(
+            model.source, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
+        )
+        loaded_with_report = _kind(config).from_pretrained(
             model.source,
             revision=model.revision or "main",
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the report names them
@@ -193,6 +239,7 @@ def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
             check_names(hub_names(model.source, model.revision), model.source, f"{where} cannot be loaded")
         raise
     loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded_with_report)
+    report["unexpected_keys"] = {key for key in report["unexpected_keys"] if not _CONSTANTS.search(key)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
             names = ", ".join(sorted(map(str, report[kind]))[:5])
@@ -218,25 +265,57 @@ def _longest_sequence(config: PretrainedConfig) -> int | None:
     return None
 
 
-def _check_names(policy: Policy) -> None:
-    """Publications and checkpoints name tensors as the modules do: refuse a model whose files name or split them differently."""
-    names = policy.state().keys()
-    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in policy.state().items()}
-    saved = revert_weight_conversion(policy.model, tensors).keys()
-    if saved != names:
-        example = min(names - saved)
+def _kind(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """What loads the model: models for images too, whose language model is then trained on text alone.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    auto_map = cast(Mapping[str, str], getattr(config, "auto_map", None) or {})
+    is_known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in auto_map
+    if is_known:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    # Transformers' own message lists two hundred classes.
+    raise ValueError(f"transformers has none for model_type {config.model_type}")
+
+
+def _file_names(model: PreTrainedModel) -> dict[str, str]:
+    """The names that the model's files have for its tensors, by their names in the model.
+
+    Raises:
+        UnsupportedModelError: The files hold other tensors than the model computes with.
+    """
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    saved = cast(dict[str, Tensor], revert_weight_conversion(model, tensors))
+    file_names = {names[id(tensor)]: name for name, tensor in saved.items() if id(tensor) in names}
+    if converted := sorted(tensors.keys() - file_names.keys()):
         raise UnsupportedModelError(
-            f"{type(policy.model).__name__} stores its weights in a different form than it computes with ({example}), as "
+            f"{type(model).__name__} stores its weights in a different form than it computes with ({converted[0]}), as "
             "mixtures of experts do: use a dense model"
         )
+    return file_names
+
+
+def _freeze_what_is_not_language(policy: Policy) -> None:
+    """Text alone is trained: what sees images gets no gradient, and is published as it came."""
+    if policy.config is policy.model.config:
+        return
+    parts = [policy.model.get_decoder(), policy.model.get_output_embeddings(), policy.model.get_input_embeddings()]
+    language = {id(parameter) for part in parts if isinstance(part, nn.Module) for parameter in part.parameters()}
+    for parameter in policy.parameters():
+        if id(parameter) not in language:
+            parameter.requires_grad_(False)
 
 
 def _check_layer_types(config: PretrainedConfig) -> None:
     unsupported = set(_layer_types(config)) - {"full_attention", "sliding_attention"}
     if unsupported:
         raise UnsupportedModelError(
-            f"config.layer_types of {config.model_type} has {', '.join(sorted(unsupported))}: packed pairs need layers of full "
-            "or sliding attention, so use another model"
+            f"config.layer_types of {config.model_type} has {', '.join(sorted(unsupported))}: only layers of full or sliding "
+            "attention are trained, so use another model"
         )
 
 
@@ -246,18 +325,50 @@ def _layer_types(config: PretrainedConfig) -> Sequence[str]:
     return getattr(config, "layer_types", None) or ["sliding_attention" if slides else "full_attention"]
 
 
+def _choose_form(policy: Policy) -> None:
+    """Pack pairs if the model's attention can, else pad them; either way as the model's own plain forward pass.
+
+    Raises:
+        UnsupportedModelError: It gives something else either way.
+    """
+    changes = [parameter._version for parameter in policy.parameters()]
+    pads = _attention_of(policy.model)
+    try:
+        policy.model.set_attn_implementation(IMPLEMENTATION)
+        _check_logprobs(policy)
+    except NotPackableError as error:
+        policy.packs = False
+        policy.model.set_attn_implementation(pads)
+        try:
+            _check_logprobs(policy)
+        except NotPackableError as fault:
+            raise UnsupportedModelError(f"{fault}. Use another model") from error
+        logger.warning("Pairs are not packed, which takes about twice the time and memory for long prompts: %s", error)
+    if changes != [parameter._version for parameter in policy.parameters()]:
+        raise UnsupportedModelError(f"{type(policy.model).__name__} changes its weights as it computes: use another model")
+
+
 @torch.no_grad()
 def _check_logprobs(policy: Policy) -> None:
-    """Compare packed pairs of random tokens with the model's own plain forward pass, one sequence at a time."""
+    """Compare pairs of random tokens with the model's own plain forward pass, one sequence at a time.
+
+    Raises:
+        NotPackableError: They differ, or the model cannot run on them.
+        UnsupportedModelError: Its layers are not what its configuration says.
+    """
     pairs = [_random_pair(policy.config.vocab_size, lengths, seed) for seed, lengths in enumerate([(7, 4, 3), (3, 2, 5)])]
     micro = pack(pairs, range(len(pairs)))
-    name = type(policy.model).__name__
+    name, form = type(policy.model).__name__, "packed pairs" if policy.packs else "padded sequences"
     try:
         got_S = policy(micro)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{name} cannot run on {form}: {error}. Use another model") from error
     except Exception as error:
-        raise UnsupportedModelError(f"{name} cannot run on packed pairs: {error}. Use another model") from error
+        raise NotPackableError(f"{name} cannot run on {form}: {error}") from error
     slides = "sliding_attention" in _layer_types(policy.config)
-    if not micro.layout.windows or slides != bool(micro.layout.windows - {None}):
+    if policy.packs and not micro.layout.windows:
+        raise NotPackableError(f"{name} has an attention of its own, not transformers' AttentionInterface")
+    if slides != bool(micro.layout.windows - {None}):
         raise UnsupportedModelError(
             f"{name} does not hand its attention to transformers' AttentionInterface as config.layer_types and "
             "config.sliding_window say: use another model"
@@ -266,11 +377,16 @@ def _check_logprobs(policy: Policy) -> None:
         [plain_logprob(policy.model, pair.prompt, completion) for pair in pairs for completion in (pair.chosen, pair.rejected)]
     )
     if not torch.allclose(got_S, want_S, rtol=1e-4, atol=1e-3):
-        raise UnsupportedModelError(
-            f"{name} gives different log-probs on packed pairs than on plain sequences ({got_S.tolist()} against "
-            f"{want_S.tolist()}): a layer mixes tokens outside attention, or the model changes its logits in an unknown way. Use "
-            "another model"
+        raise NotPackableError(
+            f"{name} gives different log-probs on {form} than on plain sequences ({got_S.tolist()} against "
+            f"{want_S.tolist()}): a layer mixes tokens outside attention, tokens see those after them, or the model changes its "
+            "logits in an unknown way"
         )
+
+
+def _attention_of(model: PreTrainedModel) -> str:
+    """The attention implementation that the model uses; transformers has no public name for it."""
+    return cast(Any, model.config)._attn_implementation
 
 
 def _random_pair(vocabulary_size: int, lengths: tuple[int, int, int], seed: int) -> Pair:
@@ -285,18 +401,19 @@ def plain_logprob(model: PreTrainedModel, prompt: Sequence[int], completion: Seq
     """Summed log-prob of a completion by the model's own forward pass, unpacked, with eager attention.
 
     Args:
-        model: The model; its attention implementation is `spinrun_pairs` afterwards.
+        model: The model.
         prompt: Token ids.
         completion: Token ids.
 
     Returns:
         A scalar in nats.
     """
+    before = _attention_of(model)
     model.set_attn_implementation("eager")
     try:
         logits_TV = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
     finally:
-        model.set_attn_implementation(IMPLEMENTATION)
+        model.set_attn_implementation(before)
     return -cross_entropy(at_least_fp32(logits_TV[len(prompt) - 1 : -1]), torch.tensor(completion), reduction="sum")
 
 
@@ -320,13 +437,15 @@ def shard_policy(
     policy.compute_dtype = compute_dtype
     frozen = [parameter for parameter in policy.parameters() if not parameter.requires_grad]
     master_dtype = next(parameter.dtype for parameter in policy.parameters() if parameter.requires_grad)
-    for parameter in frozen:
-        parameter.data = parameter.data.to(compute_dtype)
+    if policy.adapters is not None:
+        # The base stays as it is in the source. What is frozen beside trained weights is published with them.
+        for parameter in frozen:
+            parameter.data = parameter.data.to(compute_dtype)
     if activation_checkpointing:
         for layer in policy.decoder_layers():
             # The module itself stays, so names do not change. There is no dropout whose random state would have to be kept.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    has_little_to_convert = compute_dtype == master_dtype or bool(frozen)
+    has_little_to_convert = compute_dtype == master_dtype or policy.adapters is not None
     if mesh.size() == 1 and (has_little_to_convert or (mesh.device_type == "cpu" and not activation_checkpointing)):
         # Nothing to shard: FSDP would only copy every weight and gradient, for each micro-batch. But it converts layer by layer.
         # On a GPU, whose memory is scarce, and where layers are recomputed, that is worth the copies, unless only adapters have

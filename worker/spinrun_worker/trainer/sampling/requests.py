@@ -105,13 +105,13 @@ class Requests:
 
     def greedily(self, prompts: Sequence[PromptRecord], weights: Manifest, *, shown: bool) -> PendingAnswers:
         """Begin to have prompts answered greedily, once each. shown: whether the progress shown is theirs."""
-        sampling = Sampling(n=1, temperature=0.0, max_tokens=self._spec.rollout.max_tokens)
+        sampling = Sampling(n=1, temperature=0.0, max_tokens=self._spec.max_tokens)
         return self._start(prompts, weights, sampling, shown=shown)
 
     def _sample(self, prompts: Sequence[PromptRecord], weights: Manifest, *, n: int, logprobs: bool = False) -> PendingAnswers:
         rollout = self._spec.rollout
         sampling = Sampling(
-            n=n, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens, logprobs=logprobs
+            n=n, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=self._spec.max_tokens, logprobs=logprobs
         )
         return self._start(prompts, weights, sampling, shown=True)
 
