@@ -161,7 +161,8 @@ def _problems(error: ValidationError) -> list[Problem]:
 
 
 def _problem(details: ErrorDetails) -> Problem:
-    path = ".".join(_shortened(str(part)) for part in details["loc"])
+    # Pydantic marks what is wrong with a key, and not with its value.
+    path = ".".join(_shortened(str(part)) for part in details["loc"] if part != "[key]")
     kind, value = details["type"], details["input"]
     if kind == "extra_forbidden":
         if moved := next((moved for moved in MOVED if moved.path == path), None):

@@ -1,9 +1,8 @@
 """Types that several blocks of the spec share."""
 
-import json
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import StringConstraints
 
 from spinrun_api.base import ApiModel
 
@@ -17,17 +16,6 @@ BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s]+(/[^?#@
 EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:[^:\s]+$", max_length=1024)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=128)]
 PodTemplate = dict[str, Any]
-
-
-def _number_or_text(value: object) -> object:
-    """Kubernetes has no type for "number, text or truth value": what is neither whole number nor text travels as text."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f'must be a whole number or text: write "{json.dumps(value, default=str)}", with the quotes')
-    return value
-
-
-EngineArgument = Annotated[int | str, BeforeValidator(_number_or_text)]
-EngineArgs = dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)], EngineArgument]
 
 
 class SecretKey(ApiModel):

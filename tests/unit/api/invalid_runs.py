@@ -214,6 +214,26 @@ INVALID: dict[str, Invalid] = {
     "rule-without-codes": wrong("spec.lifecycle.failurePolicy", [{"exitCodes": [], "action": "Fail"}]),
     "rule-with-unknown-action": wrong("spec.lifecycle.failurePolicy", [{"exitCodes": [7], "action": "Ignore"}]),
     "engine-argument-with-dashes": wrong("spec.rollout.engineArgs", {"--max-num-seqs": 256}),
+    **{
+        f"engine-argument-{name}": wrong("spec.rollout.engineArgs", {name: "0.0.0.0"})
+        for name in ("host", "tokenizer", "trust-remote-code", "no-trust-remote-code", "tokeniz", "no-enable-lo", "ssl-keyfile")
+    },
+    **{
+        f"engine-argument-{name}": wrong("spec.rollout.engineArgs", {"max-num-seqs": value})
+        for name, value in {
+            "that-is-an-option": "--host=0.0.0.0",
+            "that-is-a-short-option": "-tp=4",
+            "with-a-control-character": "8\x1b[31m",
+            "that-is-empty": "",
+            "that-is-too-long": "8" * 5000,
+        }.items()
+    },
+    **{
+        f"scorer-argument-{name}": wrong(
+            "spec.scorer", {"engineArgs": {name: "x"}}, "spec.scorer.engineArgs", spec__preference={"ranker": OWN}
+        )
+        for name in ("port", "chat-template", "runner")
+    },
     "engine-argument-that-is-a-list": wrong("spec.rollout.engineArgs", {"lora-modules": ["a"]}),
     "engine-argument-that-is-a-fraction": wrong("spec.rollout.engineArgs", {"gpu-memory-utilization": 0.5}),
     "engine-argument-that-is-truth": wrong("spec.rollout.engineArgs", {"enforce-eager": True}),
