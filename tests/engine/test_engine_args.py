@@ -11,7 +11,7 @@ from spinrun_api.spec.engine_args import FREE_BEGINNINGS, REFUSED_IN_ROLLOUTS, R
 pytestmark = pytest.mark.engine
 
 # Neither ours, nor a way to code, files or the network, nor a change of what the trainer believes to be sampled.
-HARMLESS = """
+_HARMLESS = """
 aggregate-engine-logging all2all-backend anthropic-disabled-thinking-effort async-scheduling attention-backend attention-config
 aux-output-config block-size chat-template-content-format cohere-format cohere-is-reasoning-model collect-detailed-traces
 config-format cp-kv-cache-interleave-size cpu-distributed-timeout-seconds cpu-offload-gb cpu-offload-params
@@ -48,7 +48,8 @@ scheduling-policy seed show-hidden-metrics-for-version shutdown-timeout skip-mm-
 specialize-active-lora sse-keep-alive-interval stream-interval swa-bounded-replay tokenizer-mode tool-call-parser
 tool-strict-level ubatch-size use-fp64-gumbel use-replayssm use-tqdm-on-load uvicorn-log-level video-pruning-method
 video-pruning-rate watermark
-""".split()
+"""
+HARMLESS = _HARMLESS.split()
 
 OPTIONS = """
 import json
