@@ -195,7 +195,10 @@ def _field_names(model: type[ApiModel], location: tuple[int | str, ...]) -> list
 
 
 def _shown(value: object) -> str:
-    return _shortened(repr(value))
+    try:
+        return _shortened(repr(value))
+    except (RecursionError, ValueError):  # of Python's own limits: a thousand lists in one another, numbers of 4,300 digits
+        return f"a {type(value).__name__} too large to show"
 
 
 def _shortened(text: str) -> str:

@@ -28,10 +28,11 @@ class Metadata(ApiModel):
     name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     """Name of the run: lower-case letters, digits and dashes, with a letter in front."""
 
-    namespace: str | None = None
+    namespace: str | None = Field(default=None, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
     """Namespace of the run; local runs have `local`."""
 
-    uid: str | None = None
+    # Part of it is the name of a folder.
+    uid: str | None = Field(default=None, pattern="^[A-Za-z0-9][-A-Za-z0-9]*$", max_length=128)
     """Identity of the run, given by the API server, or by `spinrun local` at the first start."""
 
     generation: int | None = None

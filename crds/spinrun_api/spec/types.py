@@ -1,21 +1,87 @@
 """Types that several blocks of the spec share."""
 
-from typing import Annotated, Any
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from spinrun_api.base import ApiModel
+from spinrun_api.yaml_text import MAX_DEPTH, MAX_INTEGER, MIN_INTEGER
+
+ONE_LINE = r"^[^\p{Cc}\x{2028}-\x{202e}\x{2066}-\x{2069}]*$"
+"""Text without what commands a terminal, ends a line or reorders one. Names and paths stand in logs and tables."""
+LINES = r"^[\t\n\r\P{Cc}]*$"
+"""The same of many lines, for templates. Both are written for the regular expressions of the API server and of pydantic."""
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_NOT_IN_LINES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _without(forbidden: re.Pattern[str]) -> AfterValidator:
+    def check(text: str) -> str:
+        if found := forbidden.search(text):
+            raise ValueError(f"holds the character U+{ord(found[0]):04X}, which is not for a text of this kind: remove it")
+        return text
+
+    return AfterValidator(check)
+
 
 # Lengths are bounded so that the API server can bound the cost of the CEL rules over them.
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-LongText = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
+Text = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=1024),
+    _without(_NOT_IN_A_LINE),
+    Field(json_schema_extra={"pattern": ONE_LINE}),
+]
+LongText = Annotated[
+    str, StringConstraints(min_length=1, max_length=65536), _without(_NOT_IN_LINES), Field(json_schema_extra={"pattern": LINES})
+]
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$", max_length=32)]
 # Neither a user's name nor a query: a URL stands in logs and in the ledger, and secrets have a field of their own.
-BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$", max_length=1024)]
-EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:[^:\s]+$", max_length=1024)]
+BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s\p{Cc}]+(/[^?#@\s\p{Cc}]*)?$", max_length=1024)]
+EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:\s\p{Cc}]+:[^:\s\p{Cc}]+$", max_length=1024)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=128)]
-PodTemplate = dict[str, Any]
+
+
+def _json(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of any shape. Raises ValueError if JSON, as Kubernetes reads it, cannot hold it."""
+    left: list[tuple[str, Any, int]] = [("", document, 1)]
+    while left:
+        path, value, depth = left.pop()
+        if (fault := _fault(value)) is None and isinstance(value, dict | list) and depth > MAX_DEPTH:
+            fault = f"more than {MAX_DEPTH} mappings and lists stand inside one another: remove some"
+        if fault is not None:
+            raise ValueError(f"{path}: {fault}" if path else fault)
+        if isinstance(value, dict):
+            left += [(f"{path}.{key}" if path else key, item, depth + 1) for key, item in cast(dict[str, Any], value).items()]
+        elif isinstance(value, list):
+            left += [(f"{path}[{index}]", item, depth + 1) for index, item in enumerate(cast(list[Any], value))]
+    return document
+
+
+def _fault(value: object) -> str | None:
+    """What keeps a value out of JSON, what stands inside it left aside."""
+    match value:
+        case None | bool() | list():
+            return None
+        case str():
+            is_text = value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+            return None if is_text else "holds half of a surrogate pair: write the character itself"
+        case int():
+            in_range = MIN_INTEGER <= value <= MAX_INTEGER
+            return None if in_range else f"is out of range: whole numbers go from {MIN_INTEGER} to {MAX_INTEGER}"
+        case float():
+            return None if math.isfinite(value) else f"{value} is not a finite number: write a number"
+        case dict():
+            odd = [key for key in cast(Mapping[object, Any], value) if not isinstance(key, str) or _fault(key)]
+            return "has a key that is not text: put it in quotes, or correct it" if odd else None
+        case _:
+            return f"{type(value).__name__} is not a type of JSON: write a mapping, a list, text or a number"
+
+
+PodTemplate = Annotated[dict[str, Any], AfterValidator(_json)]
 
 
 class SecretKey(ApiModel):
