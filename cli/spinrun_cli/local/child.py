@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from spinrun_cli.local.files import open_regular, open_to_append
 from spinrun_protocol import child_process
 from spinrun_protocol.commands import PYTHON, Process
 
@@ -52,7 +53,7 @@ class Child:
             environment: Of all children.
         """
         command = [sys.executable if word == PYTHON else word for word in process.command]
-        with self.log.open("ab") as log:
+        with open_to_append(self.log) as log:
             log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {' '.join(command)}\n".encode())
             log.flush()
             self._log_start = log.tell()
@@ -97,7 +98,7 @@ class Child:
     def last_lines(self, count: int = 20) -> list[str]:
         """The end of what this life has written."""
         try:
-            with self.log.open("rb") as log:
+            with open_regular(self.log) as log:
                 log.seek(self._log_start)
                 return [line.decode(errors="replace").rstrip()[:LONGEST_LINE] for line in deque(log, maxlen=count)]
         except OSError:

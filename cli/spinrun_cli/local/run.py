@@ -19,17 +19,16 @@ from spinrun_cli.local.checks import (
 )
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import known_without_probe
-from spinrun_cli.local.report import write_report
 from spinrun_cli.local.reporter import reporter
 from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.local.supervisor import LocalResult, Supervisor
 from spinrun_cli.output import echo
 from spinrun_cli.overrides import read_run
+from spinrun_cli.report import write_report
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import duration
 from spinrun_protocol.child_process import adopt_orphans, kill_descendants
 from spinrun_protocol.exit_codes import ExitCode
-from spinrun_worker.ledger import LedgerError
 
 
 def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], resume: bool, again: bool, quiet: bool) -> int:
@@ -86,8 +85,8 @@ def _conclude(folder: RunFolder, result: LocalResult, *, seconds: float | None) 
     """Write the report and print how it went. Returns the exit code."""
     try:
         data = load_run_data(folder.root)
-        page = write_report(folder.root, folder.root).page
-    except (LedgerError, CommandError, OSError) as error:
+        page, _ = write_report(data, folder.root)
+    except (CommandError, OSError) as error:
         # The run itself is not worse for it.
         echo(f"no report: {error}", err=True)
         data, page = None, None

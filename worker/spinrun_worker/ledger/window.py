@@ -126,12 +126,23 @@ def _group(row: Row) -> ScoredGroup:
         tokens=tuple(row["prompt_tokens"]),
         text=row["prompt_text"],
         answer=row["answer"],
-        columns=json.loads(row["columns"]),
+        columns=_columns(row["columns"]),
     )
     samples = tuple(
         Sample(tokens=sample["tokens"], text=sample["text"], finish_reason=sample["finish_reason"]) for sample in row["samples"]
     )
     return ScoredGroup(prompt, samples, tuple(sample["reward"] for sample in row["samples"]))
+
+
+def _columns(text: str) -> dict[str, Any]:
+    """A prompt's columns. Raises ValueError for anything but the JSON of a mapping."""
+    try:
+        columns = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("columns are nested too deeply") from error
+    if not isinstance(columns, dict):
+        raise ValueError(f"columns are not a mapping, but a {type(columns).__name__}")
+    return columns
 
 
 def _pair_row(pair: Pair) -> Row:
