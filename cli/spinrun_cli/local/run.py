@@ -17,6 +17,7 @@ from spinrun_cli.local.checks import (
     for_one_machine,
     unused_fields,
 )
+from spinrun_cli.local.disk import disk_errors_said
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import known_without_probe
 from spinrun_cli.local.reporter import reporter
@@ -47,7 +48,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     check_preference(wanted)
     check_trackers(wanted)
     folder = RunFolder(output or Path("runs") / wanted.metadata.name)
-    with folder.locked():
+    with disk_errors_said(folder.root), folder.locked():
         run, start = adopt(folder, wanted, resume=resume, again=again)
         if start is Start.FINISHED:
             echo(f"{folder.root} holds a run that is complete: nothing to do but its report")
