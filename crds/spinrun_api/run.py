@@ -1,10 +1,11 @@
 """The SpinRun document: type, metadata, spec and status."""
 
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from spinrun_api.base import ApiModel
+from spinrun_api.json_values import checked_json
 from spinrun_api.spec import SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 
@@ -43,6 +44,11 @@ class Metadata(ApiModel):
 
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels."""
+
+    @model_validator(mode="after")
+    def _is_json(self) -> Self:
+        checked_json(self.model_extra or {})
+        return self
 
 
 class SpinRun(ApiModel):

@@ -119,8 +119,10 @@ def refusal(name: str, refused: Mapping[str, str]) -> str | None:
 
 def _number_or_text(value: object) -> object:
     """Kubernetes has no type for "number, text or truth value": what is neither whole number nor text travels as text."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f'must be a whole number or text: write "{json.dumps(value, default=str)}", with the quotes')
+    if isinstance(value, bool | float):
+        raise ValueError(f'must be a whole number or text: write "{json.dumps(value)}", with the quotes')
+    if not isinstance(value, int | str):
+        raise ValueError("must be a whole number or text: write JSON that vLLM is to read as text, in quotes")
     if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
         raise ValueError(f"whole numbers go from {MIN_INTEGER} to {MAX_INTEGER}: write another")
     if isinstance(value, str) and _DIGITS.fullmatch(value):

@@ -66,6 +66,23 @@ def test_value_too_large_to_show_is_refused_with_its_place(value: Any) -> None:
         parse_run(document)
 
 
+def test_what_is_kept_of_metadata_is_json() -> None:
+    document = copy.deepcopy(MINIMAL)
+    document["metadata"]["managedFields"] = [{"time": datetime.date(2026, 1, 1)}]
+    with pytest.raises(InvalidDocumentError, match=r"metadata: managedFields\[0\].time: date is not a type of JSON"):
+        parse_run(document)
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], {}, nested(50_000), {"a": nested(50_000)}, b"8"], ids=lambda value: type(value).__name__
+)
+def test_engine_argument_of_another_type_is_refused(value: Any) -> None:
+    document = copy.deepcopy(MINIMAL)
+    document["spec"]["rollout"] = {"engineArgs": {"max-num-seqs": value}}
+    with pytest.raises(InvalidDocumentError, match=r"engineArgs\.max-num-seqs: must be a whole number or text"):
+        parse_run(document)
+
+
 def test_templates_have_lines_and_tabs_and_any_script() -> None:
     document = copy.deepcopy(MINIMAL)
     text = "{% for m in messages %}\n\t{{ m }}\r\n{% endfor %} مرحبا 👩‍🔬 \u202e"
