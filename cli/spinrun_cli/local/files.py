@@ -44,6 +44,8 @@ def _open(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link, and links are not followed", str(path)) from error
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "it is a socket, not a regular file", str(path)) from error
         raise
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor

@@ -1,5 +1,6 @@
 """Snapshots of a local run: what its supervisor and its ledger say in its folder."""
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def watch_folder(path: Path, show: Show) -> Snapshot:
         CommandError: Its figures cannot be read.
     """
     folder = RunFolder(path)
-    if not folder.run_file.exists():
+    if not os.path.lexists(folder.run_file):
         raise InvalidInputError(
             f"{path} is a ledger and not the folder of a local run: `spinrun report {path}` shows what is in it"
         )
