@@ -1,5 +1,6 @@
 """What every model of the API shares: names, strictness, descriptions taken from docstrings, and rules over several fields."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
@@ -96,6 +97,11 @@ class Record(ApiModel):
 
     # A loss may be NaN, which JSON does not have: it travels as the string "NaN", which a float field reads back.
     model_config = ConfigDict(extra="ignore", frozen=True, strict=False, ser_json_inf_nan="strings")
+
+    def to_document(self) -> dict[str, Any]:
+        """The wire form: camelCase, JSON types, absent fields left out."""
+        # Not by model_dump, which leaves NaN as a number.
+        return json.loads(self.model_dump_json(by_alias=True, exclude_none=True))
 
 
 LARGEST_COUNT = 2**53

@@ -1,5 +1,6 @@
 """The samples or pairs of a window: as a document that travels, and as text."""
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -96,7 +97,7 @@ class ShownWindow(Record):
 def document(window: ShownWindow) -> Json:
     """The window for programs: of prompts and pairs every field, also those that are not known."""
     given = {name for name in ("num_pairs", "prompts", "pairs") if getattr(window, name) is not None}
-    return window.model_dump(mode="json", by_alias=True, include={"window", "version", "num_prompts", *given})
+    return json.loads(window.model_dump_json(by_alias=True, include={"window", "version", "num_prompts", *given}))
 
 
 def text(window: ShownWindow) -> str:

@@ -1,5 +1,7 @@
 """`spinrun compare`, and reports that travel."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,16 @@ def test_run_is_the_same_after_its_journey_as_a_document(spinrun: Shell, finishe
     there, here = from_document(out.encode()), load(finished_run)
     assert (there.steps, there.windows, there.evaluations) == (here.steps, here.windows, here.evaluations)
     assert to_document("x", there) == to_document("x", here)
+
+
+def test_figures_that_are_no_numbers_travel_too(finished_run: Path) -> None:
+    path = finished_run / "ledger" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss":0.69', '"loss":"NaN","grad_norm":"Infinity","x":0.69'))
+    here = load(finished_run)
+    assert any(math.isnan(line.values["loss"]) for line in here.steps)
+    document = {"runs": [to_document("x", here)]}
+    for there in (unbundle(bundled(here).encode()), from_document(json.dumps(document, allow_nan=False).encode())):
+        assert str(there.steps) == str(here.steps)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"runs": [{"name": "a", "run": {}, "lines": [{}]}]}'])
