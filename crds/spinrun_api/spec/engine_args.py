@@ -61,7 +61,7 @@ _SHARED = {
     "pass HF_TOKEN from a Secret, in the template's env, instead": ("hf-token",),
 }  # fmt: skip
 _OF_ROLLOUTS = {
-    "set spec.model.source instead": ("model", "runner", "convert"),
+    "set spec.model.source instead": ("model",),
     "set spec.model.revision instead": ("revision", "tokenizer-revision"),
     "set spec.model.dtype instead": ("dtype",),
     "set spec.model.tokenizer instead": ("tokenizer",),
@@ -72,7 +72,7 @@ _OF_ROLLOUTS = {
     ),
     "rollouts sample from exactly the model that is trained: remove it": (
         "hf-overrides", "quantization", "quantization-config", "allow-deprecated-quantization", "logprobs-mode",
-        "watermark-config", "pooler-config", "enable-trace-replay",
+        "watermark-config", "runner", "convert", "pooler-config", "enable-trace-replay",
     ),
 }  # fmt: skip
 _OF_SCORERS = {
