@@ -36,7 +36,7 @@ class _Log:
         """What there is from the position on, which moves behind it."""
         with open_regular(self.path) as file:
             file.seek(self.position)
-            piece = file.read(None if end is None else end - self.position)
+            piece = file.read(-1 if end is None else end - self.position)
         self.position += len(piece)
         return piece
 

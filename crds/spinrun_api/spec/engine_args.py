@@ -140,7 +140,7 @@ _ONE_VALUE = re.compile("[^-\\x00-\\x1f\\x7f-\\x9f][^\\x00-\\x1f\\x7f-\\x9f]*")
 """What vLLM reads as the value of its option, and not as an option of its own."""
 VALUE_PATTERN = r"^[^-\p{Cc}]\P{Cc}*$"
 """The same for the API server, which holds texts alone to it."""
-_VALUE_SCHEMA = {"minLength": 1, "maxLength": MAX_VALUE_LENGTH, "pattern": VALUE_PATTERN}
+_VALUE_SCHEMA: dict[str, Any] = {"minLength": 1, "maxLength": MAX_VALUE_LENGTH, "pattern": VALUE_PATTERN}
 
 
 def _checked_name(refused: Mapping[str, str]) -> AfterValidator:
