@@ -6,6 +6,7 @@ python tools/curves.py --draw                                                  t
 """
 
 import argparse
+import io
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from spinrun_cli.local.run_data import load_run_data
-from spinrun_cli.show.charts import PANELS, Palette, Panel, panels, write_picture
+from spinrun_cli.show.charts import PANELS, Palette, Panel, panels, picture
 from spinrun_cli.show.run_data import RunData
 from spinrun_worker.ledger import Layout, read_samples
 
@@ -66,9 +67,8 @@ def draw(name: str, folder: Path) -> None:
     if is_graded_otherwise(data):
         chosen[0] = right_answers(folder)
     path = PICTURES / f"curves-{name}.png"
-    write_picture(path, data, chosen, dpi=DPI)
-    with Image.open(path) as picture:
-        picture.convert("RGB").quantize(NUM_COLOURS).save(path, optimize=True)
+    with Image.open(io.BytesIO(picture(data, chosen, dpi=DPI))) as image:
+        image.convert("RGB").quantize(NUM_COLOURS).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1024:.0f} KiB, {data.learning}")
 
 

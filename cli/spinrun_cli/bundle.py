@@ -1,47 +1,144 @@
-"""A report as one JSON document: how it travels from where the ledger is to where its reader is."""
+"""What a report shows, as one JSON document: how a run travels from where its ledger is to where it is drawn.
 
-import base64
+The document comes out of a pod and was made of files that others can write: it counts only as far as the models below take it.
+"""
+
 import json
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Sequence
 
-from spinrun_cli.errors import CommandError, InvalidInputError
+from pydantic import Field, ValidationError
 
-FILES = ("report.html", "curves.png")
+from spinrun_api.base import Record, first_problem
+from spinrun_cli.errors import CommandError
+from spinrun_cli.show.run_data import Document, RunData
+from spinrun_protocol.ledger import MetricsLine, RunRecord
+from spinrun_protocol.termination import TerminationMessage
+from spinrun_protocol.wire import Sample
+from spinrun_worker.records import PromptRecord, ScoredGroup
 
-
-def bundled(folder: Path) -> str:
-    """The report of a run's folder or ledger. It raises what `write_report` raises."""
-    from spinrun_cli.local.report import write_report
-
-    with TemporaryDirectory() as temporary:
-        written = write_report(folder, Path(temporary))
-        files = {name: base64.b64encode((Path(temporary) / name).read_bytes()).decode() for name in FILES}
-    return json.dumps({"learning": written.learning, "files": files})
+LONGEST_TEXT = 2000
+"""Characters of a text that travel; a page shows fewer."""
 
 
-def unbundle(text: bytes, output: Path) -> tuple[str | None, list[Path]]:
-    """Writes the files of a bundle into a folder, which is made if need be.
+class TravellingAnswer(Record):
+    """The first answer to a held-out prompt."""
 
-    Returns:
-        What the run has learned, and the files.
+    id: str
+    """Name of the prompt."""
+
+    prompt: str
+    """Its text."""
+
+    expected: str | None = None
+    """The true answer."""
+
+    text: str | None = None
+    """What the model wrote; absent where it wrote nothing."""
+
+    reward: float | None = None
+    """The answer's reward."""
+
+
+class TravellingRun(Record):
+    """A run as its files tell it."""
+
+    name: str = Field(max_length=1024)
+    """Its name."""
+
+    run: Document
+    """The resolved SpinRun."""
+
+    record: RunRecord | None = None
+    """How the run was made."""
+
+    termination: TerminationMessage | None = None
+    """How its newest attempt ended."""
+
+    lines: list[MetricsLine]
+    """Its figures."""
+
+    before: list[TravellingAnswer]
+    """Answers of version 0."""
+
+    after: list[TravellingAnswer]
+    """Answers of the last version that was evaluated."""
+
+    notes: list[str]
+    """What is missing, and why."""
+
+
+def bundled(data: RunData) -> str:
+    """A run as a document.
+
+    Args:
+        data: The run.
+    """
+    run = TravellingRun(
+        name=data.name[:1024],
+        run=data.document,
+        record=data.record,
+        termination=data.termination,
+        lines=[*data.steps, *data.windows, *data.evaluations],
+        before=_answers(data.before),
+        after=_answers(data.after),
+        notes=data.notes,
+    )
+    # In ASCII: what prints it would take the place of characters that command a terminal.
+    return json.dumps(run.to_document(), allow_nan=False)
+
+
+def unbundle(text: bytes) -> RunData:
+    """A run that `bundled` has made a document of.
+
+    Args:
+        text: The document.
 
     Raises:
-        CommandError: The text is not a whole bundle.
-        InvalidInputError: The folder cannot be written to.
+        CommandError: It is not the whole of one.
     """
     try:
-        document = json.loads(text)
-        learning = document["learning"]
-        contents = {name: base64.b64decode(document["files"][name]) for name in FILES}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CommandError("the report arrived incomplete: try again") from error
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            partial = output / f".{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(output / name)
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the report to {output}: {error.strerror}; name another folder") from error
-    return learning, [output / name for name in FILES]
+        run = TravellingRun.model_validate_json(text)
+    except ValidationError as error:
+        why = f"incomplete, or in the form of another version of SpinRun ({first_problem(error)[:200]})"
+        raise CommandError(f"the run arrived {why}: try again, or choose another image with --image") from error
+    steps, windows, evaluations = by_event(run.lines)
+    return RunData(
+        run.name,
+        run.run,
+        record=run.record,
+        termination=run.termination,
+        steps=steps,
+        windows=windows,
+        evaluations=evaluations,
+        before=_groups(run.before),
+        after=_groups(run.after),
+        notes=run.notes,
+    )
+
+
+def by_event(lines: Sequence[MetricsLine]) -> tuple[list[MetricsLine], ...]:
+    """Lines of steps, of windows and of evaluations, each in their order.
+
+    Args:
+        lines: Lines of any kind.
+    """
+    return tuple([line for line in lines if line.event == event] for event in ("step", "window", "evaluation"))
+
+
+def _answers(groups: Sequence[ScoredGroup]) -> list[TravellingAnswer]:
+    answers: list[TravellingAnswer] = []
+    for group in groups:
+        text, reward = (group.samples[0].text[:LONGEST_TEXT], group.rewards[0]) if group.samples else (None, None)
+        prompt, expected = group.prompt.text[:LONGEST_TEXT], group.prompt.answer
+        shown = None if expected is None else expected[:LONGEST_TEXT]
+        answers.append(TravellingAnswer(id=group.prompt.id, prompt=prompt, expected=shown, text=text, reward=reward))
+    return answers
+
+
+def _groups(answers: Sequence[TravellingAnswer]) -> list[ScoredGroup]:
+    groups: list[ScoredGroup] = []
+    for each in answers:
+        samples = () if each.text is None else (Sample(tokens=(), text=each.text, finish_reason="stop"),)
+        rewards = () if each.text is None else (each.reward,)
+        groups.append(ScoredGroup(PromptRecord(each.id, (), each.prompt, each.expected), samples, rewards))
+    return groups

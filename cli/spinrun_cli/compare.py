@@ -1,15 +1,15 @@
 """`spinrun compare`: the figures of several runs side by side. What it needs of a run is its document and its metrics."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from spinrun_api.base import Record
+from spinrun_cli.bundle import by_event
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.local.files import replace_file
 from spinrun_cli.output import echo, echo_json
 from spinrun_cli.show.comparison import Runs, summary, tables
-from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.run_data import Document, RunData
 from spinrun_cli.show.text import table
 from spinrun_protocol.ledger import MetricsLine
 
@@ -30,18 +30,37 @@ def load(folder: Path) -> RunData:
         CommandError: It cannot be read.
     """
     from spinrun_cli.local.run_data import load_run_data
-    from spinrun_worker.ledger import LedgerError
 
-    try:
-        return load_run_data(folder)
-    except LedgerError as error:
-        raise CommandError(str(error)) from error
+    return load_run_data(folder)
 
 
 def to_document(label: str, data: RunData) -> Json:
     """The run with all of its figures."""
     lines = sorted((*data.steps, *data.windows, *data.evaluations), key=lambda line: line.time)
     return {"label": label, "name": data.name, "run": data.document, "lines": [line.to_document() for line in lines]}
+
+
+class ComparedRun(Record):
+    """A run with all of its figures."""
+
+    label: str
+    """What the user called it."""
+
+    name: str
+    """Its name."""
+
+    run: Document
+    """The resolved SpinRun."""
+
+    lines: list[MetricsLine]
+    """Its figures."""
+
+
+class ComparedRuns(Record):
+    """What `spinrun compare --output json` prints."""
+
+    runs: list[ComparedRun]
+    """The runs."""
 
 
 def from_document(text: bytes) -> RunData:
@@ -51,15 +70,11 @@ def from_document(text: bytes) -> RunData:
         CommandError: The text is not the whole of one.
     """
     try:
-        (run,) = json.loads(text)["runs"]
-        lines = [MetricsLine.model_validate(line) for line in run["lines"]]
-        steps, windows, evaluations = ([line for line in lines if line.event == event] for event in EVENTS)
-        return RunData(run["name"], run["run"], steps=steps, windows=windows, evaluations=evaluations)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        (run,) = ComparedRuns.model_validate_json(text).runs
+    except ValueError as error:
         raise CommandError("the figures of a run arrived incomplete: try again") from error
-
-
-EVENTS = ("step", "window", "evaluation")
+    steps, windows, evaluations = by_event(run.lines)
+    return RunData(run.name, run.run, steps=steps, windows=windows, evaluations=evaluations)
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------
@@ -91,6 +106,6 @@ def write_page(path: Path, runs: Runs) -> None:
     text = render_comparison(runs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="replace")
+        replace_file(path, text.encode(errors="replace"))
     except OSError as error:
         raise InvalidInputError(f"cannot write {path}: {error.strerror}; name another file") from error

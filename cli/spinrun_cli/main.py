@@ -1,5 +1,6 @@
 """The program `spinrun`. Signatures stand in commands/; what a command does is imported when it is called."""
 
+import errno
 import sys
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from spinrun_cli.commands import cluster, inspect, ledger, local
 from spinrun_cli.errors import CommandError
-from spinrun_cli.output import echo, tolerate_any_encoding
+from spinrun_cli.output import drop_output, echo, tolerate_any_encoding
 
 app = typer.Typer(
     name="spinrun",
@@ -51,6 +52,13 @@ def main(command: typer.Typer = app, program: str = "spinrun") -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        # Whatever else a command writes, it speaks of itself: this is its output, into a file on a disk that is full.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        drop_output()
+        echo(f"error: cannot write the output: {error.strerror}. Free space, or write it elsewhere", err=True)
+        sys.exit(CommandError.exit_code)
 
 
 if __name__ == "__main__":

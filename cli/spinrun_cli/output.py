@@ -4,6 +4,7 @@ Commands print with `echo`, `echo_json` and `echo_yaml`; what they draw with ric
 """
 
 import json
+import os
 import re
 import sys
 from io import TextIOWrapper
@@ -65,6 +66,11 @@ def tolerate_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Let nothing more be written to stdout: Python would try again, and fail again, as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _escaped(character: str) -> str:

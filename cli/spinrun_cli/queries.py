@@ -42,11 +42,10 @@ class SamplesQuery:
     """Id of the one prompt to show; None: all."""
     limit: int
     """Most prompts or pairs to show; 0: all."""
-    as_json: bool
 
     def arguments(self, ledger: str) -> list[str]:
-        """The arguments of `spinrun` that show the same of a ledger elsewhere."""
+        """The arguments of `spinrun` that print the same of a ledger elsewhere as a document."""
         window = [] if self.window is None else ["--window", str(self.window)]
         prompt = [] if self.prompt is None else ["--prompt", self.prompt]
-        flags = (["--pairs"] if self.pairs else []) + (["--output", "json"] if self.as_json else [])
-        return ["samples", ledger, *window, *prompt, "--limit", str(self.limit), *flags]
+        pairs = ["--pairs"] if self.pairs else []
+        return ["samples", ledger, *window, *prompt, "--limit", str(self.limit), *pairs, "--output", "json"]

@@ -1,11 +1,12 @@
 """What every model of the API shares: names, strictness, descriptions taken from docstrings, and rules over several fields."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 Check = TypeVar("Check", bound=Callable[..., bool])
@@ -96,6 +97,16 @@ class Record(ApiModel):
 
     # A loss may be NaN, which JSON does not have: it travels as the string "NaN", which a float field reads back.
     model_config = ConfigDict(extra="ignore", frozen=True, strict=False, ser_json_inf_nan="strings")
+
+    def to_document(self) -> dict[str, Any]:
+        """The wire form: camelCase, JSON types, absent fields left out."""
+        # Not by model_dump, which leaves NaN as a number.
+        return json.loads(self.model_dump_json(by_alias=True, exclude_none=True))
+
+
+LARGEST_COUNT = 2**53
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+"""A number of steps, windows and the like in a record: what every reader can calculate with."""
 
 
 def first_problem(error: ValidationError) -> str:

@@ -200,7 +200,7 @@ def _value(schema: Json, definitions: Json, models: list[type[ApiModel]]) -> Jso
     if options := schema.get("anyOf"):
         present = [option for option in options if option.get("type") != "null"]
         if {option.get("type") for option in present} == {"integer", "string"}:
-            return {"x-kubernetes-int-or-string": True}
+            return {"x-kubernetes-int-or-string": True, **_limits(schema)}
         return _value(present[0], definitions, models)
     match schema.get("type"):
         case "array":
@@ -224,7 +224,8 @@ def _map(schema: Json, definitions: Json, models: list[type[ApiModel]]) -> Json:
                 {
                     "rule": f"self.all(name, name.size() <= {longest} && name.matches('{pattern}'))",
                     "message": f"names must match {pattern} and be at most {longest} characters long",
-                }
+                },
+                *schema.get("x-kubernetes-validations", []),
             ],
         }
     return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}

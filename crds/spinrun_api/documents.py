@@ -189,7 +189,8 @@ def _problems(error: ValidationError) -> list[Problem]:
 
 
 def _problem(details: ErrorDetails) -> Problem:
-    path = ".".join(_shortened(str(part)) for part in details["loc"])
+    # Pydantic marks what is wrong with a key, and not with its value.
+    path = ".".join(_shortened(str(part)) for part in details["loc"] if part != "[key]")
     kind, value = details["type"], details["input"]
     if kind == "extra_forbidden":
         if moved := next((moved for moved in MOVED if moved.path == path), None):
@@ -225,7 +226,10 @@ def _field_names(model: type[ApiModel], location: tuple[int | str, ...]) -> list
 
 
 def _shown(value: object) -> str:
-    return _shortened(repr(value))
+    try:
+        return _shortened(repr(value))
+    except (RecursionError, ValueError):  # of Python's own limits: a thousand lists in one another, numbers of 4,300 digits
+        return f"a {type(value).__name__} too large to show"
 
 
 def _shortened(text: str) -> str:

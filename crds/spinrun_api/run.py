@@ -1,10 +1,11 @@
 """The SpinRun document: type, metadata, spec and status."""
 
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from spinrun_api.base import ApiModel
+from spinrun_api.json_values import checked_json
 from spinrun_api.spec import SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 
@@ -28,10 +29,11 @@ class Metadata(ApiModel):
     name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     """Name of the run: lower-case letters, digits and dashes, with a letter in front."""
 
-    namespace: str | None = None
+    namespace: str | None = Field(default=None, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
     """Namespace of the run; local runs have `local`."""
 
-    uid: str | None = None
+    # Part of it is the name of a folder.
+    uid: str | None = Field(default=None, pattern="^[A-Za-z0-9][-A-Za-z0-9]*$", max_length=128)
     """Identity of the run, given by the API server, or by `spinrun local` at the first start."""
 
     generation: int | None = None
@@ -42,6 +44,11 @@ class Metadata(ApiModel):
 
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels."""
+
+    @model_validator(mode="after")
+    def _is_json(self) -> Self:
+        checked_json(self.model_extra or {})
+        return self
 
 
 class SpinRun(ApiModel):

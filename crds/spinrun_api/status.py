@@ -158,3 +158,6 @@ class SpinRunStatus(StatusModel):
 
     best: Best | None = None
     """The best version so far."""
+
+    ledger_image: str | None = None
+    """Image in which the command line reads the ledger: the operator's own worker image, whichever the run itself names."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from spinrun_api.base import Record
+from spinrun_api.base import Count, Record
 
 Kind = Literal["weights", "window", "evaluation", "base", "checkpoint", "merged"]
 
@@ -130,10 +130,10 @@ class RunRecord(Record):
     source_revision: str | None = None
     """Git commit of the code, where the image or checkout says it."""
 
-    attempt: int
+    attempt: Count
     """Attempt that wrote this record."""
 
-    world_size: int
+    world_size: Count
     """Ranks of that attempt."""
 
 
@@ -143,19 +143,19 @@ class MetricsLine(Record):
     event: Literal["step", "window", "evaluation"]
     """What the line is about."""
 
-    attempt: int
+    attempt: Count
     """Attempt that wrote the line."""
 
-    time: float
+    time: float = Field(ge=0, le=1e11, allow_inf_nan=False)
     """Seconds since 1970-01-01 UTC."""
 
-    window: int
+    window: Count
     """Window, from 0."""
 
-    step: int
+    step: Count
     """Optimizer steps done."""
 
-    version: int
+    version: Count
     """Version that the window samples from."""
 
     values: dict[str, float]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from spinrun_api.base import Record
+from spinrun_api.base import Count, Record
 
 
 class TerminationMessage(Record):
@@ -20,13 +20,13 @@ class TerminationMessage(Record):
     exit_code: int
     """Exit code that goes with it."""
 
-    window: int | None = None
+    window: Count | None = None
     """Window it was in."""
 
-    step: int | None = None
+    step: Count | None = None
     """Optimizer steps done."""
 
-    version: int | None = None
+    version: Count | None = None
     """Newest published version."""
 
     accuracy: float | None = None

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from spinrun_api.base import Record
+from spinrun_api.base import Count, Record
 from spinrun_api.status import Best, Metrics, RolloutStatus
 from spinrun_protocol.ledger import Manifest
 
@@ -193,32 +193,32 @@ class Progress(Record):
     uid: str
     """The run."""
 
-    attempt: int
+    attempt: Count
     """This attempt."""
 
     # Trainers of 0.1.0, which an upgrade of the operator leaves at work, say "prefer".
     activity: Annotated[Activity, BeforeValidator(lambda said: "score" if said == "prefer" else said)]
     """What it does now."""
 
-    window: int
+    window: Count
     """Window being worked on, from 0."""
 
-    windows: int
+    windows: Count
     """Windows in all."""
 
-    step: int
+    step: Count
     """Optimizer steps done."""
 
-    total_steps: int
+    total_steps: Count
     """Optimizer steps in all."""
 
-    version: int | None = None
+    version: Count | None = None
     """Newest published version."""
 
-    prompts_done: int = 0
+    prompts_done: Count = 0
     """Prompts answered in the generation under way."""
 
-    prompts_total: int = 0
+    prompts_total: Count = 0
     """Prompts of that generation."""
 
     rollouts: RolloutStatus = RolloutStatus()

@@ -43,7 +43,7 @@ def reconcile(run: SpinRun, observed: Observed, settings: Settings, now: datetim
 def _next_status(view: View) -> tuple[SpinRunStatus, list[Event]]:
     """The new status of a run that is not over, and the Events on the way there."""
     draft = Draft(view.before, view.run.metadata.generation, view.now)
-    draft.change(attempt=view.attempt)
+    draft.change(attempt=view.attempt, ledger_image=view.settings.worker_image)
     draft.status = with_progress(draft.status, view.observed.progress)
     attempts.record_start(view, draft)
     follows = attempts.follow_up(view)
@@ -64,7 +64,7 @@ def _finished_status(view: View) -> tuple[SpinRunStatus, list[Event]]:
     """The status of a run that was over before."""
     generation = view.run.metadata.generation
     before = conditions.without_internal_error(view.before, generation, view.now)
-    seen = {"observed_generation": generation, "attempt": view.attempt}
+    seen = {"observed_generation": generation, "attempt": view.attempt, "ledger_image": view.settings.worker_image}
     return with_server_counts(view, before.model_copy(update=seen)), []
 
 

@@ -3,12 +3,19 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from spinrun_protocol.wire import Sample, SampleGroup
 
 Message = dict[str, Any]
 """One message of a conversation: `role` and `content`, both text; with tools also `tool_calls`, `tool_call_id` and `name`."""
+
+
+def is_message(value: object) -> bool:
+    """Whether something read from elsewhere is a message."""
+    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    calls = fields.get("tool_calls", [])
+    return isinstance(fields.get("role"), str) and isinstance(fields.get("content"), str) and isinstance(calls, list)
 
 
 def is_single(messages: Sequence[Message]) -> bool:

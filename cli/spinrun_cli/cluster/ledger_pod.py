@@ -1,4 +1,4 @@
-"""A `spinrun` command beside a run's ledger: in a short-lived pod of the run's own image that mounts its claim read-only.
+"""A `spinrun` command beside a run's ledger: in a short-lived pod of the operator's image that mounts its claim read-only.
 
 The command's stdout is the pod's log and comes here as it is written; its stderr is the pod's termination message.
 """
@@ -12,6 +12,7 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 from spinrun_api.run import SpinRun
+from spinrun_api.status import SpinRunStatus
 from spinrun_cli.cluster.client import Cluster, ConflictError, NotFoundError
 from spinrun_cli.cluster.runs import parsed
 from spinrun_cli.errors import CommandError, InvalidInputError
@@ -29,6 +30,7 @@ START_SECONDS = 180.0
 """Longest wait for the pod to start: its image may have to be pulled."""
 RUN_SECONDS = 600.0
 """Longest time that the command may take."""
+MAX_OUTPUT_BYTES = 256 << 20
 POLL_SECONDS = 0.5
 
 CONTAINER = "spinrun"
@@ -56,7 +58,7 @@ async def run_beside_ledger(
         document: The run.
         arguments: Of the command.
         write: Takes the output.
-        image: To use instead of the run's own.
+        image: To use instead of the operator's.
 
     Raises:
         CommandError: The pod cannot start or takes too long, or the command itself failed.
@@ -149,8 +151,14 @@ async def _check_claim(cluster: Cluster, run: SpinRun) -> None:
 
 
 async def _source(cluster: Cluster, run: SpinRun, image: str | None) -> tuple[str, Json, PullPolicy]:
-    """Image, pod spec and pull policy of the run's trainer; of its agents where no trainer is there, as while it is suspended."""
-    attempt = (run.status.attempt if run.status else None) or 1
+    """Image, pod spec and pull policy.
+
+    The image is the operator's, as the run's status tells: a run may name any image for itself. An operator from before it was
+    told leaves that of the trainer. The rest is that of the trainer; of the agents where no trainer is there, as while the run
+    is suspended.
+    """
+    status = run.status or SpinRunStatus()
+    attempt, image = status.attempt or 1, image or status.ledger_image
     candidates: list[tuple[Kind, str, str]] = [
         (_JOB, names.job_name(run, attempt), "trainer"),
         (_STATEFUL_SET, names.rollout_name(run), "agent"),
@@ -161,7 +169,7 @@ async def _source(cluster: Cluster, run: SpinRun, image: str | None) -> tuple[st
             spec = owner["spec"]["template"]["spec"]
             container = next(each for each in spec["containers"] if each["name"] == container_name)
             return image or container["image"], spec, container["imagePullPolicy"]
-    if image is None and run.spec.trainer.image is None:
+    if image is None:
         raise CommandError(
             f"{run.metadata.name} has neither trainer nor rollouts to take the image from: choose one with --image"
         )
@@ -169,7 +177,7 @@ async def _source(cluster: Cluster, run: SpinRun, image: str | None) -> tuple[st
     user = defaults.run_as_user
     security = {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
     spec = {"securityContext": security | {"seccompProfile": {"type": "RuntimeDefault"}}}
-    return image or run.spec.trainer.image or "", spec, defaults.image_pull_policy
+    return image, spec, defaults.image_pull_policy
 
 
 # --- its life ------------------------------------------------------------------------------------------------------
@@ -233,7 +241,7 @@ def _check_end(pod: Json, run: SpinRun, ledger: str) -> None:
         raise CommandError(f"{run.metadata.name} has written nothing to its ledger yet: see `spinrun watch {run.metadata.name}`")
     unknown = [line.strip("│ ") for line in said.splitlines() if any(each in line for each in UNKNOWN)]
     if unknown:
-        said = f"the run's image has another version of SpinRun ({unknown[-1]}): choose a newer image with --image"
+        said = f"the image has another version of SpinRun ({unknown[-1]}): choose a newer image with --image"
     message = said or f"the command in the pod ended with exit code {ended['exitCode']} ({ended.get('reason')})"
     raise (InvalidInputError if ended["exitCode"] == InvalidInputError.exit_code else CommandError)(message)
 
@@ -265,6 +273,12 @@ def _signals_cancel() -> Generator[None]:
 
 async def output_of(cluster: Cluster, document: Json, arguments: Arguments, *, image: str | None = None) -> bytes:
     """All that a `spinrun` command prints beside the run's ledger. It raises what `run_beside_ledger` raises."""
-    pieces: list[bytes] = []
-    await run_beside_ledger(cluster, document, arguments, pieces.append, image=image)
-    return b"".join(pieces)
+    output = bytearray()
+
+    def keep(piece: bytes) -> None:
+        if len(output) + len(piece) > MAX_OUTPUT_BYTES:
+            raise CommandError(f"the pod says more than {MAX_OUTPUT_BYTES >> 20} MB of the ledger: ask for less of it")
+        output.extend(piece)
+
+    await run_beside_ledger(cluster, document, arguments, keep, image=image)
+    return bytes(output)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spinrun_cli.commands.options import Context, Namespace, OutputFormat, worker_installed
+from spinrun_cli.commands.options import Context, Namespace, OutputFormat, drawing_installed, worker_installed
 from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.output import echo
+from spinrun_cli.output import echo, echo_json
 from spinrun_cli.queries import LogsQuery, SamplesQuery
 from spinrun_cli.target import local_folder
 
@@ -25,7 +25,7 @@ Target = Annotated[
 Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")]
 Image = Annotated[
     str | None,
-    typer.Option("--image", metavar="IMAGE", help="Image of the pod that reads the ledger.", show_default="the run's image"),
+    typer.Option("--image", metavar="IMAGE", help="Image of the pod that reads the ledger.", show_default="the operator's"),
 ]
 
 
@@ -130,16 +130,22 @@ def samples(
     namespace: Namespace = None,
 ) -> None:
     """Show the answers that were sampled in a window with their rewards, or the pairs made of them."""
-    query = SamplesQuery(window=window, pairs=pairs, prompt=prompt, limit=limit, as_json=output is OutputFormat.JSON)
+    query = SamplesQuery(window=window, pairs=pairs, prompt=prompt, limit=limit)
     if (folder := _folder(target, context, namespace)) is not None:
         with worker_installed():
-            from spinrun_cli.local.samples import show_samples
-        show_samples(folder, query)
-        return
-    from spinrun_cli.cluster import remote
-    from spinrun_cli.cluster.client import Access
+            from spinrun_cli.local.samples import load_samples
+        found = load_samples(folder, query)
+    else:
+        from spinrun_cli.cluster import remote
+        from spinrun_cli.cluster.client import Access
 
-    remote.show_samples(target, query.arguments, Access(context, namespace), image=image)
+        found = remote.load_samples(target, query, Access(context, namespace), image=image)
+    from spinrun_cli.show import samples as shown
+
+    if output is OutputFormat.JSON:
+        echo_json(shown.document(found), indent=2)
+    else:
+        echo(shown.text(found))
 
 
 def report(
@@ -148,7 +154,7 @@ def report(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Output folder.", show_default="the folder itself; reports/NAME"),
     ] = None,
-    bundle: Annotated[bool, typer.Option("--bundle", hidden=True, help="Print the files as one JSON document.")] = False,
+    bundle: Annotated[bool, typer.Option("--bundle", hidden=True, help="Print what it shows as one JSON document.")] = False,
     image: Image = None,
     context: Context = None,
     namespace: Namespace = None,
@@ -158,19 +164,23 @@ def report(
         from spinrun_cli.cluster import remote
         from spinrun_cli.cluster.client import Access
 
-        learning, paths = remote.write_report(target, output or Path("reports") / target, Access(context, namespace), image=image)
+        data = remote.load_report(target, Access(context, namespace), image=image)
     else:
         with worker_installed():
-            from spinrun_cli.bundle import bundled
-            from spinrun_cli.local.report import write_report
-        if bundle:
-            echo(bundled(folder))
-            return
-        written = write_report(folder, output or folder)
-        learning, paths = written.learning, [written.page, written.picture]
-    if learning is not None:
-        echo(learning)
-    for path in paths:
+            from spinrun_cli.local.run_data import load_run_data
+        data = load_run_data(folder)
+    if bundle:
+        from spinrun_cli.bundle import bundled
+
+        echo(bundled(data))
+        return
+    from spinrun_cli.report import write_report
+
+    with drawing_installed():
+        written = write_report(data, output or folder or Path("reports") / target)
+    if data.learning is not None:
+        echo(data.learning)
+    for path in written:
         echo(path)
 
 
@@ -191,15 +201,16 @@ def compare(
 ) -> None:
     """Compare runs side by side: accuracy, reward, loss, response length, pairs."""
     folders = [_folder(target, context, namespace) for target in targets]
-    with worker_installed():
-        from spinrun_cli import compare as comparison
+    from spinrun_cli import compare as comparison
+
     if len(targets) > comparison.MOST_RUNS:
         raise typer.BadParameter(f"at most {comparison.MOST_RUNS} runs can be compared")
-    runs = [
-        (target.rstrip("/"), comparison.load(folder) if folder else _fetched(target, context, namespace, image))
-        for target, folder in zip(targets, folders, strict=True)
-    ]
     with worker_installed():
+        runs = [
+            (target.rstrip("/"), comparison.load(folder) if folder else _fetched(target, context, namespace, image))
+            for target, folder in zip(targets, folders, strict=True)
+        ]
+    with drawing_installed():
         comparison.show(runs, as_json=output is OutputFormat.JSON, page=html)
 
 

@@ -37,6 +37,15 @@ Namespace = Annotated[
 
 
 @contextmanager
+def drawing_installed() -> Generator[None]:
+    """Says what to install when the packages that draw a page are not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error}: a page with curves needs the extra `report`: pip install 'spinrun[report]'") from error
+
+
+@contextmanager
 def worker_installed() -> Generator[None]:
     """Says what to install when the worker's packages, which read a ledger, are not there."""
     try:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from spinrun_api.redaction import redacted_argv, redacted_text
+from spinrun_cli.local.files import open_regular, open_to_append
 from spinrun_protocol import child_process
 from spinrun_protocol.commands import PYTHON, Process
 
@@ -53,7 +54,7 @@ class Child:
             environment: Of all children.
         """
         command = [sys.executable if word == PYTHON else word for word in process.command]
-        with self.log.open("ab") as log:
+        with open_to_append(self.log) as log:
             shown = " ".join(redacted_argv(command))
             log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {shown}\n".encode(errors="replace"))
             log.flush()
@@ -99,7 +100,7 @@ class Child:
     def last_lines(self, count: int = 20) -> list[str]:
         """The end of what this life has written, without secrets."""
         try:
-            with self.log.open("rb") as log:
+            with open_regular(self.log) as log:
                 log.seek(self._log_start)
                 lines = [line.decode(errors="replace").rstrip()[:LONGEST_LINE] for line in deque(log, maxlen=count)]
                 return list(map(redacted_text, lines))

@@ -12,18 +12,27 @@ report.html, curves.png
 """
 
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from spinrun_api.base import Count, Record
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.local.files import open_regular, open_to_update, read_record, replace_file
 from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Progress
+
+LARGEST_ATTEMPT = 2**31
+"""Of what a file says: a number beyond it is damage."""
+
+
+class _Attempt(Record):
+    """What is of use here of a ledger's OWNER.json."""
+
+    attempt: Count
+    """The newest."""
 
 
 class RunFolder:
@@ -55,7 +64,7 @@ class RunFolder:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / "lock").open("a+", encoding="utf-8", errors="replace")
+            lock = open_to_update(self.root / "lock")
         except OSError as error:
             raise InvalidInputError(
                 f"cannot write to {self.root}: {error.strerror}; choose another folder with --output"
@@ -65,13 +74,13 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 lock.seek(0)
-                holder = lock.read().strip() or "unknown"
+                holder = lock.read(100).decode(errors="replace").strip() or "unknown"
                 raise CommandError(
                     f"another `spinrun local` (pid {holder}) works on {self.root}: wait for it, stop it, or choose another "
                     "folder with --output"
                 ) from error
             lock.truncate(0)
-            lock.write(f"{os.getpid()}\n")
+            lock.write(f"{os.getpid()}\n".encode())
             lock.flush()
             yield
 
@@ -96,32 +105,26 @@ class RunFolder:
 
     def attempt(self) -> int:
         """The number of the newest attempt; 0 before there is one."""
-        with suppress(OSError, ValueError):
-            return int((self.root / "attempt").read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError), open_regular(self.root / "attempt") as file:
+            return min(int(file.read(20)), LARGEST_ATTEMPT)
         return 0
 
     def next_attempt(self) -> int:
         """The number of a new attempt: above every one that was ever given, here or in the ledger."""
         numbers = [self.attempt()]
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            numbers.append(int(json.loads((self.ledger / "OWNER.json").read_bytes())["attempt"]))
+        if (owner := read_record(self.ledger / "OWNER.json", _Attempt)) is not None:
+            numbers.append(min(owner.attempt, LARGEST_ATTEMPT))
         number = max(numbers) + 1
         replace_text(self.root / "attempt", f"{number}\n")
         return number
 
     def termination(self) -> TerminationMessage | None:
         """What the trainer said as it last ended; None when it said nothing that is understood."""
-        try:
-            return TerminationMessage.model_validate_json(self.termination_file.read_bytes())
-        except (OSError, ValidationError):
-            return None
+        return read_record(self.termination_file, TerminationMessage)
 
     def progress(self) -> Progress | None:
         """What rank 0 said last; None when it said nothing that is understood."""
-        try:
-            return Progress.model_validate_json(self.progress_file.read_bytes())
-        except (OSError, ValidationError):
-            return None
+        return read_record(self.progress_file, Progress)
 
     def save_progress(self, progress: Progress) -> None:
         """Keep what rank 0 reported, for those who watch. The run continues without it."""
@@ -135,6 +138,4 @@ class RunFolder:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file as a whole: a crash leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, text.encode())

@@ -8,6 +8,7 @@ from typing import NoReturn, Protocol
 import httpx
 
 from spinrun_cli.local.child import Child
+from spinrun_cli.local.disk import full_disk_hint
 from spinrun_protocol.commands import Process
 from spinrun_protocol.exit_codes import ExitCode
 
@@ -92,6 +93,9 @@ class Keeper:
             code, healthy = await self._life(child, health_url())
             if child in self._moved:
                 continue
+            if hint := full_disk_hint(child.log.parent):
+                # It can say nothing itself: there is no room for its words.
+                raise GaveUpError(f"{child.name} ended with exit code {code}. {hint}")
             deaths = 1 if healthy else deaths + 1
             ever_healthy = ever_healthy or healthy
             self._observer.set_state(child, "died")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.local.files import open_regular
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.log_lines import LineSplitter, LineWriter
 from spinrun_cli.queries import LogsQuery
@@ -26,15 +27,16 @@ class _Log:
 
     def lives(self) -> list[tuple[int, int]]:
         """Where each life begins and ends."""
-        text = self.path.read_bytes()
+        with open_regular(self.path) as file:
+            text = file.read()
         starts = [match.start() for match in _LIFE.finditer(text)] or [0]
         return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
     def read(self, end: int | None = None) -> bytes:
         """What there is from the position on, which moves behind it."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.position)
-            piece = file.read(None if end is None else end - self.position)
+            piece = file.read(-1 if end is None else end - self.position)
         self.position += len(piece)
         return piece
 

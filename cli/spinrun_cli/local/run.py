@@ -18,20 +18,20 @@ from spinrun_cli.local.checks import (
     for_one_machine,
     unused_fields,
 )
+from spinrun_cli.local.disk import disk_errors_said
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.machine import known_without_probe
-from spinrun_cli.local.report import write_report
 from spinrun_cli.local.reporter import reporter
 from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.local.supervisor import LocalResult, Supervisor
 from spinrun_cli.output import echo
 from spinrun_cli.overrides import read_run
+from spinrun_cli.report import write_report
 from spinrun_cli.show.run_data import RunData
 from spinrun_cli.show.text import duration
 from spinrun_protocol.child_process import adopt_orphans, kill_descendants
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.model_limits import lengths_that_shrank
-from spinrun_worker.ledger import LedgerError
 
 
 def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], resume: bool, again: bool, quiet: bool) -> int:
@@ -51,7 +51,7 @@ def run_local(run_file: Path, output: Path | None, *, overrides: Sequence[str], 
     check_trackers(wanted)
     wanted = fit_to_model(wanted)
     folder = RunFolder(output or Path("runs") / wanted.metadata.name)
-    with folder.locked():
+    with disk_errors_said(folder.root), folder.locked():
         run, start = adopt(folder, wanted, resume=resume, again=again)
         if start is Start.FINISHED:
             echo(f"{folder.root} holds a run that is complete: nothing to do but its report")
@@ -91,8 +91,8 @@ def _conclude(folder: RunFolder, result: LocalResult, *, seconds: float | None) 
     """Write the report and print how it went. Returns the exit code."""
     try:
         data = load_run_data(folder.root)
-        page = write_report(folder.root, folder.root).page
-    except (LedgerError, CommandError, OSError) as error:
+        page, _ = write_report(data, folder.root)
+    except (CommandError, OSError) as error:
         # The run itself is not worse for it.
         echo(f"no report: {error}", err=True)
         data, page = None, None

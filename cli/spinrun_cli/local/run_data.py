@@ -1,18 +1,19 @@
 """Reading a run's folder or a ledger, finished or not."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from spinrun_api.documents import InvalidDocumentError, in_todays_shape, read_documents
+from spinrun_api.json_values import checked_json
 from spinrun_api.redaction import redacted
-from spinrun_cli.errors import InvalidInputError
-from spinrun_cli.show.run_data import RunData
+from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.show.run_data import RunData, value_at
+from spinrun_cli.target import ledger_of
 from spinrun_protocol.ledger import MetricsLine, RunRecord
 from spinrun_protocol.termination import TerminationMessage
-from spinrun_worker.ledger import Layout, TornError, read_metrics, read_samples
+from spinrun_worker.ledger import Layout, LedgerError, TornError, read_metrics, read_record, read_samples
 from spinrun_worker.records import ScoredGroup
 
 
@@ -20,25 +21,32 @@ def load_run_data(folder: Path) -> RunData:
     """Read a local run's folder, or a ledger.
 
     Raises:
-        InvalidInputError: It is neither.
-        TornError: The metrics are damaged.
-        LedgerUnavailableError: The metrics cannot be read.
+        InvalidInputError: It is neither, or one of its files is damaged.
+        CommandError: It cannot be read.
     """
-    ledger = folder / "ledger" if (folder / "ledger").is_dir() else folder
-    layout = Layout(ledger)
+    try:
+        return _load(folder)
+    except TornError as error:
+        raise InvalidInputError(f"{error}, or restore it from a copy") from error
+    except LedgerError as error:
+        raise CommandError(str(error)) from error
+
+
+def _load(folder: Path) -> RunData:
+    layout = Layout(ledger_of(folder))
     if not any(path.exists() for path in (folder / "run.yaml", layout.run_record, layout.metrics)):
         raise InvalidInputError(f"{folder} holds neither a local run nor a ledger: name a folder with run.yaml or run.json in it")
     record = _record(layout.run_record)
     # What is made of it may be shown to anybody.
-    document = redacted(in_todays_shape(_document(folder / "run.yaml") or (record.run if record else {})))
+    document = redacted(in_todays_shape(read_document(folder / "run.yaml") or (record.run if record else {})))
     lines = read_metrics(layout.metrics)
     evaluations = [line for line in lines if line.event == "evaluation"]
     notes: list[str] = []
     return RunData(
-        name=str(document.get("metadata", {}).get("name", folder.resolve().name)),
+        name=run_name(document, folder),
         document=document,
         record=record,
-        termination=_termination(folder / "last-words.json"),
+        termination=read_record(folder / "last-words.json", TerminationMessage),
         steps=[line for line in lines if line.event == "step"],
         windows=[line for line in lines if line.event == "window"],
         evaluations=evaluations,
@@ -48,10 +56,10 @@ def load_run_data(folder: Path) -> RunData:
     )
 
 
-def _missing(lines: Sequence[MetricsLine], document: dict[str, Any]) -> Iterator[str]:
+def _missing(lines: Sequence[MetricsLine], document: object) -> Iterator[str]:
     if not lines:
         yield "The ledger holds no figures yet: the first come when version 0 is evaluated or the first step is done."
-    if not document.get("spec", {}).get("data", {}).get("evaluation"):
+    if not value_at(document, "spec", "data", "evaluation"):
         yield "The run has no spec.data.evaluation, so there is no held-out accuracy."
 
 
@@ -64,22 +72,40 @@ def _answers(layout: Layout, evaluations: Sequence[MetricsLine], notes: list[str
     return []
 
 
-def _record(path: Path) -> RunRecord | None:
-    try:
-        return RunRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+def run_name(document: object, folder: Path) -> str:
+    """The name of a run: that of its document, or that of its folder where the document has none.
+
+    Args:
+        document: Of any shape.
+        folder: Where it is.
+    """
+    name = value_at(document, "metadata", "name")
+    return name if isinstance(name, str) and name else folder.resolve().name
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """The SpinRun of a file, of today's shape or another; None where there is no file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InvalidInputError: It is damaged.
+    """
+    if not os.path.lexists(path):
         return None
-
-
-def _termination(path: Path) -> TerminationMessage | None:
-    try:
-        return TerminationMessage.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def _document(path: Path) -> dict[str, Any] | None:
     try:
         return read_documents(path)[0]
-    except InvalidDocumentError:
-        return None
+    except InvalidDocumentError as error:
+        raise InvalidInputError(f"{error}; restore the file, or remove it") from error
+
+
+def _record(path: Path) -> RunRecord | None:
+    """How the run was made. Raises TornError, LedgerUnavailableError."""
+    record = read_record(path, RunRecord)
+    if record is not None:
+        try:
+            checked_json(record.run)
+        except ValueError as error:
+            raise TornError(f"{path} holds a run that is not one: {error}: remove it") from error
+    return record

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from spinrun_api.run import SpinRun
 from spinrun_cli.local import machine as machines
 from spinrun_cli.local.child import Child, free_port
+from spinrun_cli.local.disk import disk_message, full_disk_hint
 from spinrun_cli.local.folder import RunFolder
 from spinrun_cli.local.keeper import GaveUpError, Keeper, with_log
 from spinrun_cli.local.machine import Machine
@@ -131,6 +132,11 @@ class Supervisor:
             )
         except GaveUpError as error:
             return LocalResult(error.exit_code, str(error))
+        except OSError as error:
+            # Logs and the attempt's number are written here; what the processes write, they speak of themselves.
+            if (message := disk_message(error, self._folder.root)) is None:
+                raise
+            return LocalResult(ExitCode.FAILED, message)
 
     # --- rollouts and scorers --------------------------------------------------------------------------------------
 
@@ -187,6 +193,8 @@ class Supervisor:
                 # The command's own exit code for a trainer that is not to be tried again.
                 exit_code = code if code == ExitCode.INVALID_CONFIGURATION else ExitCode.FAILED
                 return LocalResult(exit_code, f"the trainer ended: {what} (log: {self._trainer.log})", termination)
+            if hint := full_disk_hint(self._folder.root):
+                return LocalResult(ExitCode.FAILED, f"the trainer ended: {what}. {hint}", termination)
             failures += action is Action.RESTART
             if failures > lifecycle.backoff_limit:
                 limit = f"after {failures} failed attempts (lifecycle.backoffLimit {lifecycle.backoff_limit})"

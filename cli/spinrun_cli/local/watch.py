@@ -1,22 +1,26 @@
 """Snapshots of a local run: what its supervisor and its ledger say in its folder."""
 
+import os
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spinrun_api.documents import InvalidDocumentError, read_documents
+from spinrun_api.base import LARGEST_COUNT
 from spinrun_api.status import Metrics
 from spinrun_cli.errors import CommandError, InvalidInputError
+from spinrun_cli.local.files import open_regular
 from spinrun_cli.local.folder import RunFolder
+from spinrun_cli.local.run_data import read_document, run_name
+from spinrun_cli.show.run_data import value_at
 from spinrun_cli.show.snapshot import Outcome, Snapshot, WindowFigures
 from spinrun_cli.terminal import Show
 from spinrun_protocol.ledger import MetricsLine
 from spinrun_protocol.logs import plain
 from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Progress
-from spinrun_worker.ledger import LedgerError, read_metrics
+from spinrun_worker.ledger import LedgerError, TornError, read_metrics
 
 Json = dict[str, Any]
 
@@ -38,7 +42,7 @@ def watch_folder(path: Path, show: Show) -> Snapshot:
         CommandError: Its figures cannot be read.
     """
     folder = RunFolder(path)
-    if not folder.run_file.exists():
+    if not os.path.lexists(folder.run_file):
         raise InvalidInputError(
             f"{path} is a ledger and not the folder of a local run: `spinrun report {path}` shows what is in it"
         )
@@ -54,27 +58,30 @@ def look(folder: RunFolder) -> Snapshot:
     """The run as its files tell it now.
 
     Raises:
-        CommandError: The figures cannot be read.
+        InvalidInputError: The figures, or run.yaml, are damaged.
+        CommandError: They cannot be read.
     """
     # Before the files: what is written in its last moment must not be missed.
     at_work = folder.is_held()
     termination = folder.termination()
     try:
         lines = read_metrics(folder.ledger / "metrics.jsonl")
+    except TornError as error:
+        raise InvalidInputError(str(error)) from error
     except LedgerError as error:
         raise CommandError(str(error)) from error
     attempt = folder.attempt()
     progress = folder.progress()
     if progress is not None and progress.attempt < attempt and at_work:
         progress = None  # that of a trainer that has ended
-    document = _document(folder)
+    document = read_document(folder.run_file) or {}
     outcome = None if at_work else _outcome(folder, termination)
     if progress is None and lines and not at_work:
         progress = _recorded(lines, document)
     if outcome is not None and progress is not None:
         progress = _ended(progress, termination)
     return Snapshot(
-        name=str(document.get("metadata", {}).get("name", folder.root.name)),
+        name=run_name(document, folder.root),
         phase=outcome.result if outcome else "Starting" if progress is None or progress.activity == "starting" else "Running",
         attempt=attempt,
         progress=progress,
@@ -113,7 +120,8 @@ def _outcome(folder: RunFolder, termination: TerminationMessage | None) -> Outco
 def _recorded(lines: Sequence[MetricsLine], document: Json) -> Progress:
     """What the ledger alone tells of a run that is over."""
     last = lines[-1]
-    windows = document.get("spec", {}).get("duration", {}).get("windows") or 0
+    wanted = value_at(document, "spec", "duration", "windows")
+    windows = wanted if isinstance(wanted, int) and 0 <= wanted <= LARGEST_COUNT else 0
     return Progress(uid="", attempt=last.attempt, activity="finished", window=last.window, windows=windows, step=last.step,
                     total_steps=0, version=last.version, metrics=_metrics(lines))  # fmt: skip
 
@@ -144,17 +152,10 @@ def _ended(progress: Progress, termination: TerminationMessage | None) -> Progre
     return progress.model_copy(update=update)
 
 
-def _document(folder: RunFolder) -> Json:
-    try:
-        return read_documents(folder.run_file)[0]
-    except InvalidDocumentError:
-        return {}
-
-
 def _log_lines(path: Path) -> list[str]:
     """The end of a log. A progress bar draws over itself: only its newest state counts."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             rows = file.read().decode(errors="replace").splitlines()
     except OSError:

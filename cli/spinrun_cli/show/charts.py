@@ -4,9 +4,8 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -14,12 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.run_data import RunData, spread, value_at
+from spinrun_cli.show.text import printable
 from spinrun_protocol.ledger import MetricsLine
 
 PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "score")
 """Phases of a window, in the order in which they are stacked: the longest first."""
 MOST_MARKED_POINTS = 60
+LONGEST_TITLE = 100
+MOST_POINTS = 1000
+"""Points of a curve: more cannot be told apart."""
 LEGEND_COLUMNS = 4
 LEGEND_ROW_POINTS = 13
 
@@ -83,16 +86,26 @@ class Panel:
 
 def panels(data: RunData) -> list[Panel]:
     """The charts for which there are figures, in the order of the page."""
+    data = data.sound()
     return [panel for panel in PANELS if panel.has_data(data)]
+
+
+def _drawable(data: RunData) -> RunData:
+    """A run with the figures that a chart has room for."""
+    data = data.sound()
+    thinned = {name: spread(getattr(data, name), MOST_POINTS) for name in ("steps", "windows", "evaluations")}
+    return replace(data, **thinned)
 
 
 def to_svg(panel: Panel, data: RunData) -> str:
     """A chart as an SVG element that takes its colours from the page's CSS variables."""
+    data = _drawable(data)
     return _drawn(panel.title, lambda axes: panel.draw(axes, data, PLACEHOLDERS))
 
 
 def compared_svg(comparison: "ComparisonChart", runs: Sequence[RunData]) -> str:
     """A curve of several runs in one chart, in the order of the page's colours, --series-1 and so on."""
+    runs = [_drawable(data) for data in runs]
 
     def draw(axes: Axes) -> None:
         longest = 0
@@ -131,14 +144,23 @@ def _drawn(title: str, draw: Callable[[Axes], None]) -> str:
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
-def write_picture(path: Path, data: RunData, chosen: Sequence[Panel] | None = None, *, dpi: int = 140) -> None:
-    """Charts in one PNG, on white: those chosen, or else those that matter most. Without figures it says so."""
+def picture(data: RunData, chosen: Sequence[Panel] | None = None, *, dpi: int = 140) -> bytes:
+    """Charts in one PNG, on white: those chosen, or else those that matter most. Without figures it says so.
+
+    Args:
+        data: The run.
+        chosen: Charts for which it has figures.
+        dpi: Pixels of an inch.
+    """
+    data = _drawable(data)
     shown = [panel for panel in panels(data) if panel.in_picture] if chosen is None else list(chosen)
     columns = min(3, max(1, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
     with mpl.rc_context({**SETTINGS, "svg.fonttype": "path"}):
         figure = Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained", facecolor=LIGHT.surface)
-        figure.suptitle(data.name, color=LIGHT.text, fontsize=12, fontweight="bold")
+        # As plain text: between two dollars matplotlib would read a formula, and there may not be one.
+        title = printable(data.name[:LONGEST_TITLE], keep="")
+        figure.suptitle(title, color=LIGHT.text, fontsize=12, fontweight="bold", parse_math=False)
         for index, panel in enumerate(shown, 1):
             axes = figure.add_subplot(rows, columns, index)
             _prepare(axes, LIGHT)
@@ -146,7 +168,9 @@ def write_picture(path: Path, data: RunData, chosen: Sequence[Panel] | None = No
             axes.set_title(panel.title, color=LIGHT.text, fontsize=10, loc="left", pad=6 + LEGEND_ROW_POINTS * _legend_rows(axes))
         if not shown:
             figure.text(0.5, 0.5, "no figures yet", ha="center", color=LIGHT.muted)
-        figure.savefig(path, format="png", dpi=dpi)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
 
 
 def _prepare(axes: Axes, palette: Palette) -> None:
@@ -245,8 +269,8 @@ def _loss(axes: Axes, data: RunData, palette: Palette) -> None:
 
 def starts_at_ln_2(data: RunData) -> bool:
     """Whether the loss of a policy that is its own reference is ln 2, as docs/methods.md says of two losses."""
-    method = data.document.get("spec", {}).get("method", {})
-    return method.get("loss") in ("sigmoid", "robust") and not method.get("sftWeight")
+    loss, weight = (value_at(data.document, "spec", "method", name) for name in ("loss", "sftWeight"))
+    return loss in ("sigmoid", "robust") and not weight
 
 
 def _margins(axes: Axes, data: RunData, palette: Palette) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.run_data import RunData, spread, value_at
 from spinrun_cli.show.text import duration
 from spinrun_protocol.ledger import MetricsLine
 
@@ -13,15 +13,22 @@ Rows = list[list[str]]
 
 MOST_WINDOWS = 20
 """Windows of a table; of more, as many evenly spread."""
+MOST_DIFFERENCES = 500
+LONGEST_CELL = 1000
 FIGURES = (("accuracy", "evaluation", "accuracy"), ("reward", "window", "reward/mean"), ("loss", "step", "loss"),
            ("response length", "window", "response_length/mean"), ("pairs", "window", "pairs"))  # fmt: skip
 """Figures of a table: heading, event and name in the metrics."""
 
 
+def sound(runs: Runs) -> Runs:
+    """Runs without figures that nothing can be made of."""
+    return [(label, data.sound()) for label, data in runs]
+
+
 def summary(runs: Runs) -> Rows:
     """A row for each run."""
     rows = [["run", "windows", "steps", "accuracy", "best", "time"]]
-    for label, data in runs:
+    for label, data in sound(runs):
         best = data.best
         rows.append(
             [
@@ -44,9 +51,10 @@ def _course(accuracies: Sequence[float]) -> str:
 
 def tables(runs: Runs) -> Iterator[Rows]:
     """For each figure that any run has, a row a window and a column a run."""
+    runs = sound(runs)
     for heading, event, name in FIGURES:
         columns = [_by_window(data, event, name) for _, data in runs]
-        windows = _spread(sorted({window for column in columns for window in column}))
+        windows = spread(sorted({window for column in columns for window in column}), MOST_WINDOWS)
         if windows:
             cells = ([_cell(column.get(window)) for column in columns] for window in windows)
             yield [
@@ -65,27 +73,20 @@ def _by_window(data: RunData, event: str, name: str) -> dict[int, float]:
     return {window: sum(found) / len(found) for window, found in values.items()}
 
 
-def _spread(windows: Sequence[int]) -> list[int]:
-    """The first, the last and some between, where there are too many for a table."""
-    if len(windows) <= MOST_WINDOWS:
-        return list(windows)
-    return [windows[round(index * (len(windows) - 1) / (MOST_WINDOWS - 1))] for index in range(MOST_WINDOWS)]
-
-
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
 def differences(runs: Runs) -> Rows:
     """The fields of the specs in which the runs differ."""
-    specs = [dict(_leaves(data.document.get("spec", {}))) for _, data in runs]
+    specs = [dict(_leaves(value_at(data.document, "spec"))) for _, data in runs]
     paths = sorted({path for spec in specs for path in spec})
     rows = [
-        [path, *(str(spec.get(path, "–")) for spec in specs)]
+        [path[:LONGEST_CELL], *(str(spec.get(path, "–"))[:LONGEST_CELL] for spec in specs)]
         for path in paths
         if len({str(spec.get(path)) for spec in specs}) > 1
     ]
-    return [["field", *(label for label, _ in runs)], *rows]
+    return [["field", *(label for label, _ in runs)], *rows[:MOST_DIFFERENCES]]
 
 
 def _leaves(value: Any, path: str = "spec") -> Iterator[tuple[str, Any]]:

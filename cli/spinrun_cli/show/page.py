@@ -1,7 +1,8 @@
 """The page: what the template is given. Everything from the run is text there, and escaped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import yaml
@@ -9,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spinrun_cli.show.charts import panels, to_svg
-from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.run_data import RunData, value_at
 from spinrun_cli.show.text import duration
 from spinrun_worker.records import PromptRecord, ScoredGroup, is_cut_off, is_single, message_text
 
@@ -18,6 +19,9 @@ LONGEST_TEXT = 800
 """Characters of an answer, or of a message, that are shown."""
 MOST_TURNS = 50
 """Messages of a conversation that are shown: the first half of them, and the last."""
+LONGEST_SPEC = 200_000
+MOST_FACTS = 100
+"""Rows about the machine, and versions of packages."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,13 @@ def render(data: RunData) -> str:
     environment = Environment(
         loader=PackageLoader("spinrun_cli.show", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    data = data.sound()
     compared = compare(data.before, data.after)
     return environment.get_template("page.html.j2").render(
         data=data,
-        subtitle=_subtitle(data.document.get("spec", {})),
+        subtitle=_subtitle(data.document),
+        machine=_rows(data.record.machine if data.record else {}),
+        versions=_rows(data.record.versions if data.record else {}),
         status=_status(data),
         tiles=tiles(data),
         charts=[(panel, Markup(to_svg(panel, data))) for panel in panels(data)],
@@ -83,7 +90,9 @@ def render(data: RunData) -> str:
         num_compared=len(compared),
         changes={change: sum(item.change == change for item in compared) for change in CHANGES},
         last_version=data.evaluations[-1].version if data.evaluations else None,
-        spec_text=yaml.safe_dump(data.document, sort_keys=False, allow_unicode=True, width=110) if data.document else "",
+        spec_text=_cut(yaml.safe_dump(data.document, sort_keys=False, width=110, allow_unicode=True), LONGEST_SPEC)
+        if data.document
+        else "",
     )
 
 
@@ -96,11 +105,7 @@ def compare(before: Sequence[ScoredGroup], after: Sequence[ScoredGroup]) -> list
     later = {group.prompt.id: group for group in after}
     found = [
         HeldOutAnswers(
-            _cut(group.prompt.text),
-            _turns(group.prompt),
-            group.prompt.answer,
-            _answer(group),
-            _answer(later[group.prompt.id]),
+            _cut(group.prompt.text), _turns(group.prompt), _expected(group), _answer(group), _answer(later[group.prompt.id])
         )
         for group in before
         if group.prompt.id in later
@@ -118,6 +123,10 @@ def _turns(prompt: PromptRecord) -> tuple[Turn, ...]:
     return (*turns[:half], Turn("…", f"({len(turns) - MOST_TURNS} more messages)"), *turns[-half:])
 
 
+def _expected(group: ScoredGroup) -> str | None:
+    return None if group.prompt.answer is None else _cut(group.prompt.answer)
+
+
 def _answer(group: ScoredGroup) -> Answer:
     if not group.samples:
         return Answer("", "none", "no answer")
@@ -127,8 +136,13 @@ def _answer(group: ScoredGroup) -> Answer:
     return Answer(_cut(group.samples[0].text), mark, f"{'no reward' if reward is None else f'{reward:g}'}{why}")
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text)} characters)"
+def _cut(text: str, longest: int = LONGEST_TEXT) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text)} characters)"
+
+
+def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of a record as text, as many as there is room for."""
+    return [(_cut(name), _cut(str(value))) for name, value in islice(facts.items(), MOST_FACTS)]
 
 
 def tiles(data: RunData) -> list[Tile]:
@@ -157,12 +171,15 @@ def tiles(data: RunData) -> list[Tile]:
 SPEED = "throughput/samples_per_second"
 
 
-def _subtitle(spec: dict[str, Any]) -> str:
-    """Model, data and method in one line."""
-    prompts, method = spec.get("data", {}).get("prompts", {}), spec.get("method", {})
-    model = str(spec.get("model", {}).get("source", ""))
-    data = " ".join(str(prompts[key]) for key in ("source", "config") if prompts.get(key))
-    return " · ".join(part for part in (model, data, str(method.get("name", ""))) if part)
+def _subtitle(document: dict[str, Any]) -> str:
+    """Model, data and method in one line, as far as they are texts."""
+
+    def text(*path: str) -> str:
+        value = value_at(document, "spec", *path)
+        return _cut(value) if isinstance(value, str) else ""
+
+    data = " ".join(filter(None, (text("data", "prompts", key) for key in ("source", "config"))))
+    return " · ".join(filter(None, (text("model", "source"), data, text("method", "name"))))
 
 
 def _status(data: RunData) -> dict[str, Any]:
@@ -175,4 +192,4 @@ def _status(data: RunData) -> dict[str, Any]:
         }
     tone = {"Complete": "good", "Failed": "bad"}.get(data.termination.result, "neutral")
     word = {"Preempted": "Stopped"}.get(data.termination.result, data.termination.result)
-    return {"word": word, "tone": tone, "message": data.termination.message}
+    return {"word": word, "tone": tone, "message": _cut(data.termination.message, LONGEST_SPEC)}

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spinrun_cli.show.snapshot import Outcome, Snapshot, WindowFigures
-from spinrun_cli.show.text import clock, duration, printable
+from spinrun_cli.show.text import clock, duration, figure, printable
 from spinrun_protocol.wire import Progress
 
 PHASES_AT_WORK = ("", "Starting", "Running")
@@ -20,6 +20,8 @@ WAITING = ("activate", "score", *BUSY)
 MAX_REASON_LENGTH = 80
 MAX_WINDOWS = 8
 """Newest windows that a block shows."""
+LARGEST_FIGURE = 1e30
+"""Larger ones have no bar."""
 BARS = "▁▂▃▄▅▆▇█"
 MAX_BARS = 60
 
@@ -52,7 +54,7 @@ def state(snapshot: Snapshot) -> str:
         parts += [f"{name} {value}" for name, value in figures(snapshot)]
         newest = next((each for each in reversed(snapshot.windows) if each.pairs is not None), None)
         if newest is not None:
-            parts.append(f"pairs {newest.pairs:.0f}, ties {newest.ties or 0:.0f}")
+            parts.append(f"pairs {figure(newest.pairs or 0, 0)}, ties {figure(newest.ties or 0, 0)}")
         if progress.eta_seconds:
             parts.append(f"{duration(progress.eta_seconds)} left")
     if snapshot.attempt > 1:
@@ -125,11 +127,12 @@ def _rollouts(progress: Progress) -> str | None:
 def _accuracy(first: float | None, last: float | None, version: int | None) -> str | None:
     if last is None:
         return None
-    return f"{last:.3f}" if first is None or version in (None, 0) else f"{first:.3f} → {last:.3f}"
+    now = figure(last, 3)
+    return now if first is None or version in (None, 0) else f"{figure(first, 3)} → {now}"
 
 
 def _number(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:.{digits}f}"
+    return None if value is None else figure(value, digits)
 
 
 # --- a block -------------------------------------------------------------------------------------------------------
@@ -149,9 +152,8 @@ def panel(snapshot: Snapshot, *, elapsed: float | None = None) -> RenderableType
         rows.append(Text("   ".join(f"{name} {value}" for name, value in shown)))
     accuracies = [each.accuracy for each in snapshot.windows if each.accuracy is not None]
     if len(accuracies) > 1:
-        rows.append(
-            Text(f"accuracy {sparkline(accuracies)}  {accuracies[0]:.3f} → {accuracies[-1]:.3f}, best {max(accuracies):.3f}")
-        )
+        first, last, best = (figure(each, 3) for each in (accuracies[0], accuracies[-1], max(accuracies)))
+        rows.append(Text(f"accuracy {sparkline(accuracies)}  {first} → {last}, best {best}"))
     if any(each.pairs is not None for each in snapshot.windows):
         rows.append(_table(snapshot.windows[-MAX_WINDOWS:]))
     if snapshot.trouble:
@@ -180,8 +182,8 @@ def _bar(progress: Progress | None, elapsed: float | None) -> Table | None:
 
 def sparkline(values: Sequence[float]) -> str:
     """A bar for each value, from the lowest to the highest of them; the newest where there are too many."""
-    shown = values[-MAX_BARS:]
-    low, high = min(shown), max(shown)
+    shown = [value for value in values if abs(value) <= LARGEST_FIGURE][-MAX_BARS:]
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
     if high == low:
         return BARS[0] * len(shown)
     return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in shown)
@@ -193,11 +195,11 @@ def _table(windows: Sequence[WindowFigures]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for each in windows:
         cells = (
-            ("3f", each.accuracy),
-            ("3f", each.reward),
-            ("0f", each.pairs),
-            ("0f", each.ties),
-            ("1f", each.samples_per_second),
+            (3, each.accuracy),
+            (3, each.reward),
+            (0, each.pairs),
+            (0, each.ties),
+            (1, each.samples_per_second),
         )
-        table.add_row(str(each.window), *("" if value is None else f"{value:.{form}}" for form, value in cells))
+        table.add_row(str(each.window), *("" if value is None else figure(value, digits) for digits, value in cells))
     return table

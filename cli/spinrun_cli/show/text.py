@@ -1,5 +1,6 @@
 """Words, times and tables as text."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -43,9 +44,30 @@ def hanging(first: str, text: str) -> str:
 # --- times ---------------------------------------------------------------------------------------------------------
 
 
+LONGEST_SECONDS = 1e10
+"""Three hundred years. What a document says beyond that is shown as that."""
+
+
+def figure(value: float, digits: int) -> str:
+    """A figure with a number of digits behind its point, while it is not too long for that.
+
+    Args:
+        value: The figure.
+        digits: How many.
+    """
+    return f"{value:.{digits}f}" if abs(value) < LARGEST_WRITTEN_OUT else f"{value:.4g}"
+
+
+LARGEST_WRITTEN_OUT = 1e12
+
+
+def _bounded(seconds: float) -> float:
+    return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_SECONDS)
+
+
 def age(seconds: float) -> str:
     """Seconds in their largest unit, as kubectl shows an age."""
-    whole = max(0, int(seconds))
+    whole = int(_bounded(seconds))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if whole >= 2 * length:
             return f"{whole // length}{unit}"
@@ -59,14 +81,14 @@ def age_since(then: str | None, now: datetime) -> str:
 
 def clock(seconds: float) -> str:
     """75 as 1:15."""
-    minutes, seconds = divmod(int(seconds), 60)
+    minutes, seconds = divmod(int(_bounded(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def duration(seconds: float) -> str:
     """75 as 1 min 15 s."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(_bounded(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"

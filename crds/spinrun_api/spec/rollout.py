@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from spinrun_api.base import ApiModel
-from spinrun_api.spec.types import EngineArgs, PodTemplate, Text
+from spinrun_api.spec.engine_args import RolloutArgs, ScorerArgs
+from spinrun_api.spec.types import PodTemplate, Text
 
 DEFAULT_TOKENS = 1024
 """Of a prompt and of an answer, at most, where the spec does not say and the model reads as many."""
@@ -34,10 +35,10 @@ class Rollout(ApiModel):
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model inside a rollout."""
 
-    engine_args: EngineArgs = Field(default_factory=dict, max_length=64)
+    engine_args: RolloutArgs = Field(default_factory=dict, max_length=64)
     """Further vLLM server arguments by their long names without dashes in front, such as max-num-seqs: 256, or
     gpu-memory-utilization: "0.85". "true" is a flag without a value, "false" leaves out a flag that SpinRun sets. They win
-    over SpinRun's own choices."""
+    over SpinRun's own choices, except for those on which a run relies, which may not be set here."""
 
     image: Text | None = None
     """Image of the vLLM container. Absent: the operator's default."""
@@ -60,9 +61,9 @@ class Scorer(ApiModel):
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs that share one copy of the model."""
 
-    engine_args: EngineArgs = Field(default_factory=dict, max_length=64)
+    engine_args: ScorerArgs = Field(default_factory=dict, max_length=64)
     """Further vLLM server arguments, in the form of those of `rollout`, such as max-model-len: 4096. They win over SpinRun's own
-    choices."""
+    choices, except for those on which a run relies, which may not be set here."""
 
     image: Text | None = None
     """Image of the vLLM container. Absent: the operator's default."""

@@ -29,7 +29,7 @@ class Wandb(ApiModel):
 class Tensorboard(ApiModel):
     """Event files for TensorBoard."""
 
-    directory: Annotated[str, StringConstraints(pattern=r"^/", max_length=1024)] | None = None
+    directory: Annotated[str, StringConstraints(pattern=r"^/\P{Cc}*$", max_length=1024)] | None = None
     """Absolute path of a folder, which the trainer can write to, with the event files of many runs, each in a folder
     NAMESPACE/NAME-UID below it. Absent: the folder `tensorboard` of the run's ledger."""
 
@@ -41,7 +41,7 @@ class Mlflow(ApiModel):
     """
 
     # Neither a user's name nor a query, as in a BaseUrl.
-    tracking_uri: Annotated[str, StringConstraints(pattern=r"^[^@?#\s]+$", max_length=1024)] | None = None
+    tracking_uri: Annotated[str, StringConstraints(pattern=r"^[^@?#\s\p{Cc}]+$", max_length=1024)] | None = None
     """Where MLflow's tracking server is, such as http://mlflow:5000, or what else MLflow takes, such as databricks. Absent: what
     the environment variable MLFLOW_TRACKING_URI says, else the folder `mlflow` of the run's ledger."""
 

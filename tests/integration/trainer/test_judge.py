@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from spinrun_cli.local.report import write_report
+from spinrun_cli.local.run_data import load_run_data
+from spinrun_cli.report import write_report
 from spinrun_protocol.environment import PREFERENCE_KEY
 from spinrun_worker.ledger import read_pairs, read_samples
 from support.fake_endpoint import PLAIN, Asked, FakeEndpoint, Says, chat, serving
@@ -67,7 +68,7 @@ def test_what_the_judge_prefers_is_trained_on_and_its_key_is_nowhere(
     # What is asked of it: the check, the evaluations, and both orders of each window's prompts.
     assert len({asked.text for asked in endpoint.asked}) > 2 * 8
     assert all(asked.headers["Authorization"] == f"Bearer {KEY}" for asked in endpoint.asked)
-    write_report(ledger, tmp_path / "report")
+    write_report(load_run_data(ledger), tmp_path / "report")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"run.json", "report.html", "trainer-1.log"} <= {path.name for path in written}
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []

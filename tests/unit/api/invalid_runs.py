@@ -213,7 +213,55 @@ INVALID: dict[str, Invalid] = {
     ),
     "rule-without-codes": wrong("spec.lifecycle.failurePolicy", [{"exitCodes": [], "action": "Fail"}]),
     "rule-with-unknown-action": wrong("spec.lifecycle.failurePolicy", [{"exitCodes": [7], "action": "Ignore"}]),
+    **{
+        f"{name}-in-a-name": wrong("spec.model.source", f"org/{character}x")
+        for name, character in {
+            "escape": "\x1b[31m",
+            "line-end": "\n",
+            "tab": "\t",
+            "delete": "\x7f",
+            "c1": "\x9b31m",
+            "line-separator": "\u2028",
+            "right-to-left": "\u202e",
+            "isolate": "\u2066",
+        }.items()
+    },
+    **{
+        f"control-character-in-{path.rpartition('.')[2]}": wrong(path, value, **others)
+        for path, value, others in (
+            ("spec.model.chatTemplate", "{{ messages }}\x1b]0;x\x07", {}),
+            ("spec.data.prompts.template", "{question}\x00", {}),
+            ("spec.rollout.image", "image\x1b[2J", {}),
+            ("spec.lifecycle.managedBy", "other\x08", {}),
+            ("spec.telemetry.tensorboard.directory", "/board\x1b", {}),
+            ("spec.telemetry.mlflow.trackingUri", "http://mlflow\x1b", {}),
+            ("spec.preference.rule.entryPoint", "rewards:\x1bscore", {"spec__preference__rule__kind": "python"}),
+        )
+    },
+    "control-character-in-a-url": wrong(
+        "spec.preference", {"judge": JUDGE | {"url": "http://judge\x1b/v1"}}, "spec.preference.judge.url"
+    ),
     "engine-argument-with-dashes": wrong("spec.rollout.engineArgs", {"--max-num-seqs": 256}),
+    **{
+        f"engine-argument-{name}": wrong("spec.rollout.engineArgs", {name: "0.0.0.0"})
+        for name in ("host", "tokenizer", "trust-remote-code", "no-trust-remote-code", "tokeniz", "no-enable-lo", "ssl-keyfile")
+    },
+    **{
+        f"engine-argument-{name}": wrong("spec.rollout.engineArgs", {"max-num-seqs": value})
+        for name, value in {
+            "that-is-an-option": "--host=0.0.0.0",
+            "that-is-a-short-option": "-tp=4",
+            "with-a-control-character": "8\x1b[31m",
+            "that-is-empty": "",
+            "that-is-too-long": "8" * 5000,
+        }.items()
+    },
+    **{
+        f"scorer-argument-{name}": wrong(
+            "spec.scorer", {"engineArgs": {name: "x"}}, "spec.scorer.engineArgs", spec__preference={"ranker": OWN}
+        )
+        for name in ("port", "chat-template", "runner")
+    },
     "engine-argument-that-is-a-list": wrong("spec.rollout.engineArgs", {"lora-modules": ["a"]}),
     "engine-argument-that-is-a-fraction": wrong("spec.rollout.engineArgs", {"gpu-memory-utilization": 0.5}),
     "engine-argument-that-is-truth": wrong("spec.rollout.engineArgs", {"enforce-eager": True}),

@@ -10,6 +10,7 @@ from spinrun_api.crd import custom_resource_definition, structural_schema, to_ya
 from spinrun_api.documents import InvalidDocumentError, parse_run
 from spinrun_api.run import MAX_NAME_LENGTH
 from spinrun_api.spec import Duration, Model, Rollout, SpinRunSpec, Storage
+from spinrun_api.spec.types import LINES, ONE_LINE
 from unit.api.invalid_runs import INVALID, MINIMAL, Invalid
 
 Json = dict[str, Any]
@@ -73,12 +74,21 @@ def test_every_text_list_and_map_of_the_spec_has_a_limit() -> None:
     )
 
 
+def test_no_text_of_the_spec_takes_control_characters() -> None:
+    """Patterns that stand in the CRD: their own letters exclude most, and those below the rest."""
+    schemas = [(path, schema) for path, schema in walk(root()["properties"]["spec"]) if schema.get("type") == "string"]
+    free = [path for path, schema in schemas if "pattern" not in schema and "enum" not in schema]
+    assert free == []
+    lines = sorted(path.rpartition(".")[2] for path, schema in schemas if schema.get("pattern") == LINES)
+    assert lines == ["chatTemplate", "firstTemplate", "secondTemplate", "template", "template", "template", "template"]
+
+
 def test_optional_field_is_plain_and_not_required() -> None:
     schema = structural_schema(Model)
     assert schema["required"] == ["source"]
     revision = schema["properties"]["revision"]
     assert revision.pop("description").startswith("Branch, tag or commit of a Hub model.")
-    assert revision == {"type": "string", "minLength": 1, "maxLength": 1024}
+    assert revision == {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": ONE_LINE}
 
 
 def test_exclusive_limit_is_written_as_openapi_does() -> None:

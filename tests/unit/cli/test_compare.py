@@ -1,6 +1,7 @@
 """`spinrun compare`, and reports that travel."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from spinrun_cli.bundle import bundled, unbundle
 from spinrun_cli.compare import from_document, load, to_document
 from spinrun_cli.errors import CommandError
+from spinrun_cli.report import write_report
 from spinrun_cli.show.charts import COMPARISONS, compared_svg
 from spinrun_cli.show.comparison import differences, tables
+from spinrun_cli.show.page import render
 from spinrun_cli.show.run_data import RunData
 from unit.cli.local.test_report import PNG, Page
 from unit.cli.shell import Shell
@@ -68,6 +71,16 @@ def test_run_is_the_same_after_its_journey_as_a_document(spinrun: Shell, finishe
     assert to_document("x", there) == to_document("x", here)
 
 
+def test_figures_that_are_no_numbers_travel_too(finished_run: Path) -> None:
+    path = finished_run / "ledger" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss":0.69', '"loss":"NaN","grad_norm":"Infinity","x":0.69'))
+    here = load(finished_run)
+    assert any(math.isnan(line.values["loss"]) for line in here.steps)
+    document = {"runs": [to_document("x", here)]}
+    for there in (unbundle(bundled(here).encode()), from_document(json.dumps(document, allow_nan=False).encode())):
+        assert str(there.steps) == str(here.steps)
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"runs": [{"name": "a", "run": {}, "lines": [{}]}]}'])
 def test_document_that_was_cut_is_refused(text: bytes) -> None:
     with pytest.raises(CommandError, match="arrived incomplete"):
@@ -80,15 +93,17 @@ def test_more_runs_than_colours_are_refused(spinrun: Shell, finished_run: Path) 
 
 
 def test_bundled_report_is_the_same_where_it_arrives(finished_run: Path, tmp_path: Path) -> None:
-    learning, paths = unbundle(bundled(finished_run).encode(), tmp_path / "there")
-    assert learning == "held-out accuracy 0.511 → 0.822 (best 0.822, version 5)"
+    there = unbundle(bundled(load(finished_run)).encode())
+    assert there.learning == "held-out accuracy 0.511 → 0.822 (best 0.822, version 5)"
+    paths = write_report(there, tmp_path / "there")
+    assert render(there) == render(load(finished_run)), "answers and all"
     assert [path.name for path in paths] == ["report.html", "curves.png"]
     assert "0.511 → 0.822" in Page(paths[0].read_text()).text
     assert paths[1].read_bytes().startswith(PNG)
 
 
-def test_bundle_that_was_cut_writes_nothing(finished_run: Path, tmp_path: Path) -> None:
-    text = json.dumps({"learning": None, "files": {"report.html": ""}})
-    with pytest.raises(CommandError, match="arrived incomplete"):
-        unbundle(text.encode(), tmp_path / "there")
-    assert not (tmp_path / "there").exists()
+def test_bundle_that_was_cut_is_refused(finished_run: Path) -> None:
+    whole = bundled(load(finished_run)).encode()
+    for text in (b"", b"[]", b"{}", whole[:-1], b'{"learning": null, "files": {"report.html": ""}}', b"[" * 100_000):
+        with pytest.raises(CommandError, match="arrived incomplete"):
+            unbundle(text)

@@ -1,5 +1,6 @@
 """What the operator decides, step by step, without a cluster."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,20 @@ def test_steady_run_is_at_rest() -> None:
     before = world.run.status
     plan = world.step()
     assert (plan.status, plan.delete, plan.events, plan.requeue_seconds) == (before, [], [], None)
+
+
+def test_ledger_is_read_in_the_operators_image_whatever_the_run_names() -> None:
+    world = running_world(
+        trainer={"image": "mine:1", "template": {"spec": {"containers": [{"name": "trainer", "image": "mine:2"}]}}}
+    )
+    assert world.run.status is not None
+    assert world.run.status.ledger_image == "worker:1"
+    world.trainer_pod(phase="Succeeded", ended={"exitCode": 0})
+    world.job(1, "Complete")
+    world.settle()
+    world.settings = replace(world.settings, worker_image="worker:2")
+    status = world.step().status
+    assert (phase_of(world), status.ledger_image) == ("Complete", "worker:2"), "an upgrade reads what is over, too"
 
 
 def test_finished_run_stays_as_it_is_whatever_happens() -> None:

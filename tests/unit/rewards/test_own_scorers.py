@@ -132,7 +132,7 @@ def test_the_weights_of_a_model_of_the_hub_are_known_by_their_names(
             raise names
         return names
 
-    monkeypatch.setattr(sources, "hf_hub_download", lambda *_, **__: str(model_in(tmp_path / "cache") / "config.json"))
+    monkeypatch.setattr(model_config, "hf_hub_download", lambda *_, **__: str(model_in(tmp_path / "cache") / "config.json"))
     monkeypatch.setattr("huggingface_hub.list_repo_files", listed)
     if fault is None:
         check_source("preference.ranker", Ranker(source="org/stern", revision="abc"), {})

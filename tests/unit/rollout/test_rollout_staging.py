@@ -23,6 +23,7 @@ from spinrun_worker.rollout.staging import (
     staging_path,
 )
 from support.rollouts import VOCABULARY, Files, Publisher, model_files, tensors
+from support.small_disk import small_disk
 
 SHAPES: Shapes = {"embed.weight": (VOCABULARY, 4), "norm.weight": (4,)}
 
@@ -63,6 +64,16 @@ def test_a_version_is_taken_whole(publisher: Publisher, scratch: Path) -> None:
         entry.path: (publisher.path(7) / entry.path).read_bytes() for entry in manifest.files
     }
     assert sum(sizes) == sum(entry.size for entry in manifest.files)
+
+
+def test_full_scratch_space_says_so_and_is_tried_again(publisher: Publisher, tmp_path: Path) -> None:
+    manifest = publisher.publish(7)
+    with small_disk(tmp_path / "scratch", "1m") as disk:
+        disk.fill()
+        with pytest.raises(StagingError, match=f"No space left on device: {disk.folder}. Free space there or enlarge it"):
+            staged(publisher, manifest, disk.folder)
+        disk.resize("16m")
+        assert staged(publisher, manifest, disk.folder).version == 7
 
 
 def test_a_version_outlives_its_end_in_the_ledger_and_what_stands_there_next(publisher: Publisher, scratch: Path) -> None:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spinrun_worker.ledger.errors import ForeignError, LedgerError, LedgerUnavailableError, SupersededError, TornError
-from spinrun_worker.ledger.files import hash_file, replace_file, write_file, write_json
+from spinrun_worker.ledger.files import hash_file, read_record, replace_file, write_file, write_json
 from spinrun_worker.ledger.gc import Collectable, collect, collectable
 from spinrun_worker.ledger.layout import KINDS, Layout
 from spinrun_worker.ledger.ledger import Ledger, LedgerWriter
@@ -48,6 +48,7 @@ __all__ = [
     "read_manifest",
     "read_metrics",
     "read_pairs",
+    "read_record",
     "read_safetensors",
     "read_samples",
     "replace_file",

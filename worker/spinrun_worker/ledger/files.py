@@ -179,6 +179,8 @@ def open_regular(path: Path) -> int | None:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise TornError(f"{path} is a link, and links are not followed: replace it with a file") from error
+            if error.errno == errno.ENXIO:
+                raise TornError(f"{path} is a socket, not a regular file: remove it") from error
             raise
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor

@@ -14,7 +14,7 @@ from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import TornError
 from spinrun_worker.ledger.files import open_regular, write_file
-from spinrun_worker.records import Message, Pair, PromptRecord, ScoredGroup
+from spinrun_worker.records import Message, Pair, PromptRecord, ScoredGroup, is_message
 
 # pyarrow has no types.
 Schema = Any
@@ -125,15 +125,12 @@ def _text(text: str) -> str:
 
 
 def _group(row: Row) -> ScoredGroup:
-    columns = json.loads(row["columns"])
-    if not isinstance(columns, dict):
-        raise ValueError(f"the columns of prompt {row['prompt_id']!r} are not a JSON object")
     prompt = PromptRecord(
         id=row["prompt_id"],
         tokens=tuple(row["prompt_tokens"]),
         text=row["prompt_text"],
         answer=row["answer"],
-        columns=columns,
+        columns=_columns(row["columns"]),
         conversation=_conversation(row.get("conversation")),
     )
     samples = tuple(
@@ -144,16 +141,24 @@ def _group(row: Row) -> ScoredGroup:
 
 def _conversation(content: str | None) -> tuple[Message, ...]:
     """The messages in a row; none in rows of single texts, and of versions that did not keep them. Raises ValueError."""
-    messages = json.loads(content) if content is not None else []
-    if not isinstance(messages, list) or not all(_is_message(each) for each in cast("list[object]", messages)):
+    try:
+        messages = json.loads(content) if content is not None else []
+    except RecursionError as error:
+        raise ValueError("a conversation is nested too deeply") from error
+    if not isinstance(messages, list) or not all(is_message(each) for each in cast("list[object]", messages)):
         raise ValueError(f"a conversation must be a list of messages with role and content, got {str(content)[:80]}")
     return tuple(cast("list[Message]", messages))
 
 
-def _is_message(value: object) -> bool:
-    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
-    calls = fields.get("tool_calls", [])
-    return isinstance(fields.get("role"), str) and isinstance(fields.get("content"), str) and isinstance(calls, list)
+def _columns(text: str) -> dict[str, Any]:
+    """A prompt's columns. Raises ValueError for anything but the JSON of a mapping."""
+    try:
+        columns = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("columns are nested too deeply") from error
+    if not isinstance(columns, dict):
+        raise ValueError(f"columns are not a mapping, but a {type(columns).__name__}")
+    return columns
 
 
 def _pair_row(pair: Pair) -> Row:

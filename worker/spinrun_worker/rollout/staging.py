@@ -3,6 +3,7 @@
 A failed reload kills vLLM, so everything that it could stumble over is checked here. Blocking: runs in a thread.
 """
 
+import errno
 import json
 import os
 import re
@@ -132,7 +133,14 @@ def stage(
     except LedgerError as error:
         raise StagingError(str(error)) from error
     except OSError as error:
-        raise StagingError(f"cannot stage version {manifest.number}: {error}") from error
+        raise StagingError(f"cannot stage version {manifest.number}: {_with_remedy(error, scratch)}") from error
+
+
+def _with_remedy(error: OSError, scratch: Path) -> str:
+    """What went wrong and, where the scratch space is full, what to do."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    return f"{error.strerror}: {scratch}. Free space there or enlarge it (two versions must fit); it is tried again meanwhile"
 
 
 def remove_all_but(kept: Iterable[Path], scratch: Path) -> None:

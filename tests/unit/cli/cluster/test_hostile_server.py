@@ -1,6 +1,7 @@
 """A server whose every text commands the terminal: no command prints any of it raw."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,20 +83,75 @@ def test_refusal_is_not_printed_raw(spinrun: Shell, server: FakeApiServer, comma
     assert not is_raw(out + err)
 
 
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [("naïve \x1b[31m\x9b 日本\n", "naïve �[31m� 日本\n"), ("é\u202e" * 40_000, "é�" * 40_000)],
-    ids=["short", "cut inside characters"],
-)
-@pytest.mark.usefixtures("hostile")
-def test_samples_of_the_cluster_are_not_printed_raw(
-    spinrun: Shell, monkeypatch: pytest.MonkeyPatch, text: str, want: str
-) -> None:
+def samples(answer: Any) -> Json:
+    """A window with one answer, as the command beside the ledger prints it."""
+    sample = {"text": answer, "reward": 1.0, "finishReason": answer, "numTokens": 1}
+    prompt = {"id": answer, "prompt": answer, "answer": answer, "samples": [sample]}
+    return {"window": 1, "version": 1, "numPrompts": 1, "prompts": [prompt]}
+
+
+def said_by_pods(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """What every command beside a ledger prints from now on."""
+
     async def run_beside_ledger(cluster: Any, document: Json, arguments: Any, write: Any, *, image: str | None) -> None:
         content = text.encode()
         for start in range(0, len(content), 7):
             write(content[start : start + 7])
 
-    monkeypatch.setattr("spinrun_cli.cluster.remote.run_beside_ledger", run_beside_ledger)
+    monkeypatch.setattr("spinrun_cli.cluster.ledger_pod.run_beside_ledger", run_beside_ledger)
 
-    assert spinrun("samples", "demo") == (0, want, "")
+
+@pytest.mark.usefixtures("hostile")
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_samples_of_the_cluster_are_not_printed_raw(spinrun: Shell, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    evil = "naïve \x1b[31m\x9b 日本 \u202e"
+    said_by_pods(monkeypatch, json.dumps(samples(evil), ensure_ascii=False))
+
+    code, out, err = spinrun("samples", "demo", "-o", output)
+
+    assert (code, err) == (0, "")
+    assert not is_raw(out)
+    if output == "json":
+        assert json.loads(out) == samples(evil)
+    else:
+        assert "naïve �[31m� 日本 �" in out
+
+
+ODD_DOCUMENTS = {
+    "nothing": "",
+    "HTML": "<html><script>alert(1)</script></html>",
+    "a list": "[]",
+    "half": json.dumps(samples("x"))[:-9],
+    "a number for a text": json.dumps(samples(7)),
+    "a list for a text": json.dumps(samples([])),
+    "nested": "[" * 100_000,
+    "a large number": '{"window": 1e400, "version": 1, "numPrompts": 1}',
+    "raw terminal": "\x1b[31mowned",
+}
+
+
+@pytest.mark.usefixtures("hostile")
+@pytest.mark.parametrize("command", ["samples", "report", "compare"])
+@pytest.mark.parametrize("odd", ODD_DOCUMENTS)
+def test_what_a_pod_says_counts_only_as_far_as_a_model_takes_it(
+    spinrun: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, odd: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said_by_pods(monkeypatch, ODD_DOCUMENTS[odd])
+
+    code, out, err = spinrun(command, "demo")
+
+    assert (code, out) == (1, "")
+    assert "arrived incomplete" in err
+    assert not is_raw(err)
+    assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.usefixtures("hostile")
+def test_a_pod_that_does_not_stop_talking_is_left(spinrun: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spinrun_cli.cluster.ledger_pod.MAX_OUTPUT_BYTES", 1 << 20)
+    said_by_pods(monkeypatch, " " * (2 << 20))
+
+    code, _, err = spinrun("samples", "demo")
+
+    assert (code, "the pod says more than 1 MB" in err) == (1, True)

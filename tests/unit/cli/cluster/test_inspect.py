@@ -1,7 +1,6 @@
 """The commands that look at a run in a cluster, before an API server that answers by script."""
 
 import asyncio
-import base64
 import json
 import os
 import signal
@@ -47,18 +46,20 @@ def pod_answer(state: Json, **status: Any) -> Answer:
     return Answer(200, {"metadata": {"name": "demo-look"}, "status": {"containerStatuses": [{"state": state}]} | status})
 
 
+WINDOW: Json = {"window": 3, "version": 3, "numPrompts": 1, "numPairs": 0, "pairs": []}
+"""What is shown of a window."""
 RUNNING = pod_answer({"running": {}})
 DONE = pod_answer({"terminated": {"exitCode": 0}})
 
 
 @pytest.fixture
 def ledger(server: FakeApiServer) -> FakeApiServer:
-    """A server with a run that has a claim and a trainer, where every pod runs at once and says "hello"."""
+    """A server with a run that has a claim and a trainer, where every pod runs at once and shows a window."""
     server.answers_at("GET", f"{RUNS}/demo", Answer(200, spin_run(attempt=2)))
     server.answers_at("GET", CLAIM, Answer(200, {}))
     server.answers_at("GET", JOB, Answer(200, {"spec": {"template": {"spec": TEMPLATE}}}))
     server.answers_at("GET", f"{PODS}/demo-look-*", RUNNING, DONE)
-    server.answers("GET", Answer(200, "hello\n"))  # the log
+    server.answers("GET", Answer(200, json.dumps(WINDOW)))  # the log
     server.answers("POST", Answer(201, {}))
     server.answers("DELETE", Answer(200, {}))
     return server
@@ -74,7 +75,8 @@ def made_pod(server: FakeApiServer) -> Json:
 
 
 def test_samples_come_from_a_pod_that_is_deleted_afterwards(spinrun: Shell, ledger: FakeApiServer) -> None:
-    assert spinrun("samples", "demo", "--window", "3", "--pairs", "--prompt", "p7", "-o", "json") == (0, "hello\n", "")
+    code, out, error = spinrun("samples", "demo", "--window", "3", "--pairs", "--prompt", "p7", "-o", "json")
+    assert (code, json.loads(out), error) == (0, WINDOW, "")
     pod = made_pod(ledger)
     command = pod["spec"]["containers"][0]["command"]
     assert command[:3] == ["sh", "-c", 'exec spinrun "$@" 2>/dev/termination-log']
@@ -86,9 +88,16 @@ def test_samples_come_from_a_pod_that_is_deleted_afterwards(spinrun: Shell, ledg
     assert ledger.requests[-1][1] == f"{PODS}/{pod['metadata']['name']}"
 
 
-def test_pod_has_the_trainers_image_place_and_user_and_no_more_rights_than_it_needs(
-    spinrun: Shell, ledger: FakeApiServer
-) -> None:
+def test_ledger_is_read_with_the_operators_image_whatever_the_run_names(spinrun: Shell, ledger: FakeApiServer) -> None:
+    run = spin_run(phase="Running", attempt=2, ledgerImage="operators:1")
+    run["spec"] = run["spec"] | {"trainer": {"image": "evil:1"}}
+    ledger.answers_at("GET", f"{RUNS}/demo", Answer(200, run))
+    assert spinrun("samples", "demo")[0] == 0
+    container = made_pod(ledger)["spec"]["containers"][0]
+    assert (container["image"], container["imagePullPolicy"]) == ("operators:1", "Always")
+
+
+def test_pod_has_the_trainers_place_and_user_and_no_more_rights_than_it_needs(spinrun: Shell, ledger: FakeApiServer) -> None:
     spinrun("samples", "demo")
     pod = made_pod(ledger)
     spec, (container,) = pod["spec"], pod["spec"]["containers"]
@@ -225,12 +234,15 @@ def test_report_lands_on_this_machine(
     spinrun: Shell, ledger: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    files = {"report.html": b"<p>page</p>", "curves.png": b"\x89PNG"}
-    bundle = {"learning": "accuracy 0.4 -> 0.9", "files": {name: base64.b64encode(each).decode() for name, each in files.items()}}
+    line = {"event": "evaluation", "attempt": 1, "time": 1.0, "window": 0, "step": 0, "version": 0, "values": {"accuracy": 0.25}}
+    bundle = {"name": "demo<script>", "run": {}, "lines": [line], "before": [], "after": [], "notes": ["<script>"]}
     ledger.answers("GET", Answer(200, json.dumps(bundle)))
     code, out, _ = spinrun("report", "demo")
-    assert (code, out.splitlines()) == (0, ["accuracy 0.4 -> 0.9", "reports/demo/report.html", "reports/demo/curves.png"])
-    assert {path.name: path.read_bytes() for path in (tmp_path / "reports" / "demo").iterdir()} == files
+    learned = "held-out accuracy 0.250 → 0.250 (best 0.250, version 0)"
+    assert (code, out.splitlines()) == (0, [learned, "reports/demo/report.html", "reports/demo/curves.png"])
+    assert sorted(path.name for path in (tmp_path / "reports" / "demo").iterdir()) == ["curves.png", "report.html"]
+    page = (tmp_path / "reports" / "demo" / "report.html").read_text()
+    assert ("&lt;script&gt;" in page, "<script" in page) == (True, False), "drawn here, out of data"
     assert made_pod(ledger)["spec"]["containers"][0]["command"][4:] == ["report", "/ledger/default/demo-867d5e77", "--bundle"]
 
 

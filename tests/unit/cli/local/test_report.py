@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from spinrun_cli.errors import CommandError, InvalidInputError
-from spinrun_cli.local.report import write_report
 from spinrun_cli.local.run_data import load_run_data
+from spinrun_cli.report import write_report
 from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg, wilson
 from spinrun_cli.show.page import CHANGES, compare, tiles
 from spinrun_cli.show.run_data import RunData
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
 
 def report(folder: Path) -> Page:
-    return Page(write_report(folder, folder).page.read_text())
+    return Page(write_report(load_run_data(folder), folder)[0].read_text())
 
 
 def test_a_finished_run_has_all_charts_figures_and_samples(finished_run: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_long_answer_is_cut(finished_run: Path) -> None:
     path = Layout(finished_run / "ledger").evaluation(5) / "samples.parquet"
     write_samples(path, answers(5, text="x" * 100_000))
 
-    assert len(write_report(finished_run, finished_run).page.read_text()) < 500_000
+    assert len(write_report(load_run_data(finished_run), finished_run)[0].read_text()) < 500_000
 
 
 def test_answers_are_compared_prompt_by_prompt_with_the_changed_ones_first() -> None:
@@ -139,10 +139,10 @@ def test_conversations_are_shown_with_every_role(finished_run: Path) -> None:
 
 
 def test_a_ledger_alone_is_enough(finished_run: Path, tmp_path: Path) -> None:
-    files = write_report(finished_run / "ledger", tmp_path / "elsewhere")
+    page, _ = write_report(load_run_data(finished_run / "ledger"), tmp_path / "elsewhere")
 
-    assert files.page.parent == tmp_path / "elsewhere"
-    assert "0.511 → 0.822" in Page(files.page.read_text()).text
+    assert page.parent == tmp_path / "elsewhere"
+    assert "0.511 → 0.822" in Page(page.read_text()).text
 
 
 def test_a_run_that_has_just_begun_says_that_there_are_no_figures(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_lost_answers_are_said_and_the_rest_is_shown(finished_run: Path) -> None
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="neither a local run nor a ledger"):
-        write_report(tmp_path, tmp_path)
+        load_run_data(tmp_path)
 
 
 def test_figures_that_cannot_be_read_are_named(finished_run: Path) -> None:
@@ -188,7 +188,7 @@ def test_figures_that_cannot_be_read_are_named(finished_run: Path) -> None:
     metrics.write_text("nonsense\n" + metrics.read_text())
 
     with pytest.raises(CommandError, match="line 1"):
-        write_report(finished_run, finished_run)
+        load_run_data(finished_run)
 
 
 def test_an_svg_takes_all_its_colours_from_the_page(finished_run: Path) -> None:

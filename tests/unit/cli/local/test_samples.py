@@ -1,10 +1,12 @@
 """`spinrun samples`: what a window's files hold, and what is said when they do not."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from spinrun_cli.show.samples import PromptWithSamples, ShownSample, ShownWindow, document
 from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import LedgerWriter, write_pairs, write_samples
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
@@ -84,6 +86,13 @@ def test_conversations_are_shown_message_by_message(spinrun: Shell, tmp_path: Pa
         shown = document["pairs" if arguments else "prompts"]
         assert shown[0]["messages"] == list(messages)
         assert shown[0]["prompt"] == prompt.text
+
+
+def test_reward_that_is_not_finite_is_a_text_in_documents() -> None:
+    sample = ShownSample(text="x", reward=math.nan, finish_reason="stop", num_tokens=1)
+    prompt = PromptWithSamples(id="p", prompt="?", samples=[sample])
+    found = document(ShownWindow(window=0, version=0, num_prompts=1, prompts=[prompt]))
+    assert json.loads(json.dumps(found, allow_nan=False))["prompts"][0]["samples"][0]["reward"] == "NaN"
 
 
 def test_newest_window_is_meant_where_none_is_named(spinrun: Shell, ledger: Path) -> None:
