@@ -265,31 +265,29 @@ class Api:
         """
         selectors = {name: value for name, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
 
-        async def page_of(limit: int, start: str, metadata_only: bool) -> Json:
-            query = {"limit": str(limit), **selectors, **({"continue": start} if start else {})}
+        async def page_of(count: int, start: str, *, metadata_only: bool, limit: int) -> Json:
+            query = {"limit": str(count), **selectors, **({"continue": start} if start else {})}
             accept = METADATA_ONLY.format("List") if metadata_only else "application/json"
-            return await self.request("GET", kind.path(namespace), query=query, accept=accept, limit=PAGE_BYTES)
+            return await self.request("GET", kind.path(namespace), query=query, accept=accept, limit=limit)
 
-        limit, short_pages, start = PAGE, 0, ""
+        count, good_pages, start = PAGE, 0, ""
         for _ in range(MOST_PAGES):
             try:
-                page = await page_of(limit, start, metadata_only)
+                page = await page_of(count, start, metadata_only=metadata_only, limit=PAGE_BYTES)
             except AnswerTooLongError:
-                if limit > 1:
-                    limit, short_pages = max(1, limit // 4), 0
+                if count > 1:
+                    count, good_pages = max(1, count // 4), 0
                     continue
-                if metadata_only:
-                    raise
-                page = await page_of(1, start, True)
+                page = await page_of(1, start, metadata_only=True, limit=OBJECT_BYTES)
             items, version, following = _read_page(page, kind)
             yield items, version
             if not following:
                 return
             if following == start:
                 break
-            start, short_pages = following, short_pages + 1
-            if short_pages % 4 == 0:
-                limit = min(PAGE, 2 * limit)
+            start, good_pages = following, good_pages + 1
+            if good_pages % 4 == 0:
+                count = min(PAGE, 2 * count)
         raise InvalidAnswerError(f"the list of {kind.plural} does not end")
 
     async def list(

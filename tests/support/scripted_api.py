@@ -17,7 +17,9 @@ from support.ports import free_port
 Json = dict[str, Any]
 Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+KIND_OF = {kind.name: kind for kind in (SPIN_RUN, POD, EVENT, *CHILDREN)}
 KINDS = {kind.plural: kind for kind in (SPIN_RUN, POD, EVENT, *CHILDREN)}
+BOOKMARK_SECONDS = 0.2
 LIST, WATCH = "list", "watch"
 
 
@@ -35,10 +37,12 @@ class ScriptedApi:
         """Requests so far by verb and plural."""
         self.objects: dict[tuple[str, str, str], Json] = {}
         """What there is by plural, namespace and name."""
+        self.raw: dict[tuple[str, str, str], str] = {}
+        """Texts that are shown in place of objects: what JSON of this process cannot say."""
         self.honours_accept = True
         """Whether it says no more than the metadata when no more is asked for."""
         self.version = 100
-        self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {plural: set() for plural in KINDS}
+        self._watchers: dict[str, set[asyncio.Queue[bytes | None]]] = {plural: set() for plural in KINDS}
 
     # --- what a test does ------------------------------------------------------------------------------------------
 
@@ -65,6 +69,12 @@ class ScriptedApi:
         sent = event if isinstance(event, bytes) else json.dumps(event).encode() + b"\n"
         for queue in self._watchers[kind.plural]:
             queue.put_nowait(sent)
+
+    def end_watches(self) -> None:
+        """Ends all watches in good order."""
+        for queues in self._watchers.values():
+            for queue in queues:
+                queue.put_nowait(None)
 
     def of_kind(self, kind: Kind) -> list[Json]:
         """The objects of a kind."""
@@ -103,34 +113,40 @@ class ScriptedApi:
         metadata = {"resourceVersion": str(self.version)}
         if start + limit < len(found):
             metadata["continue"] = str(start + limit)
-        items = [self._shown(request, each) for each in found[start : start + limit]]
-        return web.json_response(
-            {"kind": f"{kind.name}List", "apiVersion": kind.api_version, "metadata": metadata, "items": items}
-        )
+        items = ", ".join(self._shown(request, each) for each in found[start : start + limit])
+        head = json.dumps({"kind": f"{kind.name}List", "apiVersion": kind.api_version, "metadata": metadata})
+        return web.Response(text=f'{head[:-1]}, "items": [{items}]}}', content_type="application/json")
 
     async def watch(self, request: web.Request, kind: Kind) -> web.StreamResponse:
         """Events from now on, for as long as they are wanted."""
         response = await begin(request)
-        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         since = int(request.query["resourceVersion"])
         for each in self.of_kind(kind):
             if int(each["metadata"]["resourceVersion"]) > since:
-                queue.put_nowait(json.dumps({"type": "ADDED", "object": self._shown(request, each)}).encode() + b"\n")
+                queue.put_nowait(f'{{"type": "ADDED", "object": {self._shown(request, each)}}}\n'.encode())
         self._watchers[kind.plural].add(queue)
         try:
-            while True:
-                await response.write(await queue.get())
+            while (sent := await _next(queue)) is not None:
+                await response.write(sent or self._bookmark())
         except ConnectionError:
-            return response
+            pass
         finally:
             self._watchers[kind.plural].discard(queue)
+        return response
+
+    def _bookmark(self) -> bytes:
+        event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
+        return json.dumps(event).encode() + b"\n"
 
     async def _one(self, request: web.Request, verb: str, kind: Kind, namespace: str, name: str) -> web.Response:
         body = yaml.safe_load(await request.read()) if request.can_read_body else {}
         name = name or body["metadata"]["name"]
         known = self.objects.get((kind.plural, namespace, name))
         if verb == "get":
-            return web.json_response(self._shown(request, known)) if known else failure(404, "NotFound", f"no {name}")
+            if known is None:
+                return failure(404, "NotFound", f"there is no {name}")
+            return web.Response(text=self._shown(request, known), content_type="application/json")
         if verb == "delete":
             if known:
                 self.remove(kind, namespace, name)
@@ -143,10 +159,22 @@ class ScriptedApi:
             self.put(kind, {**kept, **body, "metadata": {**old, **body["metadata"], "namespace": namespace}})
         )
 
-    def _shown(self, request: web.Request, document: Json) -> Json:
+    def _shown(self, request: web.Request, document: Json) -> str:
+        """The object's text, or that of its metadata where no more is asked for."""
+        metadata = document["metadata"]
         if self.honours_accept and "PartialObjectMetadata" in request.headers.get("Accept", ""):
-            return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": document["metadata"]}
-        return document
+            return json.dumps({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+        raw = self.raw.get((KIND_OF[document["kind"]].plural, metadata["namespace"], metadata["name"]))
+        return raw or json.dumps(document)
+
+
+async def _next(queue: "asyncio.Queue[bytes | None]") -> bytes | None:
+    """What is to be sent next; empty when there is nothing for a while, None at the end."""
+    try:
+        async with asyncio.timeout(BOOKMARK_SECONDS):
+            return await queue.get()
+    except TimeoutError:
+        return b""
 
 
 def _is_selected(document: Json, selector: str) -> bool:
