@@ -157,11 +157,9 @@ class Follower:
             return False
         is_short = document.get("kind") == "PartialObjectMetadata" and not self._metadata_only
         if is_short and change != "DELETED" and self._copy.wants(document):
-            # Too large for a page of a list, and so the only one at a time.
-            found = await self._api.get(self.kind, document["metadata"]["namespace"], document["metadata"]["name"])
-            if found is None or not is_sound(found, self.kind, self.namespace):
-                return True
-            document, is_short = found, False
+            found = await self._read(document)
+            if found is not None:
+                document, is_short = found, False
         if is_short and change != "DELETED":
             return True
         try:
@@ -171,6 +169,18 @@ class Follower:
             if self._ignore("internal", "an object on which the operator fails"):
                 logger.exception("%s", self.kind.plural)
         return True
+
+    async def _read(self, document: Json) -> Json | None:
+        """The whole of an object that is too large for a page of a list; None where it cannot be read."""
+        try:
+            found = await self._api.get(self.kind, document["metadata"]["namespace"], document["metadata"]["name"])
+        except (ApiError, InvalidAnswerError) as error:
+            # Pods, for one, the operator may list and not get.
+            if isinstance(error, ApiError) and not error.is_refusal:
+                raise
+            self._ignore("too long", f"an object that cannot be read ({error})")
+            return None
+        return found if found is not None and is_sound(found, self.kind, self.namespace) else None
 
     # --- what people are told --------------------------------------------------------------------------------------
 
