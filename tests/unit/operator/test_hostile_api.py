@@ -25,7 +25,7 @@ from unit.operator.world import SETTINGS, run_of
 Json = dict[str, Any]
 
 IMPATIENT = replace(
-    SETTINGS, request_timeout_seconds=0.5, watch_silence_seconds=0.5, coalesce_seconds=0.01, pod_monitor=False, trouble_seconds=1
+    SETTINGS, request_timeout_seconds=0.8, watch_silence_seconds=0.5, coalesce_seconds=0.01, pod_monitor=False, trouble_seconds=1
 )
 HTML = said.text("<html>gateway</html>", content_type="text/html")
 CHILDREN_OF_A_RUN = 2 + len(CHILDREN) - 1  # two Services and two NetworkPolicies; the Job is among them, the pods are not
@@ -82,7 +82,8 @@ async def operator_on(server: ScriptedApi, kubeconfig: Path, monkeypatch: pytest
         controller = Controller(calls, IMPATIENT, metrics)
         task = asyncio.create_task(controller.run())
         try:
-            yield Operator(server, calls, controller, task, metrics)
+            # Tests of lists alone have no hurry.
+            yield Operator(server, Api(client), controller, task, metrics)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
