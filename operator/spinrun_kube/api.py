@@ -215,8 +215,23 @@ class Api:
         content_type: str = "application/json",
         accept: str,
         timeout: float | None = None,
+        begin_timeout: float | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """An answer whose body is still to be read. Raises one of TRANSIENT."""
+        """An answer whose body is still to be read.
+
+        Args:
+            verb: HTTP's method.
+            path: Path of the URL.
+            query: Its query.
+            body: What is sent along.
+            content_type: What that is.
+            accept: What may be answered.
+            timeout: Longest time for all of it; None: any, as for a log that is followed.
+            begin_timeout: Longest time until its headers. The log of a container that says nothing has none either.
+
+        Raises:
+            TRANSIENT: One of these.
+        """
         method, url, headers, content, _ = await self._client.param_serialize(
             verb,
             path,
@@ -226,8 +241,7 @@ class Api:
             auth_settings=["BearerToken"],
         )
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=self._request_timeout)
-        # A stream has no limit for all of it: its beginning has one of its own.
-        async with asyncio.timeout(self._request_timeout):
+        async with asyncio.timeout(begin_timeout):
             response = (await self._client.call_api(method, url, headers, content, _request_timeout=limit)).response
         try:
             if response.status >= 400:
@@ -341,7 +355,8 @@ class Api:
         accept = METADATA_ONLY.format("") if metadata_only else "application/json"
         # The API server ends a watch in time; whatever does not is left.
         until = time.monotonic() + seconds + self._watch_silence
-        async with self._open("GET", kind.path(namespace), query=query, accept=accept) as response:
+        path = kind.path(namespace)
+        async with self._open("GET", path, query=query, accept=accept, begin_timeout=self._request_timeout) as response:
             async for line in lines(response.content, limit=LINE_BYTES, silence_seconds=self._watch_silence):
                 yield SKIPPED if line is None else _read_event(await parse_object(line))
                 if time.monotonic() > until:

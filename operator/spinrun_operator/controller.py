@@ -94,7 +94,8 @@ class Controller:
                 # A pod is owned by a Job or a StatefulSet, and comes last.
                 kinds = [*CHILDREN, *([POD_MONITOR] if has_pod_monitors else []), POD]
                 self._informers += [self._informer(kind, namespace) for kind in kinds for namespace in self._namespaces]
-                await _start(tasks, [informer.follower for informer in self._informers])
+                for is_last in (False, True):
+                    await _start(tasks, [each.follower for each in self._informers if (each.kind == POD) is is_last])
                 self._has_started = True
                 tasks.create_task(self._resync(), name="resync")
                 tasks.create_task(self.queue.run(), name="queue")

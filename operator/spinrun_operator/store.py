@@ -33,7 +33,7 @@ class RunStore:
 
     def phases(self) -> Iterator[tuple[str, str, str]]:
         """Namespace, name and phase of all runs."""
-        return ((*key, body.get("status", {}).get("phase", "Unknown")) for key, body in self._runs.items())
+        return ((*key, str(body.get("status", {}).get("phase", "Unknown"))) for key, body in self._runs.items())
 
     def bodies(self, namespace: str | None) -> list[Json]:
         """All runs of a namespace, or of all."""
