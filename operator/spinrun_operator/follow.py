@@ -142,7 +142,7 @@ class Follower:
                 if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
                     await self._take(event["type"], event["object"])
                 elif event["type"] == "SKIPPED":
-                    self._ignore("too long", "an event is too long to be read")
+                    self._ignore("too long", "an event that is too long to be read")
                 self.last_message = time.monotonic()
                 if self.last_message >= healthy_from:
                     self._note_recovery()
@@ -153,7 +153,7 @@ class Follower:
         if isinstance(metadata, dict):
             document = document | {"metadata": {name: value for name, value in metadata.items() if value is not None}}
         if not is_sound(document, self.kind, self.namespace):
-            self._ignore("invalid", "an object is not as Kubernetes makes it")
+            self._ignore("invalid", "an object that is not as Kubernetes makes it")
             return False
         is_short = document.get("kind") == "PartialObjectMetadata" and not self._metadata_only
         if is_short and change != "DELETED" and self._copy.wants(document):
@@ -207,7 +207,7 @@ class Follower:
         if reason in self._ignored:
             return False
         self._ignored.add(reason)
-        logger.warning("%s is among the %s, and is left out as others like it will be", message, self.kind.plural)
+        logger.warning("%s is among the %s; it is left out, as others like it will be", message, self.kind.plural)
         return True
 
 
