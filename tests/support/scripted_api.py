@@ -184,15 +184,15 @@ def _is_selected(document: Json, selector: str) -> bool:
     return all(labels.get(name) == value if equals else name in labels for name, equals, value in pairs)
 
 
-def failure(status: int, reason: str, message: str, **headers: str) -> web.Response:
+def failure(status: int, reason: str, message: str) -> web.Response:
     """An error as Kubernetes says it."""
     said = {"kind": "Status", "status": "Failure", "code": status, "reason": reason, "message": message}
-    return web.json_response(said, status=status, headers=headers)
+    return web.json_response(said, status=status)
 
 
-async def begin(request: web.Request, **headers: str) -> web.StreamResponse:
+async def begin(request: web.Request) -> web.StreamResponse:
     """A stream of which the headers are sent."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json", **headers})
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     return response
 
@@ -200,26 +200,28 @@ async def begin(request: web.Request, **headers: str) -> web.StreamResponse:
 # --- what it may be made to say ------------------------------------------------------------------------------------
 
 
-def text(body: str | bytes, *, status: int = 200, content_type: str = "application/json", **headers: str) -> Behaviour:
+def text(
+    body: str | bytes, headers: dict[str, str] | None = None, *, status: int = 200, content_type: str = "application/json"
+) -> Behaviour:
     """Always the same, whole."""
 
     async def answer(_: web.Request) -> web.Response:
         content = body.encode() if isinstance(body, str) else body
-        return web.Response(body=content, status=status, headers={"Content-Type": content_type, **headers})
+        return web.Response(body=content, status=status, headers={"Content-Type": content_type} | (headers or {}))
 
     return answer
 
 
-def document(body: Any, *, status: int = 200, **headers: str) -> Behaviour:
+def document(body: Any, headers: dict[str, str] | None = None, *, status: int = 200) -> Behaviour:
     """Always the same JSON."""
-    return text(json.dumps(body), status=status, **headers)
+    return text(json.dumps(body), headers, status=status)
 
 
-def stream(*pieces: bytes | float, then_reset: bool = False, **headers: str) -> Behaviour:
+def stream(*pieces: bytes | float, then_reset: bool = False) -> Behaviour:
     """These pieces, with pauses of so many seconds; then the end, or a broken connection."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        response = await begin(request, **headers)
+        response = await begin(request)
         for piece in pieces:
             if isinstance(piece, bytes):
                 await response.write(piece)

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,7 @@ def children_of(api: ScriptedApi, name: str) -> list[Json]:
 
 
 @asynccontextmanager
-async def operator_on(server: ScriptedApi, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Operator]:
+async def operator_on(server: ScriptedApi, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Operator]:
     """Runs an operator."""
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     metrics = Metrics()
@@ -115,10 +115,10 @@ def cm(**metadata: Any) -> Json:
 DEEP = b'{"a":' * 5000 + b"1" + b"}" * 5000
 WATCHES: dict[str, Behaviour] = {
     "html": HTML,
-    "a redirect": said.text("", status=302, Location="http://127.0.0.1:1/"),
+    "a redirect": said.text("", status=302, headers={"Location": "http://127.0.0.1:1/"}),
     "403": said.document({"kind": "Status", "reason": "Forbidden", "message": "no", "code": 403}, status=403),
-    "429": said.document({"reason": "TooManyRequests", "code": 429}, status=429, **{"Retry-After": "1"}),
-    "429 for ever": said.document({"code": 429}, status=429, **{"Retry-After": "9" * 400}),
+    "429": said.document({"reason": "TooManyRequests", "code": 429}, status=429, headers={"Retry-After": "1"}),
+    "429 for ever": said.document({"code": 429}, status=429, headers={"Retry-After": "9" * 400}),
     "410": said.text(event("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"})),
     "500 without JSON": said.text(b"\xff" * 5000, status=500),
     "500 that is endless": said.stream(*[b"x" * 65536] * 100),
@@ -143,8 +143,8 @@ WATCHES: dict[str, Behaviour] = {
     "a bookmark without version": said.text('{"type":"BOOKMARK","object":{}}\n'),
     "a line that is too long": said.stream(b'{"type":"ADDED","object":{"x":"' + b"y" * (LINE_BYTES + 1) + b'"}}\n'),
     "a line without end": said.stream(*[b"y" * 100_000] * 200),
-    "gzip that is none": said.text(b"\x00garbage", **{"Content-Encoding": "gzip"}),
-    "gzip that ends early": said.text(gzip.compress(event("ADDED", cm()) * 1000)[:-20], **{"Content-Encoding": "gzip"}),
+    "gzip that is none": said.text(b"\x00garbage", {"Content-Encoding": "gzip"}),
+    "gzip that ends early": said.text(gzip.compress(event("ADDED", cm()) * 1000)[:-20], {"Content-Encoding": "gzip"}),
     "deep": said.text(b'{"type":"ADDED","object":' + DEEP + b"}\n"),
     "deep without end": said.text(b'{"type":"ADDED","object":' + DEEP[:20_000] + b"\n"),
     "silence without headers": said.hang,
@@ -204,7 +204,7 @@ def endless(next_of: Callable[[int], str]) -> Behaviour:
 
 LISTS: dict[str, Behaviour] = {
     "html": HTML,
-    "a redirect": said.text("", status=307, Location="http://127.0.0.1:1/"),
+    "a redirect": said.text("", status=307, headers={"Location": "http://127.0.0.1:1/"}),
     "403": said.document({"reason": "Forbidden", "message": "no"}, status=403),
     "410": said.document({"reason": "Expired", "code": 410}, status=410),
     "500": said.text("", status=500),
@@ -232,8 +232,8 @@ LISTS: dict[str, Behaviour] = {
     "another page for ever": endless(str),
     "a number for the next page": said.document(page(**{"continue": 7})),
     "too long": said.stream(b'{"x":"', *[b"y" * 65536] * 100, b'"}'),
-    "gzip that is none": said.text("garbage", **{"Content-Encoding": "gzip"}),
-    "a bomb": said.text(gzip.compress(b" " * 100_000_000), **{"Content-Encoding": "gzip"}),
+    "gzip that is none": said.text("garbage", {"Content-Encoding": "gzip"}),
+    "a bomb": said.text(gzip.compress(b" " * 100_000_000), {"Content-Encoding": "gzip"}),
     "deep": said.text(b'{"kind":"List","metadata":{"resourceVersion":"5"},"items":[' + DEEP + b"]}"),
     "slow": said.stream(b"{", 0.3, b" ", 0.3, b" ", 0.3, b"}"),
     "silence": said.hang,
@@ -263,16 +263,33 @@ async def test_whatever_a_list_says_the_operator_serves_once_it_is_well_again(
     assert len(operator.api.of_kind(JOB)) == 1 + len(range(0, len(LISTS), 10)), "nobody's Job was made a second time"
 
 
-@pytest.mark.parametrize("answer", LISTS.values(), ids=LISTS.keys())
-async def test_whatever_the_api_server_says_of_its_kinds_it_is_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Behaviour
-) -> None:
-    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.02)
-    async with scripted_api(tmp_path) as (server, kubeconfig):
-        server.answers["discover", ""] = answer
-        async with operator_on(server, kubeconfig, monkeypatch) as operator:
-            await operator.until(lambda: server.asked["discover", ""] >= 2)
-            assert operator.controller.not_ready() != []
+async def test_whatever_the_api_server_says_of_its_kinds_it_is_asked_again(operator: Operator) -> None:
+    for name, answer in LISTS.items():
+        operator.api.answers["discover", ""] = answer
+        asked = operator.api.asked["discover", ""]
+        asking = asyncio.create_task(operator.controller._is_served(SPIN_RUN))
+        await operator.until(lambda: operator.api.asked["discover", ""] >= asked + 2 or asking.done())  # noqa: B023
+        assert not asking.done(), name
+        operator.api.answers.clear()
+        assert await asking, name
+
+
+async def test_operator_that_has_not_seen_everything_is_not_ready_and_says_why(operator: Operator) -> None:
+    operator.api.answers[LIST, "jobs"] = HTML
+    await operator.until(lambda: any("not JSON" in said for said in operator.controller.not_ready()))
+    assert {each.partition(":")[0] for each in operator.controller.not_ready()} == {"jobs", "pods"}, "pods come after Jobs"
+    operator.api.answers.clear()
+    await operator.until(lambda: operator.controller.not_ready() == [])
+
+
+async def test_operator_that_hears_nothing_any_more_is_not_ready(operator: Operator) -> None:
+    await operator.until(lambda: operator.controller.not_ready() == [])
+    follower = operator.controller._run_followers[0]
+    follower.last_message -= IMPATIENT.watch_silence_seconds + backoff.LONGEST_SECONDS + 100
+    operator.api.answers[LIST, "spinruns"] = HTML
+    operator.api.answers[WATCH, "spinruns"] = said.hang
+    operator.api.end_watches()
+    await operator.until(lambda: any("spinruns: nothing heard lately" in each for each in operator.controller.not_ready()))
 
 
 async def live_through(operator: Operator, verb: str, what: str, answers: dict[tuple[str, str], Behaviour]) -> None:
