@@ -158,8 +158,15 @@ format: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff check --fix .
 
 .PHONY: constraints
-constraints: $(VENV)/.installed ## Write constraints.txt from what is installed
-	(echo '# Versions that were tested together; names and versions only. Made by `make constraints`.'; $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable) > constraints.txt
+constraints: $(VENV)/.installed ## Write constraints.txt from what is installed, and hashes.txt, which the images are checked against
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group image
+	(echo '# Versions that were tested together; names and versions only. Made by `make constraints`.'; $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable --exclude pip) > constraints.txt
+	$(MAKE) hashes.txt
+
+hashes.txt: constraints.txt overrides.txt pyproject.toml | $(VENV)/.installed
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
+	  $(foreach extra,operator worker cpu wandb tensorboard mlflow otel,--extra $(extra)) --group image \
+	  --constraint constraints.txt --override overrides.txt --output-file $@ pyproject.toml
 
 .PHONY: clean
 clean: ## Delete the environment, caches and runs

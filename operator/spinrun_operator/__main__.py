@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from kubernetes.aio.config import ConfigException
 from spinrun_kube.api import OBJECT_BYTES, Api, connect
 from spinrun_kube.kinds import CHILDREN
 from spinrun_operator.controller import Controller
+from spinrun_operator.handlers import waking
 from spinrun_operator.http import serve
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.settings import InvalidSettingError, Settings
@@ -31,7 +33,7 @@ async def operate(settings: Settings) -> None:
             observe=metrics.api_request,
         )
         controller = Controller(api, settings, metrics)
-        async with serve(controller, metrics, settings.http_port):
+        async with serve(controller, metrics, settings.http_port), waking(controller):
             working = asyncio.create_task(controller.run(), name="controller")
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, working.cancel)
@@ -47,6 +49,8 @@ def main() -> int:
         print(f"spinrun-operator: {error}", file=sys.stderr)
         return 2
     log_to_stderr("operator", level=settings.log_level)
+    # It warns that it takes no signals: they are the process's.
+    logging.getLogger("kopf").setLevel(logging.ERROR)
     try:
         asyncio.run(operate(settings))
     except ConfigException as error:

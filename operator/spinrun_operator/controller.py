@@ -62,6 +62,8 @@ class Controller:
         self._run_followers: list[Follower] = []
         self._informers: list[Informer] = []
         self._has_started = False
+        self.tell: Callable[[str, Json], None] | None = None
+        """Who is told of a run that has changed, and then wakes the controller for it; None: it wakes itself."""
         self._observer = Observer(api, self._informers, settings)
         self._applier = Applier(api, self._note_written)
         self._executor = Executor(api, self._store, self._applier, EventRecorder(api), metrics, clock)
@@ -173,6 +175,10 @@ class Controller:
         """The runs that are known."""
         return self._store.keys()
 
+    def run_bodies(self) -> list[Json]:
+        """The same, as the API server said them last."""
+        return self._store.bodies(None)
+
     # --- what wakes ------------------------------------------------------------------------------------------------
 
     def run_changed(self, change: str, body: Json) -> None:
@@ -184,9 +190,16 @@ class Controller:
         """
         if change == "DELETED":
             self._store.remove(body)
-            self.queue.add(key_of(body))
-        elif self._store.put(body):
-            self.queue.add(key_of(body))
+        elif not self._store.put(body):
+            return
+        if self.tell is None:
+            self.wake(key_of(body))
+        else:
+            self.tell(change, body)
+
+    def wake(self, key: Key) -> None:
+        """A pass over this run is wanted."""
+        self.queue.add(key)
 
     def _child_changed(self, key: Key) -> None:
         self.queue.add(key, self._settings.coalesce_seconds)
