@@ -1,8 +1,8 @@
 """kopf's part: it tells of each SpinRun that has changed, and a handler wakes the controller. The handler holds no logic.
 
-kopf lets an operator bring an HTTP session of its own. The one that it gets here answers from a mirror in this process, and not from
-the API server: what is there has been checked by `follow.py` before, so that no tenant's object can end kopf. kopf runs in a thread,
-because as it ends it cancels every task of its event loop.
+kopf lets an operator bring an HTTP session of its own. The one that it gets here answers from a mirror in this process, and not
+from the API server: what is there has been checked by `follow.py` before, so that no tenant's object can end kopf. kopf runs in a
+thread, because as it ends it cancels every task of its event loop.
 """
 
 import asyncio
