@@ -4,16 +4,17 @@ Documents stay the plain JSON that the server sends: the client library's typed 
 """
 
 import asyncio
-import json
+import math
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import aiohttp
 from kubernetes.aio import client, config
 
+from spinrun_kube.answers import AnswerTooLongError, InvalidAnswerError, lines, parse_object, read_at_most
 from spinrun_kube.kinds import EVENT, SPIN_RUN, Kind, kind_of
 from spinrun_kube.names import OPERATOR
 
@@ -22,7 +23,22 @@ Json = dict[str, Any]
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
-PAGE = 500
+
+PAGE = 100
+"""Objects that are asked for at a time, fewer where they are large."""
+MOST_PAGES = 10_000
+"""Pages after which a list counts as one that does not end."""
+PAGE_BYTES = LINE_BYTES = 4 << 20
+"""Longest page of a list and longest line of a watch that is read: some of them are in memory at a time."""
+ANSWER_BYTES = 64 << 20
+"""Longest of all other answers, unless whoever makes the calls says otherwise."""
+OBJECT_BYTES = 16 << 20
+"""More than an object can have: the API server stores 1.5 MiB of it, and writes up to six characters for one."""
+_ERROR_BYTES = 1 << 20
+_ERROR_CHARACTERS = 4000
+
+SKIPPED: Json = {"type": "SKIPPED", "object": {}}
+"""Stands in a watch for an event that is too long to be read."""
 
 
 class ApiError(Exception):
@@ -49,7 +65,7 @@ class ApiError(Exception):
         return self.status in (400, 403, 404, 422) or "field not declared in schema" in self.message
 
 
-TRANSIENT = (ApiError, aiohttp.ClientError, asyncio.TimeoutError, OSError)
+TRANSIENT = (ApiError, InvalidAnswerError, aiohttp.ClientError, asyncio.TimeoutError, OSError, config.ConfigException)
 """What a request may raise, and a later one may not meet any more."""
 
 
@@ -89,9 +105,19 @@ async def connect(*, pool_size: int = 100, user_agent: str = OPERATOR) -> client
         # Not by the library's own default: it reads KUBECONFIG when it is imported.
         await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
     configuration.connection_pool_maxsize = pool_size
+    configuration.client_session_kwargs = {"middlewares": (_refuse_redirects,)}
     api_client = client.ApiClient(configuration)
     api_client.user_agent = user_agent
     return api_client
+
+
+async def _refuse_redirects(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """An API server has no reason to send anybody elsewhere, with a token or a Secret in hand."""
+    response = await handler(request)
+    if 300 <= response.status < 400:
+        response.close()
+        raise InvalidAnswerError(f"{request.method} {request.url.path} was answered by a redirect, {response.status}")
+    return response
 
 
 class Api:
@@ -103,6 +129,7 @@ class Api:
         *,
         request_timeout_seconds: float = 20.0,
         watch_silence_seconds: float = 90.0,
+        answer_bytes: int = ANSWER_BYTES,
         field_manager: str = OPERATOR,
         observe: RequestObserver = _unobserved,
     ) -> None:
@@ -112,12 +139,14 @@ class Api:
             api_client: The library's client, which knows the server and who we are.
             request_timeout_seconds: Longest wait for an answer, and for the connection that a watch or a stream needs.
             watch_silence_seconds: Silence after which a watch is taken for dead.
+            answer_bytes: Longest answer that is read, but for pages of lists and lines of watches, which have their own limit.
             field_manager: Who owns the fields that `apply` and `replace_status` write.
             observe: Is told of every request.
         """
         self._client = api_client
         self._request_timeout = request_timeout_seconds
         self._watch_silence = watch_silence_seconds
+        self._answer_bytes = answer_bytes
         self._field_manager = field_manager
         self._observe = observe
 
@@ -132,21 +161,32 @@ class Api:
         body: Json | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        limit: int | None = None,
     ) -> Json:
         """Sends a request and returns the answer. Every call comes through here but watches and streams.
 
+        Args:
+            verb: HTTP's method.
+            path: Path of the URL.
+            query: Its query.
+            body: What is sent along.
+            content_type: What that is.
+            accept: What may be answered.
+            limit: Longest answer that is read, in bytes; None: as the client was made.
+
         Raises:
             ApiError: The API server refused it.
-            TRANSIENT: One of the others: no answer came.
+            AnswerTooLongError: The answer is above the limit.
+            TRANSIENT: One of the others: no answer came, or something else than Kubernetes' JSON.
         """
         started, result = time.monotonic(), "error"
         try:
             async with self._open(
                 verb, path, query=query, body=body, content_type=content_type, accept=accept, timeout=self._request_timeout
             ) as response:
-                content = await response.read()
+                content = await read_at_most(response.content, limit or self._answer_bytes)
                 result = str(response.status)
-            return json.loads(content)
+            return await parse_object(content)
         except ApiError as error:
             result = str(error.status)
             raise
@@ -175,8 +215,23 @@ class Api:
         content_type: str = "application/json",
         accept: str,
         timeout: float | None = None,
+        begin_timeout: float | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """An answer whose body is still to be read. Raises one of TRANSIENT."""
+        """An answer whose body is still to be read.
+
+        Args:
+            verb: HTTP's method.
+            path: Path of the URL.
+            query: Its query.
+            body: What is sent along.
+            content_type: What that is.
+            accept: What may be answered.
+            timeout: Longest time for all of it; None: any, as for a log that is followed.
+            begin_timeout: Longest time until its headers. The log of a container that says nothing has none either.
+
+        Raises:
+            TRANSIENT: One of these.
+        """
         method, url, headers, content, _ = await self._client.param_serialize(
             verb,
             path,
@@ -186,10 +241,14 @@ class Api:
             auth_settings=["BearerToken"],
         )
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=self._request_timeout)
-        response = (await self._client.call_api(method, url, headers, content, _request_timeout=limit)).response
+        async with asyncio.timeout(begin_timeout):
+            response = (await self._client.call_api(method, url, headers, content, _request_timeout=limit)).response
         try:
             if response.status >= 400:
-                raise _error(response, await response.read())
+                async with asyncio.timeout(self._request_timeout):
+                    raise await _error(response)
+            if response.history:
+                raise InvalidAnswerError(f"{verb} {path} was answered by a redirect")
             yield response
         finally:
             # A connection whose answer was read to its end has gone back to the pool before.
@@ -207,27 +266,82 @@ class Api:
                 return None
             raise
 
-    async def list(
+    async def pages(
         self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "", metadata_only: bool = False
+    ) -> AsyncGenerator[tuple[list[Json], str]]:
+        """All objects that the selectors select, page by page, and the version so far: the last is the list's.
+
+        Of an object that is larger than a page may be there is no more than its metadata, as a PartialObjectMetadata.
+
+        Raises:
+            InvalidAnswerError: What comes is not a list of these objects, or does not end.
+            TRANSIENT: One of the others.
+        """
+        selectors = {name: value for name, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
+
+        async def page_of(count: int, start: str, *, metadata_only: bool, limit: int) -> Json:
+            query = {"limit": str(count), **selectors, **({"continue": start} if start else {})}
+            accept = METADATA_ONLY.format("List") if metadata_only else "application/json"
+            return await self.request("GET", kind.path(namespace), query=query, accept=accept, limit=limit)
+
+        count, good_pages, start = PAGE, 0, ""
+        for _ in range(MOST_PAGES):
+            try:
+                page = await page_of(count, start, metadata_only=metadata_only, limit=PAGE_BYTES)
+            except AnswerTooLongError:
+                if count > 1:
+                    count, good_pages = max(1, count // 4), 0
+                    continue
+                page = await page_of(1, start, metadata_only=True, limit=OBJECT_BYTES)
+            items, version, following = _read_page(page, kind)
+            yield items, version
+            if not following:
+                return
+            if following == start:
+                break
+            start, good_pages = following, good_pages + 1
+            if good_pages % 4 == 0:
+                count = min(PAGE, 2 * count)
+        raise InvalidAnswerError(f"the list of {kind.plural} does not end")
+
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        metadata_only: bool = False,
+        keep: Callable[[Json], Json | None] = lambda document: document,
     ) -> tuple[list[Json], str]:
-        """All objects that the selectors select, and the version of the list."""
-        accept = METADATA_ONLY.format("List") if metadata_only else "application/json"
-        query = {"limit": str(PAGE)}
-        query |= {name: value for name, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
-        items: list[Json] = []
-        while True:
-            page = await self.request("GET", kind.path(namespace), query=query, accept=accept)
-            items += page.get("items") or []
-            query["continue"] = page["metadata"].get("continue", "")
-            if not query["continue"]:
-                return items, page["metadata"]["resourceVersion"]
+        """The same at once.
+
+        Args:
+            kind: Kind of the objects.
+            namespace: None: all namespaces.
+            labels: Selector of labels.
+            fields: Selector of fields.
+            metadata_only: Whether no more than the objects' metadata is asked for.
+            keep: What is kept of an object, of which at most a page is in memory; None: nothing.
+
+        Returns:
+            The objects, and the version of the list.
+        """
+        found: list[Json] = []
+        version = ""
+        pages = self.pages(kind, namespace, labels=labels, fields=fields, metadata_only=metadata_only)
+        async for items, listed in pages:
+            found += [kept for item in items if (kept := keep(item)) is not None]
+            version = listed
+        return found, version
 
     async def watch(
         self, kind: Kind, namespace: str | None, *, labels: str, version: str, seconds: float, metadata_only: bool = False
-    ) -> AsyncIterator[Json]:
-        """Events from a version on, bookmarks included, for a time.
+    ) -> AsyncGenerator[Json]:
+        """Events from a version on, bookmarks included, for a time; `SKIPPED` for one that is too long.
 
         Raises:
+            InvalidAnswerError: Something else than events came.
             TimeoutError: The watch has fallen silent.
             TRANSIENT: One of the others.
         """
@@ -239,28 +353,27 @@ class Api:
             "timeoutSeconds": str(round(seconds)),
         }
         accept = METADATA_ONLY.format("") if metadata_only else "application/json"
-        async with self._open("GET", kind.path(namespace), query=query, accept=accept) as response:
-            while line := await self._next_line(response):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    failure = event["object"]
-                    raise ApiError(failure.get("code", 500), failure.get("reason", ""), failure.get("message", ""))
-                yield event
-
-    async def _next_line(self, response: aiohttp.ClientResponse) -> bytes:
-        """The next event; empty at the end of the watch."""
-        async with asyncio.timeout(self._watch_silence):
-            return await response.content.readline()
+        # The API server ends a watch in time; whatever does not is left.
+        until = time.monotonic() + seconds + self._watch_silence
+        path = kind.path(namespace)
+        async with self._open("GET", path, query=query, accept=accept, begin_timeout=self._request_timeout) as response:
+            async for line in lines(response.content, limit=LINE_BYTES, silence_seconds=self._watch_silence):
+                yield SKIPPED if line is None else _read_event(await parse_object(line))
+                if time.monotonic() > until:
+                    return
 
     async def has_kind(self, kind: Kind) -> bool:
         """Whether the cluster knows a kind."""
         try:
-            resources = await self.request("GET", f"/apis/{kind.api_version}")
+            answer = await self.request("GET", f"/apis/{kind.api_version}")
         except ApiError as error:
             if error.status == 404:
                 return False
             raise
-        return any(resource["name"] == kind.plural for resource in resources.get("resources") or ())
+        resources = answer.get("resources")
+        if not isinstance(resources, list):
+            raise InvalidAnswerError(f"the answer about {kind.api_version} names no resources")
+        return any(isinstance(resource, dict) and resource.get("name") == kind.plural for resource in resources)
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -302,12 +415,47 @@ class Api:
         return await self.request("PATCH", EVENT.path(namespace, name), body=patch, content_type=MERGE_PATCH)
 
 
-def _error(response: aiohttp.ClientResponse, content: bytes) -> ApiError:
+def _read_page(page: Json, kind: Kind) -> tuple[list[Json], str, str]:
+    """Objects of a page, the version of its list, and what to ask for the next page with; empty after the last."""
+    metadata, items, name = page.get("metadata"), page.get("items"), page.get("kind", "List")
+    if name not in ("List", f"{kind.name}List", "PartialObjectMetadataList") or not isinstance(metadata, dict):
+        raise InvalidAnswerError(f"the answer is not a list of {kind.plural}, but of kind {str(name)[:100]!r}")
+    version, next_page = metadata.get("resourceVersion"), metadata.get("continue") or ""
+    if not isinstance(version, str) or not version or not isinstance(next_page, str):
+        raise InvalidAnswerError(f"the list of {kind.plural} has no version")
+    if items is None:
+        items = []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InvalidAnswerError(f"the list of {kind.plural} holds something else than objects")
+    return items, version, next_page
+
+
+def _read_event(event: Json) -> Json:
+    """The event of a line of a watch. Raises ApiError for one that tells of an error."""
+    kind, document = event.get("type"), event.get("object")
+    if kind == "ERROR":
+        failure = document if isinstance(document, dict) else {}
+        code = failure.get("code")
+        raise ApiError(code if isinstance(code, int) else 500, _text(failure.get("reason")), _text(failure.get("message")))
+    if not isinstance(kind, str) or not isinstance(document, dict):
+        raise InvalidAnswerError("a line of the watch is not an event")
+    return event
+
+
+async def _error(response: aiohttp.ClientResponse) -> ApiError:
     """The error that the API server describes in the body of an answer, or whatever stands there instead."""
+    content = b""
     try:
-        status = json.loads(content)
-        reason, message = str(status.get("reason", "")), str(status.get("message", ""))
-    except (ValueError, AttributeError):
+        content = await read_at_most(response.content, _ERROR_BYTES)
+        status = await parse_object(content)
+        reason, message = _text(status.get("reason")), _text(status.get("message"))
+    except InvalidAnswerError:
         reason, message = str(response.reason), content[:200].decode("utf-8", "replace")
     after = response.headers.get("Retry-After", "")
-    return ApiError(response.status, reason, message, float(after) if after.isdecimal() else None)
+    seconds = float(after) if after.isdecimal() else math.inf
+    return ApiError(response.status, reason, message, seconds if math.isfinite(seconds) else None)
+
+
+def _text(value: Any) -> str:
+    """What an error says in a field."""
+    return "" if value is None else str(value)[:_ERROR_CHARACTERS]

@@ -24,18 +24,22 @@ class Kind:
 SPIN_RUN = Kind(API_VERSION, KIND, PLURAL)
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
+CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SECRET = Kind("v1", "Secret", "secrets")
+CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+STATEFUL_SET = Kind("apps/v1", "StatefulSet", "statefulsets")
+JOB = Kind("batch/v1", "Job", "jobs")
 POD_MONITOR = Kind("monitoring.coreos.com/v1", "PodMonitor", "podmonitors")
 
 CHILDREN = (
-    Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
+    CLAIM,
     SECRET,
     Kind("v1", "ServiceAccount", "serviceaccounts"),
-    Kind("v1", "ConfigMap", "configmaps"),
+    CONFIG_MAP,
     Kind("v1", "Service", "services"),
     Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
-    Kind("apps/v1", "StatefulSet", "statefulsets"),
-    Kind("batch/v1", "Job", "jobs"),
+    STATEFUL_SET,
+    JOB,
 )
 """Kinds of which every run has children."""
 

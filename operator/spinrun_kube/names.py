@@ -28,7 +28,18 @@ CHECK = "model-check"
 """The init container of a rollout that looks at its model."""
 
 # What the name of a run's child has after the run's own; a StatefulSet's pod and a Job's have theirs after that of their owner.
-_CHILD_SUFFIX = re.compile(r"-(?:(?:rollout|scorer)(?:-\d+)?|trainer(?:-\d+(?:-\d+(?:-[a-z0-9]+)?)?)?|ledger|token|run|spinrun)")
+_SUFFIXES = {
+    "PersistentVolumeClaim": "ledger",
+    "Secret": "token",
+    "ServiceAccount": "spinrun",
+    "ConfigMap": "run",
+    "Service": "rollout|scorer|trainer",
+    "NetworkPolicy": "rollout|scorer|trainer",
+    "StatefulSet": "rollout|scorer",
+    "Job": r"trainer-\d+",
+    "Pod": r"(?:rollout|scorer)-\d+|trainer-\d+-\d+(?:-[a-z0-9]+)?",
+}
+_CHILD_SUFFIX = {kind: re.compile(f"-(?:{suffix})", re.ASCII) for kind, suffix in _SUFFIXES.items()}
 
 Json = dict[str, Any]
 
@@ -141,7 +152,8 @@ def is_child_of(run_name: str, kind: str, name: str) -> bool:
     """
     if kind == "PodMonitor":
         return name == run_name
-    return name.startswith(run_name) and _CHILD_SUFFIX.fullmatch(name, len(run_name)) is not None
+    suffix = _CHILD_SUFFIX.get(kind)
+    return suffix is not None and name.startswith(run_name) and suffix.fullmatch(name, len(run_name)) is not None
 
 
 def belongs_to(run: SpinRun, document: Json) -> bool:

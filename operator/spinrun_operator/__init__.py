@@ -1,7 +1,8 @@
 """The operator: makes, watches, restarts, suspends and finishes SpinRuns on a Kubernetes cluster.
 
-handlers (kopf) and informers wake; `queue` runs one pass per run at a time, as `controller` says: `store` has the run, `observe`
-gathers what is there, `reconcile` decides, `executor` carries that out, and `apply` writes a child where it differs.
+`follow` lists and watches; `informer` keeps the children and `store` the runs. Their news wakes the `queue`, which runs one pass
+per run at a time, as `controller` says: `observe` gathers what is there, `reconcile` decides, `executor` carries that out, and
+`apply` writes a child where it differs.
 
 `reconcile` is pure, and so is all that it asks: `view` (what is seen), `attempts` and `conditions` (which write the `draft` of
 the next status), `wanted` and `children/` (what should be there), `policies/` and `trouble`.

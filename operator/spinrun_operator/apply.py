@@ -6,7 +6,7 @@ from typing import Any
 from spinrun_api.run import SpinRun
 from spinrun_kube import names
 from spinrun_kube.api import Api, ApiError
-from spinrun_kube.kinds import SECRET, kind_of
+from spinrun_kube.kinds import CONFIG_MAP, SECRET, kind_of
 from spinrun_operator import reasons
 from spinrun_operator.children.ledger_claim import is_usable
 from spinrun_operator.drift import covers, digest, hash_of, projection, with_hash
@@ -43,10 +43,12 @@ class Applier:
             TRANSIENT: One of these, where a later attempt may succeed.
         """
         document, uid = with_hash(wanted), {}
+        kind, where = kind_of(wanted), (names.namespace(run), wanted["metadata"]["name"])
         if live is None:
-            live = await self._api.get(
-                kind_of(wanted), names.namespace(run), wanted["metadata"]["name"], metadata_only=kind_of(wanted) == SECRET
-            )
+            live = await self._api.get(kind, *where, metadata_only=kind == SECRET)
+        elif kind == CONFIG_MAP and names.belongs_to(run, live) and not self._is_as_wanted(document, live):
+            # Of ConfigMaps the metadata alone is watched.
+            live = await self._api.get(kind, *where)
         if live is not None:
             if refusal := _foreign(run, wanted, live):
                 return refusal
@@ -65,26 +67,37 @@ class Applier:
         return None
 
     def _differs(self, document: Json, live: Json) -> bool:
-        uid, version = live["metadata"]["uid"], (live["metadata"].get("resourceVersion", ""), hash_of(document))
-        if self._as_wanted.get(uid) == version:
+        if self._is_as_wanted(document, live):
             return False
         if hash_of(live) != hash_of(document):
             return True
+        uid = live["metadata"]["uid"]
         if not covers(live, document) and self._settled.get(uid) != _settlement(document, live):
             return True
-        self._as_wanted[uid] = version
+        self._as_wanted[uid] = _version(document, live)
         return False
 
+    def _is_as_wanted(self, document: Json, live: Json) -> bool:
+        """Whether this very version of the object was found to be as wanted."""
+        return self._as_wanted.get(live["metadata"]["uid"]) == _version(document, live)
+
     def _settle(self, document: Json, written: Json) -> None:
+        uid = written["metadata"]["uid"]
         if covers(written, document):
-            self._settled.pop(written["metadata"]["uid"], None)
+            self._settled.pop(uid, None)
         else:
-            self._settled[written["metadata"]["uid"]] = _settlement(document, written)
+            self._settled[uid] = _settlement(document, written)
+        self._as_wanted[uid] = _version(document, written)
 
     def forget(self, document: Json) -> None:
         """The object is gone."""
         self._settled.pop(document["metadata"]["uid"], None)
         self._as_wanted.pop(document["metadata"]["uid"], None)
+
+
+def _version(document: Json, live: Json) -> tuple[str, str]:
+    """What was wanted, and the version of the object."""
+    return live["metadata"].get("resourceVersion", ""), hash_of(document)
 
 
 def _settlement(document: Json, live: Json) -> tuple[str, str]:

@@ -1,7 +1,5 @@
 """The trainer's attempts in the status: the start of one, the number of the next, and the end of the last."""
 
-from datetime import timedelta
-
 from spinrun_api.status import Metrics
 from spinrun_kube import names, times
 from spinrun_operator import reasons
@@ -64,8 +62,17 @@ def number_next(view: View, draft: Draft, follows: failure.FollowUp | None) -> N
         return
     _count(draft, follows)
     if follows.delay_seconds:
-        draft.change(next_attempt_time=times.to_text(view.now + timedelta(seconds=follows.delay_seconds)))
+        draft.change(next_attempt_time=times.to_text(times.later(view.now, follows.delay_seconds)))
     draft.record_event("Warning", follows.reason, f"attempt {view.attempt}: {follows.message}")
+
+
+def cap_wait(view: View, draft: Draft) -> None:
+    """Brings the next attempt forward where its time is farther away than any wait: the clock was set back since."""
+    if draft.status.next_attempt_time is None:
+        return
+    latest = times.later(view.now, view.settings.max_restart_delay_seconds)
+    if times.from_text(draft.status.next_attempt_time) > latest:
+        draft.change(next_attempt_time=times.to_text(latest))
 
 
 def end_run(view: View, draft: Draft, follows: failure.FollowUp) -> None:

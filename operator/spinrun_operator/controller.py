@@ -3,21 +3,25 @@
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from spinrun_api.documents import InvalidDocumentError, parse_stored_run
 from spinrun_api.status import SpinRunStatus
-from spinrun_kube import times
 from spinrun_kube.api import TRANSIENT, Api, ApiError
-from spinrun_kube.kinds import CHILDREN, POD, POD_MONITOR, SPIN_RUN, kind_of
+from spinrun_kube.kinds import CHILDREN, JOB, POD, POD_MONITOR, SPIN_RUN, STATEFUL_SET, Kind, kind_of
 from spinrun_operator.apply import Applier
+from spinrun_operator.backoff import Backoff
+from spinrun_operator.clock import SteadyClock
 from spinrun_operator.conditions import with_internal_error, with_invalid_spec
 from spinrun_operator.events import EventRecorder
 from spinrun_operator.executor import Executor
+from spinrun_operator.follow import Follower
 from spinrun_operator.informer import Informer
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.observe import Observer, progress_target
@@ -30,10 +34,13 @@ from spinrun_operator.status import current_attempt, is_finished
 from spinrun_operator.store import RunStore, key_of
 
 Json = dict[str, Any]
-Result = TypeVar("Result")
 
 REPORTED_FROM = 3
 """From so many failures of its own on a run, one after the other, the operator tells of them in the run's status."""
+
+LONGEST_RUN_WATCH_SECONDS = 60.0
+"""A watch that was opened while the API server took in a changed CRD, as at an upgrade of the chart, may bring bookmarks and no
+events until it ends."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +48,8 @@ logger = logging.getLogger(__name__)
 class Controller:
     """Serves the SpinRuns of the cluster, or of some namespaces."""
 
-    def __init__(self, api: Api, settings: Settings, metrics: Metrics, *, clock: Callable[[], datetime] = times.utc_now) -> None:
+    def __init__(self, api: Api, settings: Settings, metrics: Metrics, *, clock: Callable[[], datetime] | None = None) -> None:
+        clock = clock or SteadyClock()
         self.queue = KeyedQueue(self._work, workers=settings.workers)
         self._api = api
         self._settings = settings
@@ -51,90 +59,147 @@ class Controller:
         self._store = RunStore(api)
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
         self._internal_errors: Counter[Key] = Counter()
+        self._run_followers: list[Follower] = []
         self._informers: list[Informer] = []
+        self._has_started = False
+        self.tell: Callable[[str, Json], None] | None = None
+        """Who is told of a run that has changed, and then wakes the controller for it; None: it wakes itself."""
         self._observer = Observer(api, self._informers, settings)
         self._applier = Applier(api, self._note_written)
         self._executor = Executor(api, self._store, self._applier, EventRecorder(api), metrics, clock)
-        self._poller = ProgressPoller(settings, self.queue.add)
+        self._poller = ProgressPoller(settings, self.queue.add, clock=clock)
         metrics.follow_queue(self.queue.depth, self.queue.oldest_seconds)
         metrics.follow_runs(self._store.phases)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
-    async def wait_for_crd(self) -> None:
-        """Waits until the API server serves SpinRuns: whoever watches a kind that is not there yet never learns of it."""
-        for attempt in itertools.count():
-            if await _until_answered(lambda: self._api.has_kind(SPIN_RUN)):
-                return
-            if attempt == 0:
-                logger.warning("the cluster has no CRD for SpinRuns yet: apply crds/spinrun.dev_spinruns.yaml")
-            await asyncio.sleep(1)
-
     async def run(self) -> None:
-        """Serves until it is cancelled."""
+        """Serves until it is cancelled. Whatever the API server says or does not say, nothing else ends it."""
         try:
-            kinds = [POD, *CHILDREN]
-            if self._settings.pod_monitor and await _until_answered(lambda: self._api.has_kind(POD_MONITOR)):
-                kinds.append(POD_MONITOR)
-            self._informers += [
-                Informer(self._api, kind, namespace, self._settings, self._child_changed, self._applier.forget)
-                for kind in kinds
-                for namespace in self._namespaces
-            ]
             async with asyncio.TaskGroup() as tasks:
-                for informer in self._informers:
-                    tasks.create_task(informer.run(), name=f"watch {informer.kind.plural}")
-                for informer in self._informers:
-                    await informer.synced.wait()
+                await self._until_served(SPIN_RUN)
+                self._run_followers += [
+                    Follower(
+                        self._api,
+                        SPIN_RUN,
+                        namespace,
+                        _RunsOf(self._store, namespace, self.run_changed),
+                        self._settings,
+                        self._metrics,
+                        longest_watch_seconds=LONGEST_RUN_WATCH_SECONDS,
+                    )
+                    for namespace in self._namespaces
+                ]
+                await _start(tasks, self._run_followers)
+                # Whose child an object is can only be told once the runs are known.
+                has_pod_monitors = self._settings.pod_monitor and await self._is_served(POD_MONITOR)
+                # A pod is owned by a Job or a StatefulSet, and comes last.
+                kinds = [*CHILDREN, *([POD_MONITOR] if has_pod_monitors else []), POD]
+                self._informers += [self._informer(kind, namespace) for kind in kinds for namespace in self._namespaces]
+                for is_last in (False, True):
+                    await _start(tasks, [each.follower for each in self._informers if (each.kind == POD) is is_last])
+                self._has_started = True
                 tasks.create_task(self._resync(), name="resync")
                 tasks.create_task(self.queue.run(), name="queue")
         finally:
             await self._poller.close()
 
-    async def _resync(self) -> None:
-        """Looks at everything from time to time: what an event missed is found here."""
+    def _informer(self, kind: Kind, namespace: str | None) -> Informer:
+        owners = self._pod_owners if kind == POD else self._run_owners
+        return Informer(
+            self._api,
+            kind,
+            namespace,
+            self._settings,
+            self._metrics,
+            owners=owners,
+            on_change=self._child_changed,
+            on_gone=self._applier.forget,
+        )
+
+    async def _until_served(self, kind: Kind) -> None:
+        """Waits until the API server serves a kind: whoever watches one that is not there yet never learns of it."""
+        for attempt in itertools.count():
+            if await self._is_served(kind):
+                return
+            if attempt == 0:
+                logger.warning("the cluster has no CRD for SpinRuns yet: apply crds/spinrun.dev_spinruns.yaml")
+            await asyncio.sleep(1)
+
+    async def _is_served(self, kind: Kind) -> bool:
+        """Whether the API server serves a kind, as soon as it answers."""
+        backoff = Backoff(healthy_seconds=math.inf)
         while True:
             try:
-                for namespace in self._namespaces:
-                    for key in await self._store.list_again(namespace):
-                        self.queue.add(key)
+                return await self._api.has_kind(kind)
             except TRANSIENT as error:
-                logger.warning("listing SpinRuns: %s", error or type(error))
-                await asyncio.sleep(1)
-                continue
+                level = logging.DEBUG if backoff.failures else logging.WARNING
+                logger.log(level, "the API server does not say which kinds it serves: %s", error or type(error).__name__)
+            await asyncio.sleep(backoff.pause(0.0))
+
+    async def _resync(self) -> None:
+        """Looks at everything from time to time: what an event missed, the last list has found."""
+        while True:
+            for key in self.runs():
+                self.queue.add(key)
             await asyncio.sleep(self._settings.resync_seconds)
+
+    @property
+    def _followers(self) -> list[Follower]:
+        return [*self._run_followers, *(informer.follower for informer in self._informers)]
 
     def problems(self) -> list[str]:
         """What keeps the operator from working, for the liveness probe."""
         limit, now = self._settings.stuck_seconds, time.monotonic()
-        silent = [informer.kind.plural for informer in self._informers if now - informer.last_message > limit]
-        found = [f"nothing heard of {plural} for {limit:.0f} s" for plural in silent]
+        found = [
+            f"nothing heard of {each.kind.plural} for {limit:.0f} s{f', {each.trouble}' if each.trouble else ''}"
+            for each in self._followers
+            if now - each.last_message > limit
+        ]
         if (oldest := self.queue.oldest_seconds()) > limit:
             found.append(f"a run has been waiting for {oldest:.0f} s in the queue")
         return found
 
-    def is_ready(self) -> bool:
-        """Whether everything that is there has been seen."""
-        return bool(self._informers) and all(informer.synced.is_set() for informer in self._informers)
+    def not_ready(self) -> list[str]:
+        """What the operator has not seen yet, or not lately, for the readiness probe; empty when it knows what is there."""
+        if not self._has_started:
+            unseen = [
+                f"{each.kind.plural}: still listing{f', {each.trouble}' if each.trouble else ''}"
+                for each in self._followers
+                if not each.synced.is_set()
+            ]
+            return unseen or ["still asking which kinds the cluster serves"]
+        return [f"{each.kind.plural}: nothing heard lately, {each.trouble}" for each in self._followers if each.is_stale]
 
     def runs(self) -> list[Key]:
         """The runs that are known."""
         return self._store.keys()
 
+    def run_bodies(self) -> list[Json]:
+        """The same, as the API server said them last."""
+        return self._store.bodies(None)
+
     # --- what wakes ------------------------------------------------------------------------------------------------
 
-    def run_changed(self, change: str | None, body: Json) -> None:
+    def run_changed(self, change: str, body: Json) -> None:
         """A SpinRun was seen.
 
         Args:
-            change: What the watch says of it: DELETED, or anything else.
+            change: What the API server says of it: DELETED, or anything else.
             body: The run as the API server says it.
         """
         if change == "DELETED":
             self._store.remove(body)
-            self.queue.add(key_of(body))
-        elif self._store.put(body):
-            self.queue.add(key_of(body))
+        elif not self._store.put(body):
+            return
+        if self.tell is None:
+            self.wake(key_of(body))
+        else:
+            self.tell(change, body)
+
+    def wake(self, key: Key) -> None:
+        """A pass over this run is wanted."""
+        self.queue.add(key)
 
     def _child_changed(self, key: Key) -> None:
         self.queue.add(key, self._settings.coalesce_seconds)
@@ -145,6 +210,18 @@ class Controller:
         for informer in self._informers:
             if informer.kind == kind and informer.namespace in (None, written["metadata"]["namespace"]):
                 informer.put(written)
+
+    # --- whose an object is ----------------------------------------------------------------------------------------
+
+    def _run_owners(self, key: Key) -> Collection[str]:
+        """Who may own a child of the run."""
+        body = self._store.get(key)
+        return () if body is None else (body["metadata"]["uid"],)
+
+    def _pod_owners(self, key: Key) -> Collection[str]:
+        """Who may own a pod of the run."""
+        makers = (informer for informer in self._informers if informer.kind in (JOB, STATEFUL_SET))
+        return {maker["metadata"]["uid"] for informer in makers for maker in informer.of_run(key)}
 
     # --- one pass --------------------------------------------------------------------------------------------------
 
@@ -200,6 +277,9 @@ class Controller:
         if not is_managed(run):
             self._poller.forget(key)
             return None
+        for informer in self._informers:
+            if informer.namespace in (None, key[0]):
+                await informer.catch_up(key)
         now, refusals = self._clock(), self._refusals.get(key, ())
         observed = await self._observer.observe(run, key, refusals=refusals, progress=self._poller.published(key), now=now)
         plan = reconcile(run, observed, self._settings, now)
@@ -242,11 +322,27 @@ def _status_of(body: Json) -> SpinRunStatus:
         return SpinRunStatus()
 
 
-async def _until_answered(call: Callable[[], Awaitable[Result]]) -> Result:
-    """What the API server answers, however long that takes."""
-    while True:
-        try:
-            return await call()
-        except TRANSIENT as error:
-            logger.warning("the API server does not answer: %s", error or type(error))
-            await asyncio.sleep(1)
+async def _start(tasks: asyncio.TaskGroup, followers: list[Follower]) -> None:
+    """Starts to follow, and waits until everything that is there has been seen."""
+    for follower in followers:
+        tasks.create_task(follower.run(), name=f"watch {follower.kind.plural}")
+    for follower in followers:
+        await follower.synced.wait()
+
+
+@dataclass(frozen=True)
+class _RunsOf:
+    """The runs of a namespace, or of all, as a copy that is kept."""
+
+    store: RunStore
+    namespace: str | None
+    changed: Callable[[str, Json], None]
+
+    def take(self, change: str, document: Json) -> None:
+        self.changed(change, document)
+
+    def wants(self, document: Json) -> bool:
+        return self.store.is_news(document)
+
+    def known(self) -> list[Json]:
+        return self.store.bodies(self.namespace)

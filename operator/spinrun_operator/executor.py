@@ -9,7 +9,7 @@ from spinrun_api.status import SpinRunStatus
 from spinrun_kube.api import Api, ApiError
 from spinrun_operator.apply import Applier
 from spinrun_operator.events import EventRecorder
-from spinrun_operator.informer import version_of
+from spinrun_operator.follow import version_of
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.observed import Observed, Refusal, child_id
 from spinrun_operator.plan import Plan

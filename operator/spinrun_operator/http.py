@@ -26,8 +26,8 @@ async def serve(controller: Controller, metrics: Metrics, port: int) -> AsyncGen
         return web.Response(text="\n".join(problems) or "ok", status=503 if problems else 200)
 
     async def get_ready(_: web.Request) -> web.Response:
-        ready = controller.is_ready()
-        return web.Response(text="ok" if ready else "still listing", status=200 if ready else 503)
+        missing = controller.not_ready()
+        return web.Response(text="\n".join(missing) or "ok", status=503 if missing else 200)
 
     app.add_routes([web.get("/metrics", get_metrics), web.get("/healthz", get_health), web.get("/readyz", get_ready)])
     # keepalive_timeout is also how long a connection may take for a request's head. No body is ever read.

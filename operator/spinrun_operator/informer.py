@@ -1,30 +1,38 @@
-"""A live copy of the objects of one kind that carry a run's label: a list, then a watch, and from time to time a list again."""
+"""A live copy of the runs' children of one kind: what carries a run's label, has a child's name, and is owned by that run."""
 
-import asyncio
-import logging
-import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from spinrun_kube.api import TRANSIENT, Api, ApiError
-from spinrun_kube.kinds import POD, SECRET, Kind
-from spinrun_kube.names import RUN_LABEL
+from spinrun_kube.api import Api
+from spinrun_kube.kinds import CLAIM, CONFIG_MAP, JOB, POD, SECRET, Kind
+from spinrun_kube.names import RUN_LABEL, controller_of, is_child_of
+from spinrun_operator.follow import Follower, is_sound, version_of
+from spinrun_operator.metrics import Metrics
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
 
 Json = dict[str, Any]
 
-LONGEST_PAUSE_SECONDS = 30.0
+METADATA_ONLY = (SECRET, CONFIG_MAP)
+"""Kinds of whose objects no more than the metadata is asked for: what a Secret holds is nobody's business here, and anybody's
+ConfigMap with our label may be a megabyte."""
 KEPT_DELETIONS = 4096
-
-logger = logging.getLogger(__name__)
+REMEMBERED_OWNERS = 4096
+"""Owners of which we did not know when an object named them."""
+MOST_OF_A_RUN = 1000
+"""Objects of a kind that are kept of one run."""
+_LONGEST_OWNER = 300
+_NOBODY = "nobody, for a run named "
+"""Stands for the owner of a claim that has none."""
 
 
 class Informer:
-    """The objects of a kind in one namespace, or in all.
+    """The children of a kind in one namespace, or in all.
 
-    `on_change` is told the key of the run whose child has changed, `on_gone` the object that is there no more.
+    An object is kept if one of its run's `owners` controls it: anybody can give an object our label. Whose owner becomes known
+    later is read again by `catch_up`. `on_change` is told the key of the run whose child has changed, `on_gone` the object that
+    is there no more.
     """
 
     def __init__(
@@ -33,107 +41,120 @@ class Informer:
         kind: Kind,
         namespace: str | None,
         settings: Settings,
+        metrics: Metrics,
+        *,
+        owners: Callable[[Key], Collection[str]],
         on_change: Callable[[Key], None],
         on_gone: Callable[[Json], None],
     ) -> None:
         self.kind = kind
         self.namespace = namespace
-        self.synced = asyncio.Event()
-        self.last_message = time.monotonic()
-        """When the API server last said something."""
+        metadata_only = kind in METADATA_ONLY
+        self.follower = Follower(api, kind, namespace, self, settings, metrics, labels=RUN_LABEL, metadata_only=metadata_only)
         self._api = api
-        self._settings = settings
+        self._metadata_only = metadata_only
+        self._metrics = metrics
+        self._owners = owners
         self._on_change = on_change
         self._on_gone = on_gone
-        # What a Secret holds is nobody's business here.
-        self._metadata_only = kind == SECRET
         self._runs: dict[Key, dict[str, Json]] = {}
-        self._deleted: deque[str] = deque(maxlen=KEPT_DELETIONS)
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._unknown_owners: OrderedDict[str, None] = OrderedDict()
 
     def of_run(self, key: Key) -> list[Json]:
-        """The objects with the run's label."""
+        """The run's objects."""
         return list(self._runs.get(key, {}).values())
 
-    def keys(self) -> list[Key]:
-        """Runs that have objects of this kind."""
-        return list(self._runs)
+    def known(self) -> Iterable[Json]:
+        """All objects."""
+        return [document for run in self._runs.values() for document in run.values()]
 
-    def put(self, document: Json) -> bool:
-        """Takes an object in, unless it is older than what is known. Whether it was news."""
-        document = slim(document, self.kind)
-        metadata = document["metadata"]
-        key = _key(document)
+    def wants(self, document: Json) -> bool:
+        """Whether the object is a child of a run that is known, and news of it."""
+        key, metadata = _key(document), document["metadata"]
         if key is None or metadata["uid"] in self._deleted:
             return False
-        known = self._runs.get(key, {}).get(metadata["name"])
+        run = self._runs.get(key, {})
+        known = run.get(metadata["name"])
         if known is not None and version_of(known) >= version_of(document):
             return False
-        self._runs.setdefault(key, {})[metadata["name"]] = document
+        if known is not None and known["metadata"]["uid"] == metadata["uid"]:
+            return True
+        if not self._is_owned(key, document):
+            self._metrics.count_ignored(self.kind.plural, "foreign")
+            return False
+        if known is None and len(run) >= MOST_OF_A_RUN:
+            self._metrics.count_ignored(self.kind.plural, "too many")
+            return False
+        return True
+
+    def _is_owned(self, key: Key, document: Json) -> bool:
+        """Whether it is controlled by an owner that its run has, or is a claim that an earlier run of that name has left."""
+        metadata = document["metadata"]
+        # The pods' names are their controller's to choose, who cuts them where they are too long.
+        if self.kind != POD and not is_child_of(key[1], self.kind.name, metadata["name"]):
+            return False
+        controller, owners = controller_of(document), self._owners(key)
+        owner = _NOBODY + key[1] if controller is None and self.kind == CLAIM else (controller or {}).get("uid")
+        if owner in owners or (owners and isinstance(owner, str) and owner.startswith(_NOBODY)):
+            return True
+        if isinstance(owner, str) and len(owner) <= _LONGEST_OWNER:
+            self._unknown_owners[owner] = None
+            if len(self._unknown_owners) > REMEMBERED_OWNERS:
+                self._unknown_owners.popitem(last=False)
+        return False
+
+    def put(self, document: Json) -> bool:
+        """Takes an object in, unless it is not wanted. Whether it was."""
+        if not self.wants(document):
+            return False
+        key = _key(document)
+        assert key is not None
+        self._runs.setdefault(key, {})[document["metadata"]["name"]] = slim(document, self.kind)
         return True
 
     def forget(self, document: Json) -> None:
         """Takes an object out that is gone."""
         self._on_gone(document)
-        self._deleted.append(document["metadata"]["uid"])
-        key = _key(document)
+        key, name, uid = _key(document), document["metadata"]["name"], document["metadata"]["uid"]
         known = self._runs.get(key, {}) if key else {}
-        if known.get(document["metadata"]["name"], {}).get("metadata", {}).get("uid") == document["metadata"]["uid"]:
-            del known[document["metadata"]["name"]]
+        if name in known and known[name]["metadata"]["uid"] == uid:
+            del known[name]
             if key and not known:
                 del self._runs[key]
+        self._deleted[uid] = None
+        if len(self._deleted) > KEPT_DELETIONS:
+            self._deleted.popitem(last=False)
 
-    async def run(self) -> None:
-        """Follows the API server until it is cancelled, whatever that does."""
-        pause = 0.0
-        while True:
-            try:
-                await self._follow(await self._list())
-                pause = 0.0
-            except TRANSIENT as error:
-                expired = isinstance(error, ApiError) and error.status == 410
-                pause = 0.0 if expired else min(max(0.5, 2 * pause), LONGEST_PAUSE_SECONDS)
-                logger.log(
-                    logging.DEBUG if expired else logging.WARNING, "watch of %s: %s", self.kind.plural, error or type(error)
-                )
-            await asyncio.sleep(pause)
-
-    async def _list(self) -> str:
-        """Makes the copy equal to what is there now, and returns its version."""
-        items, version = await self._api.list(self.kind, self.namespace, labels=RUN_LABEL, metadata_only=self._metadata_only)
-        self.last_message = time.monotonic()
-        present = {item["metadata"]["uid"] for item in items}
-        for known in [document for run in self._runs.values() for document in run.values()]:
-            # What is newer than the list came in by our own writes while the list was under way.
-            if known["metadata"]["uid"] not in present and version_of(known) <= int(version):
-                self._take("DELETED", known)
-        for item in items:
-            self._take("ADDED", item)
-        self.synced.set()
-        return version
-
-    async def _follow(self, version: str) -> None:
-        """Takes in every change until it is time for the next list."""
-        events = self._api.watch(
-            self.kind,
-            self.namespace,
-            labels=RUN_LABEL,
-            version=version,
-            seconds=self._settings.resync_seconds,
-            metadata_only=self._metadata_only,
-        )
-        async for event in events:
-            self.last_message = time.monotonic()
-            if event["type"] != "BOOKMARK":
-                self._take(event["type"], event["object"])
-
-    def _take(self, change: str, document: Json) -> None:
-        """One event."""
-        if change == "DELETED":
-            self.forget(document)
-        elif not self.put(document):
+    def take(self, change: str, document: Json) -> None:
+        """Takes in what a list or a watch says."""
+        key = _key(document)
+        if key is None:
             return
-        if key := _key(document):
+        if change == "LISTED":
+            # What the newest list has is there, whatever was said before.
+            self._deleted.pop(document["metadata"]["uid"], None)
+        if change != "DELETED":
+            if self.put(document):
+                self._on_change(key)
+        elif key in self._runs or self._owners(key):
+            # Also when it was not the run's: it may have had a child's name.
+            self.forget(document)
             self._on_change(key)
+
+    async def catch_up(self, key: Key) -> None:
+        """Reads the run's objects that came before their owner was known. Raises one of TRANSIENT."""
+        owners = self._owners(key)
+        late = [owner for owner in (*owners, _NOBODY + key[1]) if owner in self._unknown_owners]
+        if not owners or not late:
+            return
+        labels = f"{RUN_LABEL}={key[1]}"
+        async for items, _ in self._api.pages(self.kind, key[0], labels=labels, metadata_only=self._metadata_only):
+            for item in items:
+                if is_sound(item, self.kind, key[0]):
+                    self.put(item)
+        for owner in late:
+            self._unknown_owners.pop(owner, None)
 
 
 def _key(document: Json) -> Key | None:
@@ -142,19 +163,21 @@ def _key(document: Json) -> Key | None:
     return (metadata["namespace"], name) if name else None
 
 
-def version_of(document: Json) -> int:
-    """The object's resource version, which grows with every change of the cluster."""
-    return int(document["metadata"]["resourceVersion"])
+_METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "ownerReferences")
+_OUR_PREFIXES = ("spinrun.dev/", "app.kubernetes.io/", "batch.kubernetes.io/")
 
 
 def slim(document: Json, kind: Kind) -> Json:
     """The document without what nobody here reads: most of its size."""
-    metadata = {name: value for name, value in document["metadata"].items() if name != "managedFields"}
+    found = document["metadata"]
+    metadata = {name: found[name] for name in _METADATA if name in found}
+    for name in ("labels", "annotations"):
+        metadata[name] = {each: text for each, text in found.get(name, {}).items() if each.startswith(_OUR_PREFIXES)}
     slimmed = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata}
-    if kind == SECRET:
+    spec = document.get("spec", {})
+    if kind in METADATA_ONLY:
         return slimmed
     if kind == POD:
-        spec = document.get("spec", {})
         containers = {
             kind: [{"name": each["name"], "resources": each.get("resources", {})} for each in spec.get(kind) or ()]
             for kind in ("initContainers", "containers")
@@ -162,4 +185,8 @@ def slim(document: Json, kind: Kind) -> Json:
         }
         kept = {"spec": {"nodeName": spec.get("nodeName"), **containers}, "status": document.get("status", {})}
         return slimmed | kept
+    if kind == JOB:
+        # A Job is made once and never compared again.
+        kept = {name: spec[name] for name in ("parallelism", "completions") if name in spec}
+        return slimmed | {"spec": kept, "status": document.get("status", {})}
     return slimmed | {name: value for name, value in document.items() if name not in slimmed}

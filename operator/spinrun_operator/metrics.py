@@ -56,6 +56,18 @@ class Metrics:
         for reason in reasons.ATTEMPT_ENDS:
             # Prometheus sees the first increase of a counter only when it has seen the counter before.
             self._attempts.labels(reason)
+        self._watch_failures = Counter(
+            "spinrun_operator_watch_failures",
+            "Lists and watches that failed, by resource and reason.",
+            ["resource", "reason"],
+            registry=self.registry,
+        )
+        self._ignored = Counter(
+            "spinrun_operator_ignored_objects",
+            "Objects and events that were left out, by resource and reason.",
+            ["resource", "reason"],
+            registry=self.registry,
+        )
         self._runs = _Runs()
         self.registry.register(self._runs)
 
@@ -78,6 +90,14 @@ class Metrics:
         """Counts the end of an attempt if the reason is that of an Event that tells of one."""
         if reason in reasons.ATTEMPT_ENDS:
             self._attempts.labels(reason).inc()
+
+    def count_watch_failure(self, resource: str, reason: str) -> None:
+        """Counts a list or watch that failed."""
+        self._watch_failures.labels(resource, reason).inc()
+
+    def count_ignored(self, resource: str, reason: str) -> None:
+        """Counts an object or event that is left out."""
+        self._ignored.labels(resource, reason).inc()
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

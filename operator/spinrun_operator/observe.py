@@ -16,7 +16,7 @@ from spinrun_kube import names, times
 from spinrun_kube.api import Api
 from spinrun_kube.kinds import EVENT, POD, POD_MONITOR
 from spinrun_operator import trouble
-from spinrun_operator.informer import Informer
+from spinrun_operator.informer import Informer, slim
 from spinrun_operator.observed import (
     INDEX_ANNOTATION,
     Notice,
@@ -38,6 +38,10 @@ Json = dict[str, Any]
 OLD_EVENT_SECONDS = 600
 """Events of trouble are repeated while it lasts: an older one tells of what is over."""
 
+MOST_WARNINGS = 1000
+"""Of a namespace, the newest."""
+MESSAGE_LIMIT = 1000
+"""Characters of an event's message."""
 
 # The scheduler's are in the pods' conditions too, and by far the most.
 _OTHERS_WARNINGS = "type=Warning,involvedObject.kind!=SpinRun,reason!=FailedScheduling"
@@ -93,7 +97,7 @@ class Observer:
         """The run's pods, those of the attempt as the API server has them now."""
         attempt = current_attempt(run.status or SpinRunStatus())
         labels = f"{names.UID_LABEL}={run.metadata.uid},{names.ATTEMPT_LABEL}={attempt}"
-        newest, _ = await self._api.list(POD, names.namespace(run), labels=labels)
+        newest, _ = await self._api.list(POD, names.namespace(run), labels=labels, keep=lambda pod: slim(pod, POD))
         lagging = observed.attempt_pods(attempt)
         return (*(pod for pod in observed.pods if pod not in lagging), *newest)
 
@@ -103,12 +107,23 @@ class Observer:
         known = self._warnings[namespace]
         async with known.lock:
             if time.monotonic() - known.fetched >= self._settings.trouble_seconds:
-                events, _ = await self._api.list(EVENT, namespace, fields=_OTHERS_WARNINGS)
+                events, _ = await self._api.list(EVENT, namespace, fields=_OTHERS_WARNINGS, keep=_telling)
                 known.by_uid = defaultdict(list)
-                for event in events:
-                    known.by_uid[event["involvedObject"].get("uid", "")].append(event)
+                for event in sorted(events, key=_time_of)[-MOST_WARNINGS:]:
+                    known.by_uid[event["involvedObject"]["uid"]].append(event)
                 known.fetched = time.monotonic()
             return known.by_uid
+
+
+def _telling(event: Json) -> Json | None:
+    """Of an event that tells of trouble, what is read here."""
+    if event.get("reason") not in trouble.NOTICES:
+        return None
+    times_of = {name: event[name] for name in ("lastTimestamp", "eventTime") if event.get(name)}
+    about = {"uid": event.get("involvedObject", {}).get("uid", "")}
+    message = event.get("message", "")[:MESSAGE_LIMIT]
+    metadata = {"creationTimestamp": event["metadata"]["creationTimestamp"]}
+    return {"metadata": metadata, "involvedObject": about, "reason": event["reason"], "message": message, **times_of}
 
 
 def _own(run: SpinRun, pods: Iterable[Json]) -> list[Json]:

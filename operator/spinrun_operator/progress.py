@@ -2,15 +2,19 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 from pydantic import ValidationError
 
+from spinrun_kube import times
+from spinrun_kube.answers import InvalidAnswerError, read_at_most
 from spinrun_operator.observed import TrainerProgress
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
@@ -20,6 +24,8 @@ from spinrun_protocol.wire import Progress
 TIMEOUT_SECONDS = 5.0
 SIZE_LIMIT = 1 << 20
 """Bytes of an answer: more is not progress."""
+TEXT_LIMIT = 4000
+"""Characters of a text that are kept."""
 
 # What changes all the time, and is not worth a status write of its own.
 _FLEETING = {"prompts_done", "prompts_total", "message", "eta_seconds"}
@@ -46,9 +52,10 @@ class Target:
 class ProgressPoller:
     """Follows trainers. What is worth a status write is published, and its run woken."""
 
-    def __init__(self, settings: Settings, wake: Callable[[Key], None]) -> None:
+    def __init__(self, settings: Settings, wake: Callable[[Key], None], *, clock: Callable[[], datetime] = times.utc_now) -> None:
         self._settings = settings
         self._wake = wake
+        self._clock = clock
         self._followed: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self._published: dict[Key, TrainerProgress] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -88,11 +95,13 @@ class ProgressPoller:
                 last = self._published.get(key)
                 waited = time.monotonic() - published_at
                 if is_news(last.progress if last else None, progress, may_wait=waited < self._settings.progress_write_seconds):
-                    self._published[key] = TrainerProgress(progress, datetime.now(UTC))
+                    self._published[key] = TrainerProgress(progress, self._clock())
                     published_at = time.monotonic()
                     self._wake(key)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            except (InvalidAnswerError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 logger.debug("no progress from %s: %s", target.url, error, extra={"namespace": key[0], "run": key[1]})
+            except Exception:
+                logger.exception("progress from %s", target.url, extra={"namespace": key[0], "run": key[1]})
             await asyncio.sleep(self._settings.progress_seconds)
 
     async def _fetch(self, target: Target) -> Progress:
@@ -100,20 +109,41 @@ class ProgressPoller:
 
         Raises:
             ValueError: Another run or attempt answers, or what answers is not a trainer.
+            InvalidAnswerError: The answer is too long.
+            TimeoutError: It did not come to its end in time.
             aiohttp.ClientError: Nobody answers.
         """
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), trust_env=False)
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+                trust_env=False,
+                # What is small when compressed may be large when it is not.
+                auto_decompress=False,
+                headers={"Accept-Encoding": "identity"},
+            )
         async with self._session.get(target.url, allow_redirects=False) as response:
-            response.raise_for_status()
-            content = await response.content.read(SIZE_LIMIT)
+            if response.status != HTTPStatus.OK:
+                raise ValueError(f"status {response.status}")
+            content = await read_at_most(response.content, SIZE_LIMIT)
         try:
             progress = Progress.model_validate_json(content)
         except ValidationError as error:
             raise ValueError(f"not a progress: {error.error_count()} errors") from error
         if (progress.uid, progress.attempt) != (target.uid, target.attempt):
             raise ValueError(f"attempt {progress.attempt} of run {progress.uid} answers")
-        return progress
+        if not _has_sound_numbers(progress.model_dump()):
+            raise ValueError("a figure that no status can hold")
+        texts = {"message": progress.message[:TEXT_LIMIT], "trouble": progress.trouble[:TEXT_LIMIT]}
+        return progress.model_copy(update=texts)
+
+
+def _has_sound_numbers(value: Any) -> bool:
+    """Whether all numbers are finite, and the integers of 64 bits: others the API server refuses, with the whole status."""
+    if isinstance(value, dict):
+        return all(map(_has_sound_numbers, value.values()))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) < 2**63
 
 
 def is_news(last: Progress | None, new: Progress, *, may_wait: bool) -> bool:

@@ -99,7 +99,7 @@ class KeyedQueue:
             again = await self._work(key)
             self._failures.pop(key, None)
         except Retry as retry:
-            again = self._backoff(key) if retry.delay is None else retry.delay
+            again = self._backoff(key) if retry.delay is None else min(retry.delay, LAST_RETRY_SECONDS)
             logger.debug("again in %.2f s: %s", again, retry, extra=_facts(key))
         except Exception:
             again = self._backoff(key)

@@ -49,6 +49,7 @@ def _next_status(view: View) -> tuple[SpinRunStatus, list[Event]]:
     follows = attempts.follow_up(view)
     if follows is None or follows.action == "Restart":
         attempts.number_next(view, draft, follows)
+        attempts.cap_wait(view, draft)
         conditions.set_suspended(view, draft)
         conditions.set_ready(view, draft, follows)
         conditions.set_ledger_unavailable(view, draft, follows)

@@ -1,7 +1,5 @@
 """Reading a run's status, and the figures in it that the trainer and the servers tell."""
 
-from datetime import timedelta
-
 from spinrun_api.status import Condition, Metrics, RolloutStatus, ScorerStatus, SpinRunStatus
 from spinrun_kube import times
 from spinrun_operator.observed import TrainerProgress
@@ -46,7 +44,7 @@ def with_progress(status: SpinRunStatus, seen: TrainerProgress | None) -> SpinRu
     progress = seen.progress
     eta = None
     if progress.eta_seconds is not None:
-        eta = times.to_text(seen.received + timedelta(seconds=progress.eta_seconds))
+        eta = times.to_text(times.later(seen.received, progress.eta_seconds))
     version = status.version if progress.version is None else progress.version
     return status.model_copy(
         update={

@@ -5,7 +5,7 @@ from typing import Any
 
 from spinrun_kube.api import Api
 from spinrun_kube.kinds import SPIN_RUN
-from spinrun_operator.informer import version_of
+from spinrun_operator.follow import version_of
 from spinrun_operator.queue import Key
 
 Json = dict[str, Any]
@@ -33,16 +33,23 @@ class RunStore:
 
     def phases(self) -> Iterator[tuple[str, str, str]]:
         """Namespace, name and phase of all runs."""
-        return ((*key, body.get("status", {}).get("phase", "Unknown")) for key, body in self._runs.items())
+        return ((*key, str(body.get("status", {}).get("phase", "Unknown"))) for key, body in self._runs.items())
+
+    def bodies(self, namespace: str | None) -> list[Json]:
+        """All runs of a namespace, or of all."""
+        return [body for key, body in self._runs.items() if namespace in (None, key[0])]
+
+    def is_news(self, body: Json) -> bool:
+        """Whether it is newer than what is known."""
+        known = self._runs.get(key_of(body))
+        return known is None or version_of(known) < version_of(body)
 
     def put(self, body: Json) -> bool:
         """Takes a run in, unless it is older than what is known. Whether it was news."""
-        key = key_of(body)
-        known = self._runs.get(key)
-        if known is not None and version_of(known) >= version_of(body):
+        if not self.is_news(body):
             return False
         metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-        self._runs[key] = {**body, "metadata": metadata}
+        self._runs[key_of(body)] = {**body, "metadata": metadata}
         return True
 
     def remove(self, body: Json) -> None:
@@ -58,23 +65,3 @@ class RunStore:
             self._runs.pop(key, None)
         else:
             self.put(body)
-
-    async def list_again(self, namespace: str | None) -> list[Key]:
-        """Makes the copy of a namespace, or of all, equal to what is there now. Raises one of TRANSIENT.
-
-        Returns:
-            The runs that are there, and those that were and are not any more.
-        """
-        items, version = await self._api.list(SPIN_RUN, namespace)
-        present = [key_of(item) for item in items]
-        gone = [
-            key
-            for key, known in self._runs.items()
-            # What is newer than the list came in while the list was under way.
-            if namespace in (None, key[0]) and key not in present and version_of(known) <= int(version)
-        ]
-        for key in gone:
-            del self._runs[key]
-        for item in items:
-            self.put(item)
-        return gone + present

@@ -222,18 +222,7 @@ class RunningOperator:
         self._client = await connect()
         self.api = WatchedApi(self._client, self.settings, self.metrics, on_death=self.die, **disturbance)
         self.controller = Controller(self.api, self.settings, self.metrics)
-        self._tasks = [asyncio.create_task(self.controller.run()), asyncio.create_task(self._wake())]
-
-    async def _wake(self) -> None:
-        """kopf's part. kopf itself, as it ends, cancels every task of the event loop, the test's too; see test_process.py."""
-        (namespace,) = self.settings.watch_namespaces
-        while True:
-            runs, version = await self.api.list(SPIN_RUN, namespace)
-            for run in runs:
-                self.controller.run_changed(None, run)
-            async for event in self.api.watch(SPIN_RUN, namespace, labels="", version=version, seconds=300):
-                if event["type"] != "BOOKMARK":
-                    self.controller.run_changed(event["type"], event["object"])
+        self._tasks = [asyncio.create_task(self.controller.run())]
 
     def die(self) -> None:
         """Ends every task of the operator, the calling one too at its next step."""

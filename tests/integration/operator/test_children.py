@@ -60,7 +60,7 @@ def resources(cpu: str, memory: str) -> Json:
 
 async def was_reconciled(operator: RunningOperator) -> bool:
     """Whether the operator has had a look at a run."""
-    return operator.controller.is_ready() and bool(operator.controller.runs()) and not operator.controller.queue.depth()
+    return not operator.controller.not_ready() and bool(operator.controller.runs()) and not operator.controller.queue.depth()
 
 
 async def test_spec_changed_there_and_back_leaves_the_children_as_they_were(

@@ -1,4 +1,4 @@
-"""The operator as the process that a cluster runs: `python -m spinrun_operator`, with kopf."""
+"""The operator as the process that a cluster runs: `python -m spinrun_operator`."""
 
 import asyncio
 import os

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-OF_EXTRAS = ("kopf", "prometheus_client", "torch", "transformers", "xxhash", "pyarrow", "numpy", "matplotlib", "jinja2")
+OF_EXTRAS = ("prometheus_client", "torch", "transformers", "xxhash", "pyarrow", "numpy", "matplotlib", "jinja2")
 """Packages that only extras install."""
 
 

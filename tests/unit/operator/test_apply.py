@@ -6,6 +6,7 @@ import pytest
 
 from spinrun_kube.api import ApiError
 from spinrun_operator.apply import Applier
+from spinrun_operator.children.run_config import run_config
 from spinrun_operator.children.services import rollout_service
 from unit.operator.world import run_of
 
@@ -116,3 +117,55 @@ async def test_refusal_says_why(error: ApiError, reason: str) -> None:
 async def test_passing_error_is_raised(status: int) -> None:
     with pytest.raises(ApiError):
         await apply(FakeApi(refusal=ApiError(status, "", "try later")), rollout_service(run_of()))
+
+
+# --- ConfigMaps, of which the metadata alone is watched ------------------------------------------------------------
+
+
+class CountingApi(FakeApi):
+    """Counts how often the object is read."""
+
+    reads = 0
+
+    async def get(self, *_: Any, **__: Any) -> Json | None:
+        self.reads += 1
+        return self.live
+
+
+def metadata_of(document: Json | None) -> Json:
+    """What a watch of metadata shows."""
+    assert document is not None
+    return {name: document[name] for name in ("apiVersion", "kind", "metadata")}
+
+
+async def test_config_map_is_read_once_for_each_of_its_versions() -> None:
+    wanted, api = run_config(run_of()), CountingApi()
+    first = Applier(api, lambda _: None)  # type: ignore[arg-type]
+    await first.apply(run_of(), wanted, None)
+    for _ in range(3):
+        await first.apply(run_of(), wanted, metadata_of(api.live))
+    assert (api.reads, len(api.applied)) == (1, 1)
+    restarted = Applier(api, lambda _: None)  # type: ignore[arg-type]
+    for _ in range(3):
+        await restarted.apply(run_of(), wanted, metadata_of(api.live))
+    assert (api.reads, len(api.applied)) == (2, 1)
+
+
+async def test_config_map_that_somebody_changed_is_applied_again() -> None:
+    wanted, api = run_config(run_of()), CountingApi()
+    applier = Applier(api, lambda _: None)  # type: ignore[arg-type]
+    await applier.apply(run_of(), wanted, None)
+    assert api.live is not None
+    api.live = api.live | {"data": {"run.yaml": "changed"}, "metadata": api.live["metadata"] | {"resourceVersion": "99"}}
+    await applier.apply(run_of(), wanted, metadata_of(api.live))
+    assert len(api.applied) == 2
+    assert api.live["data"] == wanted["data"]
+
+
+async def test_config_map_that_is_gone_by_now_is_made() -> None:
+    wanted, api = run_config(run_of()), CountingApi()
+    await Applier(api, lambda _: None).apply(run_of(), wanted, None)  # type: ignore[arg-type]
+    seen, api.live = metadata_of(api.live), None
+    await Applier(api, lambda _: None).apply(run_of(), wanted, seen)  # type: ignore[arg-type]
+    assert len(api.applied) == 2
+    assert "uid" not in api.applied[1]["metadata"]

@@ -18,16 +18,12 @@ def body(version: int, *, name: str = "demo", namespace: str = "team", uid: str 
 class FakeApi:
     """An API server with these runs."""
 
-    def __init__(self, *runs: Json, version: int = 100) -> None:
+    def __init__(self, *runs: Json) -> None:
         self.runs = list(runs)
-        self.version = version
 
     async def get(self, _: Any, namespace: str, name: str) -> Json | None:
         found = [run for run in self.runs if (run["metadata"]["namespace"], run["metadata"]["name"]) == (namespace, name)]
         return found[0] if found else None
-
-    async def list(self, _: Any, namespace: str | None) -> tuple[list[Json], str]:
-        return [run for run in self.runs if namespace in (None, run["metadata"]["namespace"])], str(self.version)
 
 
 def store_of(api: FakeApi, *known: Json) -> RunStore:
@@ -59,18 +55,11 @@ def test_deletion_of_an_earlier_run_does_not_take_out_its_namesake() -> None:
     assert store.keys() == []
 
 
-async def test_list_finds_what_came_and_what_went() -> None:
-    gone, other = body(80, name="gone"), body(80, name="other", namespace="elsewhere")
-    store = store_of(FakeApi(body(95)), gone, other)
-    assert await store.list_again("team") == [("team", "gone"), KEY]
-    assert sorted(store.keys()) == [("elsewhere", "other"), KEY]
-    assert await store.list_again(None) == [("elsewhere", "other"), KEY]
-
-
-async def test_run_that_is_newer_than_the_list_stays() -> None:
-    store = store_of(FakeApi(version=100), body(101))
-    assert await store.list_again(None) == []
-    assert store.keys() == [KEY]
+def test_runs_are_those_of_a_namespace_or_all() -> None:
+    other = body(80, name="other", namespace="elsewhere")
+    store = store_of(FakeApi(), body(95), other)
+    assert [each["metadata"]["name"] for each in store.bodies("elsewhere")] == ["other"]
+    assert [each["metadata"]["name"] for each in store.bodies(None)] == ["demo", "other"]
 
 
 async def test_run_is_read_again_or_found_to_be_gone() -> None:
