@@ -6,7 +6,7 @@ the same invalid documents to both.
 
 from spinrun_api.spec.data import Data, Evaluation, Prompts
 from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
-from spinrun_api.spec.method import Cringe, Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage, of_window
+from spinrun_api.spec.method import Cringe, Ipo, Method, Robust, SamplingSettings, Sigmoid, Sppo, SppoAdvantage, of_window
 from spinrun_api.spec.model import Model
 from spinrun_api.spec.preference import (
     JUDGE_TEMPLATE,
@@ -51,6 +51,7 @@ __all__ = [
     "Rollout",
     "Rule",
     "RuleKind",
+    "SamplingSettings",
     "Scorer",
     "ScoringModel",
     "SecretKey",

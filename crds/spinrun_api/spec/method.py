@@ -78,6 +78,14 @@ class Cringe(LossSettings):
     """Each token of a rejected answer is contrasted with one drawn from this many of the likeliest other tokens."""
 
 
+class SamplingSettings(ApiModel):
+    """Which prompts a window asks, where its size is given in pairs."""
+
+    max_prompts_factor: float = Field(default=4.0, ge=1, le=1000)
+    """Most prompts that a window with `trainer.pairsPerStep` asks, as a multiple of the pairs that it wants. With this many it
+    goes on with the pairs that it has."""
+
+
 def of_window(values: Sequence[float], window: int) -> float:
     """The value of a window from a list by window, whose last one holds for all later windows."""
     return values[min(window, len(values) - 1)]
@@ -169,6 +177,9 @@ class Method(ApiModel):
     """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
     bestVsRandom: highest against a random lower one. bestVsBase: highest against an answer of version 0, sampled before window 0
     to every prompt that the run draws. allPairs: every pair."""
+
+    sampling: SamplingSettings | None = None
+    """Which prompts a window asks. Absent: the defaults."""
 
     min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""
