@@ -445,6 +445,11 @@ CASES = [
     Case("method.loss", ABSENT, "hinge", step),
     Case("method.beta", ABSENT, 0.5, step),
     Case("method.sigmoid.labelSmoothing", ABSENT, 0.1, step),
+    Case("method.exo.floor", ABSENT, 0.1, step, {"method.loss": "exo", "method.exo": {}}),
+    Case("method.discopop.tau", ABSENT, 0.5, step, {"method.loss": "discopop", "method.discopop": {}}),
+    Case("method.dpop.weight", ABSENT, 0.5, step, {"method.loss": "dpop", "method.dpop": {}}),
+    Case("method.simpo.gamma", ABSENT, 0.7, step, {"method.loss": "simpo", "method.simpo": {}}),
+    Case("method.orpo.weight", ABSENT, 0.3, step, {"method.loss": "orpo", "method.orpo": {}}),
     Case("method.robust.labelSmoothing", ABSENT, 0.1, step, {"method.loss": "robust"}),
     Case("method.ipo.average", ABSENT, False, step, {"method.loss": "ipo"}),
     *(
