@@ -54,6 +54,16 @@ class Reference(Record):
     """Digest of their manifest."""
 
 
+class Drawn(Record):
+    """The prompts of a window, by their positions in the stream of prompts."""
+
+    start: int = Field(ge=0)
+    """Position of the first one."""
+
+    stop: int = Field(ge=0)
+    """Position after the last one, where the next window begins."""
+
+
 class Manifest(Record):
     """MANIFEST.json: a directory counts once this file does, and its content is what this file says."""
 
@@ -87,6 +97,10 @@ class Manifest(Record):
     reference: Reference | None = None
     """The weights that a window's pairs are compared with. Absent for all else, and for windows from before it was written
     down, whose reference is the version that they were sampled from."""
+
+    drawn: Drawn | None = None
+    """The prompts of a window that asked until it had enough pairs. Absent for all else, and where the spec says how many prompts
+    a window has."""
 
     files: Annotated[tuple[FileEntry, ...], AfterValidator(_sorted_by_path)]
     """Every file of the directory but this one, sorted by path."""

@@ -22,7 +22,7 @@ from spinrun_worker.errors import Preempted
 from spinrun_worker.ledger import Ledger, LedgerWriter, durable
 from spinrun_worker.records import PromptRecord
 from spinrun_worker.rewards import RewardFunction, build_reward_function
-from spinrun_worker.trainer.build import BuiltModel, Options, build_training
+from spinrun_worker.trainer.build import BuiltModel, Options, build_training, make_draws
 from spinrun_worker.trainer.evaluation import Evaluations
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.optimizer import make_optimizer
@@ -230,11 +230,14 @@ class ScriptedRun:
             run, schedule, held_out if spec.data.evaluation else (), ledger=ledger, pairs=pairs, board=board, recorder=recorder
         )
         evaluations.load()
+        requests = Requests(run, rollouts=client, board=board, stop=stop)
+        windows = Windows(ledger, schedule, has_base=base is not None)
         parts = Rank0Parts(
             rollouts=client,
-            requests=Requests(run, schedule, stream, rollouts=client, board=board, stop=stop),
+            requests=requests,
+            draws=make_draws(spec, stream, schedule, requests, windows, pairs, board),
             evaluations=evaluations,
-            windows=Windows(ledger, schedule, has_base=base is not None),
+            windows=windows,
             pairs=pairs,
             recorder=recorder,
         )

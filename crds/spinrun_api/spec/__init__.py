@@ -6,7 +6,22 @@ the same invalid documents to both.
 
 from spinrun_api.spec.data import DATA_SUFFIXES, Data, Evaluation, Prompts
 from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
-from spinrun_api.spec.method import Cringe, Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage, of_window
+from spinrun_api.spec.method import (
+    Cringe,
+    Discopop,
+    Dpop,
+    Exo,
+    Ipo,
+    Method,
+    Orpo,
+    Robust,
+    SamplingSettings,
+    Sigmoid,
+    Simpo,
+    Sppo,
+    SppoAdvantage,
+    of_window,
+)
 from spinrun_api.spec.model import Model
 from spinrun_api.spec.preference import (
     JUDGE_TEMPLATE,
@@ -33,9 +48,12 @@ __all__ = [
     "JUDGE_TEMPLATE",
     "Cringe",
     "Data",
+    "Discopop",
+    "Dpop",
     "Duration",
     "Endpoint",
     "Evaluation",
+    "Exo",
     "FailureRule",
     "GroundTruth",
     "Ipo",
@@ -45,6 +63,7 @@ __all__ = [
     "Method",
     "Mlflow",
     "Model",
+    "Orpo",
     "Preference",
     "Prompts",
     "Ranker",
@@ -53,10 +72,12 @@ __all__ = [
     "Rollout",
     "Rule",
     "RuleKind",
+    "SamplingSettings",
     "Scorer",
     "ScoringModel",
     "SecretKey",
     "Sigmoid",
+    "Simpo",
     "SpinRunSpec",
     "Sppo",
     "SppoAdvantage",

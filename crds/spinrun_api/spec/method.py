@@ -17,8 +17,9 @@ class LossSettings(ApiModel):
 class Sigmoid(LossSettings):
     """Settings of the loss sigmoid."""
 
-    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
-    """Assumed share of pairs whose preference is wrong, below one half (conservative DPO). 0 trusts every pair."""
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.5)
+    """Assumed share of pairs whose preference is wrong (conservative DPO). 0 trusts every pair; at one half nothing is learned
+    but to stay near the reference."""
 
 
 class Robust(LossSettings):
@@ -33,6 +34,41 @@ class Ipo(LossSettings):
 
     average: bool = True
     """Take log-probs per token, so that an answer's length does not change the margin; false sums them."""
+
+
+class Exo(LossSettings):
+    """Settings of the loss exo."""
+
+    floor: float = Field(default=1e-3, gt=0, lt=0.5)
+    """Probability that the target gives to the rejected answer; TRL takes its label smoothing."""
+
+
+class Discopop(LossSettings):
+    """Settings of the loss discopop."""
+
+    tau: float = Field(default=0.05, gt=0, le=1)
+    """How fast the loss goes over from the logistic to the exponential form as βh rises through 0; the paper's is 0.05."""
+
+
+class Dpop(LossSettings):
+    """Settings of the loss dpop."""
+
+    weight: float = Field(default=50.0, ge=0, le=1_000_000)
+    """Weight of what the chosen answer has become less likely by: λ of the paper, which takes 50."""
+
+
+class Simpo(LossSettings):
+    """Settings of the loss simpo."""
+
+    gamma: float = Field(default=0.5, ge=0, le=1000)
+    """How much larger β times the chosen answer's log-prob per token shall be: γ of the paper. TRL takes 0.5."""
+
+
+class Orpo(LossSettings):
+    """Settings of the loss orpo."""
+
+    weight: float = Field(default=0.1, ge=0, le=1000)
+    """Weight of the odds ratio beside the chosen answer's likelihood: λ of the paper, which takes 0.1."""
 
 
 class Sppo(LossSettings):
@@ -78,6 +114,14 @@ class Cringe(LossSettings):
     """Each token of a rejected answer is contrasted with one drawn from this many of the likeliest other tokens."""
 
 
+class SamplingSettings(ApiModel):
+    """Which prompts a window asks, where its size is given in pairs."""
+
+    max_prompts_factor: float = Field(default=4.0, ge=1, le=1000)
+    """Most prompts that a window with `trainer.pairsPerStep` asks, as a multiple of the pairs that it wants. With this many it
+    goes on with the pairs that it has."""
+
+
 def of_window(values: Sequence[float], window: int) -> float:
     """The value of a window from a list by window, whose last one holds for all later windows."""
     return values[min(window, len(values) - 1)]
@@ -92,11 +136,31 @@ class Method(ApiModel):
     by how often it wins against the prompt's other ones (2405.00675)."""
 
     loss: Literal[
-        "sigmoid", "hinge", "ipo", "robust", "exo", "nca", "apoZero", "apoDown", "sppoHard", "cringe", "sppo", "sppoAdvantage"
+        "sigmoid",
+        "sigmoidNorm",
+        "hinge",
+        "ipo",
+        "robust",
+        "exo",
+        "nca",
+        "bco",
+        "apoZero",
+        "apoDown",
+        "discopop",
+        "dpop",
+        "simpo",
+        "orpo",
+        "sppoHard",
+        "cringe",
+        "sppo",
+        "sppoAdvantage",
     ] = "sigmoid"
-    """sigmoid: DPO (arXiv 2305.18290). hinge: SLiC (2305.10425). ipo: a squared distance to a fixed margin (2310.12036).
-    robust: DPO made unbiased for flipped preferences (2403.00409). exo: reverse KL to the preference (2402.00856).
-    nca: keeps chosen answers likely (2402.05369). apoZero: chosen up, rejected down; apoDown: both down (2408.06266).
+    """sigmoid: DPO (arXiv 2305.18290). sigmoidNorm: the same with log-ratios per token (2411.15124). hinge: SLiC (2305.10425).
+    ipo: a squared distance to a fixed margin (2310.12036). robust: DPO made unbiased for flipped preferences (2403.00409).
+    exo: reverse KL to the preference (2402.00856). nca: keeps chosen answers likely (2402.05369). bco: chosen up, rejected down,
+    each for itself (2404.04656). apoZero: chosen up, rejected down; apoDown: both down (2408.06266). discopop: logistic or
+    exponential, by the margin (2406.08414). dpop: DPO with a price for chosen answers that become less likely (2402.13228).
+    simpo: log-probs per token, without a reference (2405.14734). orpo: likelihood and odds, without a reference (2403.07691).
     sppoHard: SPPO with certain preferences (2405.00675). cringe: likelihood of the chosen answer and, token by token, other
     tokens than the rejected answer's (2312.16682); it has no reference. sppo: each log-ratio towards its answer's win rate
     (2405.00675), for the method sppo. sppoAdvantage: the log-ratio of every answer, not only of pairs, towards its advantage, for
@@ -117,6 +181,21 @@ class Method(ApiModel):
 
     ipo: Ipo | None = None
     """Settings of the loss ipo. Absent: their defaults."""
+
+    exo: Exo | None = None
+    """Settings of the loss exo. Absent: their defaults."""
+
+    discopop: Discopop | None = None
+    """Settings of the loss discopop. Absent: their defaults."""
+
+    dpop: Dpop | None = None
+    """Settings of the loss dpop. Absent: their defaults."""
+
+    simpo: Simpo | None = None
+    """Settings of the loss simpo. Absent: their defaults."""
+
+    orpo: Orpo | None = None
+    """Settings of the loss orpo. Absent: their defaults."""
 
     sppo: Sppo | None = None
     """Settings of the loss sppo. Absent: their defaults."""
@@ -169,6 +248,9 @@ class Method(ApiModel):
     """Which answers of a prompt become pairs; equal rewards never do. bestVsWorst: highest against lowest reward.
     bestVsRandom: highest against a random lower one. bestVsBase: highest against an answer of version 0, sampled before window 0
     to every prompt that the run draws. allPairs: every pair."""
+
+    sampling: SamplingSettings | None = None
+    """Which prompts a window asks. Absent: the defaults."""
 
     min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""

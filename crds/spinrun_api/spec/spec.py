@@ -92,6 +92,21 @@ class SpinRunSpec(ApiModel):
         return self.method.replay_windows == 0 or self.duration.steps is None
 
     @rule(
+        cel="!has(self.trainer.pairsPerStep) || !has(self.duration.epochs)",
+        message="with trainer.pairsPerStep nobody knows how many windows an epoch has: set duration.windows or duration.steps",
+    )
+    def _pairs_do_not_count_epochs(self) -> bool:
+        return self.trainer.pairs_per_step is None or self.duration.epochs is None
+
+    @rule(
+        cel="!has(self.trainer.pairsPerStep) || self.method.pairing != 'bestVsBase'",
+        message="the pairing bestVsBase asks version 0 every prompt of the run before window 0, and with trainer.pairsPerStep "
+        "nobody knows which these are: set promptsPerStep, or another pairing",
+    )
+    def _base_answers_have_known_prompts(self) -> bool:
+        return self.trainer.pairs_per_step is None or self.method.pairing != "bestVsBase"
+
+    @rule(
         cel="(self.method.name == 'spin') == has(self.preference.groundTruth)",
         message="method.name: spin and preference.groundTruth go together: set both or neither",
     )

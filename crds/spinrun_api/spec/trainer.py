@@ -1,8 +1,8 @@
 """The block `trainer`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spinrun_api.base import ApiModel, rule
 from spinrun_api.spec.types import ModuleName, PodTemplate, Text
@@ -34,9 +34,14 @@ class Trainer(ApiModel):
     procs_per_node: int = Field(default=1, ge=1, le=64)
     """Ranks in each pod: the number of its GPUs, or 1 on CPUs."""
 
-    prompts_per_step: int = Field(default=64, ge=1, le=1_000_000)
+    prompts_per_step: int | None = Field(default=None, ge=1, le=1_000_000)
     """Prompts answered for each optimizer step. A window draws this many times rolloutUpdateFreq prompts; its pairs are
-    divided evenly among its steps."""
+    divided evenly among its steps. Absent, and without pairsPerStep: 64."""
+
+    pairs_per_step: int | None = Field(default=None, ge=1, le=1_000_000)
+    """In place of promptsPerStep: pairs for each optimizer step. A window asks prompts, in their order, until it has this many
+    times rolloutUpdateFreq pairs or, with too many prompts that give none, until `method.sampling.maxPromptsFactor` times as many
+    prompts are answered; the next one continues where it ended."""
 
     tokens_per_micro_batch: int = Field(default=4096, ge=16, le=10_000_000)
     """Most tokens that one rank processes at once. Lower saves memory; the result does not depend on it. A pair
@@ -91,6 +96,27 @@ class Trainer(ApiModel):
 
     template: PodTemplate = Field(default_factory=dict)
     """Pod template merged over the operator's by name. The container is `trainer`."""
+
+    @rule(
+        cel="!has(self.pairsPerStep) || !has(self.promptsPerStep)",
+        message="a window has so many prompts or so many pairs: set promptsPerStep or pairsPerStep",
+    )
+    def _prompts_or_pairs(self) -> bool:
+        return self.pairs_per_step is None or self.prompts_per_step is None
+
+    @model_validator(mode="after")
+    def _fill_in_prompts(self) -> Self:
+        """Not a default of the field: the API server would fill it in beside pairsPerStep."""
+        if self.prompts_per_step is None and self.pairs_per_step is None:
+            self.prompts_per_step = 64
+        return self
+
+    @property
+    def least_prompts_per_step(self) -> int:
+        """Prompts for each step; with pairsPerStep as many as there are if each gives a pair."""
+        prompts = self.pairs_per_step or self.prompts_per_step
+        assert prompts is not None  # filled in above
+        return prompts
 
     @rule(
         cel="!has(self.learningRateByWindow) || !has(self.learningRate) || self.learningRate == 5e-7",

@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
@@ -36,21 +37,26 @@ from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
 from spinrun_operator.settings import Settings
 from spinrun_protocol import commands
-from spinrun_protocol.ledger import MetricsLine, RunRecord
-from spinrun_protocol.wire import Sample
+from spinrun_protocol.ledger import Manifest, MetricsLine, RunRecord
+from spinrun_protocol.wire import Progress, Sample, SampleGroup
+from spinrun_worker.data import PromptStream
 from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_reward_function
-from spinrun_worker.trainer.build import published_dtype, resolve_compute_dtype
+from spinrun_worker.trainer.build import make_draws, published_dtype, resolve_compute_dtype
 from spinrun_worker.trainer.inputs import load_training_data
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import config_file
 from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
 from spinrun_worker.trainer.model.packing import plan_step
 from spinrun_worker.trainer.model.policy import Policy, load_policy, shard_policy
+from spinrun_worker.trainer.pairs import PairMaker
+from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.trackers import following
+from spinrun_worker.trainer.sampling.requests import PendingAnswers, Requests
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
+from spinrun_worker.trainer.storage.windows import Windows
 from support.fake_endpoint import Asked, Says, serving, some_reply
 from support.models import random_pairs
 from support.trainer_process import UID, Attempts
@@ -145,6 +151,34 @@ def arithmetic(run: SpinRun, attempts: Attempts) -> object:
 
 def schedule(run: SpinRun, _: Attempts) -> object:
     return make_schedule(run.spec, num_prompts=100)
+
+
+class Unanswered:
+    """In place of Requests: nobody can answer any prompt."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def for_training(self, prompts: Sequence[PromptRecord], *_: object) -> PendingAnswers:
+        self.asked += len(prompts)
+        nothing: Future[list[SampleGroup]] = Future()
+        nothing.set_result([])
+        return PendingAnswers(prompts, nothing)
+
+
+def most_prompts(run: SpinRun, _: Attempts) -> object:
+    """What a window asks that gets no pair."""
+    requests, schedule = Unanswered(), make_schedule(run.spec, num_prompts=10)
+    stream = PromptStream([PromptRecord(str(number), (1,), "") for number in range(10)], seed=0)
+    now = Progress(uid="", attempt=1, activity="starting", window=0, windows=0, step=0, total_steps=0)
+    scorer = build_reward_function(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
+    try:
+        pairs = PairMaker(run, scorer, lambda _: (), None)
+        draws = make_draws(run.spec, stream, schedule, cast(Requests, requests), cast(Windows, None), pairs, ProgressBoard(now))
+        draws.begin(0, cast(Manifest, None)).wait()
+    finally:
+        scorer.close()
+    return requests.asked
 
 
 def rates(run: SpinRun, _: Attempts) -> object:
@@ -412,6 +446,11 @@ CASES = [
     Case("method.loss", ABSENT, "hinge", step),
     Case("method.beta", ABSENT, 0.5, step),
     Case("method.sigmoid.labelSmoothing", ABSENT, 0.1, step),
+    Case("method.exo.floor", ABSENT, 0.1, step, {"method.loss": "exo", "method.exo": {}}),
+    Case("method.discopop.tau", ABSENT, 0.5, step, {"method.loss": "discopop", "method.discopop": {}}),
+    Case("method.dpop.weight", ABSENT, 0.5, step, {"method.loss": "dpop", "method.dpop": {}}),
+    Case("method.simpo.gamma", ABSENT, 0.7, step, {"method.loss": "simpo", "method.simpo": {}}),
+    Case("method.orpo.weight", ABSENT, 0.3, step, {"method.loss": "orpo", "method.orpo": {}}),
     Case("method.robust.labelSmoothing", ABSENT, 0.1, step, {"method.loss": "robust"}),
     Case("method.ipo.average", ABSENT, False, step, {"method.loss": "ipo"}),
     *(
@@ -429,6 +468,7 @@ CASES = [
     Case("method.maxMismatch", ABSENT, 1000, trained_pairs, FOUR_WINDOWS | {"method.referenceLogprobs": "rollouts"}),
     Case("method.betaByWindow", ABSENT, [0.1, 0.5], trained_pairs, FOUR_WINDOWS),
     Case("method.pairing", ABSENT, "allPairs", pairs),
+    Case("method.sampling.maxPromptsFactor", 2.0, 3.0, most_prompts, {"trainer.pairsPerStep": 4, "duration": {"windows": 1}}),
     Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),
     Case("preference.groundTruth.rule.kind", "lastNumber", "exact", rewards, TRUTH),
     Case("preference.groundTruth.rule.pattern", "4", "5", rewards, TRUTH | {"preference.groundTruth.rule.kind": "regex"}),
@@ -485,6 +525,7 @@ CASES = [
     Case("trainer.nodes", 1, 2, trainer_pods),
     Case("trainer.procsPerNode", 1, 2, trainer_command),
     Case("trainer.promptsPerStep", 16, 32, schedule),
+    Case("trainer.pairsPerStep", 16, 32, schedule, {"duration": {"windows": 1}}),
     Case("trainer.computeDtype", "float32", "bfloat16", arithmetic),
     Case("trainer.tokensPerMicroBatch", 16, 32, micro_batches),
     Case("trainer.lora.rank", 8, 16, vllm_command),

@@ -17,7 +17,7 @@ from spinrun_api.spec import Cringe, Method, Model
 from spinrun_api.spec.method import LOSS_BLOCKS
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import RunError
-from spinrun_worker.methods.losses import EXO_FLOOR, LOSSES, PairLogprobs, divergences, pair_losses
+from spinrun_worker.methods.losses import LOSSES, PairLogprobs, divergences, pair_losses
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
 from spinrun_worker.trainer.model.logprobs import sum_by_completion
@@ -110,6 +110,33 @@ LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
             + 0.425557483188341 * (LOG_SIGMOID_MINUS_03 + 6.907755278982137),
             id="exo",
         ),
+        # With p, q as above: p (log p - log 0.9) + q (log q - log 0.1)
+        pytest.param(
+            {"loss": "exo", "exo": {"floor": 0.1}},
+            0.574442516811659 * (LOG_SIGMOID_03 + 0.105360515657826)
+            + 0.425557483188341 * (LOG_SIGMOID_MINUS_03 + 2.302585092994046),
+            id="exo with another floor",
+        ),
+        # -log σ(0.1 (2/4 + 1/2))
+        pytest.param({"loss": "sigmoidNorm"}, 0.6443966600735709, id="sigmoidNorm"),
+        # -log σ(0.2) - log σ(0.1)
+        pytest.param({"loss": "bco"}, 0.5981388693815918 + 0.6443966600735709, id="bco"),
+        # x = 0.3, m = σ(0.6): (1-m) (-log σ(x)) + m e^-x
+        pytest.param(
+            {"loss": "discopop", "discopop": {"tau": 0.5}},
+            -LOG_SIGMOID_03 / (1 + math.exp(0.6)) + math.exp(-0.3) / (1 + math.exp(-0.6)),
+            id="discopop",
+        ),
+        # The chosen answer has become likelier: as sigmoid.
+        pytest.param({"loss": "dpop"}, -LOG_SIGMOID_03, id="dpop"),
+        # -log σ(2 (-8/4 + 21/2) - 1)
+        pytest.param({"loss": "simpo", "beta": 2.0, "simpo": {"gamma": 1.0}}, math.log1p(math.exp(-16)), id="simpo"),
+        # p = e^-2 and e^-10.5: 2 - ½ log σ(log odds - log odds)
+        pytest.param(
+            {"loss": "orpo", "orpo": {"weight": 0.5}},
+            2 + 0.5 * math.log1p(math.exp(-(-2 - math.log1p(-math.exp(-2)) + 10.5 + math.log1p(-math.exp(-10.5))))),
+            id="orpo",
+        ),
         # -log σ(0.2) - ½ log σ(-0.2) - ½ log σ(0.1)
         pytest.param({"loss": "nca"}, 0.5981388693815918 + 0.3990694346907959 + 0.3221983300315217, id="nca"),
         # σ(-0.2) + σ(-0.1)
@@ -147,14 +174,19 @@ def test_loss_is_the_published_one(method: dict[str, Any], want: float):
 
 AT_REFERENCE = {
     "sigmoid": math.log(2),
+    "sigmoidNorm": math.log(2),
     "hinge": 1.0,
     "ipo": 25.0,
     "robust": math.log(2),
     # ½ (log ½ - log 0.999) + ½ (log ½ - log 0.001)
     "exo": -math.log(2) + (0.001000500333583534 + 6.907755278982137) / 2,
     "nca": 2 * math.log(2),
+    "bco": 2 * math.log(2),
     "apoZero": 1.0,
     "apoDown": 1.0,
+    # ½ (log 2 + 1)
+    "discopop": (math.log(2) + 1) / 2,
+    "dpop": math.log(2),
     "sppoHard": 50.0,
 }
 
@@ -169,7 +201,7 @@ def test_loss_at_the_reference_does_not_depend_on_the_pair(loss: str):
 
 
 def test_the_other_losses_depend_on_answers_or_rewards_at_the_reference_too():
-    assert set(LOSSES) - set(AT_REFERENCE) == {"cringe", "sppo", "sppoAdvantage"}
+    assert set(LOSSES) - set(AT_REFERENCE) == {"cringe", "simpo", "orpo", "sppo", "sppoAdvantage"}
 
 
 def test_sppo_at_the_reference_is_the_distance_to_its_targets():
@@ -177,9 +209,33 @@ def test_sppo_at_the_reference_is_the_distance_to_its_targets():
     assert ours(OnePair(-10.0, -20.0), name="sppo", loss="sppo")[0] == pytest.approx(39062.5, rel=1e-12)
 
 
-def test_cringe_has_no_reference():
+@pytest.mark.parametrize("loss", ["cringe", "simpo", "orpo"])
+def test_loss_has_no_reference(loss: str):
     one, other = OnePair(-8.0, -21.0), OnePair(-8.0, -21.0, -30.0, -2.0)
-    assert ours(one, loss="cringe") == ours(other, loss="cringe")
+    assert ours(one, loss=loss) == ours(other, loss=loss)
+
+
+def test_dpop_takes_from_the_margin_what_the_chosen_answer_lost():
+    # Log-ratios of -2 and -5: h = 3, and 3 - 0.5 · 2 = 2
+    loss, gradients = ours(OnePair(-12.0, -25.0), loss="dpop", dpop={"weight": 0.5})
+    wrong = 1 / (1 + math.exp(0.2))
+
+    assert loss == pytest.approx(math.log1p(math.exp(-0.2)), rel=1e-12)
+    assert gradients == pytest.approx([-0.1 * 1.5 * wrong, 0.1 * wrong], rel=1e-12)
+
+
+def test_discopop_is_linear_where_the_order_is_wrong_by_far():
+    loss, gradients = ours(OnePair(-2010.0, -20.0), loss="discopop")
+
+    assert loss == pytest.approx(200.0)
+    assert gradients == pytest.approx([-0.1, 0.1])
+
+
+def test_orpo_takes_a_certain_answer_for_one_of_large_odds():
+    loss, gradients = ours(OnePair(0.0, -21.0, 0.0, -20.0, 3, 2), loss="orpo")
+
+    assert loss == pytest.approx(0.0, abs=1e-9)
+    assert all(map(math.isfinite, gradients))
 
 
 def test_sigmoid_gradient_is_minus_beta_times_the_probability_of_the_wrong_order():
@@ -229,7 +285,7 @@ def test_over_samples_of_the_policy_the_gradient_of_the_divergence_is_that_of_it
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cringe"}))
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cringe", "simpo", "orpo"}))
 def test_kl_weight_leaves_the_loss_at_the_reference_as_it_is(loss: str):
     at_reference = tensors([OnePair(-10.0, -20.0)])
 
@@ -507,6 +563,7 @@ def trl() -> Original:
         label_smoothing: float = 0.0,
         weights: Sequence[float] = (1.0,),
         ld_alpha: float | None = None,
+        discopop_tau: float = 0.05,
         token_logprobs: Tensor | None = None,
     ) -> tuple[float, list[float]]:
         num_tokens = torch.tensor([pair.chosen_tokens, pair.rejected_tokens])
@@ -533,6 +590,7 @@ def trl() -> Original:
             ld_alpha=ld_alpha,
             use_weighting=False,
             aux_loss_enabled=False,
+            args=SimpleNamespace(discopop_tau=discopop_tau),
             _total_train_tokens=0,
             _tp_size=1,
             _metrics=defaultdict(lambda: defaultdict(list)),
@@ -573,10 +631,12 @@ INPUTS = [
 BETAS = [0.1, 0.5]
 IN_TRL = {
     "sigmoid": "sigmoid",
+    "sigmoidNorm": "sigmoid_norm",
     "hinge": "hinge",
     "ipo": "ipo",
     "robust": "robust",
     "nca": "nca_pair",
+    "bco": "bco_pair",
     "apoZero": "apo_zero",
     "apoDown": "apo_down",
     "sppoHard": "sppo_hard",
@@ -638,9 +698,10 @@ def test_robust_is_that_of_trl_for_flipped_labels(trl: Original, label_smoothing
 
 @pytest.mark.parametrize("pair", INPUTS)
 @pytest.mark.parametrize("beta", BETAS)
-def test_exo_is_that_of_trl_but_for_the_rounding_of_its_floor(trl: Original, beta: float, pair: OnePair):
-    got, got_gradient = ours(pair, loss="exo", beta=beta)
-    want, want_gradient = trl(pair, "exo_pair", beta=beta, label_smoothing=EXO_FLOOR)
+@pytest.mark.parametrize("floor", [1e-3, 0.2])
+def test_exo_is_that_of_trl_but_for_the_rounding_of_its_floor(trl: Original, floor: float, beta: float, pair: OnePair):
+    got, got_gradient = ours(pair, loss="exo", beta=beta, exo={"floor": floor})
+    want, want_gradient = trl(pair, "exo_pair", beta=beta, label_smoothing=floor)
 
     # TRL keeps its floor, the label smoothing, in fp32: its logarithm is then 1e-7 off.
     assert got == pytest.approx(want, rel=1e-7, abs=2e-7)
@@ -659,6 +720,59 @@ def test_smoothed_sigmoid_mixes_two_of_trl_which_ignores_label_smoothing(trl: Or
     ]
     assert as_it_is == trl(pair, "sigmoid", beta=beta)
     assert_same(ours(pair, beta=beta, sigmoid={"labelSmoothing": smoothing}), (want_loss, want_gradient))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("tau", [0.05, 0.7])
+def test_discopop_is_that_of_trl_where_trl_has_a_number(trl: Original, tau: float, beta: float, pair: OnePair):
+    got = ours(pair, loss="discopop", beta=beta, discopop={"tau": tau})
+    want = trl(pair, "discopop", beta=beta, discopop_tau=tau)
+
+    if math.isfinite(want[0]):
+        assert_same(got, want)
+    else:  # 0 · e^x of a margin that is wrong by far, where what is left is the logistic part
+        assert_same(got, trl(pair, "sigmoid", beta=beta))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", [0.5, 2.5])
+def test_simpo_is_that_of_trl(beta: float, pair: OnePair):
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu"), beta=beta, loss_type="simpo", simpo_gamma=0.7, label_smoothing=0.0, alpha=0.0
+    )
+    inputs = tensors([pair])
+    losses, *_ = CPOTrainer.cpo_loss(trainer, *inputs.per_token().policy_B2.unbind(1))
+    losses.sum().backward()
+    assert inputs.policy_B2.grad is not None
+
+    assert_same(ours(pair, loss="simpo", beta=beta, simpo={"gamma": 0.7}), (losses.item(), inputs.policy_B2.grad[0].tolist()))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+def test_orpo_is_that_of_trl(pair: OnePair):
+    from trl.experimental.orpo import ORPOTrainer
+
+    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), beta=0.3)
+    inputs = tensors([pair])
+    per_token_B2 = inputs.per_token().policy_B2
+    ratios, *_ = ORPOTrainer.odds_ratio_loss(trainer, *per_token_B2.unbind(1))
+    loss = -per_token_B2[0, 0] - ratios.double().sum()
+    loss.backward()
+    assert inputs.policy_B2.grad is not None
+    got, got_gradient = ours(pair, loss="orpo", orpo={"weight": 0.3})
+
+    # TRL computes in fp32.
+    assert got == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
+    assert got_gradient == pytest.approx(inputs.policy_B2.grad[0].tolist(), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_dpop_without_its_weight_is_dpo(beta: float, pair: OnePair):
+    assert ours(pair, loss="dpop", beta=beta, dpop={"weight": 0.0}) == ours(pair, beta=beta)
 
 
 @pytest.mark.parametrize("pair", INPUTS)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spinrun_api.redaction import redacted
-from spinrun_protocol.ledger import MANIFEST, FileEntry, Kind, Manifest, MetricsLine, Owner, Reference, RunRecord
+from spinrun_protocol.ledger import MANIFEST, Drawn, FileEntry, Kind, Manifest, MetricsLine, Owner, Reference, RunRecord
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import ForeignError, LedgerUnavailableError, SupersededError, TornError
 from spinrun_worker.ledger.files import empty_directory, flush_tree, is_directory, read_record, write_record
@@ -155,6 +155,7 @@ class LedgerWriter(Ledger):
         version: int,
         parent: str | None = None,
         reference: Reference | None = None,
+        drawn: Drawn | None = None,
     ) -> Manifest:
         """Make a directory count. All ranks must have written and closed their files.
 
@@ -166,6 +167,7 @@ class LedgerWriter(Ledger):
             version: See Manifest.
             parent: See Manifest.
             reference: See Manifest.
+            drawn: See Manifest.
 
         Returns:
             The manifest, which is now in the directory.
@@ -184,6 +186,7 @@ class LedgerWriter(Ledger):
             attempt=self.attempt,
             parent=parent,
             reference=reference,
+            drawn=drawn,
             files=entries,
             digest=content_digest(kind, number, self.uid, entries),
         )

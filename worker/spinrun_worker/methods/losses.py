@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spinrun_api.spec import Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage
+from spinrun_api.spec import Discopop, Dpop, Exo, Ipo, Method, Orpo, Robust, Sigmoid, Simpo, Sppo, SppoAdvantage
 
-EXO_FLOOR = 1e-3
-"""Probability that exo's target gives to the rejected completion. With none the target's log-prob would be infinite."""
+MOST_LIKELY = -1e-6
+"""Highest log-prob per token whose odds orpo takes: those of a certain token are infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,11 @@ def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
     return -(1 - smoothing) * logsigmoid(scaled_B) - smoothing * logsigmoid(-scaled_B)
 
 
+def sigmoid_norm(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] -log σ(βh) with log-ratios per token: DPO normalised by length, as in Tülu 3, arXiv 2411.15124."""
+    return -logsigmoid(method.beta * pairs.per_token().margins)
+
+
 def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
     """[B] max(0, 1 - βh): SLiC's, arXiv 2305.10425, over log-ratios as in RSO, arXiv 2309.06657."""
     return torch.relu(1 - method.beta * pairs.margins)
@@ -132,13 +137,13 @@ def robust(pairs: PairLogprobs, method: Method) -> Tensor:
 
 
 def exo(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] reverse KL from the policy's preference [σ(βh), σ(-βh)] to the target [1 - EXO_FLOOR, EXO_FLOOR].
+    """[B] reverse KL from the policy's preference [σ(βh), σ(-βh)] to the target [1 - δ, δ], with δ the floor.
 
     Source: arXiv 2402.00856, eq. 16.
     """
-    scaled_B = method.beta * pairs.margins
-    chosen_B = torch.sigmoid(scaled_B) * (logsigmoid(scaled_B) - math.log1p(-EXO_FLOOR))
-    rejected_B = torch.sigmoid(-scaled_B) * (logsigmoid(-scaled_B) - math.log(EXO_FLOOR))
+    scaled_B, floor = method.beta * pairs.margins, (method.exo or Exo()).floor
+    chosen_B = torch.sigmoid(scaled_B) * (logsigmoid(scaled_B) - math.log1p(-floor))
+    rejected_B = torch.sigmoid(-scaled_B) * (logsigmoid(-scaled_B) - math.log(floor))
     return chosen_B + rejected_B
 
 
@@ -151,6 +156,15 @@ def nca(pairs: PairLogprobs, method: Method) -> Tensor:
     return -logsigmoid(chosen_B) - 0.5 * logsigmoid(-chosen_B) - 0.5 * logsigmoid(-rejected_B)
 
 
+def bco(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] -log σ(βc) - log σ(-βr): each answer told from the reference's.
+
+    Source: arXiv 2404.04656, for pairs and without its running mean, as TRL's bco_pair.
+    """
+    chosen_B, rejected_B = (method.beta * log_ratio_B for log_ratio_B in pairs.log_ratios)
+    return -logsigmoid(chosen_B) - logsigmoid(-rejected_B)
+
+
 def apo_zero(pairs: PairLogprobs, method: Method) -> Tensor:
     """[B] σ(-βc) + σ(βr): makes chosen likelier and rejected less likely. Source: arXiv 2408.06266, eq. 7."""
     chosen_B, rejected_B = (method.beta * log_ratio_B for log_ratio_B in pairs.log_ratios)
@@ -161,6 +175,41 @@ def apo_down(pairs: PairLogprobs, method: Method) -> Tensor:
     """[B] σ(βc) + σ(-βh): makes both less likely, rejected more so. Source: arXiv 2408.06266, eq. 8."""
     chosen_B, _ = pairs.log_ratios
     return torch.sigmoid(method.beta * chosen_B) + torch.sigmoid(-method.beta * pairs.margins)
+
+
+def discopop(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] (1-m) (-log σ(x)) + m e^-x with x = βh and m = σ(x/τ).
+
+    Source: arXiv 2406.08414, eq. 5. The second part is taken as one exponential, which no x overflows, since τ is 1 at most.
+    """
+    scaled_B, tau = method.beta * pairs.margins, (method.discopop or Discopop()).tau
+    return -torch.sigmoid(-scaled_B / tau) * logsigmoid(scaled_B) + torch.exp(logsigmoid(scaled_B / tau) - scaled_B)
+
+
+def dpop(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] -log σ(β (h - λ max(0, -c))): what the chosen answer became less likely by is taken from the margin.
+
+    Source: DPO-Positive, arXiv 2402.13228.
+    """
+    lost_B = torch.relu(-pairs.log_ratios[0])
+    return -logsigmoid(method.beta * (pairs.margins - (method.dpop or Dpop()).weight * lost_B))
+
+
+def simpo(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] -log σ(β (log π(chosen) / T - log π(rejected) / T) - γ), without a reference. Source: arXiv 2405.14734, eq. 6."""
+    chosen_B, rejected_B = pairs.per_token().policy_B2.unbind(1)
+    return -logsigmoid(method.beta * (chosen_B - rejected_B) - (method.simpo or Simpo()).gamma)
+
+
+def orpo(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] -log p(chosen) - λ log σ(log odds(chosen) - log odds(rejected)): p is the geometric mean of the tokens' probabilities.
+
+    There is no reference. Odds are p / (1 - p). Source: arXiv 2403.07691, eqs. 6 and 7.
+    """
+    per_token_B2 = pairs.per_token().policy_B2
+    bounded_B2 = per_token_B2.clamp(max=MOST_LIKELY)
+    log_odds_B2 = bounded_B2 - torch.log(-torch.expm1(bounded_B2))
+    return -per_token_B2[:, 0] - (method.orpo or Orpo()).weight * logsigmoid(log_odds_B2[:, 0] - log_odds_B2[:, 1])
 
 
 def sppo_hard(pairs: PairLogprobs, method: Method) -> Tensor:
@@ -203,13 +252,19 @@ def cringe(pairs: PairLogprobs, method: Method) -> Tensor:
 
 LOSSES: Mapping[str, PairLoss] = {
     "sigmoid": sigmoid,
+    "sigmoidNorm": sigmoid_norm,
     "hinge": hinge,
     "ipo": ipo,
     "robust": robust,
     "exo": exo,
     "nca": nca,
+    "bco": bco,
     "apoZero": apo_zero,
     "apoDown": apo_down,
+    "discopop": discopop,
+    "dpop": dpop,
+    "simpo": simpo,
+    "orpo": orpo,
     "sppoHard": sppo_hard,
     "sppo": sppo,
     "sppoAdvantage": sppo_advantage,

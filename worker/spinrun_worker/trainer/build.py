@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import GroundTruth, Model, Trainer
+from spinrun_api.spec import GroundTruth, Model, SamplingSettings, SpinRunSpec, Trainer
 from spinrun_protocol.environment import ROLLOUTS
 from spinrun_protocol.ledger import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, RunRecord
 from spinrun_worker.bearer import read_token
@@ -56,6 +56,7 @@ from spinrun_worker.trainer.reporting.tracing import traced
 from spinrun_worker.trainer.reporting.trackers import TrackerCollector, following
 from spinrun_worker.trainer.sampling.ahead import Ahead
 from spinrun_worker.trainer.sampling.client import RolloutClient
+from spinrun_worker.trainer.sampling.draws import Draws, EnoughPairs, SomePrompts
 from spinrun_worker.trainer.sampling.exchange import Exchange
 from spinrun_worker.trainer.sampling.in_turn import InTurn
 from spinrun_worker.trainer.sampling.requests import Requests
@@ -66,7 +67,7 @@ from spinrun_worker.trainer.storage.checkpoints import Checkpoints
 from spinrun_worker.trainer.storage.export import export_merged
 from spinrun_worker.trainer.storage.publish import collect_assets
 from spinrun_worker.trainer.storage.store import Publication, RunStore
-from spinrun_worker.trainer.storage.windows import Windows
+from spinrun_worker.trainer.storage.windows import ScoredAnswers, Windows
 from spinrun_worker.trainer.training import Training
 from spinrun_worker.trainer.window import WindowTrainer
 
@@ -212,13 +213,40 @@ def build_rank0(
     held_out = data.evaluation.records if data.evaluation else ()
     evaluations = Evaluations(run, schedule, held_out, ledger=ledger, pairs=pairs, board=board, recorder=recorder)
     evaluations.load()
+    requests = Requests(run, rollouts=rollouts, board=board, stop=stop)
+    windows = Windows(ledger, schedule, has_base=base is not None)
     return Rank0Parts(
         rollouts=rollouts,
-        requests=Requests(run, schedule, stream, rollouts=rollouts, board=board, stop=stop),
+        requests=requests,
+        draws=make_draws(spec, stream, schedule, requests, windows, pairs, board),
         evaluations=evaluations,
-        windows=Windows(ledger, schedule, has_base=base is not None),
+        windows=windows,
         pairs=pairs,
         recorder=recorder,
+    )
+
+
+def make_draws(
+    spec: SpinRunSpec,
+    stream: PromptStream,
+    schedule: Schedule,
+    requests: Requests,
+    windows: Windows,
+    pairs: PairMaker,
+    board: ProgressBoard,
+) -> Draws:
+    """How windows draw their prompts: the spec gives their size in prompts or in pairs."""
+    if spec.trainer.pairs_per_step is None:
+        return SomePrompts(stream, schedule, requests)
+    return EnoughPairs(
+        stream,
+        schedule,
+        requests,
+        windows,
+        max_prompts_factor=(spec.method.sampling or SamplingSettings()).max_prompts_factor,
+        score=pairs.score,
+        num_pairs=lambda group: len(pairs.pair(ScoredAnswers([group])).pairs),
+        show=lambda done, asked: board.update(prompts_done=done, prompts_total=asked),
     )
 
 

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spinrun_protocol.ledger import Manifest
+from spinrun_protocol.ledger import Drawn, Manifest
 from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.figures import throughput_figures, window_figures
 from spinrun_worker.trainer.rank0 import Rank0Parts
 from spinrun_worker.trainer.ranks.distributed import Distributed, Kept, collective
 from spinrun_worker.trainer.reporting.board import ProgressBoard
-from spinrun_worker.trainer.sampling.requests import Collected
+from spinrun_worker.trainer.sampling.draws import Collected
 from spinrun_worker.trainer.schedule import Schedule
 from spinrun_worker.trainer.storage.windows import Pairs, ScoredAnswers
 
@@ -36,6 +36,8 @@ class NewWindow(Window):
     sampler: Manifest
     """The weights that answered its prompts."""
     answers: Kept[ScoredAnswers]
+    drawn: Drawn | None
+    """Which prompts these were, where their pairs decided it."""
 
 
 class Coordinator:
@@ -62,17 +64,19 @@ class Coordinator:
         """Score the answers to a window's prompts, and make pairs of them, beside those that the window replays."""
         answered = collected.value
         with self._board.during("score"):
-            answers = self._parts.pairs.score(answered.answers)
+            answers = answered.scored or self._parts.pairs.score(answered.answers)
             pairing = self._parts.pairs.pair(answers)
         pairs = {number: pairing.pairs, **self._parts.windows.replayed(number)}
         figures = self._figures(answers, pairing, pairs, number) | throughput_figures(answers.groups, answered.seconds)
+        if answered.drawn is not None:
+            figures["prompts"] = float(answered.drawn.stop - answered.drawn.start)
         self._board.update_metrics(samples_per_second=figures["throughput/samples_per_second"])
-        return NewWindow(number, pairs, figures, answered.weights, Kept(answers))
+        return NewWindow(number, pairs, figures, answered.weights, Kept(answers), answered.drawn)
 
     @collective
     def commit(self, window: NewWindow, pairs: Mapping[int, Sequence[Pair]], reference: Manifest) -> None:
         """Write a window to the ledger. pairs: those of the window, with log-probs of the reference."""
-        self._parts.windows.write(window.number, window.sampler, window.answers.value, pairs, reference)
+        self._parts.windows.write(window.number, window.sampler, window.answers.value, pairs, reference, window.drawn)
         self._parts.pairs.refuse_endless_ties(window.number, window.answers.value, self._parts.windows.num_pairs)
 
     @collective

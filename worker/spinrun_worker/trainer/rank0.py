@@ -6,6 +6,7 @@ from spinrun_worker.trainer.evaluation import Evaluations
 from spinrun_worker.trainer.pairs import PairMaker
 from spinrun_worker.trainer.reporting.recorder import Recorder
 from spinrun_worker.trainer.sampling.client import RolloutClient
+from spinrun_worker.trainer.sampling.draws import Draws
 from spinrun_worker.trainer.sampling.requests import Requests
 from spinrun_worker.trainer.storage.windows import Windows
 
@@ -16,6 +17,7 @@ class Rank0Parts:
 
     rollouts: RolloutClient
     requests: Requests
+    draws: Draws
     evaluations: Evaluations
     windows: Windows
     pairs: PairMaker

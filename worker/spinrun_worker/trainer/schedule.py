@@ -78,7 +78,7 @@ class Schedule:
 def make_schedule(spec: SpinRunSpec, *, num_prompts: int) -> Schedule:
     """The schedule of a run over a data set of num_prompts prompts (at least one)."""
     method, duration = spec.method, spec.duration
-    per_step, per_window = spec.trainer.prompts_per_step, method.steps_per_window
+    per_step, per_window = spec.trainer.least_prompts_per_step, method.steps_per_window
     endless = Schedule(sys.maxsize, per_window, per_step, method.windows_per_reference, method.replay_windows, method.overlap)
     if duration.steps is not None:
         total = duration.steps

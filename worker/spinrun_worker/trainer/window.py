@@ -17,7 +17,7 @@ from spinrun_worker.trainer.model.learner import StepResult
 from spinrun_worker.trainer.ranks.distributed import Kept
 from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, pairs_of
 from spinrun_worker.trainer.reference.self_check import self_check
-from spinrun_worker.trainer.sampling.requests import Collected
+from spinrun_worker.trainer.sampling.draws import Collected
 from spinrun_worker.trainer.schedule import Schedule, by_window, split_into_steps
 from spinrun_worker.trainer.stepper import Stepper
 from spinrun_worker.trainer.storage.checkpoints import Checkpoints

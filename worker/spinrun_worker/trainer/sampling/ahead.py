@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_worker.trainer.ranks.distributed import Kept
-from spinrun_worker.trainer.sampling.exchange import Exchange
-from spinrun_worker.trainer.sampling.requests import Collected, Request
+from spinrun_worker.trainer.sampling.draws import Collected
+from spinrun_worker.trainer.sampling.exchange import Exchange, Request
 from spinrun_worker.trainer.schedule import Schedule
 from spinrun_worker.trainer.storage.store import RunStore
 

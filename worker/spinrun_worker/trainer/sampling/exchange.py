@@ -1,12 +1,25 @@
 """The exchange with the rollouts: which version they serve, what they are asked, and what they have answered."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_worker.trainer.rank0 import Rank0Parts
 from spinrun_worker.trainer.ranks.distributed import Distributed, Kept, collective
 from spinrun_worker.trainer.reporting.board import ProgressBoard
-from spinrun_worker.trainer.sampling.requests import Collected, Request
+from spinrun_worker.trainer.sampling.draws import Collected, PendingWindow
+from spinrun_worker.trainer.sampling.requests import PendingAnswers
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the rollouts are answering, and with which weights."""
+
+    weights: Manifest
+    window: PendingWindow | None
+    """A window's prompts."""
+    evaluation: PendingAnswers | None
+    """The held-out prompts."""
 
 
 class Exchange:
@@ -27,7 +40,7 @@ class Exchange:
         if base is not None and weights.version == 0:
             with self._board.during("generate"):
                 base.collect(weights, lambda prompts: requests.once(prompts, weights).wait())
-        samples = None if window is None else requests.of_window(window, weights)
+        samples = None if window is None else self._parts.draws.begin(window, weights)
         held_out = self._parts.evaluations.missing(weights)
         evaluation = requests.greedily(held_out, weights, shown=samples is None) if held_out else None
         return Kept(Request(weights, samples, evaluation))
@@ -40,9 +53,9 @@ class Exchange:
             The answers to the window's prompts; None where none were requested.
         """
         request, collected = requested.value, None
-        if request.samples is not None:
+        if request.window is not None:
             with self._board.during("generate"):
-                collected = Kept(Collected(request.weights, request.samples.wait(), request.samples.seconds))
+                collected = Kept(request.window.wait())
         if self._parts.evaluations.is_due(request.weights.version):
             with self._board.during("evaluate"):
                 self._parts.evaluations.record(request.weights, request.evaluation.wait() if request.evaluation else None)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spinrun_protocol.ledger import Manifest, Reference
+from spinrun_protocol.ledger import Drawn, Manifest, Reference
 from spinrun_worker.ledger import LedgerWriter, TornError, read_pairs, read_samples, write_pairs, write_samples
 from spinrun_worker.records import Pair, ScoredGroup
 from spinrun_worker.trainer.schedule import Schedule
@@ -76,7 +76,9 @@ class Windows:
             window: [pair.without_reference() for pair in self._own_pairs(window)] for window in self._schedule.replayed(number)
         }
 
-    def write(self, number: int, sampler: Manifest, answers: ScoredAnswers, pairs: Pairs, reference: Manifest) -> None:
+    def write(
+        self, number: int, sampler: Manifest, answers: ScoredAnswers, pairs: Pairs, reference: Manifest, drawn: Drawn | None
+    ) -> None:
         """Commit a window.
 
         Args:
@@ -85,6 +87,7 @@ class Windows:
             answers: Those answers.
             pairs: Its own and those that it replays, all with log-probs of the reference.
             reference: The weights that they are compared with.
+            drawn: Which prompts it asked, where their pairs decided it.
         """
         folder = self._ledger.begin("window", number)
         files = [write_samples(folder / SAMPLES, answers.groups), write_pairs(folder / PAIRS, pairs[number])]
@@ -98,7 +101,16 @@ class Windows:
             version=sampler.version,
             parent=sampler.digest,
             reference=Reference(version=reference.version, digest=reference.digest),
+            drawn=drawn,
         )
+
+    def drawn(self, number: int) -> Drawn | None:
+        """Which prompts a window asked; None where the spec said how many it has.
+
+        Raises:
+            TornError: The ledger does not hold the window.
+        """
+        return self._ledger.manifest("window", number).drawn
 
     def num_pairs(self, number: int) -> int:
         """Pairs of a window's own."""
