@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spinrun_operator.settings import PREFIX, Settings
-from unit.chart.helm import HelmError, Json, documents, environment, one, template
+from unit.chart.helm import HANDED_DOWN, HelmError, Json, documents, environment, one, template
 
 pytestmark = pytest.mark.cluster
 
@@ -97,7 +97,7 @@ def given(values: Json, known: set[str], path: str = "") -> set[str]:
 
 
 def test_no_value_is_without_a_test() -> None:
-    known = leaves(json.loads((Path(__file__).parents[3] / "charts/spinrun/values.schema.json").read_text())) - {"global"}
+    known = leaves(json.loads((Path(__file__).parents[3] / "charts/spinrun/values.schema.json").read_text())) - {*HANDED_DOWN}
     tested = given(OTHER, known)
     for case in CASES.glob("*.yaml"):
         tested |= given(yaml.safe_load(case.read_text()), known)
