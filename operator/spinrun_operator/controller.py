@@ -224,6 +224,7 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         self._poller.forget(key)
+        self._observer.forget(key)
         self._refusals.pop(key, None)
         self._internal_errors.pop(key, None)
         self.queue.forget(key)

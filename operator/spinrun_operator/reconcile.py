@@ -93,4 +93,4 @@ def _is_troubled(view: View) -> bool:
 
 
 def _has_deleted_pods(view: View) -> bool:
-    return any(is_deleted(pod) for pod in view.observed.component_pods(names.TRAINER))
+    return any(is_deleted(pod) for pod in view.observed.trainer_pods(view.run))

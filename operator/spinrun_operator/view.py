@@ -65,7 +65,7 @@ class View:
     @property
     def has_trainer_started(self) -> bool:
         """Whether the trainer of this attempt runs or has run."""
-        return any(map(has_started, self.observed.attempt_pods(self.attempt)))
+        return any(map(has_started, self.observed.attempt_pods(self.run, self.attempt)))
 
     @property
     def is_trainer_alive(self) -> bool:
@@ -79,13 +79,13 @@ class View:
 
     def _trainer_pods(self) -> list[Json]:
         """The trainer pods of all attempts that have not ended."""
-        pods = self.observed.component_pods(names.TRAINER)
+        pods = self.observed.trainer_pods(self.run)
         return [pod for pod in pods if not is_over(pod) and not self._is_stuck(pod)]
 
     @property
     def attempt_end(self) -> failure.AttemptEnd | None:
         """How this attempt ended; None while it lasts or has not begun."""
-        job, pods = self.job(self.attempt), self.observed.attempt_pods(self.attempt)
+        job, pods = self.job(self.attempt), self.observed.attempt_pods(self.run, self.attempt)
         if job is not None and (end := failure.attempt_end(job, pods)):
             return end
         if job is not None and not is_deleted(job) and any(self._is_stuck(pod) for pod in pods):
@@ -118,4 +118,4 @@ class View:
     @property
     def has_servers(self) -> bool:
         """Whether a pod of rollouts or scorers is there."""
-        return bool(self.observed.component_pods(names.ROLLOUT) or self.observed.component_pods(names.SCORER))
+        return any(self.observed.server_pods(self.run, name(self.run)) for name in (names.rollout_name, names.scorer_name))

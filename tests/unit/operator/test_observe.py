@@ -42,6 +42,7 @@ def trainer_pods(phase: str) -> tuple[Json, ...]:
 def ended_job(run: SpinRun, condition: str) -> Json:
     """The Job of attempt 1 with a condition, as the API server has it."""
     job = trainer_job(run, SETTINGS, attempt=1)
+    job["metadata"]["uid"] = "uid-of-demo-trainer-1"
     return job | {"status": {"conditions": [{"type": condition, "status": "True"}]}}
 
 
