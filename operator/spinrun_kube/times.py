@@ -29,6 +29,14 @@ def from_text(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+def later(time: datetime, seconds: float) -> datetime:
+    """The time so many seconds later; the last that there is where that is beyond it."""
+    try:
+        return time + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
 def seconds_between(earlier: datetime, later: datetime) -> float:
     """Seconds from one to the other, never negative: clocks of two machines may disagree."""
     return max(0.0, (later - earlier) / timedelta(seconds=1))

@@ -26,6 +26,7 @@ from spinrun_operator.progress import ProgressPoller
 from spinrun_operator.queue import Key, KeyedQueue, Retry
 from spinrun_operator.reconcile import is_managed, reconcile
 from spinrun_operator.settings import Settings
+from spinrun_operator.stall import StallClock
 from spinrun_operator.status import current_attempt, is_finished
 from spinrun_operator.store import RunStore, key_of
 
@@ -52,10 +53,11 @@ class Controller:
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
         self._internal_errors: Counter[Key] = Counter()
         self._informers: list[Informer] = []
-        self._observer = Observer(api, self._informers, settings)
+        stalls = StallClock()
+        self._observer = Observer(api, self._informers, stalls, settings)
         self._applier = Applier(api, self._note_written)
         self._executor = Executor(api, self._store, self._applier, EventRecorder(api), metrics, clock)
-        self._poller = ProgressPoller(settings, self.queue.add)
+        self._poller = ProgressPoller(settings, self.queue.add, stalls)
         metrics.follow_queue(self.queue.depth, self.queue.oldest_seconds)
         metrics.follow_runs(self._store.phases)
 

@@ -32,6 +32,7 @@ from spinrun_operator.observed import (
 from spinrun_operator.progress import Target
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
+from spinrun_operator.stall import StallClock, seen_of_pods
 from spinrun_operator.status import current_attempt, is_finished
 
 Json = dict[str, Any]
@@ -56,9 +57,10 @@ class _FetchedWarnings:
 class Observer:
     """Sees the children of runs."""
 
-    def __init__(self, api: Api, informers: list[Informer], settings: Settings) -> None:
+    def __init__(self, api: Api, informers: list[Informer], stalls: StallClock, settings: Settings) -> None:
         self._api = api
         self._informers = informers
+        self._stalls = stalls
         self._settings = settings
         self._warnings: dict[str, _FetchedWarnings] = defaultdict(_FetchedWarnings)
         self._controllers: dict[Key, tuple[str, dict[str, ChildId]]] = {}
@@ -86,12 +88,24 @@ class Observer:
         )
         if job_is_ahead_of_its_pods(run, observed):
             observed = replace(observed, pods=await self._newest_pods(run, observed))
+        observed = replace(observed, stalled_seconds=self._stalled_seconds(run, key, observed))
         puzzling = trouble.puzzling(run, observed, now)
         if not puzzling:
             return observed
         warnings = await self._warnings_of(names.namespace(run))
         notices = [notice for each in puzzling for notice in newest_notice(each, warnings.get(each["metadata"]["uid"], []), now)]
         return replace(observed, notices=tuple(notices))
+
+    def _stalled_seconds(self, run: SpinRun, key: Key, observed: Observed) -> float | None:
+        """How long the attempt has not got any further, for a run that asks for it."""
+        status = run.status or SpinRunStatus()
+        asked = run.spec.lifecycle.progress_deadline_seconds is not None and not is_finished(status)
+        seen = seen_of_pods(run, observed, current_attempt(status)) if asked else None
+        if seen is None:
+            self._stalls.forget(key)
+            return None
+        self._stalls.note(key, "pods", seen)
+        return self._stalls.seconds(key)
 
     async def _newest_pods(self, run: SpinRun, observed: Observed) -> tuple[Json, ...]:
         """The run's pods, those of the attempt as the API server has them now."""
@@ -118,6 +132,7 @@ class Observer:
     def forget(self, key: Key) -> None:
         """The run is gone."""
         self._controllers.pop(key, None)
+        self._stalls.forget(key)
 
     async def _warnings_of(self, namespace: str) -> dict[str, list[Json]]:
         """The namespace's warning events by the uid of what they are about. Asked once in a while for all runs of a namespace:

@@ -71,6 +71,9 @@ class Observed:
     progress: TrainerProgress | None = None
     """The newest progress that is worth a status write."""
 
+    stalled_seconds: float | None = None
+    """How long the attempt has not got any further, as far as this operator has seen; None while its pods wait for nodes."""
+
     new_token: str = ""
     """A fresh random token, for the case that the run has none yet."""
 

@@ -12,7 +12,7 @@ from spinrun_operator import attempts, conditions, trouble
 from spinrun_operator.draft import Draft
 from spinrun_operator.observed import Observed, is_deleted
 from spinrun_operator.plan import Event, Plan
-from spinrun_operator.policies import deadline, ttl
+from spinrun_operator.policies import deadline, progress_deadline, ttl
 from spinrun_operator.settings import Settings
 from spinrun_operator.status import is_finished, with_progress
 from spinrun_operator.view import View
@@ -80,6 +80,10 @@ def _next_look(view: View, status: SpinRunStatus) -> float | None:
         moments.append(deadline.deadline(view.run.spec.lifecycle, status))
         moments.append(times.from_text(status.next_attempt_time) if status.next_attempt_time else None)
     waits = [times.seconds_between(view.now, moment) for moment in moments if moment is not None]
+    if not is_finished(status) and (
+        left := progress_deadline.seconds_left(view.run.spec.lifecycle, view.observed.stalled_seconds)
+    ):
+        waits.append(left)
     if not is_finished(status) and (_is_troubled(view) or _has_deleted_pods(view)):
         waits.append(view.settings.trouble_seconds)
     return min(waits, default=None)

@@ -9,7 +9,7 @@ from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
 from spinrun_operator.containers import has_started, trainer_end
 from spinrun_operator.observed import Observed, is_deleted, is_over
-from spinrun_operator.policies import failure
+from spinrun_operator.policies import failure, progress_deadline
 from spinrun_operator.settings import Settings
 from spinrun_operator.status import SUSPENDED, current_attempt, is_true
 from spinrun_operator.trouble import Patience
@@ -90,7 +90,9 @@ class View:
             return end
         if job is not None and not is_deleted(job) and any(self._is_stuck(pod) for pod in pods):
             return failure.AttemptEnd(failure.Cause.DISRUPTION, "a trainer pod was deleted and its node does not answer")
-        return None
+        told = self.observed.progress
+        told = told if told is not None and told.progress.attempt == self.attempt else None
+        return progress_deadline.stalled_end(self.run.spec.lifecycle, self.observed.stalled_seconds, told)
 
     def _is_stuck(self, pod: Json) -> bool:
         """Whether a deleted pod has not ended long after it had to."""

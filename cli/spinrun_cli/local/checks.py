@@ -25,6 +25,7 @@ UNUSED = (
     "trainer.template",
     "lifecycle.suspend",
     "lifecycle.activeDeadlineSeconds",
+    "lifecycle.progressDeadlineSeconds",
     "lifecycle.ttlSecondsAfterFinished",
     "lifecycle.managedBy",
 )

@@ -1,6 +1,6 @@
 """When a run has had its time: activeDeadlineSeconds from the first start of the trainer, pauses excluded."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from spinrun_api.spec import Lifecycle
 from spinrun_api.status import SpinRunStatus
@@ -12,4 +12,4 @@ def deadline(lifecycle: Lifecycle, status: SpinRunStatus) -> datetime | None:
     if lifecycle.active_deadline_seconds is None or status.start_time is None or lifecycle.suspend:
         return None
     allowed = lifecycle.active_deadline_seconds + (status.paused_seconds or 0)
-    return times.from_text(status.start_time) + timedelta(seconds=allowed)
+    return times.later(times.from_text(status.start_time), allowed)

@@ -10,6 +10,7 @@ from spinrun_kube.kinds import CHILDREN, POD, Kind
 from spinrun_operator.children.trainer_job import trainer_job
 from spinrun_operator.observe import Observer
 from spinrun_operator.observed import Observed
+from spinrun_operator.stall import StallClock
 from unit.operator.world import SETTINGS, START, World, run_of
 
 Json = dict[str, Any]
@@ -48,7 +49,7 @@ def ended_job(run: SpinRun, condition: str) -> Json:
 
 async def observe(run: SpinRun, job: Json, seen: tuple[Json, ...], api: Lister) -> Observed:
     informers = [SimpleNamespace(kind=kind, of_run=lambda _, of=of: list(of)) for kind, of in ((JOB, (job,)), (POD, seen))]
-    observer = Observer(api, informers, SETTINGS)  # type: ignore[arg-type]
+    observer = Observer(api, informers, StallClock(), SETTINGS)  # type: ignore[arg-type]
     return await observer.observe(run, ("team", "demo"), refusals=(), progress=None, now=START)
 
 

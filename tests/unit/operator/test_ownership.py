@@ -12,6 +12,7 @@ from spinrun_kube.kinds import CHILDREN, POD, kind_of
 from spinrun_operator.apply import Applier
 from spinrun_operator.observe import Observer, newest_notice, progress_target
 from spinrun_operator.observed import Observed, child_id
+from spinrun_operator.stall import StallClock
 from spinrun_operator.trouble import NOTICES
 from unit.operator.test_apply import FakeApi
 from unit.operator.test_children import all_children
@@ -186,7 +187,7 @@ class Watched:
         kinds = [kind for kind in CHILDREN if kind.name in ("Job", "StatefulSet")]
         informers: list[Any] = [SimpleNamespace(kind=POD, of_run=lambda _: list(self.world.observed.pods))]
         informers += [SimpleNamespace(kind=kind, of_run=lambda _, kind=kind: self._children(kind)) for kind in kinds]
-        self.observer = Observer(None, informers, SETTINGS)  # type: ignore[arg-type]
+        self.observer = Observer(None, informers, StallClock(), SETTINGS)  # type: ignore[arg-type]
 
     def _children(self, kind: Any) -> list[Json]:
         return [child for child in self.world.observed.children.values() if kind_of(child) == kind]

@@ -123,7 +123,7 @@ class Requests:
             version=weights.version,
             digest=weights.digest,
             sampling=sampling,
-            on_progress=lambda done: self._board.update(prompts_done=done) if shown else None,
+            on_progress=lambda done: self._board.update(prompts_done=done) if shown else self._board.beat(),
             stop=self._stop,
         )
         return PendingAnswers(prompts, groups)
