@@ -1,5 +1,6 @@
 """Reading SpinRun documents: every problem at once, each with its path in the document and a remedy."""
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -14,10 +15,16 @@ from pydantic_core import ErrorDetails
 from spinrun_api.base import ApiModel, models_in
 from spinrun_api.run import KIND, SpinRun
 from spinrun_api.spec.method import LOSS_BLOCKS, MOVED, Method
-from spinrun_api.yaml_text import InvalidYamlError, load_documents
+from spinrun_api.yaml_text import MAX_DEPTH, MAX_NODES, InvalidYamlError, load_documents
 
 MAX_FILE_BYTES = 4_000_000
 """Of a file with documents, comments included."""
+MAX_SPEC_BYTES = 256 * 1024
+"""Of a spec as JSON. `kubectl apply` takes no more: it keeps what it applied in an annotation."""
+MAX_SPEC_NODES = MAX_NODES * 9 // 10
+"""Mappings, lists and single values of a spec, keys included: with its defaults it must still be read from a file."""
+MAX_SPEC_DEPTH = MAX_DEPTH * 9 // 10
+"""Mappings and lists of a spec that stand inside one another."""
 MAX_PROBLEMS = 100
 """Problems of a document that are told at once."""
 OPENED_BEFORE = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
@@ -103,6 +110,12 @@ def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
     Raises:
         InvalidDocumentError: The document is not a valid SpinRun; the error has every problem.
     """
+    if (problem := size_problem(document.get("spec"))) is not None:
+        raise InvalidDocumentError(source, [problem])
+    return _parse(document, source)
+
+
+def _parse(document: Mapping[str, Any], source: str) -> SpinRun:
     try:
         # By the names of the API alone: the API server does not know Python's.
         return SpinRun.model_validate(document, by_alias=True, by_name=False)
@@ -110,13 +123,44 @@ def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
         raise InvalidDocumentError(source, _problems(error)) from error
 
 
+def size_problem(spec: object) -> Problem | None:
+    """What makes a spec too large to be worked on; None where nothing does.
+
+    Args:
+        spec: Any value that JSON has, nested as deep as may be.
+    """
+    waiting: list[tuple[object, int, str]] = [(spec, 1, "spec")]
+    num_nodes = 1
+    while waiting:
+        value, depth, path = waiting.pop()
+        if isinstance(value, Mapping):
+            entries = list(value.items())
+            num_nodes += 2 * len(entries)
+        elif isinstance(value, list):
+            entries = list(enumerate(value))
+            num_nodes += len(entries)
+        else:
+            continue
+        if depth > MAX_SPEC_DEPTH:
+            return Problem(path, f"is nested deeper than {MAX_SPEC_DEPTH} levels: remove what does not belong there")
+        if num_nodes > MAX_SPEC_NODES:
+            return Problem("spec", f"holds more than {MAX_SPEC_NODES} values: move what is long into a ConfigMap or an image")
+        # Where it is, down to a block's field: what lies below may be of any length.
+        waiting += [(entry, depth + 1, f"{path}.{_shortened(str(name))}" if depth <= 2 else path) for name, entry in entries]
+    size = len(json.dumps(spec, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass"))
+    if size > MAX_SPEC_BYTES:
+        limit = f"{MAX_SPEC_BYTES // 1024} KiB"
+        return Problem("spec", f"takes {size} bytes as JSON, more than {limit}: move what is long into a ConfigMap or an image")
+    return None
+
+
 def parse_stored_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
-    """The SpinRun of a stored document, which may be from an earlier version of SpinRun.
+    """The SpinRun of a stored document, which may be from an earlier version of SpinRun, and may be of any size.
 
     Raises:
         InvalidDocumentError: As from `parse_run`.
     """
-    return parse_run(in_todays_shape(document), source)
+    return _parse(in_todays_shape(document), source)
 
 
 def read_run(path: Path) -> SpinRun:

@@ -21,19 +21,20 @@ def to_text(time: datetime) -> str:
 
 
 def from_text(text: str) -> datetime:
-    """Reads RFC 3339.
+    """Reads RFC 3339; without an offset it is UTC.
 
     Raises:
         ValueError: The text is something else.
     """
-    return datetime.fromisoformat(text)
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def later(time: datetime, seconds: float) -> datetime:
-    """The time so many seconds later; the last that there is where that is beyond it."""
+    """The time so many seconds later; the last one that a clock can show where that is beyond it."""
     try:
         return time + timedelta(seconds=seconds)
-    except OverflowError:
+    except (OverflowError, ValueError):
         return datetime.max.replace(tzinfo=UTC)
 
 

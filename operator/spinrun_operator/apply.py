@@ -42,7 +42,7 @@ class Applier:
         Raises:
             TRANSIENT: One of these, where a later attempt may succeed.
         """
-        document, uid = with_hash(wanted), {}
+        document, uid = wanted if hash_of(wanted) else with_hash(wanted), {}
         if live is None:
             live = await self._api.get(
                 kind_of(wanted), names.namespace(run), wanted["metadata"]["name"], metadata_only=kind_of(wanted) == SECRET

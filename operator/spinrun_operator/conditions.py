@@ -25,6 +25,8 @@ from spinrun_operator.view import View
 _RESTARTS = (reasons.RESTARTING, reasons.PROGRESS_DEADLINE_EXCEEDED)
 """Reasons of Progressing between two attempts."""
 
+LONGEST_PROBLEMS = 4000
+"""Characters of all that is wrong with a spec, of which three conditions tell."""
 LONGEST_ERROR = 300
 """Characters of an exception that a condition shows."""
 
@@ -147,7 +149,7 @@ def phase(view: View, draft: Draft) -> Phase:
 def with_invalid_spec(before: SpinRunStatus, error: InvalidDocumentError, generation: int | None, now: datetime) -> SpinRunStatus:
     """The status of a run whose spec this operator cannot read: everything stays as it was, and the problems are named."""
     draft = Draft(before, generation, now)
-    message = "; ".join(str(problem) for problem in error.problems)
+    message = "; ".join(str(problem) for problem in error.problems)[:LONGEST_PROBLEMS]
     for condition in before.conditions:
         if condition.type not in (READY, PROGRESSING, DEGRADED):
             draft.keep(condition.type)

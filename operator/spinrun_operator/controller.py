@@ -10,12 +10,14 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from spinrun_api.documents import InvalidDocumentError, parse_stored_run
+from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
 from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import CHILDREN, POD, POD_MONITOR, SPIN_RUN, kind_of
 from spinrun_operator.apply import Applier
 from spinrun_operator.conditions import with_internal_error, with_invalid_spec
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.events import EventRecorder
 from spinrun_operator.executor import Executor
 from spinrun_operator.informer import Informer
@@ -52,6 +54,7 @@ class Controller:
         self._store = RunStore(api)
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
         self._internal_errors: Counter[Key] = Counter()
+        self._documents: dict[Key, ChildDocuments] = {}
         self._informers: list[Informer] = []
         stalls = StallClock()
         self._observer = Observer(api, self._informers, stalls, settings)
@@ -195,6 +198,8 @@ class Controller:
             self._forget(key)
             return None
         try:
+            if (problem := self._store.problem(key)) is not None:
+                raise InvalidDocumentError("the run", [problem])
             run = parse_stored_run(body)
         except InvalidDocumentError as error:
             await self._executor.write_status(body, _invalid_status(body, error, self._clock()))
@@ -204,13 +209,20 @@ class Controller:
             return None
         now, refusals = self._clock(), self._refusals.get(key, ())
         observed = await self._observer.observe(run, key, refusals=refusals, progress=self._poller.published(key), now=now)
-        plan = reconcile(run, observed, self._settings, now)
+        plan = reconcile(run, observed, self._settings, now, self._documents_of(key, run))
         refused = await self._executor.execute(run, body, observed, plan)
         if plan.delete_run:
             return None
         is_over = is_finished(plan.status)
         self._poller.follow(key, None if is_over else progress_target(run, observed, current_attempt(plan.status)))
         return self._next_look(key, refused, plan.requeue_seconds)
+
+    def _documents_of(self, key: Key, run: SpinRun) -> ChildDocuments:
+        """The run's children as they should be, made once for a generation."""
+        known = self._documents.get(key)
+        if known is None or not known.are_of(run):
+            known = self._documents[key] = ChildDocuments(run, self._settings)
+        return known
 
     def _next_look(self, key: Key, refusals: tuple[Refusal, ...], wanted: float | None) -> float | None:
         """At once when the status must speak of other refusals than before; in a while when there are any."""
@@ -229,6 +241,7 @@ class Controller:
         self._observer.forget(key)
         self._refusals.pop(key, None)
         self._internal_errors.pop(key, None)
+        self._documents.pop(key, None)
         self.queue.forget(key)
 
 

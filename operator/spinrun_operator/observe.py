@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from spinrun_api.run import SpinRun
@@ -167,8 +167,7 @@ def newest_notice(document: Json, events: list[Json], now: datetime) -> list[Not
     old = timedelta(seconds=OLD_EVENT_SECONDS)
     telling = [event for event in events if event.get("reason") in trouble.NOTICES]
     # One from far ahead of our clock would hide all others.
-    dated = [(time, event) for event in telling if (time := _time_of(event)) and abs(now - time) <= old]
-    newest = max(dated, key=lambda each: each[0], default=(now, None))[1]
+    newest = max((event for event in telling if abs(now - _time_of(event)) <= old), key=_time_of, default=None)
     if newest is None:
         return []
     # A controller that tries again gives each pod another name: the same news must stay the same text.
@@ -176,13 +175,12 @@ def newest_notice(document: Json, events: list[Json], now: datetime) -> list[Not
     return [Notice(child_id(document), newest["reason"], message)]
 
 
-def _time_of(event: Json) -> datetime | None:
-    """When the event was last seen; None where it does not say that in Kubernetes' way."""
+def _time_of(event: Json) -> datetime:
+    """When the event was last seen; long ago where it does not say that in Kubernetes' way."""
     try:
-        time = times.from_text(times.of_event(event))
+        return times.from_text(times.of_event(event))
     except ValueError:
-        return None
-    return time if time.tzinfo else None
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def progress_target(run: SpinRun, observed: Observed, attempt: int) -> Target | None:

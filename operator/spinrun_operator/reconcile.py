@@ -9,6 +9,7 @@ from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
 from spinrun_operator import attempts, conditions, trouble
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.draft import Draft
 from spinrun_operator.observed import Observed, is_deleted
 from spinrun_operator.plan import Event, Plan
@@ -25,9 +26,19 @@ def is_managed(run: SpinRun) -> bool:
     return manager in (None, names.MANAGED_BY) and "deletionTimestamp" not in (run.metadata.model_extra or {})
 
 
-def reconcile(run: SpinRun, observed: Observed, settings: Settings, now: datetime) -> Plan:
-    """What to do about the run. It must be `is_managed`."""
-    view = View(run, observed, settings, now)
+def reconcile(
+    run: SpinRun, observed: Observed, settings: Settings, now: datetime, documents: ChildDocuments | None = None
+) -> Plan:
+    """What to do about the run.
+
+    Args:
+        run: The run, which must be `is_managed`.
+        observed: What is seen of the world.
+        settings: The operator's.
+        now: The time.
+        documents: The run's children as they were made before, if they are `are_of` this run; None makes them.
+    """
+    view = View(run, observed, settings, now, documents or ChildDocuments(run, settings))
     # What is over stays over: only its rollouts and scorers leave.
     status, events = _finished_status(view) if is_finished(view.before) else _next_status(view)
     return Plan(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from spinrun_api.documents import Problem, size_problem
 from spinrun_kube.api import Api
 from spinrun_kube.kinds import SPIN_RUN
 from spinrun_operator.informer import version_of
@@ -22,10 +23,15 @@ class RunStore:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._runs: dict[Key, Json] = {}
+        self._problems: dict[Key, Problem] = {}
 
     def get(self, key: Key) -> Json | None:
         """The run; None when there is none of that name."""
         return self._runs.get(key)
+
+    def problem(self, key: Key) -> Problem | None:
+        """What makes the run's spec too large, in which case it is not kept."""
+        return self._problems.get(key) if key in self._runs else None
 
     def keys(self) -> list[Key]:
         """All runs."""
@@ -42,6 +48,12 @@ class RunStore:
         if known is not None and version_of(known) >= version_of(body):
             return False
         metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+        self._problems.pop(key, None)
+        if (problem := size_problem(body.get("spec"))) is not None:
+            # Kept without what nobody here will read: there may be many of them.
+            self._problems[key] = problem
+            body = {name: value for name, value in body.items() if name != "spec"}
+            metadata = {name: value for name, value in metadata.items() if name not in ("annotations", "labels")}
         self._runs[key] = {**body, "metadata": metadata}
         return True
 

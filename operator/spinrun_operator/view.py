@@ -8,6 +8,7 @@ from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
 from spinrun_operator.containers import has_started, trainer_end
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.observed import Observed, is_deleted, is_over
 from spinrun_operator.policies import failure, progress_deadline
 from spinrun_operator.settings import Settings
@@ -29,6 +30,7 @@ class View:
     observed: Observed
     settings: Settings
     now: datetime
+    documents: ChildDocuments
 
     @property
     def before(self) -> SpinRunStatus:

@@ -257,9 +257,7 @@ def test_objects_of_others_are_neither_deleted_nor_taken_for_the_runs() -> None:
 # --- events --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "time", ["", "2026-01-01", "2026-01-01T12:00:00", "soon", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"]
-)
+@pytest.mark.parametrize("time", ["", "2026-01-01", "soon", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"])
 def test_event_with_an_odd_time_hides_no_other(time: str) -> None:
     document = running_world().observed.pods[0]
     events = [

@@ -9,6 +9,7 @@ from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.status import Condition
 from spinrun_kube import names, times
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.observed import Observed, TrainerProgress, child_id
 from spinrun_operator.plan import Event, Plan
 from spinrun_operator.reconcile import reconcile
@@ -47,9 +48,9 @@ class World:
     settings: Settings = SETTINGS
     events: list[Event] = field(default_factory=list)
 
-    def step(self) -> Plan:
+    def step(self, documents: ChildDocuments | None = None) -> Plan:
         """One pass: what the plan says is done, and the plan returned."""
-        plan = reconcile(self.run, self.observed, self.settings, self.now)
+        plan = reconcile(self.run, self.observed, self.settings, self.now, documents)
         self.run = self.run.model_copy(update={"status": plan.status})
         children = dict(self.observed.children)
         for child in plan.apply:
