@@ -9,7 +9,7 @@ from spinrun_kube.api import Api, ApiError
 from spinrun_kube.kinds import SECRET, kind_of
 from spinrun_operator import reasons
 from spinrun_operator.children.ledger_claim import is_usable
-from spinrun_operator.drift import covers, digest, hash_of, projection, with_hash
+from spinrun_operator.drift import compared, covers, digest, hash_of, projection, with_hash
 from spinrun_operator.observed import Refusal, child_id
 
 Json = dict[str, Any]
@@ -70,13 +70,13 @@ class Applier:
             return False
         if hash_of(live) != hash_of(document):
             return True
-        if not covers(live, document) and self._settled.get(uid) != _settlement(document, live):
+        if not covers(live, compared(document)) and self._settled.get(uid) != _settlement(document, live):
             return True
         self._as_wanted[uid] = version
         return False
 
     def _settle(self, document: Json, written: Json) -> None:
-        if covers(written, document):
+        if covers(written, compared(document)):
             self._settled.pop(written["metadata"]["uid"], None)
         else:
             self._settled[written["metadata"]["uid"]] = _settlement(document, written)
@@ -89,7 +89,7 @@ class Applier:
 
 def _settlement(document: Json, live: Json) -> tuple[str, str]:
     """What was wanted, and what the API server has made of it."""
-    return hash_of(document), digest(projection(live, document))
+    return hash_of(document), digest(projection(live, compared(document)))
 
 
 # --- whose object it is --------------------------------------------------------------------------------------------

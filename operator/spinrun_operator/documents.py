@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, Concatenate, ParamSpec
 
 from spinrun_api.run import SpinRun
+from spinrun_operator.children.inherited import with_inherited
 from spinrun_operator.children.trainer_job import trainer_revision
 from spinrun_operator.drift import with_hash
 from spinrun_operator.settings import Settings
@@ -44,8 +45,12 @@ class ChildDocuments:
         asked = (arguments, named)
         known = self._made.get(kind)
         if known is None or known[0] != asked:
-            known = self._made[kind] = (asked, with_hash(kind(self._run, *arguments, **named)))
+            known = self._made[kind] = (asked, self.finish(kind(self._run, *arguments, **named)))
         return known[1]
+
+    def finish(self, child: Json) -> Json:
+        """A child that was made elsewhere, with what it has from the run, and its hash."""
+        return with_hash(with_inherited(child, self._run, self._settings))
 
     @cached_property
     def revision(self) -> str:

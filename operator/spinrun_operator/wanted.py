@@ -34,10 +34,10 @@ def wanted_children(view: View, status: SpinRunStatus) -> list[Json]:
         make(trainer_network_policy, settings),
     ]
     if view.observed.own_child(run, "Secret", names.token_name(run)) is None:
-        children.insert(0, token_secret(run, view.observed.new_token))
+        children.insert(0, view.documents.finish(token_secret(run, view.observed.new_token)))
     claim, present = ledger_claim(run), view.observed.children.get(("PersistentVolumeClaim", names.claim_name(run)))
     if claim is not None and not (present and is_usable(run, present)):
-        children.insert(0, claim)
+        children.insert(0, view.documents.finish(claim))
     if view.observed.has_pod_monitors and settings.pod_monitor:
         children.append(make(pod_monitor))
     children.append(make(rollout_statefulset, settings, replicas=_wanted_rollouts(view, status)))
@@ -54,7 +54,7 @@ def _scorer_children(view: View, status: SpinRunStatus) -> list[Json]:
         return [make(scorer_service), make(scorer_network_policy, settings), statefulset]
     # Before its first start a run may still be given another preference.
     left = view.observed.own_child(run, "StatefulSet", names.scorer_name(run))
-    return [] if left is None else [without_pods(run, left)]
+    return [] if left is None else [view.documents.finish(without_pods(run, left))]
 
 
 def _may_start_trainer(view: View, status: SpinRunStatus) -> bool:
