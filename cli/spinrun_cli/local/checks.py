@@ -16,6 +16,7 @@ DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 UNUSED = (
     "storage",
+    "network",
     "rollout.image",
     "rollout.template",
     "scorer.image",

@@ -8,6 +8,7 @@ from spinrun_api.spec.data import Data, Evaluation, Prompts
 from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
 from spinrun_api.spec.method import Cringe, Ipo, Method, Robust, Sigmoid, Sppo, SppoAdvantage, of_window
 from spinrun_api.spec.model import Model
+from spinrun_api.spec.network import Network
 from spinrun_api.spec.preference import (
     JUDGE_TEMPLATE,
     Endpoint,
@@ -43,6 +44,7 @@ __all__ = [
     "Method",
     "Mlflow",
     "Model",
+    "Network",
     "Preference",
     "Prompts",
     "Ranker",

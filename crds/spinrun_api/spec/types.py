@@ -17,6 +17,7 @@ BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s]+(/[^?#@
 EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:[^:\s]+$", max_length=1024)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=128)]
 PodTemplate = dict[str, Any]
+EgressRule = dict[str, Any]
 
 
 def _number_or_text(value: object) -> object:

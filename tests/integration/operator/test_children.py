@@ -222,6 +222,43 @@ async def test_forged_pod_of_the_trainer_counts_for_nothing_and_is_left_alone(
     assert await has_failed(), "it is there as it was"
 
 
+async def test_run_limits_whom_its_pods_connect_to(cluster: Cluster, operator: RunningOperator) -> None:
+    await cluster.create(spin_run(network={"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]}))
+    condition = await cluster.until_condition("Degraded", "True", "ChildRefused")
+    assert "spec.egress[1].to[0].ipBlock.cidr" in condition["message"]
+    hub = {"ports": [{"port": 443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
+    await cluster.change_spec("demo", network={"egress": [hub]})
+    await cluster.until_condition("Degraded", "False", "AsExpected")
+    policy = await cluster.get("NetworkPolicy", "demo-trainer") or {}
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["spec"]["egress"][-1] == hub
+    await operator.until_idle()
+    written = len(operator.api.writes)
+    operator.controller.queue.add((cluster.namespace, "demo"))
+    await operator.until_idle()
+    assert len(operator.api.writes) == written
+    await cluster.change_spec("demo", network=None)
+
+    async def is_open() -> bool:
+        return (await cluster.get("NetworkPolicy", "demo-trainer") or {})["spec"]["policyTypes"] == ["Ingress"]
+
+    await cluster.until("the limit is gone", is_open)
+
+
+@pytest.mark.parametrize("levels", [1, 300])
+async def test_run_that_is_too_large_is_told_so_and_others_are_served(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, levels: int
+) -> None:
+    template: Json = {"a": "x" * 1_200_000} if levels == 1 else {}
+    for _ in range(levels - 1):
+        template = {"a": template}
+    await cluster.create(spin_run("large", trainer={"template": template}))
+    condition = await cluster.until_condition("Degraded", "True", "InvalidSpec", "large")
+    assert "spec" in condition["message"]
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
+
+
 async def test_two_operators_do_no_harm(cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet) -> None:
     async with running_operator(cluster.namespace) as other:
         for number in range(5):

@@ -26,6 +26,7 @@ from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
 from spinrun_operator.children.ledger_claim import ledger_claim
+from spinrun_operator.children.network_policy import trainer_network_policy
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.trainer_job import trainer_job
@@ -238,6 +239,10 @@ def latest_end(run: SpinRun, _: Attempts) -> object:
 
 def patience(run: SpinRun, _: Attempts) -> object:
     return seconds_left(run.spec.lifecycle, 5.0)
+
+
+def network_policy(run: SpinRun, _: Attempts) -> object:
+    return trainer_network_policy(run, Settings())
 
 
 def deletion(run: SpinRun, _: Attempts) -> object:
@@ -514,6 +519,7 @@ CASES = [
     Case("telemetry.mlflow.trackingUri", ABSENT, ELSEWHERE, tracked, {"telemetry.mlflow": {}}),
     Case("telemetry.mlflow.experiment", ABSENT, "sums", tracked, {"telemetry.mlflow": {}}),
     *secret_fields("telemetry.mlflow", {"telemetry.mlflow": {}}),
+    Case("network.egress", ABSENT, [], network_policy),
     Case("lifecycle.suspend", False, True, rollout_pods),
     Case("lifecycle.backoffLimit", 0, 1, verdict),
     Case("lifecycle.activeDeadlineSeconds", 10, 20, latest_end),

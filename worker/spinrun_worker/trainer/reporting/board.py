@@ -11,7 +11,6 @@ from spinrun_api.status import Best, Metrics, RolloutStatus
 from spinrun_protocol.ledger import Manifest
 from spinrun_protocol.wire import Activity, Progress
 
-
 WORK = frozenset({"activity", "window", "step", "version", "metrics", "prompts_done"})
 """Fields of Progress that change because something was done."""
 
