@@ -1,5 +1,6 @@
 """Reading SpinRun documents: every problem at once, each with its path in the document and a remedy."""
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -16,10 +17,16 @@ from spinrun_api.pod_template import clashes
 from spinrun_api.redaction import BLOT, is_secret_name, redacted_text
 from spinrun_api.run import KIND, SpinRun
 from spinrun_api.spec.method import LOSS_BLOCKS, MOVED, Method
-from spinrun_api.yaml_text import InvalidYamlError, load_documents
+from spinrun_api.yaml_text import MAX_DEPTH, MAX_NODES, InvalidYamlError, load_documents
 
 MAX_FILE_BYTES = 4_000_000
 """Of a file with documents, comments included."""
+MAX_SPEC_BYTES = 256 * 1024
+"""Of a spec as JSON. `kubectl apply` takes no more: it keeps what it applied in an annotation."""
+MAX_SPEC_NODES = MAX_NODES * 9 // 10
+"""Mappings, lists and single values of a spec, keys included: with its defaults it must still be read from a file."""
+MAX_SPEC_DEPTH = MAX_DEPTH * 9 // 10
+"""Mappings and lists of a spec that stand inside one another."""
 MAX_PROBLEMS = 100
 """Problems of a document that are told at once."""
 PODS = ("trainer", "rollout", "scorer")
@@ -107,6 +114,8 @@ def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
     Raises:
         InvalidDocumentError: The document is not a valid SpinRun; the error has every problem.
     """
+    if (problem := size_problem(document.get("spec"))) is not None:
+        raise InvalidDocumentError(source, [problem])
     clashing = _clashes(document)[:MAX_PROBLEMS]
     try:
         run = _modelled(document, source)
@@ -117,8 +126,39 @@ def parse_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
     return run
 
 
+def size_problem(spec: object) -> Problem | None:
+    """What makes a spec too large to be worked on; None where nothing does.
+
+    Args:
+        spec: Any value that JSON has, nested as deep as may be.
+    """
+    waiting: list[tuple[object, int, str]] = [(spec, 1, "spec")]
+    num_nodes = 1
+    while waiting:
+        value, depth, path = waiting.pop()
+        if isinstance(value, Mapping):
+            entries = list(value.items())
+            num_nodes += 2 * len(entries)
+        elif isinstance(value, list):
+            entries = list(enumerate(value))
+            num_nodes += len(entries)
+        else:
+            continue
+        if depth > MAX_SPEC_DEPTH:
+            return Problem(path, f"is nested deeper than {MAX_SPEC_DEPTH} levels: remove what does not belong there")
+        if num_nodes > MAX_SPEC_NODES:
+            return Problem("spec", f"holds more than {MAX_SPEC_NODES} values: move what is long into a ConfigMap or an image")
+        # Where it is, down to a block's field: what lies below may be of any length.
+        waiting += [(entry, depth + 1, f"{path}.{_shortened(str(name))}" if depth <= 2 else path) for name, entry in entries]
+    size = len(json.dumps(spec, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass"))
+    if size > MAX_SPEC_BYTES:
+        limit = f"{MAX_SPEC_BYTES // 1024} KiB"
+        return Problem("spec", f"takes {size} bytes as JSON, more than {limit}: move what is long into a ConfigMap or an image")
+    return None
+
+
 def parse_stored_run(document: Mapping[str, Any], source: str = "document") -> SpinRun:
-    """The SpinRun of a stored document, which may be from an earlier version of SpinRun.
+    """The SpinRun of a stored document, which may be from an earlier version of SpinRun, and may be of any size.
 
     Raises:
         InvalidDocumentError: As from `parse_run`, but for pod templates, of which the API server has the last word.

@@ -221,6 +221,10 @@ class Progress(Record):
     prompts_total: Count = 0
     """Prompts of that generation."""
 
+    beats: int = 0
+    """Grows with everything that this attempt gets done: answers, steps, another activity. It stands still while rank 0 waits or
+    hangs; 0 from trainers that do not count."""
+
     rollouts: RolloutStatus = RolloutStatus()
     """The rollouts as one group."""
 

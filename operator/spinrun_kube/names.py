@@ -10,6 +10,8 @@ OPERATOR = "spinrun-operator"
 MANAGED_BY = "spinrun.dev/operator"
 """Value of spec.lifecycle.managedBy that means this operator, as its absence does."""
 
+OUR_PREFIXES = ("spinrun.dev/", "app.kubernetes.io/")
+"""Of the labels and annotations that the operator gives to children."""
 RUN_LABEL = "spinrun.dev/run"
 UID_LABEL = "spinrun.dev/run-uid"
 """Tells a run from one of the same name before it, whose pods may still end."""

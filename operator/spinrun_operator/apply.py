@@ -9,7 +9,7 @@ from spinrun_kube.api import Api, ApiError
 from spinrun_kube.kinds import CONFIG_MAP, SECRET, kind_of
 from spinrun_operator import reasons
 from spinrun_operator.children.ledger_claim import is_usable
-from spinrun_operator.drift import covers, digest, hash_of, projection, with_hash
+from spinrun_operator.drift import compared, covers, digest, hash_of, projection, with_hash
 from spinrun_operator.observed import Refusal, child_id
 
 Json = dict[str, Any]
@@ -42,7 +42,7 @@ class Applier:
         Raises:
             TRANSIENT: One of these, where a later attempt may succeed.
         """
-        document, uid = with_hash(wanted), {}
+        document, uid = wanted if hash_of(wanted) else with_hash(wanted), {}
         kind, where = kind_of(wanted), (names.namespace(run), wanted["metadata"]["name"])
         if live is None:
             live = await self._api.get(kind, *where, metadata_only=kind == SECRET)
@@ -72,7 +72,7 @@ class Applier:
         if hash_of(live) != hash_of(document):
             return True
         uid = live["metadata"]["uid"]
-        if not covers(live, document) and self._settled.get(uid) != _settlement(document, live):
+        if not covers(live, compared(document)) and self._settled.get(uid) != _settlement(document, live):
             return True
         self._as_wanted[uid] = _version(document, live)
         return False
@@ -83,7 +83,7 @@ class Applier:
 
     def _settle(self, document: Json, written: Json) -> None:
         uid = written["metadata"]["uid"]
-        if covers(written, document):
+        if covers(written, compared(document)):
             self._settled.pop(uid, None)
         else:
             self._settled[uid] = _settlement(document, written)
@@ -102,7 +102,7 @@ def _version(document: Json, live: Json) -> tuple[str, str]:
 
 def _settlement(document: Json, live: Json) -> tuple[str, str]:
     """What was wanted, and what the API server has made of it."""
-    return hash_of(document), digest(projection(live, document))
+    return hash_of(document), digest(projection(live, compared(document)))
 
 
 # --- whose object it is --------------------------------------------------------------------------------------------

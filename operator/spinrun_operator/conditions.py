@@ -22,6 +22,11 @@ from spinrun_operator.status import (
 )
 from spinrun_operator.view import View
 
+_RESTARTS = (reasons.RESTARTING, reasons.PROGRESS_DEADLINE_EXCEEDED)
+"""Reasons of Progressing between two attempts."""
+
+LONGEST_PROBLEMS = 4000
+"""Characters of all that is wrong with a spec, of which three conditions tell."""
 LONGEST_ERROR = 300
 """Characters of an exception that a condition shows."""
 
@@ -58,7 +63,7 @@ def set_ready(view: View, draft: Draft, follows: FollowUp | None) -> None:
     elif leftover := trouble.waits_for_cleanup(view.observed):
         _not_ready(draft, reasons.WAITING_FOR_CLEANUP, leftover.message)
     elif status.attempt_start_time is None and status.attempt != 1:
-        _not_ready(draft, reasons.RESTARTING, _restart_message(draft, follows))
+        _set_restarting(draft, follows)
     elif status.attempt_start_time is None:
         _not_ready(draft, reasons.PENDING, "the trainer has not started yet")
     elif view.ready_rollouts < view.run.spec.rollout.replicas:
@@ -76,14 +81,18 @@ def _not_ready(draft: Draft, reason: str, message: str, *, progressing: bool = T
     draft.set(PROGRESSING, progressing, reason, message)
 
 
-def _restart_message(draft: Draft, follows: FollowUp | None) -> str:
+def _set_restarting(draft: Draft, follows: FollowUp | None) -> None:
     """Why there is another attempt: said once, when the one before ends, and kept until this one runs."""
-    starting = f"starting attempt {draft.status.attempt}"
+    reason, message = reasons.RESTARTING, f"starting attempt {draft.status.attempt}"
+    before = condition_of(draft.before, PROGRESSING)
     if follows is not None:
         when = f" at {draft.status.next_attempt_time}" if draft.status.next_attempt_time else ""
-        return f"{starting}{when}: {follows.message}"
-    before = condition_of(draft.before, PROGRESSING)
-    return before.message if before is not None and before.reason == reasons.RESTARTING else starting
+        message = f"{message}{when}: {follows.message}"
+        reason = follows.reason if follows.reason in _RESTARTS else reason
+    elif before is not None and before.reason in _RESTARTS:
+        reason, message = before.reason, before.message
+    # As a Deployment's does that exceeded its deadline.
+    _not_ready(draft, reason, message, progressing=reason != reasons.PROGRESS_DEADLINE_EXCEEDED)
 
 
 def set_ledger_unavailable(view: View, draft: Draft, follows: FollowUp | None) -> None:
@@ -123,7 +132,7 @@ def set_over(view: View, draft: Draft, follows: FollowUp) -> None:
 
 def phase(view: View, draft: Draft) -> Phase:
     """The conditions in one word."""
-    true = {condition.type: condition.reason for condition in draft.conditions if condition.status == "True"}
+    true = {condition.type for condition in draft.conditions if condition.status == "True"}
     if COMPLETE in true:
         return "Complete"
     if FAILED in true:
@@ -132,7 +141,7 @@ def phase(view: View, draft: Draft) -> Phase:
         return "Suspended"
     if READY in true:
         return "Running"
-    if true.get(PROGRESSING) == reasons.RESTARTING:
+    if any(condition.type == PROGRESSING and condition.reason in _RESTARTS for condition in draft.conditions):
         return "Restarting"
     return "Pending" if draft.status.attempt_start_time is None else "Starting"
 
@@ -140,7 +149,7 @@ def phase(view: View, draft: Draft) -> Phase:
 def with_invalid_spec(before: SpinRunStatus, error: InvalidDocumentError, generation: int | None, now: datetime) -> SpinRunStatus:
     """The status of a run whose spec this operator cannot read: everything stays as it was, and the problems are named."""
     draft = Draft(before, generation, now)
-    message = "; ".join(str(problem) for problem in error.problems)
+    message = "; ".join(str(problem) for problem in error.problems)[:LONGEST_PROBLEMS]
     for condition in before.conditions:
         if condition.type not in (READY, PROGRESSING, DEGRADED):
             draft.keep(condition.type)

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from spinrun_api.documents import InvalidDocumentError, parse_stored_run
+from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube.api import TRANSIENT, Api, ApiError
 from spinrun_kube.kinds import CHILDREN, JOB, POD, POD_MONITOR, SPIN_RUN, STATEFUL_SET, Kind, kind_of
@@ -19,6 +20,7 @@ from spinrun_operator.apply import Applier
 from spinrun_operator.backoff import Backoff
 from spinrun_operator.clock import SteadyClock
 from spinrun_operator.conditions import with_internal_error, with_invalid_spec
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.events import EventRecorder
 from spinrun_operator.executor import Executor
 from spinrun_operator.follow import Follower
@@ -30,6 +32,7 @@ from spinrun_operator.progress import ProgressPoller
 from spinrun_operator.queue import Key, KeyedQueue, Retry
 from spinrun_operator.reconcile import is_managed, reconcile
 from spinrun_operator.settings import Settings
+from spinrun_operator.stall import StallClock
 from spinrun_operator.status import current_attempt, is_finished
 from spinrun_operator.store import RunStore, key_of
 
@@ -59,15 +62,17 @@ class Controller:
         self._store = RunStore(api)
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
         self._internal_errors: Counter[Key] = Counter()
+        self._documents: dict[Key, ChildDocuments] = {}
         self._run_followers: list[Follower] = []
         self._informers: list[Informer] = []
         self._has_started = False
         self.tell: Callable[[str, Json], None] | None = None
         """Who is told of a run that has changed, and then wakes the controller for it; None: it wakes itself."""
-        self._observer = Observer(api, self._informers, settings)
+        stalls = StallClock()
+        self._observer = Observer(api, self._informers, stalls, settings)
         self._applier = Applier(api, self._note_written)
         self._executor = Executor(api, self._store, self._applier, EventRecorder(api), metrics, clock)
-        self._poller = ProgressPoller(settings, self.queue.add, clock=clock)
+        self._poller = ProgressPoller(settings, self.queue.add, stalls, clock=clock)
         metrics.follow_queue(self.queue.depth, self.queue.oldest_seconds)
         metrics.follow_runs(self._store.phases)
 
@@ -270,6 +275,8 @@ class Controller:
             self._forget(key)
             return None
         try:
+            if (problem := self._store.problem(key)) is not None:
+                raise InvalidDocumentError("the run", [problem])
             run = parse_stored_run(body)
         except InvalidDocumentError as error:
             await self._executor.write_status(body, _invalid_status(body, error, self._clock()))
@@ -282,13 +289,20 @@ class Controller:
                 await informer.catch_up(key)
         now, refusals = self._clock(), self._refusals.get(key, ())
         observed = await self._observer.observe(run, key, refusals=refusals, progress=self._poller.published(key), now=now)
-        plan = reconcile(run, observed, self._settings, now)
+        plan = reconcile(run, observed, self._settings, now, self._documents_of(key, run))
         refused = await self._executor.execute(run, body, observed, plan)
         if plan.delete_run:
             return None
         is_over = is_finished(plan.status)
         self._poller.follow(key, None if is_over else progress_target(run, observed, current_attempt(plan.status)))
         return self._next_look(key, refused, plan.requeue_seconds)
+
+    def _documents_of(self, key: Key, run: SpinRun) -> ChildDocuments:
+        """The run's children as they should be, made once for a generation."""
+        known = self._documents.get(key)
+        if known is None or not known.are_of(run):
+            known = self._documents[key] = ChildDocuments(run, self._settings)
+        return known
 
     def _next_look(self, key: Key, refusals: tuple[Refusal, ...], wanted: float | None) -> float | None:
         """At once when the status must speak of other refusals than before; in a while when there are any."""
@@ -304,8 +318,10 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         self._poller.forget(key)
+        self._observer.forget(key)
         self._refusals.pop(key, None)
         self._internal_errors.pop(key, None)
+        self._documents.pop(key, None)
         self.queue.forget(key)
 
 

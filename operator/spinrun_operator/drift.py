@@ -38,6 +38,18 @@ def digest(value: Any) -> str:
 # --- what is there -------------------------------------------------------------------------------------------------
 
 
+def compared(document: Json) -> Json:
+    """The document without labels and annotations that are not ours: the copies that informers keep need not have them. They are
+    written when they change, as the hash says."""
+    metadata = document["metadata"]
+    ours = {
+        name: {key: text for key, text in metadata[name].items() if key.startswith(names.OUR_PREFIXES)}
+        for name in ("labels", "annotations")
+        if name in metadata
+    }
+    return document | {"metadata": metadata | ours}
+
+
 def covers(live: Any, wanted: Any) -> bool:
     """Whether everything wanted is there; more may be there, such as defaults and what other controllers add."""
     if isinstance(wanted, dict):

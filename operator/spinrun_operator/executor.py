@@ -1,5 +1,6 @@
 """Carrying out what was decided: the status first, then the children, then the Events."""
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,8 @@ from spinrun_operator.queue import Key, Retry
 from spinrun_operator.store import RunStore, key_of
 
 Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 class Executor:
@@ -81,11 +84,16 @@ class Executor:
         if document == body.get("status"):
             return
         try:
-            self._store.put(await self._api.replace_status({**body, "status": document}))
+            # Of the rest the API server takes nothing from here, and the spec may be large.
+            metadata = {name: body["metadata"].get(name) for name in ("name", "namespace", "uid", "resourceVersion")}
+            written = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata, "status": document}
+            self._store.put(await self._api.replace_status(written))
         except ApiError as error:
             if error.status in (404, 409):
                 await self._store.refresh(key_of(body))
                 raise Retry(f"the run has changed: {error.message}") from error
+            namespace, run = key_of(body)
+            logger.warning("the status cannot be written: %s", error, extra={"namespace": namespace, "run": run})
             raise
 
     async def _apply(self, run: SpinRun, key: Key, observed: Observed, child: Json) -> list[Refusal]:

@@ -5,9 +5,8 @@ import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from spinrun_api.run import SpinRun
@@ -19,6 +18,7 @@ from spinrun_operator import trouble
 from spinrun_operator.informer import Informer, slim
 from spinrun_operator.observed import (
     INDEX_ANNOTATION,
+    ChildId,
     Notice,
     Observed,
     Refusal,
@@ -27,10 +27,12 @@ from spinrun_operator.observed import (
     has_ended,
     is_deleted,
     is_over,
+    own_controllers,
 )
 from spinrun_operator.progress import Target
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
+from spinrun_operator.stall import StallClock, seen_of_pods
 from spinrun_operator.status import current_attempt, is_finished
 
 Json = dict[str, Any]
@@ -59,11 +61,14 @@ class _FetchedWarnings:
 class Observer:
     """Sees the children of runs."""
 
-    def __init__(self, api: Api, informers: list[Informer], settings: Settings) -> None:
+    def __init__(self, api: Api, informers: list[Informer], stalls: StallClock, settings: Settings) -> None:
         self._api = api
         self._informers = informers
+        self._stalls = stalls
         self._settings = settings
         self._warnings: dict[str, _FetchedWarnings] = defaultdict(_FetchedWarnings)
+        self._controllers: dict[Key, tuple[str, dict[str, ChildId]]] = {}
+        """Of each run its uid, and the Jobs and StatefulSets that it has or that pods of theirs have outlived, by uid."""
 
     async def observe(
         self, run: SpinRun, key: Key, *, refusals: tuple[Refusal, ...], progress: TrainerProgress | None, now: datetime
@@ -78,7 +83,8 @@ class Observer:
                 children |= {child_id(document): document for document in informer.of_run(key)}
         observed = Observed(
             children=children,
-            pods=tuple(sorted(_own(run, pods), key=lambda pod: pod["metadata"]["name"])),
+            pods=tuple(sorted(pods, key=lambda pod: pod["metadata"]["name"])),
+            former_controllers=self._former_controllers(run, key, children, pods),
             refusals=refusals,
             progress=progress,
             new_token=secrets.token_urlsafe(32),
@@ -86,6 +92,7 @@ class Observer:
         )
         if job_is_ahead_of_its_pods(run, observed):
             observed = replace(observed, pods=await self._newest_pods(run, observed))
+        observed = replace(observed, stalled_seconds=self._stalled_seconds(run, key, observed))
         puzzling = trouble.puzzling(run, observed, now)
         if not puzzling:
             return observed
@@ -93,13 +100,43 @@ class Observer:
         notices = [notice for each in puzzling for notice in newest_notice(each, warnings.get(each["metadata"]["uid"], []), now)]
         return replace(observed, notices=tuple(notices))
 
+    def _stalled_seconds(self, run: SpinRun, key: Key, observed: Observed) -> float | None:
+        """How long the attempt has not got any further, for a run that asks for it."""
+        status = run.status or SpinRunStatus()
+        asked = run.spec.lifecycle.progress_deadline_seconds is not None and not is_finished(status)
+        seen = seen_of_pods(run, observed, current_attempt(status)) if asked else None
+        if seen is None:
+            self._stalls.forget(key)
+            return None
+        self._stalls.note(key, "pods", seen)
+        return self._stalls.seconds(key)
+
     async def _newest_pods(self, run: SpinRun, observed: Observed) -> tuple[Json, ...]:
         """The run's pods, those of the attempt as the API server has them now."""
         attempt = current_attempt(run.status or SpinRunStatus())
         labels = f"{names.UID_LABEL}={run.metadata.uid},{names.ATTEMPT_LABEL}={attempt}"
         newest, _ = await self._api.list(POD, names.namespace(run), labels=labels, keep=lambda pod: slim(pod, POD))
-        lagging = observed.attempt_pods(attempt)
-        return (*(pod for pod in observed.pods if pod not in lagging), *newest)
+        asked = {pod["metadata"]["name"] for pod in (*newest, *observed.attempt_pods(run, attempt))}
+        return (*(pod for pod in observed.pods if pod["metadata"]["name"] not in asked), *newest)
+
+    def _former_controllers(self, run: SpinRun, key: Key, children: dict[ChildId, Json], pods: list[Json]) -> dict[str, ChildId]:
+        """Jobs and StatefulSets of the run that are gone, while their pods are not: somebody deleted them in the background.
+
+        Only this operator's memory says whose such pods are. One that starts in such a moment takes them for a stranger's, and
+        the ledger refuses the trainer among them as soon as a newer attempt owns it.
+        """
+        uid, known = self._controllers.get(key, ("", {}))
+        present = own_controllers(run, children)
+        known = known | present if uid == run.metadata.uid else present
+        with_pods = {controller["uid"] for pod in pods if (controller := names.controller_of(pod))}
+        known = {uid: child for uid, child in known.items() if uid in present or uid in with_pods}
+        self._controllers[key] = (run.metadata.uid or "", known)
+        return {uid: child for uid, child in known.items() if uid not in present}
+
+    def forget(self, key: Key) -> None:
+        """The run is gone."""
+        self._controllers.pop(key, None)
+        self._stalls.forget(key)
 
     async def _warnings_of(self, namespace: str) -> dict[str, list[Json]]:
         """The namespace's warning events by the uid of what they are about. Asked once in a while for all runs of a namespace:
@@ -126,11 +163,6 @@ def _telling(event: Json) -> Json | None:
     return {"metadata": metadata, "involvedObject": about, "reason": event["reason"], "message": message, **times_of}
 
 
-def _own(run: SpinRun, pods: Iterable[Json]) -> list[Json]:
-    """The run's pods, without those of a run of the same name before it."""
-    return [pod for pod in pods if pod["metadata"]["labels"].get(names.UID_LABEL) == run.metadata.uid]
-
-
 def job_is_ahead_of_its_pods(run: SpinRun, observed: Observed) -> bool:
     """Whether the attempt's Job has been seen to end, but not all of its pods, which tell why.
 
@@ -141,28 +173,34 @@ def job_is_ahead_of_its_pods(run: SpinRun, observed: Observed) -> bool:
     job = observed.own_child(run, "Job", names.job_name(run, attempt))
     if is_finished(status) or job is None or not has_ended(job):
         return False
-    pods = observed.attempt_pods(attempt)
+    pods = observed.attempt_pods(run, attempt)
     return not pods or not all(map(is_over, pods))
 
 
 def newest_notice(document: Json, events: list[Json], now: datetime) -> list[Notice]:
     """What the newest event that tells of trouble says, unless it is old."""
+    old = timedelta(seconds=OLD_EVENT_SECONDS)
     telling = [event for event in events if event.get("reason") in trouble.NOTICES]
-    newest = max(telling, key=_time_of, default=None)
-    if newest is None or now - _time_of(newest) > timedelta(seconds=OLD_EVENT_SECONDS):
+    # One from far ahead of our clock would hide all others.
+    newest = max((event for event in telling if abs(now - _time_of(event)) <= old), key=_time_of, default=None)
+    if newest is None:
         return []
     # A controller that tries again gives each pod another name: the same news must stay the same text.
-    message = re.sub(r'\bpods? "[^"]*"', "pods", newest.get("message", ""))
+    message = re.sub(r'\bpods? "[^"]*"', "pods", newest.get("message") or "")
     return [Notice(child_id(document), newest["reason"], message)]
 
 
 def _time_of(event: Json) -> datetime:
-    return times.from_text(times.of_event(event))
+    """When the event was last seen; long ago where it does not say that in Kubernetes' way."""
+    try:
+        return times.from_text(times.of_event(event))
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def progress_target(run: SpinRun, observed: Observed, attempt: int) -> Target | None:
     """The running pod of rank 0, which can be asked; None while there is none."""
-    for pod in observed.attempt_pods(attempt):
+    for pod in observed.attempt_pods(run, attempt):
         status = pod.get("status", {})
         index = pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION)
         if index == "0" and status.get("phase") == "Running" and status.get("podIP") and not is_deleted(pod):

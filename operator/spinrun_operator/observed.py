@@ -1,8 +1,10 @@
 """What a reconcile knows of the world besides the run: plain data, gathered by observe.py."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from spinrun_api.run import SpinRun
@@ -55,7 +57,10 @@ class Observed:
     """Objects with the run's label, pods apart, and those with a child's name that an attempt to make it found."""
 
     pods: tuple[Json, ...] = ()
-    """Pods of trainer, rollouts and scorers."""
+    """Pods with the run's label, whoever made them: the methods below tell which are the run's."""
+
+    former_controllers: Mapping[str, ChildId] = field(default_factory=dict[str, ChildId])
+    """Jobs and StatefulSets of the run that are gone while pods of theirs still end, by uid."""
 
     refusals: tuple[Refusal, ...] = ()
     """What the last attempt to apply the children met."""
@@ -65,6 +70,9 @@ class Observed:
 
     progress: TrainerProgress | None = None
     """The newest progress that is worth a status write."""
+
+    stalled_seconds: float | None = None
+    """How long the attempt has not got any further, as far as this operator has seen; None while its pods wait for nodes."""
 
     new_token: str = ""
     """A fresh random token, for the case that the run has none yet."""
@@ -81,15 +89,45 @@ class Observed:
         """The run's Jobs, of all attempts."""
         return (job for (kind, _), job in self.children.items() if kind == "Job" and names.belongs_to(run, job))
 
-    def component_pods(self, component: str) -> list[Json]:
-        """Pods of trainer, rollouts or scorers."""
-        return [pod for pod in self.pods if pod["metadata"].get("labels", {}).get(names.COMPONENT_LABEL) == component]
+    # --- pods: the run's by their owners' uids, because anybody can write labels ------------------------------------
 
-    def attempt_pods(self, attempt: int) -> list[Json]:
+    def own_pods(self, run: SpinRun) -> list[Json]:
+        """The pods of trainer, rollouts and scorers."""
+        return self._pods_of(run, lambda _: True)
+
+    def trainer_pods(self, run: SpinRun) -> list[Json]:
+        """The trainer's pods of all attempts."""
+        return self._pods_of(run, lambda controller: controller[0] == "Job")
+
+    def attempt_pods(self, run: SpinRun, attempt: int) -> list[Json]:
         """The trainer's pods of an attempt."""
-        wanted = str(attempt)
-        pods = self.component_pods(names.TRAINER)
-        return [pod for pod in pods if pod["metadata"]["labels"].get(names.ATTEMPT_LABEL) == wanted]
+        job = ("Job", names.job_name(run, attempt))
+        return self._pods_of(run, lambda controller: controller == job)
+
+    def server_pods(self, run: SpinRun, name: str) -> list[Json]:
+        """The pods of rollouts or scorers, by the name of their StatefulSet."""
+        return self._pods_of(run, lambda controller: controller == ("StatefulSet", name))
+
+    def _pods_of(self, run: SpinRun, is_meant: Callable[[ChildId], bool]) -> list[Json]:
+        controllers = dict(self.former_controllers) | own_controllers(run, self.children)
+        return [pod for uid, controller in controllers.items() if is_meant(controller) for pod in self._pods_by_owner[uid]]
+
+    @cached_property
+    def _pods_by_owner(self) -> Mapping[str, list[Json]]:
+        found: defaultdict[str, list[Json]] = defaultdict(list)
+        for pod in self.pods:
+            if controller := names.controller_of(pod):
+                found[controller["uid"]].append(pod)
+        return found
+
+
+def own_controllers(run: SpinRun, children: Mapping[ChildId, Json]) -> dict[str, ChildId]:
+    """The run's Jobs and StatefulSets, which make its pods, by uid."""
+    return {
+        child["metadata"]["uid"]: which
+        for which, child in children.items()
+        if which[0] in ("Job", "StatefulSet") and names.belongs_to(run, child)
+    }
 
 
 def is_deleted(document: Json) -> bool:

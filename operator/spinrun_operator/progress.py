@@ -18,6 +18,7 @@ from spinrun_kube.answers import InvalidAnswerError, read_at_most
 from spinrun_operator.observed import TrainerProgress
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
+from spinrun_operator.stall import StallClock, seen_of_progress
 from spinrun_protocol.commands import TRAINER_PORT
 from spinrun_protocol.wire import Progress
 
@@ -28,7 +29,7 @@ TEXT_LIMIT = 4000
 """Characters of a text that are kept."""
 
 # What changes all the time, and is not worth a status write of its own.
-_FLEETING = {"prompts_done", "prompts_total", "message", "eta_seconds"}
+_FLEETING = {"prompts_done", "prompts_total", "beats", "message", "eta_seconds"}
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,17 @@ class Target:
 class ProgressPoller:
     """Follows trainers. What is worth a status write is published, and its run woken."""
 
-    def __init__(self, settings: Settings, wake: Callable[[Key], None], *, clock: Callable[[], datetime] = times.utc_now) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        wake: Callable[[Key], None],
+        stalls: StallClock,
+        *,
+        clock: Callable[[], datetime] = times.utc_now,
+    ) -> None:
         self._settings = settings
         self._wake = wake
+        self._stalls = stalls
         self._clock = clock
         self._followed: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self._published: dict[Key, TrainerProgress] = {}
@@ -92,6 +101,7 @@ class ProgressPoller:
         while True:
             try:
                 progress = await self._fetch(target)
+                self._stalls.note(key, "progress", seen_of_progress(progress))
                 last = self._published.get(key)
                 waited = time.monotonic() - published_at
                 if is_news(last.progress if last else None, progress, may_wait=waited < self._settings.progress_write_seconds):

@@ -27,6 +27,7 @@ TRAINER_OOM_KILLED: Final = "TrainerOOMKilled"
 TRAINER_PREEMPTED: Final = "TrainerPreempted"
 TRAINER_DISRUPTED: Final = "TrainerDisrupted"
 TRAINER_LOST: Final = "TrainerLost"
+PROGRESS_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
 LEDGER_UNAVAILABLE: Final = "LedgerUnavailable"
 LEDGER_AVAILABLE: Final = "LedgerAvailable"
 TRAINER_STARTED: Final = "TrainerStarted"
@@ -57,6 +58,7 @@ ATTEMPT_ENDS: Final = (
     TRAINER_PREEMPTED,
     TRAINER_DISRUPTED,
     TRAINER_LOST,
+    PROGRESS_DEADLINE_EXCEEDED,
     LEDGER_UNAVAILABLE,
     INVALID_CONFIGURATION,
     FAILURE_POLICY,

@@ -9,10 +9,11 @@ from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
 from spinrun_operator import attempts, conditions, trouble
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.draft import Draft
 from spinrun_operator.observed import Observed, is_deleted
 from spinrun_operator.plan import Event, Plan
-from spinrun_operator.policies import deadline, ttl
+from spinrun_operator.policies import deadline, progress_deadline, ttl
 from spinrun_operator.settings import Settings
 from spinrun_operator.status import is_finished, with_progress
 from spinrun_operator.view import View
@@ -25,9 +26,19 @@ def is_managed(run: SpinRun) -> bool:
     return manager in (None, names.MANAGED_BY) and "deletionTimestamp" not in (run.metadata.model_extra or {})
 
 
-def reconcile(run: SpinRun, observed: Observed, settings: Settings, now: datetime) -> Plan:
-    """What to do about the run. It must be `is_managed`."""
-    view = View(run, observed, settings, now)
+def reconcile(
+    run: SpinRun, observed: Observed, settings: Settings, now: datetime, documents: ChildDocuments | None = None
+) -> Plan:
+    """What to do about the run.
+
+    Args:
+        run: The run, which must be `is_managed`.
+        observed: What is seen of the world.
+        settings: The operator's.
+        now: The time.
+        documents: The run's children as they were made before, if they are `are_of` this run; None makes them.
+    """
+    view = View(run, observed, settings, now, documents or ChildDocuments(run, settings))
     # What is over stays over: only its rollouts and scorers leave.
     status, events = _finished_status(view) if is_finished(view.before) else _next_status(view)
     return Plan(
@@ -81,6 +92,10 @@ def _next_look(view: View, status: SpinRunStatus) -> float | None:
         moments.append(deadline.deadline(view.run.spec.lifecycle, status))
         moments.append(times.from_text(status.next_attempt_time) if status.next_attempt_time else None)
     waits = [times.seconds_between(view.now, moment) for moment in moments if moment is not None]
+    if not is_finished(status) and (
+        left := progress_deadline.seconds_left(view.run.spec.lifecycle, view.observed.stalled_seconds)
+    ):
+        waits.append(left)
     if not is_finished(status) and (_is_troubled(view) or _has_deleted_pods(view)):
         waits.append(view.settings.trouble_seconds)
     return min(waits, default=None)
@@ -94,4 +109,4 @@ def _is_troubled(view: View) -> bool:
 
 
 def _has_deleted_pods(view: View) -> bool:
-    return any(is_deleted(pod) for pod in view.observed.component_pods(names.TRAINER))
+    return any(is_deleted(pod) for pod in view.observed.trainer_pods(view.run))

@@ -13,6 +13,8 @@ _MAY_BE_ZERO = ("run_as_user", "coalesce_seconds", "unscheduled_seconds")
 _LARGEST_PORT = 65535
 _LARGEST_NUMBER = 2**31 - 1
 """Kubernetes takes no larger user, and as seconds it is 68 years."""
+_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/?")
+_OWN_PREFIXES = ("spinrun.dev", "app.kubernetes.io")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
@@ -34,6 +36,10 @@ class Settings:
 
     monitoring_namespaces: tuple[str, ...] = ()
     """Namespaces whose pods may read the metrics of agents and trainers."""
+
+    inherited_prefixes: tuple[str, ...] = ()
+    """Prefixes of labels and annotations that a run's children have from the run, such as kueue.x-k8s.io. Those without a prefix
+    they have in any case."""
 
     worker_image: str = "ghcr.io/spinrun/worker:0.1.0"
     """Image of trainer and agent, where the run names none."""
@@ -114,6 +120,8 @@ class Settings:
 
 def _parse(name: str, kind: Any, text: str) -> Any:
     """The value that a text stands for."""
+    if name == "inherited_prefixes":
+        return tuple(_checked_prefix(name, part.strip(), text) for part in text.split(",") if part.strip())
     if kind == tuple[str, ...]:
         return tuple(_checked_namespace(name, part.strip(), text) for part in text.split(",") if part.strip())
     if choices := get_args(kind):
@@ -158,6 +166,12 @@ def _checked_namespace(name: str, namespace: str, text: str) -> str:
     if not _NAMESPACE.fullmatch(namespace):
         raise _invalid(name, wanted, text)
     return namespace
+
+
+def _checked_prefix(name: str, prefix: str, text: str) -> str:
+    if not _PREFIX.fullmatch(prefix) or prefix.removesuffix("/") in _OWN_PREFIXES:
+        raise _invalid(name, "prefixes of labels other than the operator's own, with commas between", text)
+    return prefix
 
 
 def _invalid(name: str, wanted: str, text: str) -> InvalidSettingError:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from spinrun_api.documents import Problem, size_problem
 from spinrun_kube.api import Api
 from spinrun_kube.kinds import SPIN_RUN
 from spinrun_operator.follow import version_of
@@ -22,10 +23,15 @@ class RunStore:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._runs: dict[Key, Json] = {}
+        self._problems: dict[Key, Problem] = {}
 
     def get(self, key: Key) -> Json | None:
         """The run; None when there is none of that name."""
         return self._runs.get(key)
+
+    def problem(self, key: Key) -> Problem | None:
+        """What makes the run's spec too large, in which case it is not kept."""
+        return self._problems.get(key) if key in self._runs else None
 
     def keys(self) -> list[Key]:
         """All runs."""
@@ -48,8 +54,15 @@ class RunStore:
         """Takes a run in, unless it is older than what is known. Whether it was news."""
         if not self.is_news(body):
             return False
+        key = key_of(body)
         metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-        self._runs[key_of(body)] = {**body, "metadata": metadata}
+        self._problems.pop(key, None)
+        if (problem := size_problem(body.get("spec"))) is not None:
+            # Kept without what nobody here will read: there may be many of them.
+            self._problems[key] = problem
+            body = {name: value for name, value in body.items() if name != "spec"}
+            metadata = {name: value for name, value in metadata.items() if name not in ("annotations", "labels")}
+        self._runs[key] = {**body, "metadata": metadata}
         return True
 
     def remove(self, body: Json) -> None:

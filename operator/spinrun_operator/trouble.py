@@ -10,6 +10,7 @@ from spinrun_kube import names, times
 from spinrun_operator import reasons
 from spinrun_operator.containers import containers_of, last_line
 from spinrun_operator.observed import Observed, Refusal, is_deleted, is_over
+from spinrun_operator.policies import retention
 
 Json = dict[str, Any]
 
@@ -50,7 +51,7 @@ def _troubles(run: SpinRun, observed: Observed, patience: Patience) -> Iterator[
             yield refusal.reason, refusal.message
     yield from _claim_troubles(run, observed)
     yield from _noticed(observed)
-    for pod in observed.pods:
+    for pod in observed.own_pods(run):
         if not is_deleted(pod) and not is_over(pod):
             yield from _pod_troubles(run, pod, patience)
     if told := observed.progress:
@@ -119,22 +120,21 @@ def _has_no_node(document: Json) -> bool:
 
 def unsettled(run: SpinRun, observed: Observed) -> Iterator[Json]:
     """Children that are not yet as they should be."""
-    for component, name in ((names.ROLLOUT, names.rollout_name(run)), (names.SCORER, names.scorer_name(run))):
+    for name in (names.rollout_name(run), names.scorer_name(run)):
         servers = observed.own_child(run, "StatefulSet", name)
-        if servers is not None and len(observed.component_pods(component)) < servers["spec"].get("replicas", 1):
+        if servers is not None and len(observed.server_pods(run, name)) < servers["spec"].get("replicas", 1):
             yield servers
     for job in observed.own_jobs(run):
         wanted = job["spec"].get("parallelism", 1)
         is_active = not is_deleted(job) and not any(
             each["status"] == "True" for each in job.get("status", {}).get("conditions") or ()
         )
-        attempt = job["metadata"].get("labels", {}).get(names.ATTEMPT_LABEL, "")
-        if is_active and len(observed.attempt_pods(int(attempt) if attempt.isdecimal() else 0)) < wanted:
+        if is_active and len(observed.attempt_pods(run, retention.job_attempt(job))) < wanted:
             yield job
     claim = observed.children.get(("PersistentVolumeClaim", names.claim_name(run)))
     if claim is not None and claim.get("status", {}).get("phase", "Pending") == "Pending":
         yield claim
-    for pod in observed.pods:
+    for pod in observed.own_pods(run):
         if pod.get("status", {}).get("phase", "Pending") == "Pending" and not is_deleted(pod):
             yield pod
 

@@ -8,8 +8,9 @@ from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
 from spinrun_operator.containers import has_started, trainer_end
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.observed import Observed, is_deleted, is_over
-from spinrun_operator.policies import failure
+from spinrun_operator.policies import failure, progress_deadline
 from spinrun_operator.settings import Settings
 from spinrun_operator.status import SUSPENDED, current_attempt, is_true
 from spinrun_operator.trouble import Patience
@@ -29,6 +30,7 @@ class View:
     observed: Observed
     settings: Settings
     now: datetime
+    documents: ChildDocuments
 
     @property
     def before(self) -> SpinRunStatus:
@@ -65,7 +67,7 @@ class View:
     @property
     def has_trainer_started(self) -> bool:
         """Whether the trainer of this attempt runs or has run."""
-        return any(map(has_started, self.observed.attempt_pods(self.attempt)))
+        return any(map(has_started, self.observed.attempt_pods(self.run, self.attempt)))
 
     @property
     def is_trainer_alive(self) -> bool:
@@ -79,18 +81,20 @@ class View:
 
     def _trainer_pods(self) -> list[Json]:
         """The trainer pods of all attempts that have not ended."""
-        pods = self.observed.component_pods(names.TRAINER)
+        pods = self.observed.trainer_pods(self.run)
         return [pod for pod in pods if not is_over(pod) and not self._is_stuck(pod)]
 
     @property
     def attempt_end(self) -> failure.AttemptEnd | None:
         """How this attempt ended; None while it lasts or has not begun."""
-        job, pods = self.job(self.attempt), self.observed.attempt_pods(self.attempt)
+        job, pods = self.job(self.attempt), self.observed.attempt_pods(self.run, self.attempt)
         if job is not None and (end := failure.attempt_end(job, pods)):
             return end
         if job is not None and not is_deleted(job) and any(self._is_stuck(pod) for pod in pods):
             return failure.AttemptEnd(failure.Cause.DISRUPTION, "a trainer pod was deleted and its node does not answer")
-        return None
+        told = self.observed.progress
+        told = told if told is not None and told.progress.attempt == self.attempt else None
+        return progress_deadline.stalled_end(self.run.spec.lifecycle, self.observed.stalled_seconds, told)
 
     def _is_stuck(self, pod: Json) -> bool:
         """Whether a deleted pod has not ended long after it had to."""
@@ -118,4 +122,4 @@ class View:
     @property
     def has_servers(self) -> bool:
         """Whether a pod of rollouts or scorers is there."""
-        return bool(self.observed.component_pods(names.ROLLOUT) or self.observed.component_pods(names.SCORER))
+        return any(self.observed.server_pods(self.run, name(self.run)) for name in (names.rollout_name, names.scorer_name))

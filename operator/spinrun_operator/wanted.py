@@ -13,7 +13,7 @@ from spinrun_operator.children.scorer_statefulset import scorer_statefulset, wit
 from spinrun_operator.children.service_account import service_account
 from spinrun_operator.children.services import rollout_service, scorer_service, trainer_service
 from spinrun_operator.children.token_secret import token_secret
-from spinrun_operator.children.trainer_job import trainer_job, trainer_revision
+from spinrun_operator.children.trainer_job import trainer_job
 from spinrun_operator.observed import has_ended, is_deleted
 from spinrun_operator.policies import retention, suspend
 from spinrun_operator.status import current_attempt, is_finished, with_servers
@@ -24,37 +24,37 @@ Json = dict[str, Any]
 
 def wanted_children(view: View, status: SpinRunStatus) -> list[Json]:
     """Children as they should be, each after those that it needs. What is made once is left out when it is there."""
-    run, settings = view.run, view.settings
+    run, settings, make = view.run, view.settings, view.documents.make
     children = [
-        service_account(run),
-        run_config(run),
-        rollout_service(run),
-        trainer_service(run),
-        rollout_network_policy(run, settings),
-        trainer_network_policy(run, settings),
+        make(service_account),
+        make(run_config),
+        make(rollout_service),
+        make(trainer_service),
+        make(rollout_network_policy, settings),
+        make(trainer_network_policy, settings),
     ]
     if view.observed.own_child(run, "Secret", names.token_name(run)) is None:
-        children.insert(0, token_secret(run, view.observed.new_token))
+        children.insert(0, view.documents.finish(token_secret(run, view.observed.new_token)))
     claim, present = ledger_claim(run), view.observed.children.get(("PersistentVolumeClaim", names.claim_name(run)))
     if claim is not None and not (present and is_usable(run, present)):
-        children.insert(0, claim)
+        children.insert(0, view.documents.finish(claim))
     if view.observed.has_pod_monitors and settings.pod_monitor:
-        children.append(pod_monitor(run))
-    children.append(rollout_statefulset(run, settings, replicas=_wanted_rollouts(view, status)))
+        children.append(make(pod_monitor))
+    children.append(make(rollout_statefulset, settings, replicas=_wanted_rollouts(view, status)))
     children += _scorer_children(view, status)
     if _may_start_trainer(view, status):
-        children.append(trainer_job(run, settings, attempt=current_attempt(status)))
+        children.append(make(trainer_job, settings, attempt=current_attempt(status)))
     return children
 
 
 def _scorer_children(view: View, status: SpinRunStatus) -> list[Json]:
-    run, settings = view.run, view.settings
+    run, settings, make = view.run, view.settings, view.documents.make
     if run.spec.scorers is not None:
-        statefulset = scorer_statefulset(run, settings, replicas=_wanted_scorers(view, status))
-        return [scorer_service(run), scorer_network_policy(run, settings), statefulset]
+        statefulset = make(scorer_statefulset, settings, replicas=_wanted_scorers(view, status))
+        return [make(scorer_service), make(scorer_network_policy, settings), statefulset]
     # Before its first start a run may still be given another preference.
     left = view.observed.own_child(run, "StatefulSet", names.scorer_name(run))
-    return [] if left is None else [without_pods(run, left)]
+    return [] if left is None else [view.documents.finish(without_pods(run, left))]
 
 
 def _may_start_trainer(view: View, status: SpinRunStatus) -> bool:
@@ -77,7 +77,7 @@ def unwanted_jobs(view: View, status: SpinRunStatus) -> list[Json]:
     if current is None or is_deleted(current) or has_ended(current):
         return jobs
     revision = current["metadata"].get("annotations", {}).get(names.REVISION_ANNOTATION)
-    if is_finished(status) or view.run.spec.lifecycle.suspend or revision != trainer_revision(view.run):
+    if is_finished(status) or view.run.spec.lifecycle.suspend or revision != view.documents.revision:
         jobs.append(current)
     return jobs
 

@@ -1,6 +1,11 @@
+{{/* The chart's name in the names of objects. As part of another chart it may have an alias, such as trainingOperator. */}}
+{{- define "spinrun.name" -}}
+{{- default (.Chart.Name | kebabcase) .Values.nameOverride -}}
+{{- end -}}
+
 {{/* Beginning of the names of objects: the release's name, with the chart's unless it says that already. */}}
 {{- define "spinrun.fullname" -}}
-{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $name := include "spinrun.name" . -}}
 {{- $both := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
 {{- default $both .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
@@ -16,7 +21,7 @@
 
 {{/* Labels by which the operator's pod is found; they can never change. */}}
 {{- define "spinrun.selector" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/name: {{ include "spinrun.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}

@@ -13,6 +13,7 @@ from spinrun_protocol.environment import PREFERENCE_KEY
 
 UNUSED = (
     "storage",
+    "network",
     "rollout.image",
     "rollout.template",
     "scorer.image",
@@ -22,6 +23,7 @@ UNUSED = (
     "trainer.template",
     "lifecycle.suspend",
     "lifecycle.activeDeadlineSeconds",
+    "lifecycle.progressDeadlineSeconds",
     "lifecycle.ttlSecondsAfterFinished",
     "lifecycle.managedBy",
 )

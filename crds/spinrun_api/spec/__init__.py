@@ -23,6 +23,7 @@ from spinrun_api.spec.method import (
     of_window,
 )
 from spinrun_api.spec.model import Model
+from spinrun_api.spec.network import Network
 from spinrun_api.spec.preference import (
     JUDGE_TEMPLATE,
     Endpoint,
@@ -63,6 +64,7 @@ __all__ = [
     "Method",
     "Mlflow",
     "Model",
+    "Network",
     "Orpo",
     "Preference",
     "Prompts",

@@ -51,6 +51,11 @@ class Lifecycle(ApiModel):
     active_deadline_seconds: int | None = Field(default=None, ge=1)
     """Longest time from the first start, pauses excluded, after which the run fails."""
 
+    progress_deadline_seconds: int | None = Field(default=None, ge=1)
+    """Longest time in which an attempt gets no further once its pods have nodes: no answer, no step, no other activity, no
+    rollout that becomes ready. Then it is ended, and counts as failed. Make it longer than models take to load, versions to be
+    written and steps to be taken. Absent: no limit."""
+
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
     """Seconds after the end at which the SpinRun is deleted, its pods with it. Absent: never."""
 

@@ -7,6 +7,7 @@ from spinrun_api.spec.data import Data
 from spinrun_api.spec.lifecycle import Duration, Lifecycle
 from spinrun_api.spec.method import Method
 from spinrun_api.spec.model import Model
+from spinrun_api.spec.network import Network
 from spinrun_api.spec.preference import Preference
 from spinrun_api.spec.rollout import DEFAULT_TOKENS, Rollout, Scorer
 from spinrun_api.spec.storage import Storage
@@ -51,6 +52,9 @@ class SpinRunSpec(ApiModel):
 
     storage: Storage = Field(default_factory=lambda: Storage(size="50Gi"))
     """The volume that holds the ledger."""
+
+    network: Network = Field(default_factory=Network)
+    """Whom the run's pods may talk to."""
 
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
     """When the run pauses, is retried, and is deleted."""

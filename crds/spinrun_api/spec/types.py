@@ -44,6 +44,7 @@ ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z
 
 
 PodTemplate = Annotated[dict[str, Any], AfterValidator(checked_json)]
+EgressRule = Annotated[dict[str, Any], AfterValidator(checked_json)]
 
 
 class SecretKey(ApiModel):

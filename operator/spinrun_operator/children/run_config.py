@@ -9,6 +9,9 @@ from spinrun_kube import names
 
 Json = dict[str, Any]
 
+LONGEST_INDENTED = 8 * 1024
+"""Characters of a run that is written a field a line."""
+
 
 def run_config(run: SpinRun) -> Json:
     """The run with every default filled in, without secrets, and of its metadata only what makes its identity. Read it with
@@ -20,6 +23,11 @@ def run_config(run: SpinRun) -> Json:
         "metadata": metadata,
         "spec": run.spec.to_document(),
     }
-    # JSON is YAML, and is written ten times as fast: this is done at every look at the run.
-    text = json.dumps(for_processes(document), indent=1, ensure_ascii=False) + "\n"
+    document = for_processes(document)
+    # JSON is YAML, and is written ten times as fast.
+    text = json.dumps(document, ensure_ascii=False)
+    if len(text) <= LONGEST_INDENTED:
+        # For people. What is large takes Python too long, and what is nested deep may become more than a ConfigMap holds.
+        text = json.dumps(document, indent=1, ensure_ascii=False)
+    text += "\n"
     return names.child(run, "v1", "ConfigMap", names.run_config_name(run), "run", data={"run.yaml": text})

@@ -54,7 +54,7 @@ def trainer_revision(run: SpinRun) -> str:
     Not of the Job, and not of defaults: a newer operator may build the Job in another way and know more fields, and must not
     disturb a trainer for that.
     """
-    spec = run.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"lifecycle"})
+    spec = run.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"lifecycle", "network"})
     rollout: Json = spec.get("rollout", {})
     for name in ("replicas", "template", "image", "engineArgs", "tensorParallelSize"):
         rollout.pop(name, None)

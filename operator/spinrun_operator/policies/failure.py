@@ -34,6 +34,8 @@ class Cause(Enum):
     OUT_OF_MEMORY = "out of memory"
     DISRUPTION = "disruption"
     """Eviction, drain, preemption, a deleted pod, a lost node: nothing that the trainer did."""
+    STALLED = "stalled"
+    """It got no further, so that the operator ends it."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,8 @@ def refusal(pod: Json) -> FollowUp | None:
 
 
 def _failure_reason(end: AttemptEnd) -> str:
+    if end.cause is Cause.STALLED:
+        return reasons.PROGRESS_DEADLINE_EXCEEDED
     return reasons.TRAINER_OOM_KILLED if end.cause is Cause.OUT_OF_MEMORY else reasons.TRAINER_FAILED
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from integration.control_plane import ControlPlane
 from integration.fake_kubelet import FakeKubelet
+from integration.fake_pod import Exit
 from integration.operator.cluster import FAST, Cluster, RunningOperator, children_of, running_operator, spin_run
 
 pytestmark = pytest.mark.cluster
@@ -188,6 +189,74 @@ async def test_foreign_object_with_a_childs_name_is_reported_and_never_touched(
     await cluster.delete(kind, name)
     await cluster.until_phase("Running")
     await cluster.until_condition("Degraded", "False", "AsExpected")
+
+
+async def test_forged_pod_of_the_trainer_counts_for_nothing_and_is_left_alone(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
+) -> None:
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
+    (real,) = await cluster.pods("trainer")
+    fake_kubelet.script(Exit(2, message="forged"), name="a-forged")
+    labels = {name: value for name, value in real["metadata"]["labels"].items() if name.startswith(("spinrun.dev/", "app."))}
+    metadata: Json = {"name": "a-forged", "labels": labels, "annotations": real["metadata"]["annotations"]}
+    security = {
+        name: real["spec"]["containers"][0]["securityContext"][name] for name in ("allowPrivilegeEscalation", "capabilities")
+    }
+    spec: Json = {
+        "containers": [{"name": "trainer", "image": "any", "securityContext": security}],
+        "restartPolicy": "Never",
+        "securityContext": real["spec"]["securityContext"],
+    }
+    await cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+    async def has_failed() -> bool:
+        return (await cluster.get("Pod", "a-forged") or {}).get("status", {}).get("phase") == "Failed"
+
+    await cluster.until("the forged pod has failed", has_failed)
+    await operator.until_idle()
+    status = await cluster.status()
+    assert (status["phase"], status["attempt"], "failedAttempts" in status) == ("Running", 1, False)
+    fake_kubelet.script(Exit(1, message="boom"), name=real["metadata"]["name"])
+    await cluster.until_phase("Running", attempt=2, failedAttempts=1)
+    assert await has_failed(), "it is there as it was"
+
+
+async def test_run_limits_whom_its_pods_connect_to(cluster: Cluster, operator: RunningOperator) -> None:
+    await cluster.create(spin_run(network={"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]}))
+    condition = await cluster.until_condition("Degraded", "True", "ChildRefused")
+    assert "spec.egress[1].to[0].ipBlock.cidr" in condition["message"]
+    hub = {"ports": [{"port": 443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
+    await cluster.change_spec("demo", network={"egress": [hub]})
+    await cluster.until_condition("Degraded", "False", "AsExpected")
+    policy = await cluster.get("NetworkPolicy", "demo-trainer") or {}
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["spec"]["egress"][-1] == hub
+    await operator.until_idle()
+    written = len(operator.api.writes)
+    operator.controller.queue.add((cluster.namespace, "demo"))
+    await operator.until_idle()
+    assert len(operator.api.writes) == written
+    await cluster.change_spec("demo", network=None)
+
+    async def is_open() -> bool:
+        return (await cluster.get("NetworkPolicy", "demo-trainer") or {})["spec"]["policyTypes"] == ["Ingress"]
+
+    await cluster.until("the limit is gone", is_open)
+
+
+@pytest.mark.parametrize("levels", [1, 300])
+async def test_run_that_is_too_large_is_told_so_and_others_are_served(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, levels: int
+) -> None:
+    template: Json = {"a": "x" * 1_200_000} if levels == 1 else {}
+    for _ in range(levels - 1):
+        template = {"a": template}
+    await cluster.create(spin_run("large", trainer={"template": template}))
+    condition = await cluster.until_condition("Degraded", "True", "InvalidSpec", "large")
+    assert "spec" in condition["message"]
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
 
 
 async def test_two_operators_do_no_harm(cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet) -> None:

@@ -93,6 +93,32 @@ async def test_adapters_can_change_only_before_the_start(cluster: Cluster, befor
     assert kept["spec"]["trainer"].get("lora") == changed["spec"]["trainer"].get("lora")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "kueue.x-k8s.io/multikueue"),
+        ("kueue.x-k8s.io/multikueue", None),
+        ("kueue.x-k8s.io/multikueue", "spinrun.dev/operator"),
+        (None, "spinrun.dev/operator"),
+    ],
+    ids=str,
+)
+async def test_manager_never_changes(cluster: Cluster, before: str | None, after: str | None) -> None:
+    await cluster.create(spin_run(lifecycle={"managedBy": before} if before else {}))
+    with pytest.raises(ApiError, match="managedBy cannot change: make a new SpinRun") as raised:
+        await cluster.change_spec("demo", lifecycle={"managedBy": after})
+    assert raised.value.status == 422
+    if before is None:
+        with pytest.raises(ApiError, match="managedBy cannot change"):
+            await cluster.patch("SpinRun", "demo", {"spec": {"lifecycle": {"managedBy": after, "suspend": True}}})
+    else:
+        with pytest.raises(ApiError, match="managedBy cannot change"):
+            await cluster.change_spec("demo", lifecycle=None)
+    kept = await cluster.change_spec("demo", lifecycle={"suspend": True, "managedBy": before})
+    assert kept["spec"]["lifecycle"].get("managedBy") == before
+    assert kept["spec"]["lifecycle"]["suspend"] is True
+
+
 async def test_running_run_takes_what_may_change(cluster: Cluster) -> None:
     started = await cluster.create(spin_run()) | {"status": {"startTime": "2026-01-01T00:00:00Z"}}
     await cluster.api.replace_status(started)

@@ -1,5 +1,6 @@
 """The figures that rank 0 tells, in the run's status."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -109,3 +110,21 @@ async def test_progress_of_another_run_is_not_believed(
     await cluster.until("it is asked", lambda: has_been_asked(trainer, 3))
     await operator.until_idle()
     assert "window" not in await cluster.status()
+
+
+async def test_attempt_that_tells_the_same_for_too_long_is_ended(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, trainer: FakeTrainer
+) -> None:
+    created = await cluster.create(spin_run(lifecycle={"progressDeadlineSeconds": 2}))
+    trainer.progress = Progress(
+        uid=created["metadata"]["uid"], attempt=1, activity="publish", window=7, windows=8, step=1, total_steps=2
+    )
+    await cluster.until_phase("Running", activity="publish")
+    for beats in range(1, 40):
+        trainer.progress = trainer.progress.model_copy(update={"beats": beats})
+        await asyncio.sleep(0.1)
+    assert (await cluster.status())["attempt"] == 1, "it works"
+    status = await cluster.until_phase("Running", attempt=2)
+    assert status["failedAttempts"] == 1
+    (event,) = [event for event in await cluster.events() if event["reason"] == "ProgressDeadlineExceeded"]
+    assert "last seen: publish, window 7, step 1" in event["message"]

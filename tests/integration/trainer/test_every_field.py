@@ -27,11 +27,13 @@ from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
 from spinrun_operator.children.ledger_claim import ledger_claim
+from spinrun_operator.children.network_policy import trainer_network_policy
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.trainer_job import trainer_job
 from spinrun_operator.policies.deadline import deadline
 from spinrun_operator.policies.failure import AttemptEnd, Cause, follow_up
+from spinrun_operator.policies.progress_deadline import seconds_left
 from spinrun_operator.policies.suspend import wanted_servers
 from spinrun_operator.policies.ttl import deletion_time
 from spinrun_operator.reconcile import is_managed
@@ -268,6 +270,14 @@ def verdict(run: SpinRun, _: Attempts) -> object:
 
 def latest_end(run: SpinRun, _: Attempts) -> object:
     return deadline(run.spec.lifecycle, SpinRunStatus(start_time=times.to_text(START)))
+
+
+def patience(run: SpinRun, _: Attempts) -> object:
+    return seconds_left(run.spec.lifecycle, 5.0)
+
+
+def network_policy(run: SpinRun, _: Attempts) -> object:
+    return trainer_network_policy(run, Settings())
 
 
 def deletion(run: SpinRun, _: Attempts) -> object:
@@ -559,9 +569,11 @@ CASES = [
     Case("telemetry.mlflow.trackingUri", ABSENT, ELSEWHERE, tracked, {"telemetry.mlflow": {}}),
     Case("telemetry.mlflow.experiment", ABSENT, "sums", tracked, {"telemetry.mlflow": {}}),
     *secret_fields("telemetry.mlflow", {"telemetry.mlflow": {}}),
+    Case("network.egress", ABSENT, [], network_policy),
     Case("lifecycle.suspend", False, True, rollout_pods),
     Case("lifecycle.backoffLimit", 0, 1, verdict),
     Case("lifecycle.activeDeadlineSeconds", 10, 20, latest_end),
+    Case("lifecycle.progressDeadlineSeconds", 10, 20, patience),
     Case("lifecycle.ttlSecondsAfterFinished", 10, 20, deletion),
     Case("lifecycle.managedBy", ABSENT, "kueue.x-k8s.io/multikueue", managed),
     Case("lifecycle.failurePolicy.exitCodes", [7], [8], verdict, {"lifecycle.failurePolicy": {"action": "Fail"}}),

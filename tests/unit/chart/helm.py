@@ -13,6 +13,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "charts" / "spinrun"
 
+HANDED_DOWN = ("enabled", "global")
+"""Values that the chart gets where it is part of another."""
+
 Json = dict[str, Any]
 
 

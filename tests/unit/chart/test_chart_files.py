@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from spinrun_protocol.commands import TRAINER_PORT
-from unit.chart.helm import CHART, ROOT, Json
+from unit.chart.helm import CHART, HANDED_DOWN, ROOT, Json
 
 
 def test_crd_readme_and_schema_are_what_generate_writes() -> None:
@@ -63,7 +63,7 @@ def test_schema_describes_every_value_and_knows_no_other() -> None:
     assert [path for path, entry in found.items() if not entry.get("description")] == []
     blocks = {path for path, entry in found.items() if "properties" in entry}
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert sorted([*paths(values, blocks), "global"]) == sorted(found)
+    assert sorted([*paths(values, blocks), *HANDED_DOWN]) == sorted(found)
 
 
 def test_schema_is_open_only_where_kubernetes_itself_checks() -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spinrun_operator.settings import PREFIX, Settings
-from unit.chart.helm import HelmError, Json, documents, environment, one, template
+from unit.chart.helm import HANDED_DOWN, HelmError, Json, documents, environment, one, template
 
 pytestmark = pytest.mark.cluster
 
@@ -27,6 +27,7 @@ OTHER = {
         "trainerGraceSeconds": 60,
         "podMonitor": False,
         "monitoringNamespaces": ["monitoring", "grafana"],
+        "inheritedPrefixes": ["kueue.x-k8s.io", "team.example.com/"],
         "workers": 8,
         "coalesceSeconds": 0,
         "resyncSeconds": 60,
@@ -97,7 +98,7 @@ def given(values: Json, known: set[str], path: str = "") -> set[str]:
 
 
 def test_no_value_is_without_a_test() -> None:
-    known = leaves(json.loads((Path(__file__).parents[3] / "charts/spinrun/values.schema.json").read_text())) - {"global"}
+    known = leaves(json.loads((Path(__file__).parents[3] / "charts/spinrun/values.schema.json").read_text())) - {*HANDED_DOWN}
     tested = given(OTHER, known)
     for case in CASES.glob("*.yaml"):
         tested |= given(yaml.safe_load(case.read_text()), known)
@@ -120,6 +121,7 @@ def test_no_value_is_without_a_test() -> None:
         ("imageRegistry=https://registry.example.com", "/imageRegistry"),
         ("imagePullSecrets={mirror}", "/imagePullSecrets/0"),
         ("settings.accelerator=tpu", "/settings/accelerator"),
+        ("settings.inheritedPrefixes={Team}", "/settings/inheritedPrefixes/0"),
         ("settings.workers=0", "/settings/workers"),
         ("settings.workers=1.5", "/settings/workers"),
         ("settings.troubleSeconds=0", "/settings/troubleSeconds"),

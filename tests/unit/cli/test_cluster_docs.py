@@ -164,7 +164,7 @@ def chart_value(path: str) -> Any:
 def test_values_of_the_chart_are_named_with_their_defaults() -> None:
     table = INSTALL.partition("| value | default |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `([\w.]+)` \| ([^|]+) \|", table, re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == 9
     written = {path: default for path, default in rows if default.startswith("`")}
     assert written == {path: f"`{yaml.safe_dump(chart_value(path)).split()[0]}`" for path in written}
     assert [path for path, _ in rows if path not in written and chart_value(path)] == []

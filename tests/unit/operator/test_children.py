@@ -482,11 +482,49 @@ def test_trainer_answers_the_operator_and_its_own_nodes() -> None:
     assert nodes == {"from": [{"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}}]}
 
 
+policies = pytest.mark.parametrize(
+    ("policy", "component"),
+    [(rollout_network_policy, "rollout"), (scorer_network_policy, "scorer"), (trainer_network_policy, "trainer")],
+)
+
+
+def limited(egress: list[Json] | None) -> SpinRun:
+    """A run with scorers whose pods may not connect to everybody."""
+    return run_of(preference={"rewardModel": {"source": "org/stern"}}, network={} if egress is None else {"egress": egress})
+
+
+@policies
+def test_pods_may_connect_to_anybody_unless_the_run_says_otherwise(policy: Any, component: str) -> None:
+    document = policy(limited(None), SETTINGS)
+    assert document["spec"]["policyTypes"] == ["Ingress"]
+    assert "egress" not in document["spec"]
+    assert document["spec"]["podSelector"] == {"matchLabels": names.selector(run_of(), component)}
+
+
+@policies
+def test_limited_pods_reach_name_servers_their_own_run_and_what_it_names(policy: Any, component: str) -> None:
+    hub = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 443}]}
+    before = policy(limited(None), SETTINGS)["spec"]
+    spec = policy(limited([hub]), SETTINGS)["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert spec["ingress"] == before["ingress"]
+    dns, *own, named = spec["egress"]
+    assert dns == {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+    assert named == hub
+    trainer, rollout, scorer = (
+        {"podSelector": {"matchLabels": names.selector(run_of(), name)}} for name in ("trainer", "rollout", "scorer")
+    )
+    agents = {"to": [rollout, scorer], "ports": [{"protocol": "TCP", "port": 8100}]}
+    assert own == ([{"to": [trainer]}, agents] if component == "trainer" else [])
+    assert policy(limited([]), SETTINGS)["spec"]["egress"] == [dns, *own]
+
+
 def test_only_what_the_user_says_makes_a_trainer_restart() -> None:
     revision = trainer_revision(run_of())
     # Of a run from before: when it changes, an upgrade of the operator restarts every trainer.
     assert revision == "99bff42db04364e0"
     assert trainer_revision(run_of(rollout={"replicas": 3}, lifecycle={"suspend": True})) == revision
+    assert trainer_revision(run_of(network={"egress": []})) == revision
     assert trainer_revision(run_of(trainer={"learningRate": 5e-7, "optimizer": "adamw"})) == revision, "the defaults"
     assert trainer_revision(run_of(trainer={"learningRate": 1e-6})) != revision
     assert trainer_revision(run_of(rollout={"samplesPerPrompt": 5})) != revision

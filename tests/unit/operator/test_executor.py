@@ -100,7 +100,7 @@ async def test_status_is_written_before_children_and_events_last() -> None:
     stage = Stage(world.run)
     plan = reconcile(world.run, world.observed, SETTINGS, START)
     plan = replace(plan, delete=[world.observed.children["Job", "demo-trainer-1"]])
-    await stage.execute(plan, world.observed)
+    await stage.execute(plan, Observed())
     status, *applied, deleted, event = stage.api.writes
     assert (status, deleted, event) == ("status", "delete Job/demo-trainer-1 in the foreground", "event TrainerFailed")
     assert applied[-1] == "StatefulSet/demo-rollout"

@@ -12,6 +12,7 @@ from spinrun_operator.children.trainer_job import trainer_job
 from spinrun_operator.informer import slim
 from spinrun_operator.observe import Observer
 from spinrun_operator.observed import Observed
+from spinrun_operator.stall import StallClock
 from unit.operator.world import SETTINGS, START, World, run_of
 
 Json = dict[str, Any]
@@ -46,12 +47,13 @@ def trainer_pods(phase: str) -> tuple[Json, ...]:
 def ended_job(run: SpinRun, condition: str) -> Json:
     """The Job of attempt 1 with a condition, as the API server has it."""
     job = trainer_job(run, SETTINGS, attempt=1)
+    job["metadata"]["uid"] = "uid-of-demo-trainer-1"
     return job | {"status": {"conditions": [{"type": condition, "status": "True"}]}}
 
 
 async def observe(run: SpinRun, job: Json, seen: tuple[Json, ...], api: Lister) -> Observed:
     informers = [SimpleNamespace(kind=kind, of_run=lambda _, of=of: list(of)) for kind, of in ((JOB, (job,)), (POD, seen))]
-    observer = Observer(api, informers, SETTINGS)  # type: ignore[arg-type]
+    observer = Observer(api, informers, StallClock(), SETTINGS)  # type: ignore[arg-type]
     return await observer.observe(run, ("team", "demo"), refusals=(), progress=None, now=START)
 
 

@@ -59,6 +59,10 @@ def test_every_kind_of_setting_is_read() -> None:
         ("NAMESPACE", "Spin Run", "must be the name of a namespace"),
         ("WATCH_NAMESPACES", "team,Other", "must be names of namespaces"),
         ("MONITORING_NAMESPACES", "a b", "must be names of namespaces"),
+        *(
+            ("INHERITED_PREFIXES", text, "must be prefixes of labels")
+            for text in ("a b", "Team/", "/", "spinrun.dev", "app.kubernetes.io/")
+        ),
         ("WORKER_IMAGE", "", "must be an image's name"),
         ("VLLM_IMAGE", "vllm: 1", "must be an image's name"),
     ],

@@ -86,7 +86,8 @@ def test_scorers_of_a_preference_that_was_changed_before_the_start_have_no_pods(
     assert world.replicas(names.SCORER) == 0
     assert plan.status.scorers is None
     (left,) = [child for child in plan.apply if child["metadata"]["name"] == "demo-scorer"]
-    assert left["metadata"].keys() == {"name", "namespace", "labels", "ownerReferences"}
+    assert left["metadata"].keys() == {"name", "namespace", "labels", "ownerReferences", "annotations"}
+    assert left["metadata"]["annotations"].keys() == {names.HASH_ANNOTATION}
 
 
 def test_job_that_is_gone_before_its_start_is_made_again(world: World) -> None:

@@ -9,6 +9,7 @@ from spinrun_api.documents import parse_run
 from spinrun_api.run import SpinRun
 from spinrun_api.status import Condition
 from spinrun_kube import names, times
+from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.observed import Observed, TrainerProgress, child_id
 from spinrun_operator.plan import Event, Plan
 from spinrun_operator.reconcile import reconcile
@@ -47,9 +48,9 @@ class World:
     settings: Settings = SETTINGS
     events: list[Event] = field(default_factory=list)
 
-    def step(self) -> Plan:
+    def step(self, documents: ChildDocuments | None = None) -> Plan:
         """One pass: what the plan says is done, and the plan returned."""
-        plan = reconcile(self.run, self.observed, self.settings, self.now)
+        plan = reconcile(self.run, self.observed, self.settings, self.now, documents)
         self.run = self.run.model_copy(update={"status": plan.status})
         children = dict(self.observed.children)
         for child in plan.apply:
@@ -59,9 +60,10 @@ class World:
                 "metadata": created | child["metadata"],
                 "status": known.get("status", {}),
             }
+        former = dict(self.observed.former_controllers)
         for child in plan.delete:
-            del children[child_id(child)]
-        self.observed = replace(self.observed, children=children)
+            former[children.pop(child_id(child))["metadata"]["uid"]] = child_id(child)
+        self.observed = replace(self.observed, children=children, former_controllers=former)
         self.events += plan.events
         return plan
 
@@ -89,20 +91,30 @@ class World:
         """A pod of the trainer as it is now."""
         name = f"demo-trainer-{attempt}-{index}-abcde"
         labels = names.labels(self.run, names.TRAINER) | {names.ATTEMPT_LABEL: str(attempt)}
-        metadata = {"name": name, "labels": labels, "creationTimestamp": times.to_text(START), **more.pop("metadata", {})}
-        self._put(pod_of(metadata, phase, **more))
+        metadata = self._pod_metadata(name, "Job", f"demo-trainer-{attempt}", labels)
+        self._put(pod_of(metadata | more.pop("metadata", {}), phase, **more))
 
     def rollout_pod(self, index: int = 0, *, phase: str = "Running", **more: Any) -> None:
         """A pod of the rollouts as it is now."""
         labels = names.labels(self.run, names.ROLLOUT)
-        metadata = {"name": f"demo-rollout-{index}", "labels": labels, "creationTimestamp": times.to_text(START)}
+        metadata = self._pod_metadata(f"demo-rollout-{index}", "StatefulSet", "demo-rollout", labels)
         self._put(pod_of(metadata, phase, **more))
 
     def scorer_pod(self, index: int = 0, *, phase: str = "Running", **more: Any) -> None:
         """A pod of the scorers as it is now."""
         labels = names.labels(self.run, names.SCORER)
-        metadata = {"name": f"demo-scorer-{index}", "labels": labels, "creationTimestamp": times.to_text(START)}
+        metadata = self._pod_metadata(f"demo-scorer-{index}", "StatefulSet", "demo-scorer", labels)
         self._put(pod_of(metadata, phase, **more))
+
+    def _pod_metadata(self, name: str, kind: str, owner: str, labels: Json) -> Json:
+        """Of a pod that a Job or a StatefulSet has made."""
+        return {
+            "name": name,
+            "uid": f"uid-of-{name}",
+            "labels": labels,
+            "creationTimestamp": times.to_text(START),
+            "ownerReferences": [controlled_by(kind, owner)],
+        }
 
     def _put(self, pod: Json) -> None:
         others = [other for other in self.observed.pods if other["metadata"]["name"] != pod["metadata"]["name"]]
@@ -154,6 +166,11 @@ class World:
     def told(self) -> list[str]:
         """Reasons of the events so far."""
         return [event.reason for event in self.events]
+
+
+def controlled_by(kind: str, name: str) -> Json:
+    """The owner reference of what a child of the world has made."""
+    return {"kind": kind, "name": name, "uid": f"uid-of-{name}", "controller": True}
 
 
 def pod_of(metadata: Json, phase: str, *, ended: Json | None = None, conditions: list[Json] | None = None, **status: Any) -> Json:

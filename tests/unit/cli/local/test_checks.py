@@ -120,6 +120,7 @@ def test_a_source_that_is_missing_is_named_with_its_field(
             ["spec.rollout.template={spec: {}}", "spec.lifecycle.suspend=true"],
             ["spec.rollout.template", "spec.lifecycle.suspend"],
         ),
+        (["spec.network={egress: []}"], ["spec.network"]),
         (
             ["spec.preference={rule: null, ranker: {source: a/b}}", "spec.scorer={replicas: 2, image: mine, dtype: float32}"],
             ["spec.scorer.image"],

@@ -111,3 +111,17 @@ def test_the_peak_of_memory_is_at_least_what_the_process_has_held(board: Progres
     before = shown(board, "memory_peak_bytes")[""]
     del held
     assert shown(board, "memory_peak_bytes")[""] >= before > 64 << 20
+
+
+def test_beats_count_what_is_done_and_not_what_is_waited_for(board: ProgressBoard) -> None:
+    counts = [board.now.beats]
+    for change in ({"activity": "generate"}, {"prompts_done": 1}, {"step": 1}, {"window": 1}, {"version": 1}):
+        board.update(**change)
+        counts.append(board.now.beats)
+    board.beat()
+    board.update_metrics(loss=0.5)
+    assert counts == [0, 1, 2, 3, 4, 5]
+    assert board.now.beats == 7
+    for change in ({"message": "waiting for a rollout"}, {"trouble": "the judge is down"}, {"eta_seconds": 5.0}):
+        board.update(**change)
+    assert board.now.beats == 7

@@ -11,6 +11,9 @@ from spinrun_api.status import Best, Metrics, RolloutStatus
 from spinrun_protocol.ledger import Manifest
 from spinrun_protocol.wire import Activity, Progress
 
+WORK = frozenset({"activity", "window", "step", "version", "metrics", "prompts_done"})
+"""Fields of Progress that change because something was done."""
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -94,7 +97,13 @@ class ProgressBoard:
             if "eta_seconds" in changes:
                 left = changes["eta_seconds"]
                 self.end = None if left is None else time.time() + left
-            self._progress = self._progress.model_copy(update=changes)
+            beats = self._progress.beats + (not WORK.isdisjoint(changes))
+            self._progress = self._progress.model_copy(update={"beats": beats, **changes})
+
+    def beat(self) -> None:
+        """Count a piece of work that nothing else shows."""
+        with self._writing:
+            self.update(beats=self._progress.beats + 1)
 
     def update_metrics(self, **changes: float) -> None:
         """Replace some of the figures."""

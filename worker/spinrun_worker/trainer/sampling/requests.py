@@ -90,7 +90,7 @@ class Requests:
     def greedily(self, prompts: Sequence[PromptRecord], weights: Manifest, *, shown: bool) -> PendingAnswers:
         """Begin to have prompts answered greedily, once each. shown: whether the progress shown is theirs."""
         sampling = Sampling(n=1, temperature=0.0, max_tokens=self._spec.max_tokens)
-        return self._start(prompts, weights, sampling, self._show(len(prompts)) if shown else lambda _: None)
+        return self._start(prompts, weights, sampling, self._show(len(prompts)) if shown else lambda _: self._board.beat())
 
     def _sampling(self, n: int, *, logprobs: bool = False) -> Sampling:
         rollout = self._spec.rollout
