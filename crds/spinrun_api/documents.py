@@ -150,7 +150,10 @@ def size_problem(spec: object) -> Problem | None:
             return Problem("spec", f"holds more than {MAX_SPEC_NODES} values: move what is long into a ConfigMap or an image")
         # Where it is, down to a block's field: what lies below may be of any length.
         waiting += [(entry, depth + 1, f"{path}.{_shortened(str(name))}" if depth <= 2 else path) for name, entry in entries]
-    size = len(json.dumps(spec, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass"))
+    try:
+        size = len(json.dumps(spec, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass"))
+    except (TypeError, ValueError):
+        return None  # Python's values that JSON does not have, which the models refuse with their place
     if size > MAX_SPEC_BYTES:
         limit = f"{MAX_SPEC_BYTES // 1024} KiB"
         return Problem("spec", f"takes {size} bytes as JSON, more than {limit}: move what is long into a ConfigMap or an image")
@@ -239,7 +242,8 @@ def _problem(details: ErrorDetails) -> Problem:
     if kind == "missing":
         return Problem(path, "is required: add it")
     message = details["msg"].removeprefix("Value error, ")
-    is_secret = any(is_secret_name(str(part)) for part in details["loc"][-2:])
+    # What is wrong with a name is told without the value.
+    is_secret = details["loc"][-1:] != ("[key]",) and any(is_secret_name(str(part)) for part in details["loc"][-2:])
     if kind == "value_error":
         # The remedy may repeat the value.
         return Problem(path, message.partition(":")[0] if is_secret else message)

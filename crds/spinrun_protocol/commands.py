@@ -40,8 +40,6 @@ CPU_SERVER = "spinrun_worker.vllm.cpu"
 
 CPU_CACHE_BYTES = 1 << 30
 
-HUB_TOKEN = "hf-token"
-"""vLLM's one argument that is a secret; without it the Hub's libraries read HF_TOKEN."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks of adapters that vLLM can be started for (0.32, vllm/config/lora.py)."""
@@ -180,11 +178,6 @@ def _server(
     if memory_share is not None:
         arguments = arguments | {"gpu-memory-utilization": memory_share}
     arguments = {**arguments, **engine_args}
-    token = arguments.get(HUB_TOKEN)
-    if isinstance(token, str) and token not in ("true", "false"):
-        # Everybody on the machine can read a command line.
-        environment["HF_TOKEN"] = token
-        del arguments[HUB_TOKEN]
     module = CPU_SERVER if arguments.get("distributed-executor-backend") == ONE_PROCESS_EXECUTOR else VLLM_SERVER
     return Process([PYTHON, "-m", module, *_flags(arguments)], environment)
 

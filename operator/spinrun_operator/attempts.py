@@ -32,8 +32,8 @@ def follow_up(view: View) -> failure.FollowUp | None:
             ledger_unavailable_since=times.from_text(unavailable.last_transition_time) if unavailable else None,
             now=view.now,
         )
-    for component in (names.ROLLOUT, names.SCORER):
-        for pod in view.observed.component_pods(component):
+    for name in (names.rollout_name(view.run), names.scorer_name(view.run)):
+        for pod in view.observed.server_pods(view.run, name):
             if not is_deleted(pod) and (refusal := failure.refusal(pod)):
                 return refusal
     limit = deadline.deadline(lifecycle, view.before)

@@ -140,7 +140,7 @@ TEMPLATE: dict[str, Any] = {
 def with_secrets() -> dict[str, Any]:
     spec = MINIMAL["spec"] | {
         "trainer": {"template": TEMPLATE, "tokensPerMicroBatch": 4096},
-        "rollout": {"engineArgs": {"hf-token": HIDDEN, "hf-overrides": f'{{"auth_token": "{HIDDEN}"}}', "max-num-seqs": 8}},
+        "rollout": {"engineArgs": {"gateway-token": HIDDEN, "mm-processor-kwargs": f'{{"auth_token": "{HIDDEN}"}}', "max-num-seqs": 8}},
         "preference": {"judge": {"url": "https://judge/v1", "model": "m", "secretRef": {"name": "judge", "key": "api-key"}}},
     }
     annotations = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(spec)}
@@ -181,7 +181,7 @@ def test_an_example_has_nothing_to_hide(example: Path) -> None:
 
 def test_a_problem_does_not_repeat_a_secret() -> None:
     document = with_secrets()
-    document["spec"]["rollout"]["engineArgs"]["hf-token"] = [HIDDEN]
+    document["spec"]["rollout"]["engineArgs"]["gateway-token"] = [HIDDEN]
     document["spec"]["preference"]["judge"]["concurrency"] = f"https://user:{HIDDEN}@host"
     with pytest.raises(InvalidDocumentError) as raised:
         parse_run(document)

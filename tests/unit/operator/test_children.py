@@ -452,7 +452,7 @@ def test_run_file_is_the_whole_run_with_its_identity(tmp_path: Path) -> None:
 
 def test_run_file_holds_no_secret() -> None:
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "A", "value": "s3cr3t"}]}]}}
-    run = run_of(trainer={"template": template}, rollout={"engineArgs": {"hf-token": "s3cr3t"}, "maxTokens": 8})
+    run = run_of(trainer={"template": template}, rollout={"engineArgs": {"gateway-token": "s3cr3t"}, "maxTokens": 8})
     text = run_config(run)["data"]["run.yaml"]
     assert "s3cr3t" not in text
     assert '"maxTokens": 8' in text

@@ -181,7 +181,6 @@ def test_who_lets_vllm_read_beyond_the_positions_is_let():
     assert problems(LLAMA, **long)
     assert problems(LLAMA, **long, rollout={"template": {"spec": {"containers": [container]}}}) == []
     assert problems_with_model(run_with(**long), LLAMA, {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}) == []
-    assert problems(LLAMA, **long, rollout={"engineArgs": {"hf-overrides": '{"max_position_embeddings": 20000}'}}) == []
 
 
 @pytest.mark.parametrize(

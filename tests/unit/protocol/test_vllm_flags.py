@@ -105,19 +105,3 @@ def test_the_ranks_are_those_of_vllm() -> None:
     assert tuple(ast.literal_eval(known)) == commands.LORA_RANKS
     (limit,) = (constraint.le for constraint in Lora.model_fields["rank"].metadata if hasattr(constraint, "le"))
     assert limit == commands.LORA_RANKS[-1]
-
-
-@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
-def test_a_token_of_the_hub_is_not_on_the_command_line(accelerator: commands.Accelerator) -> None:
-    run = tiny_run(Path("/model"), engineArgs={"hf-token": "hf_x", "max-num-seqs": 8})
-    process = commands.vllm(run, accelerator=accelerator, dtype="float32")
-    assert not [word for word in process.command if "hf" in word]
-    assert process.environment["HF_TOKEN"] == "hf_x"
-    assert flag(process.command, "max-num-seqs") == "8"
-
-
-@pytest.mark.parametrize("value", ["true", "false"])
-def test_vllm_may_look_for_a_token_itself(value: str) -> None:
-    process = commands.vllm(tiny_run(Path("/model"), engineArgs={"hf-token": value}), accelerator="cuda", dtype="bfloat16")
-    assert ("--hf-token" in process.command) == (value == "true")
-    assert "HF_TOKEN" not in process.environment
