@@ -158,7 +158,7 @@ def _telling(event: Json) -> Json | None:
         return None
     times_of = {name: event[name] for name in ("lastTimestamp", "eventTime") if event.get(name)}
     about = {"uid": event.get("involvedObject", {}).get("uid", "")}
-    message = event.get("message", "")[:MESSAGE_LIMIT]
+    message = (event.get("message") or "")[:MESSAGE_LIMIT]
     metadata = {"creationTimestamp": event["metadata"]["creationTimestamp"]}
     return {"metadata": metadata, "involvedObject": about, "reason": event["reason"], "message": message, **times_of}
 

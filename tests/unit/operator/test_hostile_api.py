@@ -339,24 +339,34 @@ def test_server_may_ask_for_a_longer_pause_but_not_for_ever(asked: float, most: 
 # --- what is large -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and lines may have no more than 100 kB."""
+    monkeypatch.setattr(api, "PAGE_BYTES", 100_000)
+    monkeypatch.setattr(api, "LINE_BYTES", 100_000)
+
+
+@pytest.mark.usefixtures("short_limits")
 async def test_pages_get_smaller_where_objects_are_large(operator: Operator) -> None:
     for number in range(30):
-        server_put(operator.api, number, size=700_000)
+        server_put(operator.api, number, size=17_000)
     pages = [len(items) async for items, _ in operator.calls.pages(CONFIG_MAP, None)]
     assert sum(pages) == 30
     assert max(pages) <= 6
 
 
+@pytest.mark.usefixtures("short_limits")
 async def test_object_larger_than_a_page_is_listed_by_its_metadata(operator: Operator) -> None:
-    for number, size in enumerate((10, LINE_BYTES, 10)):
+    for number, size in enumerate((10, 100_000, 10)):
         server_put(operator.api, number, size=size)
     items, _ = await operator.calls.list(CONFIG_MAP, None)
     assert [(item["metadata"]["name"], "data" in item) for item in items] == [("cm-0", True), ("cm-1", False), ("cm-2", True)]
 
 
+@pytest.mark.usefixtures("short_limits")
 async def test_run_larger_than_a_page_is_served(operator: Operator) -> None:
     body = run_body("large")
-    body["metadata"]["annotations"] = {"note": "<" * (LINE_BYTES + 1)}
+    body["metadata"]["annotations"] = {"note": "<" * 100_000}
     operator.api.put(SPIN_RUN, body)
     await operator.until(lambda: len(children_of(operator.api, "large")) >= CHILDREN_OF_A_RUN)
 
