@@ -186,11 +186,11 @@ def _hides(mapping: Mapping[str, Any], name: str, field: str, hidden: bool) -> b
         # Of a variable, or of a header and the like.
         called = mapping.get("name", mapping.get("key"))
         return hidden or (isinstance(called, str) and (field == "env" or is_secret_name(called)))
-    if hidden or not isinstance(name, str) or _is_reference(value):
+    if hidden or _is_reference(value):
         return hidden and not _is_reference(value)
     if name == "key" and _KEY_OF_SOMETHING & mapping.keys():
         return False
-    return is_secret_name(name)
+    return is_secret_name(str(name))  # what a caller logs may have other keys
 
 
 def _is_reference(value: Any) -> bool:

@@ -22,6 +22,10 @@ def container(kind: str = "containers", **fields: Any) -> Json:
     return {"spec": {kind: [{"name": "first"}, {"name": "vllm", **fields}]}}
 
 
+def with_probe(name: str, probe: Json) -> Json:
+    return {"spec": {"containers": [{"name": "first"}, {"name": "vllm", name: probe}]}}
+
+
 def run_with(block: str, template: Any) -> Json:
     return MINIMAL | {"spec": MINIMAL["spec"] | {block: {"template": template}}}
 
@@ -45,7 +49,7 @@ def run_with(block: str, template: Any) -> Json:
             "spec.volumes.0.projected.sources.1", "configMap and secret", id="two sources of a projected volume",
         ),
         *(
-            pytest.param(container(**{probe: HTTP | TCP | TIME}), f"spec.containers.1.{probe}", "httpGet and tcpSocket", id=probe)
+            pytest.param(with_probe(probe, HTTP | TCP | TIME), f"spec.containers.1.{probe}", "httpGet and tcpSocket", id=probe)
             for probe in ("livenessProbe", "readinessProbe", "startupProbe")
         ),
         pytest.param(

@@ -196,6 +196,10 @@ JSON = st.recursive(
 )
 
 
+def test_what_is_not_json_is_left_as_it_is() -> None:
+    assert redacted({1: {"token": "x"}, None: (Path("/a"), b"x")}) == {1: {"token": BLOT}, None: [Path("/a"), b"x"]}
+
+
 @given(JSON)
 def test_any_document_can_be_redacted_and_more_of_it_changes_nothing(document: Any) -> None:
     once = redacted(document)

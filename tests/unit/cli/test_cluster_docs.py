@@ -81,7 +81,7 @@ def gauges_of_trainer() -> set[str]:
     asked = re.findall(r"self.counts: Counter\[str\] = Counter\((.*)\)", inspect.getsource(endpoint))
     questions = {*re.findall(r"(\w+)=0", "".join(asked)), *re.findall(r'counts, "(\w+)":', inspect.getsource(comparison))}
     counts |= {f"preference/{name}_total" for name in questions}
-    lengths = keys_of_figures(figures.length_figures)
+    lengths = keys_of_figures(figures.length_figures) | keys_of_figures(figures.truncation_figures)
     window = keys_of_figures(figures.window_figures) | keys_of_figures(figures.throughput_figures) | lengths | counts | timings
     step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
     names = (
