@@ -121,20 +121,28 @@ def _text(text: str) -> str:
 
 
 def _group(row: Row) -> ScoredGroup:
-    columns = json.loads(row["columns"])
-    if not isinstance(columns, dict):
-        raise ValueError(f"the columns of prompt {row['prompt_id']!r} are not a JSON object")
     prompt = PromptRecord(
         id=row["prompt_id"],
         tokens=tuple(row["prompt_tokens"]),
         text=row["prompt_text"],
         answer=row["answer"],
-        columns=columns,
+        columns=_columns(row["columns"]),
     )
     samples = tuple(
         Sample(tokens=sample["tokens"], text=sample["text"], finish_reason=sample["finish_reason"]) for sample in row["samples"]
     )
     return ScoredGroup(prompt, samples, tuple(sample["reward"] for sample in row["samples"]))
+
+
+def _columns(text: str) -> dict[str, Any]:
+    """A prompt's columns. Raises ValueError for anything but the JSON of a mapping."""
+    try:
+        columns = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("columns are nested too deeply") from error
+    if not isinstance(columns, dict):
+        raise ValueError(f"columns are not a mapping, but a {type(columns).__name__}")
+    return columns
 
 
 def _pair_row(pair: Pair) -> Row:
@@ -173,7 +181,7 @@ def _read(path: Path, schema: Schema, from_row: Callable[[Row], Record]) -> list
             if not file.schema_arrow.equals(schema):
                 raise TornError(f"{path} has other columns than this version of SpinRun writes: {file.schema_arrow.names}")
             return [from_row(row) for batch in file.iter_batches(_ROWS) for row in batch.to_pylist()]
-    except (ValueError, RecursionError, pa.ArrowException) as error:
+    except (ValueError, pa.ArrowException) as error:
         raise TornError(f"{path} is damaged: {error}") from error
     except OSError as error:
         # This is how pyarrow reports a damaged file; an error of the volume has a number.
