@@ -203,7 +203,7 @@ def problems_with_model(run: SpinRun, config: Config, environment: Mapping[str, 
     spec = run.spec
     arguments = spec.rollout.engine_args
     found = [*_quantization(config)]
-    if spec.rollout.image is None and "hf-overrides" not in arguments:
+    if spec.rollout.image is None:
         found += _architecture(config)
     if (environment or {}).get(ALLOW_LONG, "0") != "1" and not _template_allows_long(spec):
         found += _lengths(fitted(run, config).spec, limit_of(config, arguments))

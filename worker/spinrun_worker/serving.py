@@ -20,8 +20,6 @@ from spinrun_api.base import Record
 from spinrun_protocol.wire import TOKEN_HEADER, ErrorBody
 from spinrun_worker.bearer import Bearer
 
-logger = logging.getLogger(__name__)
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})

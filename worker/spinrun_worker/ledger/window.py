@@ -197,7 +197,7 @@ def _read(path: Path, schemas: Sequence[Schema], from_row: Callable[[Row], Recor
             if not any(file.schema_arrow.equals(schema) for schema in schemas):
                 raise TornError(f"{path} has other columns than this version of SpinRun writes: {file.schema_arrow.names}")
             return [from_row(row) for batch in file.iter_batches(_ROWS) for row in batch.to_pylist()]
-    except (ValueError, RecursionError, pa.ArrowException) as error:
+    except (ValueError, pa.ArrowException) as error:
         raise TornError(f"{path} is damaged: {error}") from error
     except OSError as error:
         # This is how pyarrow reports a damaged file; an error of the volume has a number.
