@@ -80,7 +80,30 @@ async def test_spec_changed_there_and_back_leaves_the_children_as_they_were(
     await operator.until_idle()
     assert await contents(cluster) == before
     written = len(operator.api.writes)
-    await cluster.patch("SpinRun", "demo", {"metadata": {"labels": {"touched": "yes"}}})
+    await cluster.patch("SpinRun", "demo", {"metadata": {"labels": {"example.com/touched": "yes"}}})
+    await operator.until_idle()
+    assert len(operator.api.writes) == written
+
+
+async def test_label_of_the_run_reaches_its_objects_and_restarts_nothing(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
+) -> None:
+    await cluster.create(spin_run())
+    await cluster.until_phase("Running")
+    await operator.until_idle()
+    pods = {pod["metadata"]["uid"] for pod in await cluster.find("Pod")}
+    await cluster.patch("SpinRun", "demo", {"metadata": {"labels": {"team": "a"}}})
+
+    async def is_labelled() -> bool:
+        statefulset = await cluster.get("StatefulSet", "demo-rollout") or {}
+        return statefulset["metadata"]["labels"].get("team") == "a"
+
+    await cluster.until("the rollouts' StatefulSet has the label", is_labelled)
+    await operator.until_idle()
+    assert {pod["metadata"]["uid"] for pod in await cluster.find("Pod")} == pods
+    assert (await cluster.status())["attempt"] == 1
+    written = len(operator.api.writes)
+    operator.controller.queue.add((cluster.namespace, "demo"))
     await operator.until_idle()
     assert len(operator.api.writes) == written
 
