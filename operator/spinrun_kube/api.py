@@ -260,7 +260,7 @@ class Api:
         """The object, or None when there is none."""
         accept = METADATA_ONLY.format("") if metadata_only else "application/json"
         try:
-            return await self.request("GET", kind.path(namespace, name), accept=accept)
+            return _read_object(await self.request("GET", kind.path(namespace, name), accept=accept))
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -382,13 +382,13 @@ class Api:
         metadata = document["metadata"]
         path = kind_of(document).path(metadata["namespace"], metadata["name"])
         query = {"fieldManager": self._field_manager, "force": "true", "fieldValidation": "Strict"}
-        return await self.request("PATCH", path, query=query, body=document, content_type=APPLY)
+        return _read_object(await self.request("PATCH", path, query=query, body=document, content_type=APPLY))
 
     async def replace_status(self, document: Json) -> Json:
         """Writes the status of a run; 409 when the run has changed since the document was read."""
         metadata = document["metadata"]
         path = SPIN_RUN.path(metadata["namespace"], metadata["name"], "status")
-        return await self.request("PUT", path, query={"fieldManager": self._field_manager}, body=document)
+        return _read_object(await self.request("PUT", path, query={"fieldManager": self._field_manager}, body=document))
 
     async def delete(self, document: Json, *, propagation: str) -> None:
         """Deletes this very object, unless it has changed since it was read; what is gone already counts as deleted."""
@@ -428,6 +428,15 @@ def _read_page(page: Json, kind: Kind) -> tuple[list[Json], str, str]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise InvalidAnswerError(f"the list of {kind.plural} holds something else than objects")
     return items, version, next_page
+
+
+def _read_object(answer: Json) -> Json:
+    """The object that was asked for or written. Raises InvalidAnswerError when something else came, such as a proxy's page."""
+    metadata = answer.get("metadata")
+    texts = ("name", "namespace", "uid", "resourceVersion")
+    if not isinstance(metadata, dict) or not all(isinstance(metadata.get(text), str) for text in texts):
+        raise InvalidAnswerError("the answer is not an object")
+    return answer
 
 
 def _read_event(event: Json) -> Json:

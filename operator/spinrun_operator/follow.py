@@ -247,6 +247,7 @@ def is_sound(document: Json, kind: Kind, namespace: str | None) -> bool:
         all(isinstance(text, str) and 0 < len(text) <= _LONGEST_NAME for text in texts)
         and (namespace is None or metadata["namespace"] == namespace)
         and _is_version(metadata.get("resourceVersion"))
+        and type(metadata.get("generation", 0)) is int
         and all(_is_time(time) for time in times_of_life)
         and all(_is_map_of_texts(metadata.get(name, {})) for name in ("labels", "annotations"))
         and _are_owners(metadata.get("ownerReferences", []))
@@ -271,4 +272,4 @@ def _is_map_of_texts(value: Any) -> bool:
 
 
 def _are_owners(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(owner, dict) for owner in value)
+    return isinstance(value, list) and all(isinstance(owner, dict) and isinstance(owner.get("uid", ""), str) for owner in value)
