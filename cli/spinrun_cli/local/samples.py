@@ -29,7 +29,7 @@ def load_samples(folder: Path, query: SamplesQuery) -> ShownWindow:
     except LedgerError as error:
         raise CommandError(str(error)) from error
     wanted = [group for group in groups if _is_wanted(group.prompt.id, query.prompt)]
-    if not wanted:
+    if not wanted and query.prompt is not None:
         raise InvalidInputError(f"window {window} has no prompt {query.prompt}: its prompts are {_some(groups)}")
     shown = slice(query.limit or None)
     if query.pairs:

@@ -140,9 +140,7 @@ TEMPLATE: dict[str, Any] = {
 def with_secrets() -> dict[str, Any]:
     spec = MINIMAL["spec"] | {
         "trainer": {"template": TEMPLATE, "tokensPerMicroBatch": 4096},
-        "rollout": {
-            "engineArgs": {"gateway-token": HIDDEN, "mm-processor-kwargs": f'{{"auth_token": "{HIDDEN}"}}', "max-num-seqs": 8}
-        },
+        "rollout": {"engineArgs": {"gateway-token": HIDDEN, "mm-kwargs": f'{{"auth_token": "{HIDDEN}"}}', "max-num-seqs": 8}},
         "preference": {"judge": {"url": "https://judge/v1", "model": "m", "secretRef": {"name": "judge", "key": "api-key"}}},
     }
     annotations = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(spec)}

@@ -85,6 +85,9 @@ class NotATime:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        return "NotATime"
+
     def __eq__(self, other: object) -> bool:
         return False
 

@@ -239,6 +239,8 @@ LISTS: dict[str, Behaviour] = {
     "silence": said.hang,
     "empty objects": said.document(page([{}, {}])),
     "objects that are not": said.document(page([cm(uid=7), cm(name=[]), cm(resourceVersion="x"), cm(labels=7)])),
+    "objects whose owners are not": said.document(page([cm(ownerReferences=[{"uid": {}}]), cm(ownerReferences=[7])])),
+    "generations that are not numbers": said.document(page([cm(generation=[1]), cm(generation=True)])),
 }
 
 
