@@ -14,7 +14,6 @@ from spinrun_api.documents import Problem
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import Scorer, SpinRunSpec
 from spinrun_api.spec.rollout import DEFAULT_TOKENS
-from spinrun_protocol.commands import LORA_RANKS
 
 Config = Mapping[str, Any]
 EngineArgs = Mapping[str, str | int]
@@ -46,7 +45,6 @@ _ROPE_BY_LENGTH = ("su", "longrope", "dynamic")
 
 _DTYPES = {"half": "float16", "float16": "float16", "float": "float32", "float32": "float32", "bfloat16": "bfloat16"}
 _NOT_IN_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
-_QUANTIZATIONS_IN_FILES = ("awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq", "compressed-tensors", "modelopt")
 
 # Dense language models that neither vLLM 0.32 nor its use of transformers' own code serves.
 _NOT_SERVED = (
@@ -210,10 +208,6 @@ def problems_with_model(run: SpinRun, config: Config, environment: Mapping[str, 
         found += _asked_length("spec.rollout", config, arguments)
     found += _dtype(config, "spec.model.dtype", spec.model.dtype)
     found += _engine(config, "spec.rollout", arguments, spec.rollout.tensor_parallel_size)
-    if "quantization" in arguments and not _quantization_of(config):
-        found += _quantization_argument("spec.rollout", str(arguments["quantization"]))
-    if spec.trainer.lora is not None:
-        found += _lora(spec.trainer.lora.rank, arguments)
     return found
 
 
@@ -292,13 +286,6 @@ def _quantization(config: Config) -> Iterator[Problem]:
         )
 
 
-def _quantization_argument(block: str, method: str) -> Iterator[Problem]:
-    if method in _QUANTIZATIONS_IN_FILES:
-        yield Problem(
-            f"{block}.engineArgs.quantization", f"the model's config.json has no quantization_config for {method}: remove it"
-        )
-
-
 def _dtype(config: Config, path: str, dtype: str) -> Iterator[Problem]:
     known = _DTYPES.get(dtype.lower())
     if known is None and dtype.lower() != "auto":
@@ -310,14 +297,10 @@ def _dtype(config: Config, path: str, dtype: str) -> Iterator[Problem]:
 
 def _engine(config: Config, block: str, arguments: EngineArgs, tensor_parallel_size: int) -> Iterator[Problem]:
     """What is wrong with arguments of vLLM, other than lengths."""
-    if "dtype" in arguments:
-        yield from _dtype(config, f"{block}.engineArgs.dtype", str(arguments["dtype"]))
     if "hf-overrides" in arguments:
         return
     text = _language_part(config)
     path, size = f"{block}.tensorParallelSize", tensor_parallel_size
-    if (asked := _whole(arguments.get("tensor-parallel-size"))) is not None:
-        path, size = f"{block}.engineArgs.tensor-parallel-size", asked
     if size > 1 and (fault := _indivisible(text, size)):
         yield Problem(path, f"{size} GPUs cannot share the model evenly: {fault}. Choose a divisor")
     layers, stages = _number(text, _LAYERS), _whole(arguments.get("pipeline-parallel-size"))
@@ -347,17 +330,6 @@ def _key_value_heads(text: Config) -> int | None:
     if text.get("model_type") == "falcon" and not text.get("new_decoder_architecture"):
         return 1 if text.get("multi_query", True) else None
     return _number(text, _KEY_VALUE_HEADS)
-
-
-def _lora(rank: int, arguments: EngineArgs) -> Iterator[Problem]:
-    if "max-lora-rank" not in arguments:
-        return
-    path, largest = "spec.rollout.engineArgs.max-lora-rank", _whole(arguments["max-lora-rank"])
-    if largest not in LORA_RANKS:
-        ranks = ", ".join(map(str, LORA_RANKS))
-        yield Problem(path, f"vLLM takes one of {ranks}, got {arguments['max-lora-rank']}: remove it, SpinRun sets it")
-    elif largest < rank:
-        yield Problem(path, f"{largest} is less than spec.trainer.lora.rank {rank}: remove it, SpinRun sets it")
 
 
 def _number(config: Config, names: tuple[str, ...]) -> int | None:

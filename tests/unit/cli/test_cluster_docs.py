@@ -82,7 +82,14 @@ def gauges_of_trainer() -> set[str]:
     questions = {*re.findall(r"(\w+)=0", "".join(asked)), *re.findall(r'counts, "(\w+)":', inspect.getsource(comparison))}
     counts |= {f"preference/{name}_total" for name in questions}
     lengths = keys_of_figures(figures.length_figures) | keys_of_figures(figures.truncation_figures)
-    window = keys_of_figures(figures.window_figures) | keys_of_figures(figures.throughput_figures) | lengths | counts | timings
+    window = (
+        keys_of_figures(figures.window_figures)
+        | keys_of_figures(figures.drawn_figures)
+        | keys_of_figures(figures.throughput_figures)
+        | lengths
+        | counts
+        | timings
+    )
     step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
     names = (
         step

@@ -14,6 +14,7 @@ from aiohttp import web
 from spinrun_kube.answers import InvalidAnswerError
 from spinrun_operator import progress as room
 from spinrun_operator.progress import ProgressPoller, Target
+from spinrun_operator.stall import StallClock
 from spinrun_protocol.wire import Progress
 from support import scripted_api as said
 from support.ports import free_port
@@ -42,7 +43,7 @@ async def trainer(answer: Behaviour, monkeypatch: pytest.MonkeyPatch) -> AsyncGe
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    poller = ProgressPoller(SETTINGS, lambda _: None)
+    poller = ProgressPoller(SETTINGS, lambda _: None, StallClock())
     try:
         yield poller
     finally:

@@ -49,7 +49,8 @@ def test_lengths_beyond_the_models_positions_end_with_2_and_a_message(tmp_path: 
 def test_a_config_that_cannot_be_read_ends_with_2_too(config: str | None, tmp_path: Path) -> None:
     done, _ = check(tmp_path, config)
     assert done.returncode == 2
-    assert "config.json cannot be read" in TerminationMessage.model_validate_json((tmp_path / "log").read_bytes()).message
+    message = TerminationMessage.model_validate_json((tmp_path / "log").read_bytes()).message
+    assert ("config.json cannot be read" if config is None else "config.json is not JSON") in message
     assert "Traceback" not in done.stderr
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from spinrun_protocol.ledger import Drawn, Manifest
 from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import Pair
-from spinrun_worker.trainer.figures import throughput_figures, window_figures
+from spinrun_worker.trainer.figures import drawn_figures, throughput_figures, window_figures
 from spinrun_worker.trainer.rank0 import Rank0Parts
 from spinrun_worker.trainer.ranks.distributed import Distributed, Kept, collective
 from spinrun_worker.trainer.reporting.board import ProgressBoard
@@ -68,8 +68,7 @@ class Coordinator:
             pairing = self._parts.pairs.pair(answers)
         pairs = {number: pairing.pairs, **self._parts.windows.replayed(number)}
         figures = self._figures(answers, pairing, pairs, number) | throughput_figures(answers.groups, answered.seconds)
-        if answered.drawn is not None:
-            figures["prompts"] = float(answered.drawn.stop - answered.drawn.start)
+        figures |= drawn_figures(answered.drawn) if answered.drawn is not None else {}
         self._board.update_metrics(samples_per_second=figures["throughput/samples_per_second"])
         return NewWindow(number, pairs, figures, answered.weights, Kept(answers), answered.drawn)
 

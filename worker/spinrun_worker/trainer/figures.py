@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from spinrun_api.spec import Truncated
+from spinrun_protocol.ledger import Drawn
 from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import ScoredGroup, is_cut_off
 
@@ -45,6 +46,11 @@ def truncation_figures(groups: Sequence[ScoredGroup], truncated: Truncated | Non
     if truncated in (None, "score"):
         return {}
     return {"truncated_samples": float(sum(is_cut_off(sample) for group in groups for sample in group.samples))}
+
+
+def drawn_figures(drawn: Drawn) -> dict[str, float]:
+    """How many prompts a window took to have its pairs."""
+    return {"prompts": float(drawn.stop - drawn.start)}
 
 
 def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, float]:

@@ -86,7 +86,7 @@ def test_refusal_is_not_printed_raw(spinrun: Shell, server: FakeApiServer, comma
 def samples(answer: Any) -> Json:
     """A window with one answer, as the command beside the ledger prints it."""
     sample = {"text": answer, "reward": 1.0, "finishReason": answer, "numTokens": 1}
-    prompt = {"id": answer, "prompt": answer, "answer": answer, "samples": [sample]}
+    prompt = {"id": answer, "prompt": answer, "messages": [], "answer": answer, "samples": [sample]}
     return {"window": 1, "version": 1, "numPrompts": 1, "prompts": [prompt]}
 
 

@@ -184,18 +184,18 @@ def with_secret(run: SpinRun, secret: str) -> SpinRun:
     """The same run with a secret in a pod template and in an argument of vLLM."""
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "A", "value": secret}]}]}}
     trainer = run.spec.trainer.model_copy(update={"template": template})
-    rollout = run.spec.rollout.model_copy(update={"engine_args": {"hf-token": secret, "max-num-seqs": 8}})
+    rollout = run.spec.rollout.model_copy(update={"engine_args": {"gateway-token": secret, "max-num-seqs": 8}})
     return run.model_copy(update={"spec": run.spec.model_copy(update={"trainer": trainer, "rollout": rollout})})
 
 
 def test_the_folder_keeps_no_secret_and_the_run_resumes_with_another(folder: RunFolder, run: SpinRun) -> None:
     begun, _ = adopt(folder, with_secret(run, "s3cr3t"), resume=False)
     assert "s3cr3t" not in folder.run_file.read_text()
-    assert begun.spec.rollout.engine_args["hf-token"] == "s3cr3t", "vLLM is started with it"
+    assert begun.spec.rollout.engine_args["gateway-token"] == "s3cr3t", "vLLM is started with it"
 
     resumed, start = adopt(folder, with_secret(run, "an0ther"), resume=True)
     assert start is Start.RESUMED
-    assert resumed.spec.rollout.engine_args["hf-token"] == "an0ther"
+    assert resumed.spec.rollout.engine_args["gateway-token"] == "an0ther"
 
 
 def test_a_folder_of_an_earlier_version_that_holds_secrets_resumes_and_loses_them(folder: RunFolder, run: SpinRun) -> None:

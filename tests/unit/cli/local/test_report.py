@@ -127,7 +127,7 @@ def test_conversations_are_shown_with_every_role(finished_run: Path) -> None:
         ]
         write_samples(Layout(finished_run / "ledger").evaluation(version) / "samples.parquet", [*changed, *others])
 
-    page = write_report(finished_run, finished_run).page.read_text()
+    page = write_report(load_run_data(finished_run), finished_run)[0].read_text()
 
     assert "<i>in" not in page
     text = Page(page).text
@@ -232,11 +232,11 @@ def test_a_run_without_evaluation_says_so(finished_run: Path) -> None:
 
 def test_a_report_tells_no_secret(finished_run: Path, tmp_path: Path) -> None:
     document = yaml.safe_load((finished_run / "run.yaml").read_text())
-    document["spec"]["rollout"] = {"engineArgs": {"hf-token": "s3cr3t"}, "maxTokens": 8}
+    document["spec"]["rollout"] = {"engineArgs": {"gateway-token": "s3cr3t"}, "maxTokens": 8}
     document["spec"]["trainer"] = {
         "template": {"spec": {"containers": [{"name": "t", "env": [{"name": "A", "value": "s3cr3t"}]}]}}
     }
     (finished_run / "run.yaml").write_text(yaml.safe_dump(document))
-    page = write_report(finished_run, tmp_path).page.read_text()
+    page = write_report(load_run_data(finished_run), tmp_path)[0].read_text()
     assert "s3cr3t" not in page
     assert "maxTokens: 8" in page

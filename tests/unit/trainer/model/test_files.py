@@ -272,4 +272,4 @@ def test_without_a_generation_config_versions_say_what_the_config_says(folder: P
 def assets_of(folder: Path) -> dict[str, bytes]:
     model = Model(source=str(folder))
     policy, tokenizer = load_policy(model), load_tokenizer(model)
-    return collect_assets(lambda to: save_assets(policy, tokenizer, to), dtype=published_dtype(model))
+    return collect_assets(lambda to: save_assets(model, policy, tokenizer, to), dtype=published_dtype(model))

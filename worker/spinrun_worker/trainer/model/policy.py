@@ -213,9 +213,10 @@ def load_merged(model: Model, adapter: Path) -> Policy:
         RunError: It cannot be reached now.
     """
     with loading(model):
-        policy = Policy(merge(_load(model, torch.float32), adapter))
-        _choose_form(policy)
-        return policy
+        base = _load(model, torch.float32)
+    policy = Policy(merge(base, adapter))
+    _choose_form(policy)
+    return policy
 
 
 def _load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
