@@ -175,7 +175,7 @@ class Mirror:
 
     def tell(self, change: str, body: Json) -> None:
         """Tell kopf of a change."""
-        event = {"type": "DELETED" if change == "DELETED" else "MODIFIED", "object": _short(body)}
+        event: Json = {"type": "DELETED" if change == "DELETED" else "MODIFIED", "object": _short(body)}
         self._loop.call_soon_threadsafe(self._changes.put_nowait, event)
 
     def leave(self) -> None:

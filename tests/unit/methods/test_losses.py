@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -744,7 +744,7 @@ def test_simpo_is_that_of_trl(beta: float, pair: OnePair):
         accelerator=SimpleNamespace(device="cpu"), beta=beta, loss_type="simpo", simpo_gamma=0.7, label_smoothing=0.0, alpha=0.0
     )
     inputs = tensors([pair])
-    losses, *_ = CPOTrainer.cpo_loss(trainer, *inputs.per_token().policy_B2.unbind(1))
+    losses, *_ = cast(Any, CPOTrainer.cpo_loss)(trainer, *inputs.per_token().policy_B2.unbind(1))
     losses.sum().backward()
     assert inputs.policy_B2.grad is not None
 
@@ -758,7 +758,7 @@ def test_orpo_is_that_of_trl(pair: OnePair):
     trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), beta=0.3)
     inputs = tensors([pair])
     per_token_B2 = inputs.per_token().policy_B2
-    ratios, *_ = ORPOTrainer.odds_ratio_loss(trainer, *per_token_B2.unbind(1))
+    ratios, *_ = cast(Any, ORPOTrainer.odds_ratio_loss)(trainer, *per_token_B2.unbind(1))
     loss = -per_token_B2[0, 0] - ratios.double().sum()
     loss.backward()
     assert inputs.policy_B2.grad is not None

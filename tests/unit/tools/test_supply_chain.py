@@ -61,9 +61,9 @@ def test_debian_packages_are_named_with_versions():
     variables = set(re.findall(r"packages=\$(\w+)", line))
     assert variables == {"CUDA_PACKAGES", "CPU_PACKAGES"}
     for name in variables:
-        packages = re.search(rf'^ARG {name}="(.+)"$', (ROOT / "Dockerfile.worker").read_text(), re.MULTILINE)[1].split()
+        (packages,) = re.findall(rf'^ARG {name}="(.+)"$', (ROOT / "Dockerfile.worker").read_text(), re.MULTILINE)
         assert packages
-        assert all("=" in package for package in packages)
+        assert all("=" in package for package in packages.split())
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)

@@ -147,4 +147,6 @@ def test_a_run_may_go_over_to_windows_of_pairs_and_back(make_run: MakeRun) -> No
     assert run.ledger.manifest("window", 0).drawn is None
     run.spec |= {"trainer": TRAINER, "duration": {"windows": 2}}
     run.attempt()
-    assert run.ledger.manifest("window", 1).drawn.start == 6
+    continued = run.ledger.manifest("window", 1).drawn
+    assert continued is not None
+    assert continued.start == 6
