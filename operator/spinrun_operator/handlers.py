@@ -147,7 +147,7 @@ class Mirror:
         Raises:
             ValueError: It is nothing that is known here.
         """
-        path, _, query = url.removeprefix(_NOWHERE).partition("?")
+        path, _separator, query = url.removeprefix(_NOWHERE).partition("?")
         if method == "get" and path in _KINDS:
             return Answer(_KINDS[path])
         if method != "get" or not path.endswith(f"/{PLURAL}"):
