@@ -244,7 +244,9 @@ def test_the_agent_lets_nobody_in_without_the_token_and_shows_vllms_metrics(scor
     with_token = httpx.post(f"{scorers.agent.url}/classify", json=body, headers={"Authorization": f"Bearer {TOKEN}"})
     assert with_token.status_code == 200
     # Why there is an agent: vLLM's own key guards only what is below /v1.
-    assert httpx.get(f"{scorers.agent.url}/v1/models").status_code == 404
+    for token, status in ((None, 401), (TOKEN, 404)):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        assert httpx.get(f"{scorers.agent.url}/v1/models", headers=headers).status_code == status
     assert "vllm:" in httpx.get(f"{scorers.agent.url}/metrics").text
 
 

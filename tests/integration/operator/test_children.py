@@ -245,7 +245,9 @@ async def test_forged_pod_of_the_trainer_counts_for_nothing_and_is_left_alone(
     assert await has_failed(), "it is there as it was"
 
 
-async def test_run_limits_whom_its_pods_connect_to(cluster: Cluster, operator: RunningOperator) -> None:
+async def test_run_limits_whom_its_pods_connect_to(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
+) -> None:
     await cluster.create(spin_run(network={"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]}))
     condition = await cluster.until_condition("Degraded", "True", "ChildRefused")
     assert "spec.egress[1].to[0].ipBlock.cidr" in condition["message"]

@@ -59,7 +59,7 @@ async def test_defaults_are_filled_in_as_parse_run_does(cluster: Cluster) -> Non
     ("block", "value"),
     [
         ("model", {"source": "/models/other"}),
-        ("data", {"maxPromptTokens": 512}),
+        ("data", {"prompts": {"shuffleSeed": 7}}),
         ("method", {"beta": 0.2}),
         ("preference", {"rule": {"kind": "exact"}}),
         ("storage", {"size": "2Gi"}),
