@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from support.scripted_api import LIST, WATCH, Behaviour, ScriptedApi, scripted_api
 
 from fuzz.strategies import Content, damaged, fuzz, integers, mutated, nested, plain_texts, texts, trees
 from spinrun_kube.api import Api, connect
@@ -24,6 +23,7 @@ from spinrun_operator import backoff
 from spinrun_operator.controller import Controller
 from spinrun_operator.metrics import Metrics
 from support import scripted_api as said
+from support.scripted_api import LIST, WATCH, Behaviour, ScriptedApi, scripted_api
 from unit.operator.world import SETTINGS, run_of
 
 Json = Any
