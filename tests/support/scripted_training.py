@@ -2,7 +2,9 @@
 rollouts that answer by script. What is left out is what other tests start: data sets, HTTP, several ranks, processes."""
 
 import atexit
+import gc
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import torch
 
 from spinrun_api.documents import parse_run
@@ -47,6 +50,14 @@ Json = dict[str, Any]
 Answer = Callable[[str, tuple[int, ...], int], Any]
 
 KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "checkpoint", "base")
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes a small run's time. It is killed within this process, which loses nothing that was written."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr("spinrun_worker.trainer.model.learner.PEAK_SECONDS", 0.01)
+    gc.freeze()
 
 
 class Killed(BaseException):

@@ -1,23 +1,19 @@
 """Windows that ask prompts until they have enough pairs: full, whatever share of prompts gives none, and unchanged by a crash."""
 
-import gc
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from spinrun_protocol.ledger import Drawn
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import NoPairsError, Preempted
 from spinrun_worker.ledger import read_metrics, read_pairs, read_samples
-from spinrun_worker.trainer.model import learner
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from support.scripted_agent import random_digits
-from support.scripted_training import Killed, ScriptedRun
+from support.scripted_training import Killed, ScriptedRun, hurry
 
 Json = dict[str, Any]
 
@@ -39,10 +35,7 @@ def often_tied(digest: str, prompt: tuple[int, ...], index: int) -> Sample:
 @pytest.fixture
 def make_run(tmp_path: Path, alone: Distributed, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     """Runs of two windows of two steps of three pairs, of which each asks twelve prompts at most for every three pairs."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(learner, "PEAK_SECONDS", 0.01)
-    gc.freeze()
+    hurry(monkeypatch)
     numbers = itertools.count()
 
     def make(name: str = "in turn", *, windows: int = 2, sampling: Json | None = None) -> ScriptedRun:

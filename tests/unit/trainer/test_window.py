@@ -2,26 +2,22 @@
 
 Rollouts answer by script, in this process; ledger, pairs, learner and windows are the real ones."""
 
-import gc
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from spinrun_protocol.ledger import Reference
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
 from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs
-from spinrun_worker.trainer.model import learner
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from support.scripted_agent import random_digits
-from support.scripted_training import Killed, ScriptedRun, UnansweredError
+from support.scripted_training import Killed, ScriptedRun, UnansweredError, hurry
 
 Json = dict[str, Any]
 
@@ -46,11 +42,7 @@ MakeRun = Callable[..., ScriptedRun]
 @pytest.fixture
 def make_run(tmp_path: Path, alone: Distributed, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     """Runs of two windows of two steps, each in a ledger of its own."""
-    torch.set_num_threads(1)
-    # What takes the time of a run this small: it is killed within this process, which loses nothing that was written.
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(learner, "PEAK_SECONDS", 0.01)
-    gc.freeze()
+    hurry(monkeypatch)
     numbers = itertools.count()
 
     def make(method: Json | None = None, *, windows: int = 2, name: str = "", **spec: Any) -> ScriptedRun:
