@@ -278,5 +278,5 @@ def _shown(value: object) -> str:
 
 def _shortened(text: str) -> str:
     """A part of a document, in one line: what stands there must not look like a problem of its own."""
-    text = " ".join(text.splitlines())
+    text = " ".join(text.encode(errors="replace").decode().splitlines())
     return text if len(text) <= 80 else f"{text[:77]}..."

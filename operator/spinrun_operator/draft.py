@@ -47,13 +47,15 @@ class Draft:
         """Decides a condition. The time of its last transition stays while its status does."""
         status = "True" if is_true else "False"
         before = condition_of(self.before, kind)
+        # What is quoted of an object may hold half a character, which JSON can and a status cannot.
+        text = message[:LONGEST_MESSAGE].encode(errors="replace").decode()
         changed = times.to_text(self.now) if before is None or before.status != status else before.last_transition_time
         self.conditions.append(
             Condition(
                 type=kind,
                 status=status,
                 reason=reason,
-                message=redacted_text(message[:LONGEST_MESSAGE]),
+                message=redacted_text(text),
                 last_transition_time=changed,
                 observed_generation=self.generation,
             )

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from spinrun_api.documents import MAX_SPEC_BYTES, InvalidDocumentError, size_problem
 from spinrun_api.status import ScorerStatus, SpinRunStatus
 from spinrun_kube import times
+from spinrun_operator.conditions import with_invalid_spec
 from spinrun_operator.draft import Draft
 from spinrun_operator.observed import Refusal
 from unit.operator.world import OWN_MODEL, START, World, fail, phase_of, progress_of, run_of, running_world
@@ -182,3 +184,23 @@ def test_neither_conditions_nor_events_tell_a_secret() -> None:
     draft.record_event("Warning", "PodCrashLooping", "HF_TOKEN=s3cr3t")
     assert "s3cr3t" not in str(draft.conditions) + str(draft.events)
     assert "vllm ended: https://[redacted]@host refuses" in draft.conditions[0].message
+
+
+@pytest.mark.parametrize("name", ["\ud83d", "a\udc80b" * 40])
+def test_a_spec_with_half_a_character_in_a_name_is_told_of(name: str) -> None:
+    problem = size_problem({"trainer": {name: "x" * MAX_SPEC_BYTES}})
+    deep: Any = {}
+    for _ in range(200):
+        deep = {name: deep}
+    problems = [each for each in (problem, size_problem({name: deep})) if each is not None]
+    assert len(problems) == 2
+    for each in problems:
+        status = with_invalid_spec(SpinRunStatus(), InvalidDocumentError("the run", [each]), 1, START)
+        message = next(condition.message for condition in status.conditions if condition.type == "Degraded")
+        assert message.encode()
+
+
+def test_whatever_a_condition_quotes_it_is_text() -> None:
+    draft = Draft(SpinRunStatus(), 1, START)
+    draft.set("Degraded", True, "ChildRefused", "the name \ud83d")
+    assert draft.conditions[0].message == "the name ?"
