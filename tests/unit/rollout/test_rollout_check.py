@@ -11,15 +11,17 @@ import pytest
 
 from spinrun_api import yaml_text
 from spinrun_protocol.environment import TERMINATION_LOG
-from spinrun_protocol.termination import TerminationMessage
+from spinrun_protocol.termination import MAX_BYTES, TerminationMessage
 from unit.operator.world import run_of
 
 Json = dict[str, Any]
 
 
-def check(folder: Path, config: Json | str | None, **spec: Any) -> tuple[subprocess.CompletedProcess[str], Path]:
+def check(
+    folder: Path, config: Json | str | None, *, model_name: str = "model", **spec: Any
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     """Run the process that a pod runs, for a model with this config.json."""
-    model = folder / "model"
+    model = folder / model_name
     model.mkdir()
     if config is not None:
         (model / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
@@ -68,3 +70,12 @@ def test_it_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_message_of_the_check_is_short_and_tells_no_secret(tmp_path: Path) -> None:
+    done, _ = check(tmp_path, "{", model_name=f"password=s3cr3t-{'x' * 100}")
+    words = (tmp_path / "log").read_bytes()
+    assert done.returncode == 2
+    assert len(words) <= MAX_BYTES
+    assert b"password=" in words
+    assert b"s3cr3t" not in words

@@ -14,14 +14,11 @@ from spinrun_api.documents import InvalidDocumentError, read_run
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.logs import facts_of, log_to_stderr
-from spinrun_protocol.termination import TerminationMessage
+from spinrun_protocol.termination import TerminationMessage, encode
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.model_config import fit_to_model
 
 logger = logging.getLogger("spinrun_worker.rollout.check")
-
-MAX_MESSAGE = 3000
-"""Characters of a termination message, of which Kubernetes keeps 4096 bytes with all else that is in it."""
 
 
 def main() -> int:
@@ -43,12 +40,11 @@ def main() -> int:
 def _leave_word(message: str) -> None:
     path = os.environ.get(TERMINATION_LOG)
     if path:
-        short = message.encode("ascii", errors="backslashreplace").decode()[:MAX_MESSAGE]
         words = TerminationMessage(
-            result="Failed", reason="InvalidConfiguration", message=short, exit_code=ExitCode.INVALID_CONFIGURATION
+            result="Failed", reason="InvalidConfiguration", message=message, exit_code=ExitCode.INVALID_CONFIGURATION
         )
         try:
-            Path(path).write_text(words.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
+            Path(path).write_bytes(encode(words))
         except OSError as error:
             logger.warning("cannot write the termination log %s: %s", path, error)
 

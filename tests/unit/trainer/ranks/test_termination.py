@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from spinrun_api.documents import InvalidDocumentError, Problem
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
-from spinrun_protocol.termination import TerminationMessage
+from spinrun_protocol.termination import MAX_BYTES, TerminationMessage, encode
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted, RunError
 from spinrun_worker.ledger import LedgerUnavailableError, SupersededError, TornError
-from spinrun_worker.trainer.ranks.termination import MAX_BYTES, clear, describe_failure, encode, say
+from spinrun_worker.trainer.ranks.termination import clear, describe_failure, say
 
 
 class ModelError(ConfigurationError):

@@ -13,16 +13,12 @@ import traceback
 from pathlib import Path
 
 from spinrun_api.documents import InvalidDocumentError
-from spinrun_api.redaction import redacted_text
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
-from spinrun_protocol.termination import TerminationMessage
+from spinrun_protocol.termination import MAX_BYTES, TerminationMessage, encode
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
 
 logger = logging.getLogger(__name__)
-
-MAX_BYTES = 4096
-"""Longest termination message that Kubernetes keeps."""
 
 
 def outcome(error: BaseException) -> tuple[ExitCode, str] | None:
@@ -130,16 +126,3 @@ def clear() -> None:
     path = os.environ.get(TERMINATION_LOG)
     if path and Path(path).exists():
         os.truncate(path, 0)
-
-
-def encode(words: TerminationMessage) -> bytes:
-    """Compact JSON of at most MAX_BYTES, without secrets; a message that is too long is truncated."""
-    # Paths and foreign messages may hold bytes that are not text; JSON cannot.
-    message = redacted_text(words.message).encode(errors="replace").decode()
-    while (excess := len(_json(words, message)) - MAX_BYTES) > 0 and len(message) > 1:
-        message = message[: -excess - 1] + "…"
-    return _json(words, message)
-
-
-def _json(words: TerminationMessage, message: str) -> bytes:
-    return words.model_copy(update={"message": message}).model_dump_json(by_alias=True, exclude_none=True).encode()
