@@ -5,12 +5,14 @@ The document comes out of a pod and was made of files that others can write: it 
 
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from spinrun_api.base import Record, first_problem
 from spinrun_cli.errors import CommandError
 from spinrun_cli.show.run_data import Document, RunData
+from spinrun_cli.show.samples import Conversation
 from spinrun_protocol.ledger import MetricsLine, RunRecord
 from spinrun_protocol.termination import TerminationMessage
 from spinrun_protocol.wire import Sample
@@ -27,13 +29,19 @@ class TravellingAnswer(Record):
     """Name of the prompt."""
 
     prompt: str
-    """Its text."""
+    """The last message of the user."""
+
+    messages: Conversation = ()
+    """Every message, where the data has conversations."""
 
     expected: str | None = None
     """The true answer."""
 
     text: str | None = None
     """What the model wrote; absent where it wrote nothing."""
+
+    finish_reason: Literal["stop", "length"] = "stop"
+    """length where the answer was cut off at maxTokens."""
 
     reward: float | None = None
     """The answer's reward."""
@@ -126,19 +134,29 @@ def by_event(lines: Sequence[MetricsLine]) -> tuple[list[MetricsLine], ...]:
 
 
 def _answers(groups: Sequence[ScoredGroup]) -> list[TravellingAnswer]:
-    answers: list[TravellingAnswer] = []
-    for group in groups:
-        text, reward = (group.samples[0].text[:LONGEST_TEXT], group.rewards[0]) if group.samples else (None, None)
-        prompt, expected = group.prompt.text[:LONGEST_TEXT], group.prompt.answer
-        shown = None if expected is None else expected[:LONGEST_TEXT]
-        answers.append(TravellingAnswer(id=group.prompt.id, prompt=prompt, expected=shown, text=text, reward=reward))
-    return answers
+    return [_answer(group) for group in groups]
+
+
+def _answer(group: ScoredGroup) -> TravellingAnswer:
+    prompt = group.prompt
+    asked = TravellingAnswer(
+        id=prompt.id,
+        prompt=prompt.text[:LONGEST_TEXT],
+        messages=tuple(message | {"content": message["content"][:LONGEST_TEXT]} for message in prompt.conversation),
+        expected=None if prompt.answer is None else prompt.answer[:LONGEST_TEXT],
+    )
+    if not group.samples:
+        return asked
+    first = group.samples[0]
+    given = {"text": first.text[:LONGEST_TEXT], "finish_reason": first.finish_reason, "reward": group.rewards[0]}
+    return asked.model_copy(update=given)
 
 
 def _groups(answers: Sequence[TravellingAnswer]) -> list[ScoredGroup]:
     groups: list[ScoredGroup] = []
     for each in answers:
-        samples = () if each.text is None else (Sample(tokens=(), text=each.text, finish_reason="stop"),)
+        samples = () if each.text is None else (Sample(tokens=(), text=each.text, finish_reason=each.finish_reason),)
         rewards = () if each.text is None else (each.reward,)
-        groups.append(ScoredGroup(PromptRecord(each.id, (), each.prompt, each.expected), samples, rewards))
+        prompt = PromptRecord(each.id, (), each.prompt, each.expected, conversation=each.messages)
+        groups.append(ScoredGroup(prompt, samples, rewards))
     return groups

@@ -13,11 +13,14 @@ from spinrun_worker.records import Message, is_message, is_single, message_text
 Json = dict[str, Any]
 
 
-def _conversation(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages, once they are sure to be ones: they come from a cluster."""
+def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if not all(is_message(message) for message in messages):
         raise ValueError("a message must have role and content as text")
     return messages
+
+
+Conversation = Annotated[tuple[Message, ...], AfterValidator(_checked)]
+"""Messages that come from a cluster, once they are sure to be ones."""
 
 
 class ShownSample(Record):
@@ -61,7 +64,7 @@ class ShownPrompt(Record):
     prompt: str
     """The last message of the user."""
 
-    messages: Annotated[tuple[dict[str, Any], ...], AfterValidator(_conversation)] = ()
+    messages: Conversation = ()
     """Every message, with role and content; none from an operator that did not keep them."""
 
     answer: str | None = None

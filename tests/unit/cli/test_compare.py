@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from spinrun_cli.show.charts import COMPARISONS, compared_svg
 from spinrun_cli.show.comparison import differences, tables
 from spinrun_cli.show.page import render
 from spinrun_cli.show.run_data import RunData
+from spinrun_protocol.wire import Sample
 from unit.cli.local.test_report import PNG, Page
 from unit.cli.shell import Shell
 
@@ -90,6 +92,27 @@ def test_document_that_was_cut_is_refused(text: bytes) -> None:
 def test_more_runs_than_colours_are_refused(spinrun: Shell, finished_run: Path) -> None:
     code, _, error = spinrun("compare", *[str(finished_run)] * 9)
     assert (code, "at most 8 runs" in error) == (2, True)
+
+
+def test_bundled_report_shows_conversations_and_answers_that_were_cut_off(finished_run: Path) -> None:
+    here = load(finished_run)
+    turns = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "And?"})
+    before, after = (
+        [
+            replace(group, prompt=replace(group.prompt, conversation=turns), samples=(cut_off(group.samples[0]),))
+            for group in groups
+        ]
+        for groups in (here.before, here.after)
+    )
+    here = replace(here, before=before, after=after)
+    page = render(unbundle(bundled(here).encode()))
+    assert page == render(here)
+    assert "Be short." in page
+    assert "cut off at maxTokens" in page
+
+
+def cut_off(sample: Sample) -> Sample:
+    return sample.model_copy(update={"finish_reason": "length"})
 
 
 def test_bundled_report_is_the_same_where_it_arrives(finished_run: Path, tmp_path: Path) -> None:
