@@ -17,7 +17,7 @@ Json = dict[str, Any]
 DEEPEST = 250
 """Levels of nesting that are read. The API server takes ten thousand; Python's parser gives up before one thousand."""
 
-# Strings are passed over as a whole: what looks like a bracket in one is none.
+# Strings are passed over as a whole: what looks like a bracket inside one is text.
 _BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 
 

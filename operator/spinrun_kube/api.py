@@ -217,20 +217,10 @@ class Api:
         timeout: float | None = None,
         begin_timeout: float | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """An answer whose body is still to be read.
+        """An answer whose body is still to be read, to a request as `request` takes it. Raises one of TRANSIENT.
 
-        Args:
-            verb: HTTP's method.
-            path: Path of the URL.
-            query: Its query.
-            body: What is sent along.
-            content_type: What that is.
-            accept: What may be answered.
-            timeout: Longest time for all of it; None: any, as for a log that is followed.
-            begin_timeout: Longest time until its headers. The log of a container that says nothing has none either.
-
-        Raises:
-            TRANSIENT: One of these.
+        `timeout` is for all of it, and `begin_timeout` until its headers, in seconds; None, for either, is any time: a container
+        that says nothing has a log without headers.
         """
         method, url, headers, content, _ = await self._client.param_serialize(
             verb,
@@ -247,8 +237,6 @@ class Api:
             if response.status >= 400:
                 async with asyncio.timeout(self._request_timeout):
                     raise await _error(response)
-            if response.history:
-                raise InvalidAnswerError(f"{verb} {path} was answered by a redirect")
             yield response
         finally:
             # A connection whose answer was read to its end has gone back to the pool before.

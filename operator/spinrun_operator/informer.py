@@ -6,7 +6,7 @@ from typing import Any
 
 from spinrun_kube.api import Api
 from spinrun_kube.kinds import CLAIM, CONFIG_MAP, JOB, POD, SECRET, Kind
-from spinrun_kube.names import RUN_LABEL, controller_of, is_child_of
+from spinrun_kube.names import OUR_PREFIXES, RUN_LABEL, controller_of, is_child_of
 from spinrun_operator.follow import Follower, is_sound, version_of
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.queue import Key
@@ -164,7 +164,7 @@ def _key(document: Json) -> Key | None:
 
 
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "ownerReferences")
-_OUR_PREFIXES = ("spinrun.dev/", "app.kubernetes.io/", "batch.kubernetes.io/")
+_READ_PREFIXES = (*OUR_PREFIXES, "batch.kubernetes.io/")
 
 
 def slim(document: Json, kind: Kind) -> Json:
@@ -172,16 +172,16 @@ def slim(document: Json, kind: Kind) -> Json:
     found = document["metadata"]
     metadata = {name: found[name] for name in _METADATA if name in found}
     for name in ("labels", "annotations"):
-        metadata[name] = {each: text for each, text in found.get(name, {}).items() if each.startswith(_OUR_PREFIXES)}
+        metadata[name] = {each: text for each, text in found.get(name, {}).items() if each.startswith(_READ_PREFIXES)}
     slimmed = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata}
     spec = document.get("spec", {})
     if kind in METADATA_ONLY:
         return slimmed
     if kind == POD:
         containers = {
-            kind: [{"name": each["name"], "resources": each.get("resources", {})} for each in spec.get(kind) or ()]
-            for kind in ("initContainers", "containers")
-            if kind in spec
+            field: [{"name": each["name"], "resources": each.get("resources", {})} for each in spec.get(field) or ()]
+            for field in ("initContainers", "containers")
+            if field in spec
         }
         kept = {"spec": {"nodeName": spec.get("nodeName"), **containers}, "status": document.get("status", {})}
         return slimmed | kept

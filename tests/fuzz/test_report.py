@@ -33,7 +33,7 @@ ENDED = TerminationMessage(result="Failed", reason="NoPairs", message="there is 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run's folder, of which a test writes some files anew."""
+    """A finished run's folder, of which a test overwrites some files."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     shutil.copytree(RUN, folder)
     shutil.copyfile(RUN / "metrics.jsonl", folder / "ledger" / "metrics.jsonl")

@@ -84,7 +84,7 @@ def run_name(document: object, folder: Path) -> str:
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """The SpinRun of a file, of today's shape or another; None where there is no file.
+    """The SpinRun of a file, in its current shape or an earlier one; None where there is no file.
 
     Args:
         path: The file.

@@ -119,7 +119,7 @@ class SamplingSettings(ApiModel):
 
     max_prompts_factor: float = Field(default=4.0, ge=1, le=1000)
     """Most prompts that a window with `trainer.pairsPerStep` asks, as a multiple of the pairs that it wants. With this many it
-    goes on with the pairs that it has."""
+    trains on the pairs that it has."""
 
 
 def of_window(values: Sequence[float], window: int) -> float:

@@ -22,7 +22,7 @@ def test_an_object_is_taken() -> None:
         pytest.param({"kind": "List", "metadata": {"resourceVersion": "1"}, "items": []}, id="a list"),
         pytest.param({"metadata": 7}, id="metadata that is a number"),
         pytest.param({"metadata": METADATA | {"uid": None}}, id="no uid"),
-        pytest.param({"metadata": METADATA | {"uid": {}}}, id="a uid that is no text"),
+        pytest.param({"metadata": METADATA | {"uid": {}}}, id="a uid that is not text"),
     ],
 )
 def test_what_is_not_an_object_is_refused(answer: Json) -> None:
