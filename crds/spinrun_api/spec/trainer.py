@@ -99,7 +99,7 @@ class Trainer(ApiModel):
 
     @rule(
         cel="!has(self.pairsPerStep) || !has(self.promptsPerStep)",
-        message="a window has so many prompts or so many pairs: set promptsPerStep or pairsPerStep",
+        message="the size of a step is given in prompts or in pairs: set promptsPerStep or pairsPerStep, not both",
     )
     def _prompts_or_pairs(self) -> bool:
         return self.pairs_per_step is None or self.prompts_per_step is None
