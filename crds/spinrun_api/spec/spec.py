@@ -97,7 +97,7 @@ class SpinRunSpec(ApiModel):
 
     @rule(
         cel="!has(self.trainer.pairsPerStep) || !has(self.duration.epochs)",
-        message="with trainer.pairsPerStep the number of windows in an epoch is not known: set duration.windows or duration.steps",
+        message="with trainer.pairsPerStep the windows in an epoch are not known: set duration.windows or duration.steps",
     )
     def _pairs_do_not_count_epochs(self) -> bool:
         return self.trainer.pairs_per_step is None or self.duration.epochs is None
