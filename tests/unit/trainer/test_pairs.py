@@ -77,41 +77,73 @@ def cut_off(answered: Answers) -> Answers:
     ]
 
 
-def end_of(scores: Sequence[Score], texts: Sequence[str] = ("ab", "cd")) -> str:
+def end_of(scores: Sequence[Score], texts: Sequence[str] = ("ab", "cd"), before: Sequence[Score] | None = None) -> str:
+    """What is said of three windows without a pair. before: scores of the first two, in place of the same ones."""
     maker = pair_maker(FakeRule(scores), minMargin=0.25)
     scored = maker.score(answers(*texts))
+    earlier = pair_maker(FakeRule(scores if before is None else before)).score(answers(*texts))
     with pytest.raises(NoPairsError) as error:
-        maker.refuse_endless_ties(4, scored, lambda _: 0)
+        maker.refuse_endless_ties(4, scored, lambda _: 0, lambda _: earlier)
     return str(error.value)
 
 
-def test_ties_are_said_to_be_ties() -> None:
-    message = end_of([1.0, 1.0, 0.0, 0.125])
-    assert message.startswith("windows 2 to 4 gave no pair: every prompt's answers have rewards that are equal, or closer than ")
-    assert (
-        "minMargin (0.25). Look at the samples (windows/000004/samples.parquet): do answers match spec.preference.rule?"
-        in message
+LOOK = "Look at the samples (windows/000004/samples.parquet): "
+
+
+def test_prompts_that_are_too_easy_are_said_to_be_so() -> None:
+    assert end_of([1.0, 1.0, 1.0, 1.0]) == (
+        f"windows 2 to 4 gave no pair: every answer was right: the prompts are too easy. {LOOK}"
+        "if they are as right as their rewards say, take harder prompts (spec.data.prompts), or end the run here"
     )
+
+
+def test_prompts_that_are_too_hard_or_a_rule_that_reads_no_answer_are_said_to_be_so() -> None:
+    assert end_of([0.0, 0.0, -1.0, -1.0]) == (
+        "windows 2 to 4 gave no pair: every answer was wrong: the prompts are too hard, or spec.preference.rule does not read the "
+        f"answers. {LOOK}are there right ones with reward 0? Then correct spec.preference.rule, or what the prompts ask for. "
+        "Else take easier prompts, or raise spec.rollout.samplesPerPrompt (2)"
+    )
+
+
+def test_rewards_that_are_equal_in_between_or_too_close_are_said_to_be_so() -> None:
+    assert end_of([0.5, 0.5, 0.0, 0.125]) == (
+        "windows 2 to 4 gave no pair: every prompt's answers have rewards that are equal, or closer than spec.method.minMargin "
+        f"(0.25). {LOOK}does spec.preference.rule tell them apart? Raise spec.rollout.temperature (0.7) or "
+        "spec.rollout.samplesPerPrompt (2), or lower spec.method.minMargin (0.25)"
+    )
+
+
+def test_several_reasons_are_counted_over_all_three_windows_and_the_first_has_its_remedy() -> None:
+    message = end_of([1.0, 1.0, 0.5, 0.5], before=[0.0, 0.0, 1.0, 1.0])
+    assert message.startswith(
+        "windows 2 to 4 gave no pair: of 6 prompts 3 have only right answers, 2 have only wrong answers, "
+        "1 have answers with rewards that are equal, or closer than spec.method.minMargin (0.25). Look at"
+    )
+    assert message.endswith("take harder prompts (spec.data.prompts), or end the run here")
 
 
 def test_answers_that_nobody_rated_are_said_to_be_so_with_counts_by_reason() -> None:
     assert end_of([LIST, LIST, LIST, CRASH]) == (
-        "windows 2 to 4 gave no pair: no answer of window 4 was rated ("
+        "windows 2 to 4 gave no pair: no answer was rated ("
         "answers without a reward: 3 (no number); the first, of prompt row-0: returned list: [1.0]; "
-        "answers without a reward: 1 (crashed); the first, of prompt row-1: the rule's process died: exit code 7). "
-        "Look at the samples (windows/000004/samples.parquet): "
+        f"answers without a reward: 1 (crashed); the first, of prompt row-1: the rule's process died: exit code 7). {LOOK}"
         "can spec.preference.rule rate them, does it read the true answers, and is spec.rollout.maxTokens (8) long enough?"
     )
 
 
-def test_too_few_rated_answers_are_counted_beside_ties() -> None:
+def test_too_few_rated_answers_are_counted_beside_other_reasons() -> None:
     message = end_of([1.0, LIST, 0.0, 0.0, 1.0, 0.0], ("ab", "cd", "ee"))
     assert (
-        "window 4 has 3 prompts, 1 with too few rated answers ("
+        "of 9 prompts 3 have only wrong answers, 3 have too few rated answers ("
         "answers without a reward: 1 (no number); the first, of prompt row-0: returned list: [1.0]), "
-        "1 with rewards that are equal, or closer than spec.method.minMargin (0.25), "
-        "1 with pairs of the same tokens only, differently rewarded."
+        "3 have pairs of the same tokens only, differently rewarded."
     ) in message
+
+
+def test_windows_without_any_answer_are_not_said_to_be_ties() -> None:
+    assert end_of([], ()).startswith(
+        "windows 2 to 4 gave no pair: no prompt was answered. Are those of spec.data.prompts too long"
+    )
 
 
 def test_only_prompts_whose_true_answer_is_unusable_are_left_out() -> None:
@@ -127,9 +159,10 @@ def test_answers_that_were_cut_off_are_named_where_they_count_as_wrong() -> None
     scored = maker.score([*answers("12"), *cut_off(answers("12"))])
     assert [group.rewards for group in scored.groups] == [(1.0, 0.0), (0.0, 0.0)]
     with pytest.raises(
-        NoPairsError, match=r" 2 of 2 answers were cut off at spec\.rollout\.maxTokens \(8\) and so count as wrong\. "
+        NoPairsError, match=r" 6 of 6 answers were cut off at spec\.rollout\.maxTokens \(8\) and so count as wrong\. "
     ):
-        maker.refuse_endless_ties(4, maker.score(cut_off(answers("12"))), lambda _: 0)
+        scored = maker.score(cut_off(answers("12")))
+        maker.refuse_endless_ties(4, scored, lambda _: 0, lambda _: scored)
 
 
 def test_only_cut_off_answers_with_a_readable_true_answer_count_in_the_accuracy() -> None:
@@ -145,5 +178,5 @@ def test_only_cut_off_answers_with_a_readable_true_answer_count_in_the_accuracy(
 def test_a_window_with_pairs_among_the_last_three_lets_the_run_continue(with_pairs: int) -> None:
     maker = pair_maker(FakeRule([LIST, LIST]))
     scored = maker.score(answers("ab"))
-    maker.refuse_endless_ties(4, scored, lambda window: int(window == with_pairs))
-    maker.refuse_endless_ties(1, scored, lambda _: 0)
+    maker.refuse_endless_ties(4, scored, lambda window: int(window == with_pairs), lambda _: scored)
+    maker.refuse_endless_ties(1, scored, lambda _: 0, lambda _: scored)
