@@ -289,15 +289,35 @@ def _reward_accuracy(axes: Axes, data: RunData, palette: Palette) -> None:
     axes.set_xlabel("step")
 
 
-def _pairs(axes: Axes, data: RunData, palette: Palette) -> None:
+OUTCOMES = (
+    ("paired_prompts", "pairs", 0),
+    ("all_right", "all right", 2),
+    ("all_wrong", "all wrong", 1),
+    ("other_ties", "other ties", 3),
+    ("identical", "identical", 5),
+    ("unrated", "unrated", 7),
+)
+"""What becomes of a prompt: the figure that counts it, its word, its colour."""
+EARLIER_OUTCOMES = (("pairs", "pairs", 0), ("ties", "ties", 3))
+"""The same of windows from before ties were told apart."""
+
+
+def _outcomes(axes: Axes, data: RunData, palette: Palette) -> None:
     windows = [line.window for line in data.windows]
-    pairs = [line.values.get("pairs", 0.0) for line in data.windows]
-    ties = [line.values.get("ties", 0.0) for line in data.windows]
-    style: dict[str, Any] = {"width": 0.6, "edgecolor": palette.surface, "linewidth": 1.5}
-    axes.bar(windows, pairs, color=palette.series[0], label="pairs", **style)
-    axes.bar(windows, ties, bottom=pairs, color=palette.series[3], label="ties", **style)
+    outcomes = OUTCOMES if any("paired_prompts" in line.values for line in data.windows) else EARLIER_OUTCOMES
+    bottom = [0.0] * len(windows)
+    for name, label, colour in outcomes:
+        counts = [line.values.get(name, 0.0) for line in data.windows]
+        if not any(counts) and label != "pairs":
+            continue
+        axes.bar(
+            windows, counts, bottom=bottom, width=0.6, color=palette.series[colour], label=label, edgecolor=palette.surface,
+            linewidth=1,
+        )  # fmt: skip
+        bottom = [low + high for low, high in zip(bottom, counts, strict=True)]
     _legend(axes, palette)
     axes.set_xlabel("window")
+    axes.set_ylabel("prompts")
 
 
 def _lengths(axes: Axes, data: RunData, palette: Palette) -> None:
@@ -389,9 +409,10 @@ PANELS = (
         in_picture=False,
     ),
     Panel(
-        "Pairs",
-        "Prompts whose answers differ in reward make a pair; ties make none.",
-        _pairs,
+        "What became of the prompts",
+        "Those whose answers differ in reward gave pairs. The others taught nothing: all answers right, all wrong, otherwise "
+        "equal, of the same text, or without rewards.",
+        _outcomes,
         _has(_windows, "pairs"),
         in_picture=False,
     ),

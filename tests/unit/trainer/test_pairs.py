@@ -99,8 +99,8 @@ def test_prompts_that_are_too_easy_are_said_to_be_so() -> None:
 
 def test_prompts_that_are_too_hard_or_a_rule_that_reads_no_answer_are_said_to_be_so() -> None:
     assert end_of([0.0, 0.0, -1.0, -1.0]) == (
-        "windows 2 to 4 gave no pair: every answer was wrong: the prompts are too hard, or spec.preference.rule does not read the "
-        f"answers. {LOOK}are there right ones with reward 0? Then correct spec.preference.rule, or what the prompts ask for. "
+        "windows 2 to 4 gave no pair: every answer was wrong: the prompts are too hard, or spec.preference.rule does not read "
+        f"the answers. {LOOK}are there right ones with reward 0? Then correct spec.preference.rule, or what the prompts ask for. "
         "Else take easier prompts, or raise spec.rollout.samplesPerPrompt (2)"
     )
 
@@ -158,10 +158,10 @@ def test_answers_that_were_cut_off_are_named_where_they_count_as_wrong() -> None
     maker = pair_maker(build_rule(Rule(kind="lastNumber")))
     scored = maker.score([*answers("12"), *cut_off(answers("12"))])
     assert [group.rewards for group in scored.groups] == [(1.0, 0.0), (0.0, 0.0)]
+    scored = maker.score(cut_off(answers("12")))
     with pytest.raises(
         NoPairsError, match=r" 6 of 6 answers were cut off at spec\.rollout\.maxTokens \(8\) and so count as wrong\. "
     ):
-        scored = maker.score(cut_off(answers("12")))
         maker.refuse_endless_ties(4, scored, lambda _: 0, lambda _: scored)
 
 

@@ -49,6 +49,7 @@ def _reasons(spec: SpinRunSpec, answers: Sequence[ScoredAnswers], pairings: Sequ
     by_rule = spec.preference.scoring is not None
     right = sum(pairing.all_right for pairing in pairings) if by_rule else 0
     wrong = sum(pairing.all_wrong for pairing in pairings) if by_rule else 0
+    preference = f"spec.preference.{spec.preference.name}"
     return [
         Reason(
             right,
@@ -58,10 +59,10 @@ def _reasons(spec: SpinRunSpec, answers: Sequence[ScoredAnswers], pairings: Sequ
         ),
         Reason(
             wrong,
-            f"every answer was wrong: the prompts are too hard, or spec.preference.{spec.preference.name} does not read the answers",
+            f"every answer was wrong: the prompts are too hard, or {preference} does not read the answers",
             "have only wrong answers",
-            f"are there right ones with reward 0? Then correct spec.preference.{spec.preference.name}, or what the prompts ask "
-            f"for. Else take easier prompts, or raise spec.rollout.samplesPerPrompt ({spec.rollout.samples_per_prompt})",
+            f"are there right ones with reward 0? Then correct {preference}, or what the prompts ask for. Else take easier prompts, "
+            f"or raise spec.rollout.samplesPerPrompt ({spec.rollout.samples_per_prompt})",
         ),
         _other_ties(spec, sum(pairing.ties for pairing in pairings) - right - wrong),
         _unrated(spec, sum(pairing.unrated for pairing in pairings), answers),
