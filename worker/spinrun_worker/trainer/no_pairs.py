@@ -61,8 +61,8 @@ def _reasons(spec: SpinRunSpec, answers: Sequence[ScoredAnswers], pairings: Sequ
             wrong,
             f"every answer was wrong: the prompts are too hard, or {preference} does not read the answers",
             "have only wrong answers",
-            f"are there right ones with reward 0? Then correct {preference}, or what the prompts ask for. Else take easier prompts, "
-            f"or raise spec.rollout.samplesPerPrompt ({spec.rollout.samples_per_prompt})",
+            f"are there right ones with reward 0? Then correct {preference}, or what the prompts ask for. Else take easier "
+            f"prompts, or raise spec.rollout.samplesPerPrompt ({spec.rollout.samples_per_prompt})",
         ),
         _other_ties(spec, sum(pairing.ties for pairing in pairings) - right - wrong),
         _unrated(spec, sum(pairing.unrated for pairing in pairings), answers),
