@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from spinrun_cli.show.run_data import RunData, spread, value_at
+from spinrun_cli.show.run_figures import OUTCOMES, PHASES, wilson
 from spinrun_cli.show.text import printable
 from spinrun_protocol.ledger import MetricsLine
 
-PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "score")
-"""Phases of a window, in the order in which they are stacked: the longest first."""
 MOST_MARKED_POINTS = 60
 LONGEST_TITLE = 100
 MOST_POINTS = 1000
@@ -240,17 +239,6 @@ def _accuracy(axes: Axes, data: RunData, palette: Palette) -> None:
     axes.set_xlabel("version")
 
 
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share that was seen in a number of trials (Wilson's score interval). A mean outside 0..1, or without
-    trials, is an interval of one point."""
-    if count <= 0 or not 0 <= share <= 1:
-        return share, share
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return centre - half, centre + half
-
-
 def _reward(axes: Axes, data: RunData, palette: Palette) -> None:
     _curve(axes, [line.window for line in data.windows], _values(data.windows, "reward/mean"), palette.series[0])
     axes.set_xlabel("window")
@@ -289,30 +277,24 @@ def _reward_accuracy(axes: Axes, data: RunData, palette: Palette) -> None:
     axes.set_xlabel("step")
 
 
-OUTCOMES = (
-    ("paired_prompts", "pairs", 0),
-    ("all_right", "all right", 2),
-    ("all_wrong", "all wrong", 1),
-    ("other_ties", "other ties", 3),
-    ("identical", "identical", 5),
-    ("unrated", "unrated", 7),
-)
-"""What becomes of a prompt: the figure that counts it, its word, its colour."""
-EARLIER_OUTCOMES = (("pairs", "pairs", 0), ("ties", "ties", 3))
-"""The same of windows from before ties were told apart."""
+OUTCOME_COLOURS = {
+    "paired_prompts": 0, "pairs": 0, "all_right": 2, "all_wrong": 1, "other_ties": 3, "ties": 3, "identical": 5, "unrated": 7,
+}  # fmt: skip
+EARLIER_OUTCOMES = {"pairs": "pairs", "ties": "ties"}
+"""Outcomes of windows from before ties were told apart."""
 
 
 def _outcomes(axes: Axes, data: RunData, palette: Palette) -> None:
     windows = [line.window for line in data.windows]
     outcomes = OUTCOMES if any("paired_prompts" in line.values for line in data.windows) else EARLIER_OUTCOMES
     bottom = [0.0] * len(windows)
-    for name, label, colour in outcomes:
+    for name, label in outcomes.items():
         counts = [line.values.get(name, 0.0) for line in data.windows]
         if not any(counts) and label != "pairs":
             continue
         axes.bar(
-            windows, counts, bottom=bottom, width=0.6, color=palette.series[colour], label=label, edgecolor=palette.surface,
-            linewidth=1,
+            windows, counts, bottom=bottom, width=0.6, color=palette.series[OUTCOME_COLOURS[name]], label=label,
+            edgecolor=palette.surface, linewidth=1,
         )  # fmt: skip
         bottom = [low + high for low, high in zip(bottom, counts, strict=True)]
     _legend(axes, palette)

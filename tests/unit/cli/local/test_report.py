@@ -12,9 +12,10 @@ import yaml
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.report import write_report
-from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg, wilson
+from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg
 from spinrun_cli.show.page import CHANGES, compare, tiles
 from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.run_figures import wilson
 from spinrun_worker.ledger import Layout, write_samples
 from spinrun_worker.records import ScoredGroup
 from unit.cli.conftest import DOCUMENT, answers

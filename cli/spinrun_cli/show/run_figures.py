@@ -1,0 +1,167 @@
+"""A run's newest figures taken together: shares of its prompts and of its time, and settings of its spec. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from spinrun_cli.show.run_data import RunData, value_at
+from spinrun_cli.show.text import figure
+from spinrun_protocol.ledger import MetricsLine
+
+RECENT_WINDOWS = 3
+"""So many of the newest windows are looked at: what limits a run changes as it learns."""
+PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "score")
+"""Phases of a window, in the order in which they are stacked: the longest first."""
+OUTCOMES = {
+    "paired_prompts": "pairs",
+    "all_right": "all right",
+    "all_wrong": "all wrong",
+    "other_ties": "other ties",
+    "identical": "identical",
+    "unrated": "unrated",
+}
+"""What becomes of a prompt: the figure that counts it, and its word."""
+LARGEST_SETTING = 10**9
+
+
+class Figures:
+    """A run's figures as the rules look at them: those of its newest windows, taken together."""
+
+    def __init__(self, data: RunData) -> None:
+        """Take the figures of a run. data: whose figures are all finite."""
+        self._document = data.document
+        windows = _newest_by_window(data.windows)
+        self.windows = windows[-RECENT_WINDOWS:]
+        """The newest, each as it was done last."""
+        self.all_windows = windows
+        self.steps = data.steps
+        self.evaluations = [line for line in data.evaluations if "accuracy" in line.values]
+        self._starting = {line.window for before, line in pairwise(windows) if before.attempt != line.attempt}
+        self._starting |= {line.window for line in windows[:1]}
+
+    @property
+    def when(self) -> str:
+        """Which windows are looked at."""
+        numbers = [line.window for line in self.windows]
+        return f"window {numbers[0]}" if len(numbers) == 1 else f"windows {numbers[0]} to {numbers[-1]}"
+
+    def total(self, name: str) -> float:
+        """The sum of a figure."""
+        return sum(max(0.0, line.values.get(name, 0.0)) for line in self.windows)
+
+    def mean(self, name: str) -> float:
+        """The mean of a figure over the windows that have it; 0 without any."""
+        values = [line.values[name] for line in self.windows if name in line.values]
+        return sum(values) / len(values) if values else 0.0
+
+    def last(self, name: str) -> float:
+        """A figure of the newest window; 0 where it has none."""
+        return max(0.0, self.windows[-1].values.get(name, 0.0)) if self.windows else 0.0
+
+    @property
+    def prompts(self) -> dict[str, float]:
+        """How many prompts became what. Of windows from before ties were told apart all of them are `other_ties`."""
+        if any("paired_prompts" in line.values for line in self.windows):
+            return {name: self.total(name) for name in OUTCOMES}
+        earlier = {"paired_prompts": "pairs", "other_ties": "ties", "identical": "identical", "unrated": "unrated"}
+        return {name: self.total(figure) for name, figure in earlier.items()}
+
+    def of_prompts(self, outcome: str) -> tuple[float, str]:
+        """The share of the prompts that became that, and the same in words."""
+        prompts = self.prompts
+        count, total = prompts.get(outcome, 0.0), sum(prompts.values())
+        share = ratio(count, total)
+        return share, f"{percent(share)} of the prompts of {self.when} ({figure(count, 0)} of {figure(total, 0)})"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds in each phase. In an attempt's first window activation is also the wait for vLLM to start, and left out."""
+        return {
+            phase: sum(
+                max(0.0, line.values.get(f"timing/{phase}_seconds", 0.0))
+                for line in self.windows
+                if phase != "activate" or line.window not in self._starting
+            )
+            for phase in PHASES
+        }
+
+    def of_time(self, *phases: str) -> tuple[float, str]:
+        """The share of the time that phases take, and the same in words."""
+        seconds = self.seconds
+        spent, total = sum(seconds[phase] for phase in phases), sum(seconds.values())
+        share = ratio(spent, total)
+        return share, f"{percent(share)} of the time of {self.when} ({figure(spent, 1)} of {figure(total, 1)} s)"
+
+    def setting(self, *path: str, default: float) -> float:
+        """A number of the spec; the default where there is none, or nothing that could be one."""
+        value = value_at(self._document, "spec", *path)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number and abs(value) <= LARGEST_SETTING else default
+
+    def named(self, *path: str) -> str:
+        """A field of the spec by its path, with its number where the spec has one."""
+        value = self.setting(*path, default=math.nan)
+        return ".".join(("spec", *path)) + ("" if math.isnan(value) else f" ({value:g})")
+
+    def choice(self, *path: str, default: str) -> str:
+        """A word of the spec."""
+        value = value_at(self._document, "spec", *path)
+        return value if isinstance(value, str) and len(value) < 100 else default
+
+    def block(self, *path: str) -> dict[str, object]:
+        """A block of the spec; empty where there is none."""
+        value = value_at(self._document, "spec", *path)
+        return dict(value) if isinstance(value, dict) else {}
+
+    @property
+    def preference(self) -> str:
+        """The preference's block, as a document calls it."""
+        return next(iter(self.block("preference")), "rule")
+
+    @property
+    def steps_per_window(self) -> float:
+        """Optimizer steps of a window, without those on replayed pairs."""
+        reference = self.setting("method", "refUpdateFreq", default=16)
+        return self.setting("method", "rolloutUpdateFreq", default=0) or reference
+
+    @property
+    def answering_seconds(self) -> float:
+        """How long the rollouts were answering the windows' prompts, whether or not the trainer waited for them."""
+        return sum(_answering_seconds(line.values) for line in self.windows)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the rollouts are a window ahead."""
+        return self.setting("method", "overlap", default=0) > 0
+
+
+def ratio(part: float, whole: float) -> float:
+    """A share from 0 to 1; 0 of nothing."""
+    return min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
+
+
+def percent(share: float) -> str:
+    """0.61 as 61 %."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def _newest_by_window(lines: Sequence[MetricsLine]) -> list[MetricsLine]:
+    """The last line of each window, in the order of the windows: an attempt repeats what came after its checkpoint."""
+    newest = {line.window: line for line in lines}
+    return [newest[window] for window in sorted(newest)]
+
+
+def _answering_seconds(values: Mapping[str, float]) -> float:
+    speed = values.get("throughput/samples_per_second", 0.0)
+    return max(0.0, values.get("samples", 0.0) / speed if speed > 0 else values.get("timing/generate_seconds", 0.0))
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share that was seen in a number of trials (Wilson's score interval). A mean outside 0..1, or without
+    trials, is an interval of one point."""
+    if count <= 0 or not 0 <= share <= 1:
+        return share, share
+    z = 1.96
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return centre - half, centre + half
