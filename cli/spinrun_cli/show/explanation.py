@@ -74,8 +74,8 @@ def _standing(run: Explained, figures: Figures) -> Iterator[str]:
         yield f"prompts of {figures.when}: {shares}"
     seconds = figures.seconds
     if shares := _shares(seconds, {phase: phase for phase in sorted(seconds, key=seconds.__getitem__, reverse=True)}):
-        each = duration(sum(seconds.values()) / len(figures.windows))
-        yield f"time of {figures.when}, {each}{' each' if len(figures.windows) > 1 else ''}: {shares}"
+        each = duration(sum(seconds.values()) / len(figures.timed))
+        yield f"time of {figures.when_timed}, {each}{' each' if len(figures.timed) > 1 else ''}: {shares}"
 
 
 def _shares(amounts: dict[str, float], words: dict[str, str]) -> str:

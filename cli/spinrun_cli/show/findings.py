@@ -193,7 +193,7 @@ def rollouts_wait(run: Figures) -> Finding | None:
     if idle < 0.3:
         return None
     waited = f"{figure(total - answering, 1)} of {figure(total, 1)} s"
-    says = f"The rollouts wait for the trainer {percent(idle)} of the time of {run.when} ({waited})."
+    says = f"The rollouts wait for the trainer {percent(idle)} of the time of {run.when_timed} ({waited})."
     if not run.overlaps:
         # What overlaps is the shorter of the two.
         return Finding(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from spinrun_cli.show.run_data import RunData, value_at
 from spinrun_cli.show.text import figure
@@ -21,6 +22,7 @@ OUTCOMES = {
     "unrated": "unrated",
 }
 """What becomes of a prompt: the figure that counts it, and its word."""
+SPEED = "throughput/samples_per_second"
 LARGEST_SETTING = 10**9
 
 
@@ -30,20 +32,22 @@ class Figures:
     def __init__(self, data: RunData) -> None:
         """Take the figures of a run. data: whose figures are all finite."""
         self._document = data.document
-        windows = _newest_by_window(data.windows)
+        windows = _newest(data.windows, "window")
         self.windows = windows[-RECENT_WINDOWS:]
         """The newest, each as it was done last."""
         self.all_windows = windows
         self.steps = data.steps
-        self.evaluations = [line for line in data.evaluations if "accuracy" in line.values]
+        self.evaluations = _newest([line for line in data.evaluations if "accuracy" in line.values], "version")
+        # An attempt that takes a window from the ledger waits for no answers: its times are not those of a window.
+        self.timed = [line for line in self.windows if SPEED in line.values] or self.windows
+        """Those whose prompts were answered by the attempt that has timed it."""
         self._starting = {line.window for before, line in pairwise(windows) if before.attempt != line.attempt}
         self._starting |= {line.window for line in windows[:1]}
 
     @property
     def when(self) -> str:
         """Which windows are looked at."""
-        numbers = [line.window for line in self.windows]
-        return f"window {numbers[0]}" if len(numbers) == 1 else f"windows {numbers[0]} to {numbers[-1]}"
+        return _span(self.windows)
 
     def total(self, name: str) -> float:
         """The sum of a figure."""
@@ -79,18 +83,23 @@ class Figures:
         return {
             phase: sum(
                 max(0.0, line.values.get(f"timing/{phase}_seconds", 0.0))
-                for line in self.windows
+                for line in self.timed
                 if phase != "activate" or line.window not in self._starting
             )
             for phase in PHASES
         }
+
+    @property
+    def when_timed(self) -> str:
+        """Of which windows these are."""
+        return _span(self.timed)
 
     def of_time(self, *phases: str) -> tuple[float, str]:
         """The share of the time that phases take, and the same in words."""
         seconds = self.seconds
         spent, total = sum(seconds[phase] for phase in phases), sum(seconds.values())
         share = ratio(spent, total)
-        return share, f"{percent(share)} of the time of {self.when} ({figure(spent, 1)} of {figure(total, 1)} s)"
+        return share, f"{percent(share)} of the time of {self.when_timed} ({figure(spent, 1)} of {figure(total, 1)} s)"
 
     def setting(self, *path: str, default: float) -> float:
         """A number of the spec; the default where there is none, or nothing that could be one."""
@@ -127,7 +136,7 @@ class Figures:
     @property
     def answering_seconds(self) -> float:
         """How long the rollouts were answering the windows' prompts, whether or not the trainer waited for them."""
-        return sum(_answering_seconds(line.values) for line in self.windows)
+        return sum(_answering_seconds(line.values) for line in self.timed)
 
     @property
     def overlaps(self) -> bool:
@@ -145,14 +154,20 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %")
 
 
-def _newest_by_window(lines: Sequence[MetricsLine]) -> list[MetricsLine]:
-    """The last line of each window, in the order of the windows: an attempt repeats what came after its checkpoint."""
-    newest = {line.window: line for line in lines}
-    return [newest[window] for window in sorted(newest)]
+def _newest(lines: Sequence[MetricsLine], number: Literal["window", "version"]) -> list[MetricsLine]:
+    """The last line of each window or version, in their order: an attempt repeats what came after its checkpoint."""
+    newest = {getattr(line, number): line for line in lines}
+    return [newest[each] for each in sorted(newest)]
+
+
+def _span(lines: Sequence[MetricsLine]) -> str:
+    """Windows in words."""
+    first, last = lines[0].window, lines[-1].window
+    return f"window {first}" if len(lines) == 1 else f"windows {first} to {last}"
 
 
 def _answering_seconds(values: Mapping[str, float]) -> float:
-    speed = values.get("throughput/samples_per_second", 0.0)
+    speed = values.get(SPEED, 0.0)
     return max(0.0, values.get("samples", 0.0) / speed if speed > 0 else values.get("timing/generate_seconds", 0.0))
 
 

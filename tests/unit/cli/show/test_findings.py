@@ -308,6 +308,17 @@ def test_a_window_that_an_attempt_repeats_counts_as_it_was_done_last() -> None:
     assert Figures(RunData("run", windows=lines)).total("pairs") == 40
 
 
+def test_a_window_that_an_attempt_takes_from_the_ledger_does_not_tell_how_long_windows_take() -> None:
+    lines = [line("window", 0, HEALTHY), line("window", 1, {"pairs": 58.0, "timing/train_seconds": 500.0}, attempt=2)]
+    figures = Figures(RunData("run", windows=lines))
+    assert (figures.when, figures.when_timed, figures.seconds["train"]) == ("windows 0 to 1", "window 0", 40.0)
+
+
+def test_an_evaluation_that_an_attempt_repeats_counts_once() -> None:
+    lines = [line("evaluation", version, {"accuracy": 0.5}) for version in (0, 1, 1, 1, 1)]
+    assert rules.accuracy_stuck(Figures(RunData("run", windows=[line("window", 0, HEALTHY)], evaluations=lines))) is None
+
+
 def test_the_wait_for_vllm_to_start_is_no_cost_of_activation() -> None:
     lines = [line("window", window, {"timing/activate_seconds": 60.0 if window in (0, 2) else 1.0, "timing/train_seconds": 9.0},
                   attempt=1 + window // 2) for window in range(4)]  # fmt: skip
