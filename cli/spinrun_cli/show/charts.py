@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from spinrun_cli.show.run_data import RunData, spread, value_at
-from spinrun_cli.show.run_figures import OUTCOMES, PHASES, wilson
+from spinrun_cli.show.run_figures import OUTCOMES, PHASES, outcomes_of, wilson
 from spinrun_cli.show.text import printable
 from spinrun_protocol.ledger import MetricsLine
 
@@ -278,19 +278,17 @@ def _reward_accuracy(axes: Axes, data: RunData, palette: Palette) -> None:
 
 
 OUTCOME_COLOURS = {
-    "paired_prompts": 0, "pairs": 0, "all_right": 2, "all_wrong": 1, "other_ties": 3, "ties": 3, "identical": 5, "unrated": 7,
+    "paired_prompts": 0, "all_right": 2, "all_wrong": 1, "other_ties": 3, "ties": 3, "identical": 5, "unrated": 7,
 }  # fmt: skip
-EARLIER_OUTCOMES = {"pairs": "pairs", "ties": "ties"}
-"""Outcomes of windows from before ties were told apart."""
 
 
 def _outcomes(axes: Axes, data: RunData, palette: Palette) -> None:
     windows = [line.window for line in data.windows]
-    outcomes = OUTCOMES if any("paired_prompts" in line.values for line in data.windows) else EARLIER_OUTCOMES
+    outcomes = [outcomes_of(line.values) for line in data.windows]
     bottom = [0.0] * len(windows)
-    for name, label in outcomes.items():
-        counts = [line.values.get(name, 0.0) for line in data.windows]
-        if not any(counts) and label != "pairs":
+    for name, label in OUTCOMES.items():
+        counts = [of_window.get(name, 0.0) for of_window in outcomes]
+        if not any(counts) and name != "paired_prompts":
             continue
         axes.bar(
             windows, counts, bottom=bottom, width=0.6, color=palette.series[OUTCOME_COLOURS[name]], label=label,

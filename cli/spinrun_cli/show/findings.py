@@ -71,7 +71,7 @@ def too_hard(run: Figures) -> Finding | None:
 
 def answers_alike(run: Figures) -> Finding | None:
     """Other prompts whose answers have equal rewards."""
-    share, words = run.of_prompts("other_ties")
+    share, words = run.of_prompts("other_ties", "ties")
     if share < 0.2:
         return None
     has_margin = run.setting("method", "minMargin", default=0) > 0
@@ -225,7 +225,13 @@ def checkpoints(run: Figures) -> Finding | None:
     share, words = run.of_time("checkpoint")
     if share < 0.1:
         return None
-    return Finding(share, f"Checkpoints take {words}.", "raise spec.trainer.checkpointEverySteps")
+    every = run.named("trainer", "checkpointEverySteps")
+    is_set = run.setting("trainer", "checkpointEverySteps", default=0) > 0
+    return Finding(
+        share,
+        f"Checkpoints take {words}.",
+        f"raise {every}" if is_set else f"set {every} above the {run.steps_per_window:g} steps of a window",
+    )
 
 
 def evaluations(run: Figures) -> Finding | None:

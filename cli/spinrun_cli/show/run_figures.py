@@ -18,6 +18,7 @@ OUTCOMES = {
     "all_right": "all right",
     "all_wrong": "all wrong",
     "other_ties": "other ties",
+    "ties": "ties",  # of windows from before they were told apart
     "identical": "identical",
     "unrated": "unrated",
 }
@@ -64,16 +65,14 @@ class Figures:
 
     @property
     def prompts(self) -> dict[str, float]:
-        """How many prompts became what. Of windows from before ties were told apart all of them are `other_ties`."""
-        if any("paired_prompts" in line.values for line in self.windows):
-            return {name: self.total(name) for name in OUTCOMES}
-        earlier = {"paired_prompts": "pairs", "other_ties": "ties", "identical": "identical", "unrated": "unrated"}
-        return {name: self.total(figure) for name, figure in earlier.items()}
+        """How many prompts became what."""
+        windows = [outcomes_of(line.values) for line in self.windows]
+        return {name: sum(window.get(name, 0.0) for window in windows) for name in OUTCOMES}
 
-    def of_prompts(self, outcome: str) -> tuple[float, str]:
-        """The share of the prompts that became that, and the same in words."""
+    def of_prompts(self, *outcomes: str) -> tuple[float, str]:
+        """The share of the prompts that became one of these, and the same in words."""
         prompts = self.prompts
-        count, total = prompts.get(outcome, 0.0), sum(prompts.values())
+        count, total = sum(prompts[outcome] for outcome in outcomes), sum(prompts.values())
         share = ratio(count, total)
         return share, f"{percent(share)} of the prompts of {self.when} ({figure(count, 0)} of {figure(total, 0)})"
 
@@ -142,6 +141,21 @@ class Figures:
     def overlaps(self) -> bool:
         """Whether the rollouts are a window ahead."""
         return self.setting("method", "overlap", default=0) > 0
+
+
+def outcomes_of(values: Mapping[str, float]) -> dict[str, float]:
+    """How many prompts of a window became what. Each is counted once: ties by what they are or, in windows from before they were
+    told apart, as a whole.
+
+    Args:
+        values: The window's figures.
+    """
+    counted = {name: values.get(name, 0.0) for name in ("identical", "unrated")}
+    if "paired_prompts" in values:
+        counted |= {name: values.get(name, 0.0) for name in ("paired_prompts", "all_right", "all_wrong", "other_ties")}
+    else:
+        counted |= {"paired_prompts": values.get("pairs", 0.0), "ties": values.get("ties", 0.0)}
+    return {name: max(0.0, count) for name, count in counted.items()}
 
 
 def ratio(part: float, whole: float) -> float:

@@ -178,7 +178,7 @@ RULE_CASES: list[tuple[Callable[[Figures], Finding | None], Figures, str, str]] 
         "take 24 %",
         "raise spec.method.rolloutUpdateFreq (2)",
     ),
-    (rules.checkpoints, run({"timing/checkpoint_seconds": 30.0}), "Checkpoints take 23 %", "spec.trainer.checkpointEverySteps"),
+    (rules.checkpoints, run({"timing/checkpoint_seconds": 30.0}), "Checkpoints take 23 %", "above the 4 steps of a window"),
     (rules.evaluations, run({"timing/evaluate_seconds": 50.0}), "Evaluations take 34 %", "spec.data.evaluation.everyWindows (1)"),
     (rules.scoring, run({"timing/score_seconds": 50.0}), "Scoring of answers takes 33 %", "make the rule faster"),
     (
@@ -297,6 +297,7 @@ def test_windows_from_before_ties_were_told_apart_have_them_as_equal_rewards() -
     found = rules.answers_alike(Figures(RunData("run", {"spec": SPEC}, windows=windows)))
     assert found is not None
     assert found.says.startswith("50 % of the prompts of windows 0 to 1 (64 of 128) have answers with equal rewards, and")
+    assert rules.too_easy(Figures(RunData("run", {"spec": SPEC}, windows=windows))) is None
 
 
 def test_a_window_that_an_attempt_repeats_counts_as_it_was_done_last() -> None:
