@@ -6,14 +6,19 @@ from typing import Any
 import pytest
 
 from spinrun_api.documents import parse_run
+from spinrun_api.run import SpinRun
 from spinrun_api.spec import Rule
 from spinrun_protocol.wire import Sample, SampleGroup
 from spinrun_worker.errors import NoPairsError
+from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import Answers, PromptRecord
 from spinrun_worker.rewards import RewardFunction, ScoreResult, build_rule
 from spinrun_worker.rewards.score import Failure, Groups, Score
 from spinrun_worker.trainer.figures import mean_reward
+from spinrun_worker.trainer.no_pairs import why_no_pairs
 from spinrun_worker.trainer.pairs import PairMaker
+
+Json = dict[str, Any]
 
 LIST = Failure("no number", "returned list: [1.0]")
 CRASH = Failure("crashed", "the rule's process died: exit code 7")
@@ -35,7 +40,7 @@ class FakeRule:
         pass
 
 
-def pair_maker(scorer: RewardFunction, **method: Any) -> PairMaker:
+def tiny_run(method: Json, **blocks: Json) -> SpinRun:
     spec = {
         "model": {"source": "/none"},
         "data": {"prompts": {"source": "arithmetic"}},
@@ -45,8 +50,11 @@ def pair_maker(scorer: RewardFunction, **method: Any) -> PairMaker:
         "duration": {"windows": 9},
     }
     metadata = {"name": "tiny", "namespace": "local"}
-    run = parse_run({"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": spec})
-    return PairMaker(run, scorer, lambda _: (1,), None)
+    return parse_run({"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": spec | blocks})
+
+
+def pair_maker(scorer: RewardFunction, **method: Any) -> PairMaker:
+    return PairMaker(tiny_run(method), scorer, lambda _: (1,), None)
 
 
 def answers(*texts: Sequence[str], truth: str = "1") -> Answers:
@@ -138,6 +146,34 @@ def test_too_few_rated_answers_are_counted_beside_other_reasons() -> None:
         "answers without a reward: 1 (no number); the first, of prompt row-0: returned list: [1.0]), "
         "3 have pairs of the same tokens only, differently rewarded."
     ) in message
+
+
+def without_pairs(run: SpinRun, **counts: int) -> str:
+    """What is said of three windows of one prompt each, by how many of them have no pair for which reason."""
+    scored = pair_maker(FakeRule([0.0, 0.0])).score(answers("ab"))
+    pairing = Pairing((), **{"ties": 0, "identical": 0, "unrated": 0, "dropped_samples": 0} | counts)
+    return why_no_pairs(run.spec, range(2, 5), [scored] * 3, [pairing] * 3)
+
+
+def test_a_model_that_gives_the_true_answers_is_said_to_be_at_its_end() -> None:
+    spin = tiny_run({"name": "spin"}, preference={"groundTruth": {}})
+    assert without_pairs(spin, identical=1).startswith(
+        "windows 2 to 4 gave no pair: the model gives the true answer to every prompt, and has nothing left to learn from "
+        "spec.data.prompts. Look at"
+    )
+
+
+def test_answers_no_better_than_version_0s_are_said_to_be_so() -> None:
+    base = tiny_run({"pairing": "bestVsBase"})
+    assert "no prompt's best answer is better than version 0's by spec.method.minMargin (0)" in without_pairs(base, ties=1)
+    assert "every answer was right" in without_pairs(base, ties=1, all_right=1)
+
+
+def test_where_a_model_gives_the_rewards_equal_ones_are_neither_right_nor_wrong() -> None:
+    model = {"rewardModel": {"url": "http://scores:8000", "model": "scores"}}
+    message = without_pairs(tiny_run({}, preference=model), ties=1, all_right=1)
+    assert "every prompt's answers have rewards that are equal" in message
+    assert "does spec.preference.rewardModel tell them apart?" in message
 
 
 def test_windows_without_any_answer_are_not_said_to_be_ties() -> None:
