@@ -97,9 +97,9 @@ def _wrapped(first: str, text: str) -> str:
 def _unknown(figures: Figures, found: Sequence[Finding]) -> Iterator[str]:
     """What more windows will tell."""
     if not figures.windows:
-        yield "What limits it shows after the first window."
+        yield "What limits it cannot be told before its first window has ended."
         return
     if len(figures.evaluations) < 2:
-        yield "Whether it learns shows once two versions are evaluated (spec.data.evaluation)."
+        yield "Whether it learns cannot be told before two versions are evaluated (spec.data.evaluation)."
     if not found:
         yield "Nothing in its figures stands out."

@@ -290,7 +290,7 @@ def test_run_that_has_no_window_yet_is_explained_without_its_ledger(spinrun: She
     assert spinrun("explain", "demo") == (
         0,
         "demo: Pending\n\nIn its way:\n- PodUnschedulable: pod demo-trainer-1-0-x is unschedulable: 0/3 nodes\n\n"
-        "What limits it shows after the first window.\n",
+        "What limits it cannot be told before its first window has ended.\n",
         "",
     )
     assert server.methods() == ["GET"]

@@ -54,8 +54,8 @@ def test_a_ledger_alone_is_explained_without_saying_what_its_trainer_does(finish
 @pytest.mark.parametrize(
     ("windows", "want"),
     [
-        (0, ["What limits it shows after the first window."]),
-        (1, ["Whether it learns shows once two versions are evaluated (spec.data.evaluation)."]),
+        (0, ["What limits it cannot be told before its first window has ended."]),
+        (1, ["Whether it learns cannot be told before two versions are evaluated (spec.data.evaluation)."]),
         (NUM_WINDOWS, []),
     ],
 )
