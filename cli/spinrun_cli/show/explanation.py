@@ -29,7 +29,7 @@ class Explained:
     obstacles: Sequence[str] = ()
     """What stands in its way, each with its remedy."""
     notes: Sequence[str] = field(default_factory=tuple[str, ...])
-    """What cannot be told, and why."""
+    """Why its figures cannot be read, where that is so."""
 
 
 def text(run: Explained) -> str:
@@ -42,7 +42,7 @@ def text(run: Explained) -> str:
     if found:
         numbered = (_numbered(number, finding) for number, finding in enumerate(found, 1))
         parts.append("\n".join(["What limits it, the costliest first:", *numbered]))
-    if notes := [*run.notes, *_unknown(figures, found)]:
+    if notes := list(_notes(run, figures, found)):
         parts.append("\n".join(notes))
     return "\n\n".join(parts)
 
@@ -60,7 +60,7 @@ def document(run: Explained) -> Json:
         "seconds": figures.seconds if figures.windows else {},
         "obstacles": list(run.obstacles),
         "findings": [{"says": finding.says, "change": finding.change} for finding in found],
-        "notes": [*run.notes, *_unknown(figures, found)],
+        "notes": list(_notes(run, figures, found)),
     }
 
 
@@ -94,10 +94,12 @@ def _wrapped(first: str, text: str) -> str:
     return hanging(first, "\n".join(wrap(text, WIDTH - len(first), break_long_words=False, break_on_hyphens=False)))
 
 
-def _unknown(figures: Figures, found: Sequence[Finding]) -> Iterator[str]:
-    """What more windows will tell."""
+def _notes(run: Explained, figures: Figures, found: Sequence[Finding]) -> Iterator[str]:
+    """What cannot be told, and why."""
+    yield from run.notes
     if not figures.windows:
-        yield "What limits it cannot be told before its first window has ended."
+        if not run.notes:
+            yield "What limits it cannot be told before its first window has ended."
         return
     if len(figures.evaluations) < 2:
         yield "Whether it learns cannot be told before two versions are evaluated (spec.data.evaluation)."

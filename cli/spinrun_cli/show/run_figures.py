@@ -24,6 +24,7 @@ OUTCOMES = {
 }
 """What becomes of a prompt: the figure that counts it, and its word."""
 SPEED = "throughput/samples_per_second"
+PREFERENCES = ("rule", "judge", "rewardModel", "ranker", "groundTruth")
 LARGEST_SETTING = 10**9
 
 
@@ -124,7 +125,7 @@ class Figures:
     @property
     def preference(self) -> str:
         """The preference's block, as a document calls it."""
-        return next(iter(self.block("preference")), "rule")
+        return next((name for name in PREFERENCES if name in self.block("preference")), "rule")
 
     @property
     def steps_per_window(self) -> float:

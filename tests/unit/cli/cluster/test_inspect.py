@@ -311,8 +311,9 @@ def test_figures_that_cannot_be_read_are_said_beside_what_is_known(spinrun: Shel
     code, out, _ = spinrun("explain", "demo", "-o", "json")
     explained = json.loads(out)
     assert (code, explained["state"], explained["findings"]) == (0, "Failed (NoPairs): every answer was right", [])
-    assert explained["notes"][0].startswith("Its figures could not be read: ")
-    assert "no pods for you" in explained["notes"][0]
+    (note,) = explained["notes"]
+    assert note.startswith("Its figures could not be read: ")
+    assert "no pods for you" in note
 
 
 # --- watch ---------------------------------------------------------------------------------------------------------
