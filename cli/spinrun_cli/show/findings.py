@@ -147,7 +147,7 @@ def steps_not_filled(run: Figures) -> Finding | None:
     without = sum(prompts.values()) - prompts["paired_prompts"]
     share = ratio(without, sum(prompts.values()))
     is_of_pairs = run.choice("method", "pairing", default="bestVsWorst") != "bestVsBase"
-    if share < 0.3 or not is_of_pairs or run.setting("trainer", "pairsPerStep", default=0):
+    if share < 0.3 or not is_of_pairs or run.fills_windows:
         return None
     return Finding(
         share / 10,
@@ -307,7 +307,7 @@ def margins_mislead(run: Figures) -> Finding | None:
     if best is None or len(by_window) < 2 or _is_within_chance(best, run.evaluations[-1]):
         return None
     first, last = by_window[0], by_window[-1]
-    if last <= first:
+    if last - first < 0.05:
         return None
     return Finding(
         1.5,

@@ -139,6 +139,11 @@ class Figures:
         return sum(_answering_seconds(line.values) for line in self.timed)
 
     @property
+    def fills_windows(self) -> bool:
+        """Whether windows ask prompts until they have enough pairs; a ledger may have their figures and no spec."""
+        return self.setting("trainer", "pairsPerStep", default=0) > 0 or any("prompts" in line.values for line in self.windows)
+
+    @property
     def overlaps(self) -> bool:
         """Whether the rollouts are a window ahead."""
         return self.setting("method", "overlap", default=0) > 0

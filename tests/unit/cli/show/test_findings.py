@@ -289,6 +289,14 @@ def test_what_spoils_the_learning_comes_first_and_the_rest_by_the_time_that_it_c
 def test_an_accuracy_that_is_lower_by_chance_alone_is_not_said_to_have_fallen() -> None:
     assert rules.accuracy_fell(run(accuracies=(0.5, 0.48))) is None
     assert rules.margins_mislead(run(accuracies=(0.5, 0.8, 0.79), margins=(0.01, 0.02, 0.5))) is None
+    assert rules.margins_mislead(run(accuracies=(0.5, 0.8, 0.6), margins=(0.01, 0.02, 0.03))) is None
+
+
+def test_windows_that_are_filled_are_not_said_to_have_small_steps() -> None:
+    values = {"paired_prompts": 20.0, "all_right": 44.0}
+    assert rules.steps_not_filled(run(values)) is not None
+    assert rules.steps_not_filled(run(values | {"prompts": 64.0})) is None
+    assert rules.steps_not_filled(run(values, {"trainer": {"pairsPerStep": 5}})) is None
 
 
 def test_windows_from_before_ties_were_told_apart_have_them_as_equal_rewards() -> None:
