@@ -3,6 +3,7 @@
 Each rule looks at one thing, says nothing where there is nothing to say, and gives the figures that it goes by.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -454,10 +455,19 @@ def _best(run: Figures) -> MetricsLine | None:
 
 
 def _is_within_chance(before: MetricsLine, after: MetricsLine) -> bool:
-    """Whether the accuracy of `after` is not below that of `before` by more than 95 % of chances explain."""
-    accuracy, prompts = after.values["accuracy"], after.values.get("num_prompts", 0.0)
-    is_share = 0 <= accuracy <= 1 and prompts > 0  # of anything else nobody knows how much is chance
-    return not is_share or wilson(accuracy, prompts)[1] >= before.values["accuracy"]
+    """Whether `after` is not less accurate than `before`, or by no more than chance explains: whether the 95 % interval of their
+    difference holds 0. Source: Newcombe 1998, method 10."""
+    was, lower, _ = _share(before)
+    now, _, upper = _share(after)
+    if math.isnan(was + now):
+        return True  # nobody knows how much of it is chance
+    return was - now <= math.hypot(was - lower, upper - now)
+
+
+def _share(evaluation: MetricsLine) -> tuple[float, float, float]:
+    """An accuracy that is a share of prompts, and its 95 % interval; NaN where it is none."""
+    accuracy, prompts = evaluation.values["accuracy"], evaluation.values.get("num_prompts", 0.0)
+    return (accuracy, *wilson(accuracy, prompts)) if 0 <= accuracy <= 1 and prompts > 0 else (math.nan, math.nan, math.nan)
 
 
 def _accuracy(line: MetricsLine) -> str:

@@ -287,7 +287,9 @@ def test_what_spoils_the_learning_comes_first_and_the_rest_by_the_time_that_it_c
 
 
 def test_an_accuracy_that_is_lower_by_chance_alone_is_not_said_to_have_fallen() -> None:
-    assert rules.accuracy_fell(run(accuracies=(0.5, 0.48))) is None
+    assert rules.accuracy_fell(run(accuracies=(0.5, 0.44))) is None
+    assert rules.accuracy_fell(run(accuracies=(0.5, 0.42))) is not None
+    assert rules.accuracy_fell(run(accuracies=(-3.0, -9.0))) is None, "rewards of a model are no shares"
     assert rules.margins_mislead(run(accuracies=(0.5, 0.8, 0.79), margins=(0.01, 0.02, 0.5))) is None
     assert rules.margins_mislead(run(accuracies=(0.5, 0.8, 0.6), margins=(0.01, 0.02, 0.03))) is None
 
