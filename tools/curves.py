@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPECS = ROOT / "tools" / "curves"
 PICTURES = ROOT / "docs" / "images"
 NAMES = ("healthy", "all-ties", "length", "too-fast")
-SHOWN = ("Held-out accuracy", "Reward", "Loss", "Margins", "Pairs", "Response length")
+SHOWN = ("Held-out accuracy", "Reward", "Loss", "Margins", "What became of the prompts", "Response length")
 DPI, NUM_COLOURS = 80, 64
 """Small files: what a person sees on a page."""
 

@@ -25,6 +25,15 @@ WRITERS = {"weights": "publish", "checkpoint": "checkpoint"}
 """What is written to the ledger, and the activity that writes it."""
 MODELS = (("", "policy"), ("ref_", "reference"))
 PARTS = ("pairs", "ties", "identical", "unrated")
+OUTCOMES = {
+    "paired_prompts": "pairs",
+    "all_right": "all right",
+    "all_wrong": "all wrong",
+    "other_ties": "other ties",
+    "identical": "identical",
+    "unrated": "unrated",
+}
+"""What became of a window's prompts, and how a curve calls it."""
 TROUBLES = ("retried", "failed_calls", "refused", "duplicates", "hedged", "dropped")
 REQUESTS = ("requests", "retries", "failures", "disagreements")
 
@@ -159,11 +168,11 @@ def _share_of_ties() -> str:
 def _data() -> list[AnyPanel]:
     return [
         stacked(
-            "Pairs and ties",
+            "What became of the prompts",
             "none",
-            "What a window's prompts gave: pairs, or nothing to learn from because all answers have the same reward (ties), "
-            "are the same text (identical) or have no reward (unrated).",
-            *[Query(trainer(f"window_{part}"), part) for part in PARTS],
+            "Prompts of a window that gave pairs, and those that gave nothing to learn from: answers all right or all wrong, "
+            "other equal rewards (other ties), the same text (identical), no reward (unrated).",
+            *[Query(trainer(f"window_{outcome}"), legend) for outcome, legend in OUTCOMES.items()],
             empty=NO_WINDOW,
         ),
         share(

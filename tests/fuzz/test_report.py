@@ -1,4 +1,4 @@
-"""`spinrun report`, `samples`, `compare` and `logs` of a run folder in which anybody may have written anything.
+"""`spinrun report`, `samples`, `compare`, `explain` and `logs` of a run folder in which anybody may have written anything.
 
 The page parses, holds hostile text as text alone, and asks for nothing from elsewhere; a terminal gets nothing that commands it;
 what cannot be shown is a sentence.
@@ -104,7 +104,8 @@ def check(folder: Path) -> None:
 
 def check_text(folder: Path) -> None:
     """The commands that print, as text and for programs."""
-    for arguments in (["samples", str(folder), "--limit", "0"], ["samples", str(folder), "--pairs"], ["compare", str(folder)]):
+    commands = (["samples", str(folder), "--limit", "0"], ["samples", str(folder), "--pairs"], ["compare", str(folder)])
+    for arguments in (*commands, ["explain", str(folder)]):
         assert_ended_well(spinrun(*arguments))
         ended = spinrun(*arguments, "--output", "json")
         assert_ended_well(ended)
@@ -216,6 +217,7 @@ def test_odd_documents(folder: Path, name: str, data: st.DataObject) -> None:
     with Rewritten(folder, files):
         check(folder)
         assert_ended_well(spinrun("compare", str(folder)))
+        assert_ended_well(spinrun("explain", str(folder)))
         assert_ended_well(spinrun("watch", str(folder), "--output", "json")) if name != "run.yaml" else None
 
 

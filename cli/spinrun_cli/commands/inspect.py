@@ -184,6 +184,31 @@ def report(
         echo(path)
 
 
+def explain(
+    target: Target,
+    output: Output = OutputFormat.TEXT,
+    image: Image = None,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Say what a run is doing, what limits it and what to change, from its figures."""
+    if (folder := _folder(target, context, namespace)) is not None:
+        with worker_installed():
+            from spinrun_cli.local.explain import load_explained
+        explained = load_explained(folder)
+    else:
+        from spinrun_cli.cluster import explain as of_cluster
+        from spinrun_cli.cluster.client import Access
+
+        explained = of_cluster.load_explained(target, Access(context, namespace), image=image)
+    from spinrun_cli.show import explanation
+
+    if output is OutputFormat.JSON:
+        echo_json(explanation.document(explained), indent=2)
+    else:
+        echo(explanation.text(explained))
+
+
 def compare(
     targets: Annotated[
         list[str],
@@ -228,5 +253,5 @@ def _fetched(name: str, context: str | None, namespace: str | None, image: str |
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to an app."""
-    for command in (watch, logs, events, samples, compare, report):
+    for command in (watch, explain, logs, events, samples, compare, report):
         app.command()(command)

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from spinrun_cli.show.run_data import RunData, spread, value_at
+from spinrun_cli.show.run_figures import OUTCOMES, PHASES, outcomes_of, wilson
 from spinrun_cli.show.text import printable
 from spinrun_protocol.ledger import MetricsLine
 
-PHASES = ("generate", "train", "reference", "evaluate", "publish", "activate", "checkpoint", "score")
-"""Phases of a window, in the order in which they are stacked: the longest first."""
 MOST_MARKED_POINTS = 60
 LONGEST_TITLE = 100
 MOST_POINTS = 1000
@@ -240,17 +239,6 @@ def _accuracy(axes: Axes, data: RunData, palette: Palette) -> None:
     axes.set_xlabel("version")
 
 
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share that was seen in a number of trials (Wilson's score interval). A mean outside 0..1, or without
-    trials, is an interval of one point."""
-    if count <= 0 or not 0 <= share <= 1:
-        return share, share
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return centre - half, centre + half
-
-
 def _reward(axes: Axes, data: RunData, palette: Palette) -> None:
     _curve(axes, [line.window for line in data.windows], _values(data.windows, "reward/mean"), palette.series[0])
     axes.set_xlabel("window")
@@ -289,15 +277,27 @@ def _reward_accuracy(axes: Axes, data: RunData, palette: Palette) -> None:
     axes.set_xlabel("step")
 
 
-def _pairs(axes: Axes, data: RunData, palette: Palette) -> None:
+OUTCOME_COLOURS = {
+    "paired_prompts": 0, "all_right": 2, "all_wrong": 1, "other_ties": 3, "ties": 3, "identical": 5, "unrated": 7,
+}  # fmt: skip
+
+
+def _outcomes(axes: Axes, data: RunData, palette: Palette) -> None:
     windows = [line.window for line in data.windows]
-    pairs = [line.values.get("pairs", 0.0) for line in data.windows]
-    ties = [line.values.get("ties", 0.0) for line in data.windows]
-    style: dict[str, Any] = {"width": 0.6, "edgecolor": palette.surface, "linewidth": 1.5}
-    axes.bar(windows, pairs, color=palette.series[0], label="pairs", **style)
-    axes.bar(windows, ties, bottom=pairs, color=palette.series[3], label="ties", **style)
+    outcomes = [outcomes_of(line.values) for line in data.windows]
+    bottom = [0.0] * len(windows)
+    for name, label in OUTCOMES.items():
+        counts = [of_window.get(name, 0.0) for of_window in outcomes]
+        if not any(counts) and name != "paired_prompts":
+            continue
+        axes.bar(
+            windows, counts, bottom=bottom, width=0.6, color=palette.series[OUTCOME_COLOURS[name]], label=label,
+            edgecolor=palette.surface, linewidth=1,
+        )  # fmt: skip
+        bottom = [low + high for low, high in zip(bottom, counts, strict=True)]
     _legend(axes, palette)
     axes.set_xlabel("window")
+    axes.set_ylabel("prompts")
 
 
 def _lengths(axes: Axes, data: RunData, palette: Palette) -> None:
@@ -389,9 +389,10 @@ PANELS = (
         in_picture=False,
     ),
     Panel(
-        "Pairs",
-        "Prompts whose answers differ in reward make a pair; ties make none.",
-        _pairs,
+        "What became of the prompts",
+        "Those whose answers differ in reward gave pairs. The others taught nothing: all answers right, all wrong, otherwise "
+        "equal, of the same text, or without rewards.",
+        _outcomes,
         _has(_windows, "pairs"),
         in_picture=False,
     ),

@@ -84,6 +84,7 @@ def gauges_of_trainer() -> set[str]:
     lengths = keys_of_figures(figures.length_figures) | keys_of_figures(figures.truncation_figures)
     window = (
         keys_of_figures(figures.window_figures)
+        | keys_of_figures(figures.prompt_figures)
         | keys_of_figures(figures.drawn_figures)
         | keys_of_figures(figures.throughput_figures)
         | lengths

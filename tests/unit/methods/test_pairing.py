@@ -21,6 +21,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 ALL_PAIRINGS = get_args(Method.model_fields["pairing"].annotation)
 PAIRINGS = [pairing for pairing in ALL_PAIRINGS if pairing != "bestVsBase"]
 """Those among a prompt's own samples."""
+SPPO = {"name": "sppo", "loss": "sppo"}
 
 
 def group(name: str, rewards: Sequence[float | None], tokens: Sequence[tuple[int, ...]] | None = None) -> ScoredGroup:
@@ -99,6 +100,38 @@ def test_groups_without_a_pair_are_counted_by_reason(
     assert counts == {"ties": 0, "identical": 0, "unrated": 0} | {want: 1}
 
 
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize(
+    ("rewards", "want"),
+    [
+        ((1.0, 1.0), "all_right"),
+        ((2.0, None, 2.0), "all_right"),
+        ((0.0, -0.0), "all_wrong"),
+        ((-1.0, -1.0, math.nan), "all_wrong"),
+        ((0.5, 0.5), "other_ties"),
+        ((1.0, 1.25), "other_ties"),
+        ((0.0, 1.0), "paired_prompts"),
+        ((1.0, None), "unrated"),
+    ],
+)
+@pytest.mark.parametrize("method", [{}, SPPO], ids=["rewards", "win rates"])
+def test_every_prompt_is_counted_once_by_what_became_of_it(
+    rewards: tuple[float | None, ...], want: str, pairing: str, method: dict[str, Any]
+):
+    window = [group("p", rewards)]
+    figures = window_figures(window, pair(*window, pairing=pairing, minMargin=0.3 if not method else 0.2, **method))
+    outcomes = ("paired_prompts", "all_right", "all_wrong", "other_ties", "identical", "unrated")
+    assert {name: figures[name] for name in outcomes} == dict.fromkeys(outcomes, 0) | {want: 1}
+    assert figures["ties"] == figures["all_right"] + figures["all_wrong"] + figures["other_ties"]
+
+
+def test_where_a_model_gives_the_rewards_ties_are_neither_right_nor_wrong():
+    window = [group("a", (1.0, 1.0)), group("b", (0.0, 0.0))]
+    figures = window_figures(window, pair(*window), by_rule=False)
+    assert (figures["ties"], figures["other_ties"]) == (2, 2)
+    assert figures.keys().isdisjoint({"all_right", "all_wrong"})
+
+
 def test_pairs_keep_the_order_of_the_groups():
     pairing = pair(group("a", (0.0, 1.0)), group("b", (1.0, 1.0)), group("c", (2.0, 1.0)))
     assert [made.prompt_id for made in pairing.pairs] == ["a", "c"]
@@ -166,7 +199,6 @@ def test_all_pairs_of_a_window_are_divided_evenly_among_its_steps():
 
 rewards_of_a_group = st.lists(st.none() | st.floats() | st.sampled_from([0.0, 0.5, 1.0]), max_size=6)
 
-SPPO = {"name": "sppo", "loss": "sppo"}
 LOGISTIC_OF_1, LOGISTIC_OF_2 = 0.7310585786300049, 0.8807970779778823
 
 
@@ -269,7 +301,15 @@ def test_with_advantages_answers_without_rewards_or_tokens_are_left_out_and_equa
     made = pair(group("a", (1.0, 1.0), [(7,), (7,)]), group("b", (None, 2.0), [(8,), ()]), **ADVANTAGE)
 
     assert [(couple.prompt_id, couple.chosen, couple.rejected) for couple in made.pairs] == [("a", (7,), (7,))]
-    assert (made.ties, made.identical, made.unrated, made.dropped_samples) == (0, 0, 1, 2)
+    assert (made.ties, made.identical, made.unrated, made.dropped_samples) == (1, 0, 1, 2)
+
+
+def test_with_advantages_equal_answers_count_as_ties_where_the_prompts_own_are_the_measure():
+    window = [group("a", (1.0, 1.0)), group("b", (0.0, 0.0)), group("c", (0.5, 0.5)), group("d", (0.0, 1.0)), group("e", (1.0,))]
+    by_prompt, by_window = (pair(*window, **ADVANTAGE, sppoAdvantage={"advantage": each}) for each in ("prompt", "batch"))
+    assert (by_prompt.ties, by_prompt.all_right, by_prompt.all_wrong) == (3, 1, 1)
+    assert (by_window.ties, by_window.all_right, by_window.all_wrong) == (0, 0, 0)
+    assert len(by_prompt.pairs) == len(by_window.pairs) == 5
 
 
 moderate_rewards = st.lists(st.none() | st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, math.nan, math.inf]), max_size=7)

@@ -70,8 +70,19 @@ def test_windows_are_full_and_the_next_one_continues_in_the_stream(make_run: Mak
     assert all(one.stop == other.start for one, other in itertools.pairwise(positions))
     for folder, position in zip(folders, positions, strict=True):
         assert len(read_samples(folder / "samples.parquet")) == position.stop - position.start > 6
-    prompts = [line.values["prompts"] for line in read_metrics(run.ledger.layout.metrics) if line.event == "window"]
-    assert prompts == [position.stop - position.start for position in positions]
+    figures = [line.values for line in read_metrics(run.ledger.layout.metrics) if line.event == "window"]
+    assert [each["prompts"] for each in figures] == [position.stop - position.start for position in positions]
+    assert all(each["paired_prompts"] == 6 and each["all_wrong"] > 0 for each in figures)
+    outcomes = ("paired_prompts", "all_right", "all_wrong", "other_ties", "identical", "unrated")
+    assert [sum(each[name] for name in outcomes) for each in figures] == [each["prompts"] for each in figures]
+
+
+def test_answers_are_scored_while_a_window_is_filled_and_that_is_not_sampling(make_run: MakeRun) -> None:
+    events = make_run(windows=1).attempt().events
+    assert events.count("generate") == 1
+    scored = [number for number, event in enumerate(events) if event == "score"]
+    asked_on = [number for number, event in enumerate(events) if event.startswith("ask") and number > events.index("generate")]
+    assert any(score < ask for score in scored for ask in asked_on)
 
 
 def test_a_window_ends_with_the_prompt_that_fills_it(make_run: MakeRun) -> None:

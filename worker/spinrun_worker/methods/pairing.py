@@ -18,13 +18,18 @@ class Pairing:
     pairs: tuple[Pair, ...]
     """In the order of the groups. Those of one prompt are neighbours."""
     ties: int
-    """Groups without two rewards that differ by minMargin."""
+    """Groups without two rewards that differ by minMargin. Those whose rewards are all equal are counted by `all_right` and
+    `all_wrong` too. With sppoAdvantage they are trained on, and teach nothing but to stay."""
     identical: int
     """Groups whose pairs would be of the same tokens, differently rewarded: a rule that contradicts itself."""
     unrated: int
     """Groups with fewer than two rewarded samples."""
     dropped_samples: int
     """Samples without a reward, in all groups; with sppoAdvantage those without tokens too."""
+    all_right: int = 0
+    """Of the ties, groups whose rewards are all equal and at least 1. Where no rule gives the rewards it says nothing."""
+    all_wrong: int = 0
+    """Likewise, all equal and at most 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,8 @@ class _Rated:
     """As the rollouts have it, where they were asked for it."""
 
 
-NoPair = Literal["tie", "identical", "unrated"]
+Tie = Literal["all right", "all wrong", "tie"]
+NoPair = Tie | Literal["identical", "unrated"]
 Outcome = list[Pair] | NoPair
 """A group's pairs, or why it has none."""
 
@@ -76,17 +82,21 @@ def couple_groups(groups: Sequence[ScoredGroup], settings: SppoAdvantage) -> Pai
     """
     ranked_groups = [[sample for sample in _rated(group) if sample.tokens] for group in groups]
     window_baseline = _soft_mean([sample.reward for ranked in ranked_groups for sample in ranked], settings.kappa)
+    of_prompt = settings.advantage == "prompt"
     pairs: list[Pair] = []
     for group, ranked in zip(groups, ranked_groups, strict=True):
-        of_prompt = settings.advantage == "prompt"
         baseline = _soft_mean([sample.reward for sample in ranked], settings.kappa) if of_prompt else window_baseline
         pairs += _couples(group, [replace(sample, reward=sample.reward - baseline) for sample in ranked])
+    # Against the window's baseline, answers of equal rewards have something to teach.
+    equal = [_tie(ranked) for ranked in ranked_groups if of_prompt and len(ranked) > 1 and ranked[0].reward == ranked[-1].reward]
     return Pairing(
         tuple(pairs),
-        ties=0,
+        ties=len(equal),
         identical=0,
         unrated=sum(not ranked for ranked in ranked_groups),
         dropped_samples=sum(len(group.samples) - len(ranked) for group, ranked in zip(groups, ranked_groups, strict=True)),
+        all_right=equal.count("all right"),
+        all_wrong=equal.count("all wrong"),
     )
 
 
@@ -127,7 +137,7 @@ def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], m
         method: The method of the run.
     """
     outcomes: Iterable[Outcome] = (
-        _against_base(group, _rated(group)[:1], _rated(of_base), method) for group, of_base in zip(groups, base, strict=True)
+        _against_base(group, _rated(group), _rated(of_base), method) for group, of_base in zip(groups, base, strict=True)
     )
     return _counted(outcomes, (*groups, *base))
 
@@ -146,21 +156,33 @@ def _counted(outcomes: Iterable[Outcome], groups: Sequence[ScoredGroup]) -> Pair
             pairs += outcome
         else:
             without.append(outcome)
+    right, wrong = without.count("all right"), without.count("all wrong")
     return Pairing(
         tuple(pairs),
-        ties=without.count("tie"),
+        ties=right + wrong + without.count("tie"),
         identical=without.count("identical"),
         unrated=without.count("unrated"),
         dropped_samples=sum(len(group.samples) - len(_rated(group)) for group in groups),
+        all_right=right,
+        all_wrong=wrong,
     )
 
 
-def _against_base(group: ScoredGroup, best: Sequence[_Rated], base: Sequence[_Rated], method: Method) -> Outcome:
-    if not best or not base:
+def _tie(rated: Sequence[_Rated]) -> Tie:
+    """What kind of tie a prompt's answers are, by the rewards that a rule gave them, not by their win rates. rated: at least one,
+    the best first."""
+    best, worst = rated[0].reward, rated[-1].reward
+    if best == worst and best >= 1:
+        return "all right"
+    return "all wrong" if best == worst and best <= 0 else "tie"
+
+
+def _against_base(group: ScoredGroup, ranked: Sequence[_Rated], base: Sequence[_Rated], method: Method) -> Outcome:
+    if not ranked or not base:
         return "unrated"
-    chosen, rejected = best[0], base[0]
+    chosen, rejected = ranked[0], base[0]
     if not (chosen.reward > rejected.reward and chosen.reward - rejected.reward >= method.min_margin):
-        return "tie"
+        return _tie(ranked)
     return "identical" if chosen.tokens == rejected.tokens else [_pair(group, chosen, rejected)]
 
 
@@ -252,7 +274,7 @@ def _pair_group(group: ScoredGroup, ranked: Sequence[_Rated], method: Method, se
         if better.reward > worse.reward and better.reward - worse.reward >= method.min_margin
     ]
     if not candidates:
-        return "tie"
+        return _tie(_rated(group))
     distinct = [(better, worse) for better, worse in candidates if better.tokens != worse.tokens]
     if not distinct:
         return "identical"

@@ -31,6 +31,7 @@ from spinrun_worker.ledger.files import read_record
 from spinrun_worker.model_config import fit_to_model
 from spinrun_worker.model_files import GENERATION_CONFIG
 from spinrun_worker.reading import reading
+from spinrun_worker.records import Answers
 from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.coordinator import Coordinator
 from spinrun_worker.trainer.evaluation import Evaluations
@@ -238,13 +239,18 @@ def make_draws(
     """How windows draw their prompts: the spec gives their size in prompts or in pairs."""
     if spec.trainer.pairs_per_step is None:
         return SomePrompts(stream, schedule, requests)
+
+    def score(answers: Answers) -> ScoredAnswers:
+        with board.during("score"):
+            return pairs.score(answers)
+
     return EnoughPairs(
         stream,
         schedule,
         requests,
         windows,
         max_prompts_factor=(spec.method.sampling or SamplingSettings()).max_prompts_factor,
-        score=pairs.score,
+        score=score,
         num_pairs=lambda group: len(pairs.pair(ScoredAnswers([group])).pairs),
         show=lambda done, asked: board.update(prompts_done=done, prompts_total=asked),
     )

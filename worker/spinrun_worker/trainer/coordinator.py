@@ -75,8 +75,9 @@ class Coordinator:
     @collective
     def commit(self, window: NewWindow, pairs: Mapping[int, Sequence[Pair]], reference: Manifest) -> None:
         """Write a window to the ledger. pairs: those of the window, with log-probs of the reference."""
-        self._parts.windows.write(window.number, window.sampler, window.answers.value, pairs, reference, window.drawn)
-        self._parts.pairs.refuse_endless_ties(window.number, window.answers.value, self._parts.windows.num_pairs)
+        windows, answers = self._parts.windows, window.answers.value
+        windows.write(window.number, window.sampler, answers, pairs, reference, window.drawn)
+        self._parts.pairs.refuse_endless_ties(window.number, answers, windows.num_pairs, windows.answers)
 
     @collective
     def report_step(self, window: int, step: int, figures: dict[str, float]) -> None:
@@ -93,11 +94,12 @@ class Coordinator:
         number, version = window.number, self._schedule.sampler(window.number)
         self._parts.recorder.record("window", figures, window=number, step=step, version=version)
         logger.info(
-            "window %d of %d done: %d pairs, %d ties, reward %.3f%s",
+            "window %d of %d done: %d pairs, %d ties%s, reward %.3f%s",
             number + 1,
             self._schedule.windows,
             figures["pairs"],
             figures["ties"],
+            f" ({figures['all_right']:.0f} all right, {figures['all_wrong']:.0f} all wrong)" if "all_right" in figures else "",
             figures["reward/mean"],
             f", {cut_off:.0f} answers cut off" if (cut_off := figures.get("truncated_samples")) else "",
         )

@@ -48,6 +48,26 @@ def truncation_figures(groups: Sequence[ScoredGroup], truncated: Truncated | Non
     return {"truncated_samples": float(sum(is_cut_off(sample) for group in groups for sample in group.samples))}
 
 
+def prompt_figures(num_prompts: int, pairing: Pairing, *, by_rule: bool) -> dict[str, float]:
+    """What became of a window's prompts: how many gave pairs, and why the others gave none.
+
+    Args:
+        num_prompts: Those that were answered.
+        pairing: The pairs of their answers, and what made none.
+        by_rule: Whether a rule gave the rewards: only then a reward says that an answer is right or wrong.
+    """
+    known = pairing.all_right + pairing.all_wrong if by_rule else 0
+    split = {"all_right": float(pairing.all_right), "all_wrong": float(pairing.all_wrong)} if by_rule else {}
+    return {
+        "paired_prompts": float(num_prompts - pairing.ties - pairing.identical - pairing.unrated),
+        "ties": float(pairing.ties),
+        **split,
+        "other_ties": float(pairing.ties - known),
+        "identical": float(pairing.identical),
+        "unrated": float(pairing.unrated),
+    }
+
+
 def drawn_figures(drawn: Drawn) -> dict[str, float]:
     """How many prompts a window took to have its pairs."""
     return {"prompts": float(drawn.stop - drawn.start)}
@@ -85,9 +105,7 @@ def window_figures(
         "reward/mean": mean_reward(groups, by_rule=by_rule, unusable=unusable),
         "samples": float(sum(len(group.samples) for group in groups)),
         "pairs": float(len(pairing.pairs)),
-        "ties": float(pairing.ties),
-        "identical": float(pairing.identical),
-        "unrated": float(pairing.unrated),
+        **prompt_figures(len(groups), pairing, by_rule=by_rule),
         "dropped_samples": float(pairing.dropped_samples),
         **length_figures(groups),
         **truncation_figures(groups, truncated),

@@ -8,8 +8,9 @@ from spinrun_api.spec import Truncated
 from spinrun_protocol.wire import Sample, SampleGroup
 from spinrun_worker.errors import NoPairsError
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
-from spinrun_worker.records import Answers, PromptRecord, ScoredGroup, is_cut_off
+from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
 from spinrun_worker.rewards import RewardFunction, RuleReward, ScoreResult
+from spinrun_worker.trainer.no_pairs import why_no_pairs
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
 from spinrun_worker.trainer.storage.windows import ScoredAnswers
 
@@ -83,67 +84,25 @@ class PairMaker:
             return pair_with_base(groups, answers.base, spec.method)
         return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=spec.preference.compares)
 
-    def refuse_endless_ties(self, number: int, answers: ScoredAnswers, num_pairs: Callable[[int], int]) -> None:
+    def refuse_endless_ties(
+        self, number: int, answers: ScoredAnswers, num_pairs: Callable[[int], int], earlier: Callable[[int], ScoredAnswers]
+    ) -> None:
         """End the run when a window and the ones before it gave no pair.
 
         Args:
             number: The window.
-            answers: Its answers, which say why.
+            answers: Its answers.
             num_pairs: The number of pairs of a window.
+            earlier: The answers of a window before.
 
         Raises:
-            NoPairsError: Says what was so in the last window, and where to look.
+            NoPairsError: Says what was so in these windows, and where to look.
         """
         recent = range(number - MAX_EMPTY_WINDOWS + 1, number + 1)
         if recent[0] < 0 or any(num_pairs(window) for window in recent):
             return
-        if self._spec.method.name == "spin":
-            raise NoPairsError(
-                f"windows {recent[0]} to {recent[-1]} gave no pair: the model gives the true answer to every prompt, and has "
-                f"nothing left to learn from spec.data.prompts. Look at the samples (windows/{number:06d}/samples.parquet)"
-            )
-        pairing = self.pair(answers)
-        raise NoPairsError(
-            f"windows {recent[0]} to {recent[-1]} gave no pair: {self._without_pairs(number, answers, pairing)} "
-            f"Look at the samples (windows/{number:06d}/samples.parquet): {self._remedy(len(answers.groups), pairing)}"
-        )
-
-    def _without_pairs(self, number: int, answers: ScoredAnswers, pairing: Pairing) -> str:
-        """Why the prompts of a window without any pair have none."""
-        total, margin = len(answers.groups), f"spec.method.minMargin ({self._spec.method.min_margin:g})"
-        reasons = f" ({'; '.join(answers.failures)})" if answers.failures else ""
-        if pairing.ties == total:
-            return f"every prompt's answers have rewards that are equal, or closer than {margin}.{self._cut_off(answers)}"
-        if all(reward is None for group in answers.groups for reward in group.rewards):
-            return f"no answer of window {number} was rated{reasons}."
-        counts = {
-            f"with too few rated answers{reasons}": pairing.unrated,
-            f"with rewards that are equal, or closer than {margin}": pairing.ties,
-            "with pairs of the same tokens only, differently rewarded": pairing.identical,
-        }
-        parts = [f"{count} {what}" for what, count in counts.items() if count]
-        return f"window {number} has {total} prompts, {', '.join(parts)}.{self._cut_off(answers)}"
-
-    def _cut_off(self, answers: ScoredAnswers) -> str:
-        """How many answers were cut off, where they count as wrong for that; else nothing."""
-        samples = [sample for group in answers.groups for sample in group.samples]
-        count = sum(map(is_cut_off, samples))
-        if count == 0 or self.truncated != "zero":
-            return ""
-        limit = f"spec.rollout.maxTokens ({self._spec.rollout.max_tokens})"
-        return f" {count} of {len(samples)} answers were cut off at {limit} and so count as wrong."
-
-    def _remedy(self, total: int, pairing: Pairing) -> str:
-        block = f"spec.preference.{self._spec.preference.name}"
-        if pairing.unrated == total:
-            return (
-                f"can {block} rate them, does it read the true answers, and is spec.rollout.maxTokens "
-                f"({self._spec.rollout.max_tokens}) long enough?"
-            )
-        return (
-            f"do answers match {block}? Are prompts too easy or too hard, is spec.rollout.maxTokens "
-            f"({self._spec.max_tokens}) too short, spec.rollout.temperature too low?"
-        )
+        of_windows = [*map(earlier, recent[:-1]), answers]
+        raise NoPairsError(why_no_pairs(self._spec, recent, of_windows, [self.pair(each) for each in of_windows]))
 
     def _scored(self, answers: Answers, result: ScoreResult) -> list[ScoredGroup]:
         for message in result.messages:

@@ -54,6 +54,8 @@ def hostile(server: FakeApiServer) -> FakeApiServer:
         ["events", "demo", "-o", "json"],
         ["watch", "demo"],
         ["watch", "demo", "-o", "json"],
+        ["explain", "demo"],
+        ["explain", "demo", "-o", "json"],
     ],
     ids=" ".join,
 )
@@ -71,7 +73,7 @@ def test_documents_for_programs_hold_what_the_server_said(spinrun: Shell) -> Non
     assert yaml.safe_load(spinrun("get", "demo", "-o", "yaml")[1]) == HOSTILE_RUN
 
 
-@pytest.mark.parametrize("command", ["get", "watch", "events", "samples", "suspend", "delete"])
+@pytest.mark.parametrize("command", ["get", "watch", "explain", "events", "samples", "suspend", "delete"])
 def test_refusal_is_not_printed_raw(spinrun: Shell, server: FakeApiServer, command: str) -> None:
     for method in ("GET", "PATCH", "DELETE"):
         server.answers(method, failure(403, "Forbidden", EVIL))

@@ -253,6 +253,69 @@ def test_run_of_the_cluster_is_compared_by_its_ledger(spinrun: Shell, ledger: Fa
     assert (code, out.splitlines()[-1].split()) == (0, ["0", "0.25"])
 
 
+# --- explain -------------------------------------------------------------------------------------------------------
+
+
+def of_window(window: int) -> Json:
+    """A window that took half a minute, of which four prompts of eight were too easy."""
+    values = {
+        "samples": 64.0,
+        "pairs": 4.0,
+        "paired_prompts": 4.0,
+        "ties": 4.0,
+        "all_right": 4.0,
+        "all_wrong": 0.0,
+        "other_ties": 0.0,
+    }
+    values |= {"timing/generate_seconds": 20.0, "timing/train_seconds": 10.0}
+    return {"event": "window", "attempt": 1, "time": 1.0, "window": window, "step": 4, "version": window, "values": values}
+
+
+def test_run_is_explained_by_its_status_and_by_its_ledger(spinrun: Shell, ledger: FakeApiServer) -> None:
+    ledger.answers_at("GET", f"{RUNS}/demo", Answer(200, spin_run(**status(attempt=2, window=2, activity="generate"))))
+    bundle = {"name": "demo", "run": {}, "lines": [of_window(0), of_window(1)], "before": [], "after": [], "notes": []}
+    ledger.answers("GET", Answer(200, json.dumps(bundle)))
+    code, out, _ = spinrun("explain", "demo")
+    assert code == 0
+    assert out.startswith("demo: Running, window 3/5 generate  step 6/20  version 1  rollouts 1/2 ready  attempt 2\n")
+    assert "prompts of windows 0 to 1: 50 % pairs, 50 % all right\n" in out
+    assert "50 % of the prompts of windows 0 to 1 (8 of 16) have only right answers" in out
+    assert made_pod(ledger)["spec"]["containers"][0]["command"][4:] == ["report", "/ledger/default/demo-867d5e77", "--bundle"]
+
+
+def test_run_that_has_no_window_yet_is_explained_without_its_ledger(spinrun: Shell, server: FakeApiServer) -> None:
+    found = {"reason": "PodUnschedulable", "message": "pod demo-trainer-1-0-x is unschedulable: 0/3 nodes", "type": "Degraded"}
+    conditions = [found | {"status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
+    server.answers("GET", Answer(200, spin_run(phase="Pending", conditions=conditions)))
+    assert spinrun("explain", "demo") == (
+        0,
+        "demo: Pending\n\nIn its way:\n- PodUnschedulable: pod demo-trainer-1-0-x is unschedulable: 0/3 nodes\n\n"
+        "What limits it cannot be told before its first window has ended.\n",
+        "",
+    )
+    assert server.methods() == ["GET"]
+
+
+def test_suspended_run_says_how_it_continues(spinrun: Shell, server: FakeApiServer) -> None:
+    found = {"type": "Suspended", "status": "True", "reason": "Suspended", "message": "spec.lifecycle.suspend is true"}
+    conditions = [found | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]
+    server.answers("GET", Answer(200, spin_run(phase="Suspended", conditions=conditions, window=0)))
+    assert "- Suspended: spec.lifecycle.suspend is true; `spinrun resume demo` continues it" in spinrun("explain", "demo")[1]
+
+
+def test_figures_that_cannot_be_read_are_said_beside_what_is_known(spinrun: Shell, ledger: FakeApiServer) -> None:
+    ledger.answers_at(
+        "GET", f"{RUNS}/demo", Answer(200, over("Failed", "NoPairs", "every answer was right", attempt=2, window=3))
+    )
+    ledger.answers("POST", failure(403, "Forbidden", "no pods for you"))
+    code, out, _ = spinrun("explain", "demo", "-o", "json")
+    explained = json.loads(out)
+    assert (code, explained["state"], explained["findings"]) == (0, "Failed (NoPairs): every answer was right", [])
+    (note,) = explained["notes"]
+    assert note.startswith("Its figures could not be read: ")
+    assert "no pods for you" in note
+
+
 # --- watch ---------------------------------------------------------------------------------------------------------
 
 
@@ -475,7 +538,7 @@ def test_run_without_events_says_where_they_went(spinrun: Shell, server: FakeApi
     assert (code, out, "the API server deletes them" in error) == (0, "", True)
 
 
-@pytest.mark.parametrize("command", ["watch", "logs", "events", "samples", "report", "compare"])
+@pytest.mark.parametrize("command", ["watch", "explain", "logs", "events", "samples", "report", "compare"])
 def test_run_that_is_not_there_is_named(spinrun: Shell, server: FakeApiServer, command: str) -> None:
     server.answers("GET", ABSENT)
     code, out, error = spinrun(command, "demo", "-n", "team")

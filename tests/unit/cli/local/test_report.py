@@ -12,9 +12,10 @@ import yaml
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.local.run_data import load_run_data
 from spinrun_cli.report import write_report
-from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg, wilson
+from spinrun_cli.show.charts import PANELS, VARIABLES, panels, starts_at_ln_2, to_svg
 from spinrun_cli.show.page import CHANGES, compare, tiles
 from spinrun_cli.show.run_data import RunData
+from spinrun_cli.show.run_figures import wilson
 from spinrun_worker.ledger import Layout, write_samples
 from spinrun_worker.records import ScoredGroup
 from unit.cli.conftest import DOCUMENT, answers
@@ -198,6 +199,19 @@ def test_an_svg_takes_all_its_colours_from_the_page(finished_run: Path) -> None:
         ET.fromstring(drawing)
         assert "var(--text)" in drawing or "var(--muted)" in drawing
         assert not [colour for colour in VARIABLES if colour in drawing]
+
+
+def outcomes_of(data: RunData) -> list[str]:
+    """The legend of the chart of what became of the prompts."""
+    (panel,) = (panel for panel in panels(data) if panel.title == "What became of the prompts")
+    return re.findall(r">(pairs|all right|all wrong|other ties|ties|identical|unrated)<", to_svg(panel, data))
+
+
+def test_the_page_shows_what_became_of_the_prompts_as_far_as_the_run_has_counted_it(finished_run: Path) -> None:
+    data = load_run_data(finished_run)
+    assert outcomes_of(data) == ["pairs", "all right", "all wrong"]
+    old = [line.model_copy(update={"values": {"pairs": 50.0, "ties": 14.0}}) for line in data.windows]
+    assert outcomes_of(replace(data, windows=old)) == ["pairs", "ties"]
 
 
 def test_best_is_the_earlier_of_two_equal_versions(finished_run: Path) -> None:

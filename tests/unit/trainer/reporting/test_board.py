@@ -72,6 +72,23 @@ def test_every_second_belongs_to_one_activity_also_while_it_lasts(board: Progres
     assert sum(seconds.values()) <= time.monotonic() - began + 0.05
 
 
+def test_an_activity_within_another_takes_its_seconds_from_it_and_gives_the_word_back(board: ProgressBoard) -> None:
+    began = time.monotonic()
+    with board.during("generate"):
+        with board.during("score"):
+            time.sleep(0.05)
+        assert board.now.activity == "generate"
+        time.sleep(0.02)
+        with board.during("score"):
+            time.sleep(0.05)
+    took = time.monotonic() - began
+    seconds = board.take_seconds()
+    assert seconds["timing/score_seconds"] >= 0.1
+    assert 0.02 <= seconds["timing/generate_seconds"] <= took - 0.1
+    assert sum(seconds.values()) == pytest.approx(took, abs=0.01)
+    assert board.now.activity == "generate"
+
+
 def test_what_is_not_known_yet_is_not_shown(board: ProgressBoard) -> None:
     for name in (
         "windows",

@@ -1,8 +1,10 @@
 """A window that is filled with pairs: which prompts it takes, how many it asks, and whom it no longer waits for."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,6 +99,31 @@ def test_prompts_that_cannot_be_answered_count_as_drawn() -> None:
     filled = rollouts.fill(4, 16)
     assert prompts(filled) == [1, 2, 4, 5]
     assert filled.prompts == 6
+
+
+def test_time_in_which_no_rollout_answers_is_none_of_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds of scoring after each batch, of a second: four that are asked together, and one more."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    rollouts = Rollouts([1, 1, 1, 1, 0, 0, 1])
+
+    class Batch(PendingAnswers):
+        @property
+        def ended(self) -> float:
+            return self.started + 1
+
+    def ask(start: int, count: int, on_progress: Callable[[int], None]) -> PendingAnswers:
+        batch = Rollouts.ask(rollouts, start, count, on_progress)
+        return Batch(batch.prompts, rollouts.futures[-1])
+
+    def score(answers: Answers) -> ScoredAnswers:
+        clock[0] += 10
+        return Rollouts.score(rollouts, answers)
+
+    rollouts.ask, rollouts.score = ask, score
+    filled = rollouts.fill(6, 24)
+    assert [len(batch) for batch in rollouts.batches] == [2, 2, 2, 1, 3]
+    assert filled.seconds == 2
 
 
 def test_reasons_are_said_once() -> None:

@@ -51,6 +51,8 @@ class ProgressBoard:
         self._observer: Callable[[Progress], AbstractContextManager[None]] = lambda _: nullcontext()
         self.activity_seconds: dict[str, float] = {}
         """Seconds spent in each activity since `take_seconds` was last called."""
+        self._within: Activity | None = None
+        """The innermost activity whose block is running."""
         self.accuracies: dict[int, float] = {}
         """Accuracy of each version that was evaluated."""
 
@@ -120,16 +122,22 @@ class ProgressBoard:
 
     @contextmanager
     def during(self, activity: Activity) -> Generator[None]:
-        """Show an activity while the block runs, and count its seconds. It stays shown until the next one begins."""
-        started = time.monotonic()
+        """Show an activity while the block runs, and count its seconds. It stays shown until the next one begins.
+
+        Within another's block it takes its seconds from that one, which is shown again when it ends.
+        """
+        started, counted, outer = time.monotonic(), sum(self.activity_seconds.values()), self._within
+        self._within = activity
         self.update(activity=activity, message="")
         try:
             with self._observer(self._progress):
                 yield
         finally:
-            seconds = time.monotonic() - started
+            within = sum(self.activity_seconds.values()) - counted
+            seconds = time.monotonic() - started - within
             self.activity_seconds[activity] = self.activity_seconds.get(activity, 0.0) + seconds
-            self.update(message="")
+            self._within = outer
+            self.update(message="", **({} if outer is None else {"activity": outer}))
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds spent in each activity since the last call, by metric name; the counts then start at zero again."""

@@ -6,7 +6,6 @@ fast a rollout was, and short answers, which come first, are not preferred. Rank
 """
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +172,7 @@ class Filled:
     """Prompts up to the one that filled it, those included that could not be answered."""
     pairs: int
     seconds: float
-    """From the first question to the last answer that was needed."""
+    """While rollouts were answering, up to the last answer that was needed."""
 
 
 class Filling:
@@ -212,7 +211,6 @@ class Filling:
         self._done: list[int] = []
         """Answered prompts, by batch."""
         self._pending: deque[PendingAnswers] = deque()
-        self._started = time.monotonic()
         self._ask_for_missing(scored=0, pairs=0, batches=BATCHES)
 
     def wait(self) -> Filled:
@@ -221,10 +219,12 @@ class Filling:
         groups: list[ScoredGroup] = []
         failures: list[str] = []
         scored = pairs = prompts = 0
-        ended = self._started
+        seconds, ended = 0.0, -math.inf
         while self._pending and pairs < self._wanted:
             batch = self._pending.popleft()
             answered = batch.wait()
+            # Batches overlap, and rollouts may rest between them while answers are scored.
+            seconds += max(0.0, batch.ended - max(ended, batch.started))
             ended = max(ended, batch.ended)
             result = self._score(answered)
             failures += [failure for failure in result.failures if failure not in failures]
@@ -240,7 +240,7 @@ class Filling:
             self._ask_for_missing(scored=scored, pairs=pairs)
         for batch in self._pending:
             batch.cancel()
-        return Filled(answers, ScoredAnswers(groups, failures=failures), prompts, pairs, max(ended - self._started, 1e-3))
+        return Filled(answers, ScoredAnswers(groups, failures=failures), prompts, pairs, max(seconds, 1e-3))
 
     def _ask_for_missing(self, *, scored: int, pairs: int, batches: int = 1) -> None:
         """Ask as many prompts as the missing pairs are expected to need beyond those that are being answered."""

@@ -62,9 +62,13 @@ class Windows:
                 logger.info("window %d is sampled again: %s", number, error)
             return None
         folder = self._ledger.layout.window(number)
-        base = read_samples(folder / BASE) if self._has_base else []
         replayed = {window: read_pairs(folder / replayed_file(window)) for window in self._schedule.replayed(number)}
-        return ScoredAnswers(read_samples(folder / SAMPLES), base), {number: read_pairs(folder / PAIRS), **replayed}
+        return self.answers(number), {number: read_pairs(folder / PAIRS), **replayed}
+
+    def answers(self, number: int) -> ScoredAnswers:
+        """A window's answers with their rewards."""
+        folder = self._ledger.layout.window(number)
+        return ScoredAnswers(read_samples(folder / SAMPLES), read_samples(folder / BASE) if self._has_base else [])
 
     def replayed(self, number: int) -> dict[int, list[Pair]]:
         """Pairs of the earlier windows that a window replays, without their reference.
