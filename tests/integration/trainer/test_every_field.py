@@ -90,6 +90,8 @@ SUMS: list[Json] = [
     for number in range(12)
 ]
 FROM_FILE: Json = {"source": ROWS, "answerColumn": "answer"}
+MIXED: Json = {"data.prompts": {"sources": FROM_FILE}}
+"""This file beside sums."""
 
 
 # --- what a run does: each function looks at one part ---------------------------------------------------------------
@@ -450,6 +452,22 @@ CASES = [
     Case("model.chatTemplate", ABSENT, "{{ messages[0]['content'] }}", questions),
     *prompts("data.prompts", questions),
     *prompts("data.evaluation", exam),
+    *(
+        Case(f"data.prompts.sources.{name}", before, after, questions, MIXED | given)
+        for name, before, after, given in [
+            ("source", ROWS, OTHER_ROWS, {}),
+            ("config", "addition-5", "addition-6", {"data.prompts.sources.source": "arithmetic"}),
+            ("split", "train", "test", {"data.prompts.sources.source": "arithmetic"}),
+            ("promptColumn", ABSENT, "other", {}),
+            ("answerColumn", "answer", "wrong", {}),
+            ("messagesColumn", ABSENT, "messages", {}),
+            ("template", ABSENT, "What is {prompt}", {}),
+            ("limit", ABSENT, 3, {}),
+            ("weight", ABSENT, 3.0, {}),
+        ]
+    ),
+    Case("data.prompts.order.column", "a", "b", questions),
+    Case("data.prompts.order.direction", ABSENT, "descending", questions, {"data.prompts.order.column": "a"}),
     Case("data.evaluation.everyWindows", ABSENT, 3, ledger_kinds, FOUR_WINDOWS),
     Case("data.maxPromptTokens", 128, 23, questions, {"data.prompts": FROM_FILE}),
     Case(
@@ -634,6 +652,8 @@ def run_with(case: Case, value: object, files: dict[str, str], given: Json) -> S
     }
     for path, part in (given | {case.path: value}).items():
         _put(spec, path.split("."), copy.deepcopy(part))
+    if source := spec["data"]["prompts"].get("sources"):
+        spec["data"]["prompts"]["sources"] = [{"source": "arithmetic", "config": "addition-5", "limit": 4}, source]
     if policy := spec.get("lifecycle", {}).get("failurePolicy"):
         spec["lifecycle"]["failurePolicy"] = [policy]
     metadata = {"name": "demo", "namespace": "team", "uid": "01234567-89ab-cdef-0123-456789abcdef"}

@@ -165,7 +165,7 @@ def test_a_run_whose_prompts_are_all_outside_ends_after_an_epoch_and_says_how_th
 ) -> None:
     run = make_run(name, size, windows=9, max=0.4, min=0.3, retryAfterEpochs=5)
     want = (
-        r"window \d has no prompt: method\.sampling\.passRate: no prompt of a whole epoch has a pass rate from 0\.3 to 0\.4\. "
+        r"window \d has no prompt: method\.sampling\.passRate: for an epoch no prompt has had a pass rate from 0\.3 to 0\.4\. "
         r"Prompts by pass rate: 0: 3, below 0\.25: 0, below 0\.5: 0, below 0\.75: \d, below 1: 0, 1: \d\. .*whenNone: widen"
     )
     with pytest.raises(NoPromptsError, match=want):

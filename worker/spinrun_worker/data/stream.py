@@ -1,6 +1,6 @@
 """Which prompts a window draws."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -61,17 +61,9 @@ class PromptStream:
         """Number of prompts of all sources together."""
         return sum(len(part) for part in self._parts)
 
-    @property
-    def longest_epoch(self) -> int:
-        """Positions, wherever one begins, that hold every prompt of every source."""
-        if len(self._parts) == 1:
-            return len(self)
-        left, longest = Fraction(1), Fraction(0)
-        for part, share in zip(self._parts, self._shares, strict=True):
-            # A source is ahead of its share, or behind it, by less than the number of sources.
-            longest = max(longest, (len(part) + 2 * len(self._parts)) / (left * share))
-            left *= 1 - share
-        return -(-longest.numerator // longest.denominator)
+    def rows(self) -> Iterator[str]:
+        """The row that each prompt comes from, of all sources, in no order of meaning."""
+        return (record.id for part in self._parts for record in part.records)
 
     def draw(self, start: int, count: int) -> list[PromptRecord]:
         """The `count` prompts from position `start` on; see `at`."""
@@ -115,21 +107,21 @@ class _Epochs:
     def __init__(self, part: Part, seed: int) -> None:
         if not part.records:
             raise ValueError("a prompt stream needs at least one prompt")
-        self._records = tuple(part.records)
+        self.records = tuple(part.records)
         self._ranks = part.ranks
         self._key = (seed, part.name) if part.name else (seed,)
         self._order = lru_cache(maxsize=4)(self._order_of)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def at(self, position: int) -> tuple[PromptRecord, int]:
         """The prompt at a position of this source's own, and its epoch."""
-        epoch, index = divmod(position, len(self._records))
-        return self._records[self._order(epoch)[index]], epoch
+        epoch, index = divmod(position, len(self.records))
+        return self.records[self._order(epoch)[index]], epoch
 
     def _order_of(self, epoch: int) -> list[int]:
-        order = shuffled(len(self._records), "epoch", *self._key, epoch)
+        order = shuffled(len(self.records), "epoch", *self._key, epoch)
         # Sorting is stable: prompts of the same rank stay in this epoch's order.
         return order if self._ranks is None else sorted(order, key=self._ranks.__getitem__)
 

@@ -80,21 +80,26 @@ def select(stream: PromptStream, band: PassRateBand, rates: PassRates, start: in
         count: How many are wanted.
     """
     low, high, widened, note = band.min, band.max, 0.0, ""
+
+    def is_inside(row: str) -> bool:
+        known = rates.get(row)
+        return known is None or low <= known.rate <= high
+
     positions: list[int] = []
     position, outside = start, 0
     while len(positions) < count:
         row, epoch = stream.row(position)
-        known = rates.get(row)
-        if known is None or low <= known.rate <= high or epoch > known.epoch + band.retry_after_epochs:
+        if is_inside(row) or epoch > rates[row].epoch + band.retry_after_epochs:
             positions.append(position)
             outside = 0
         else:
             outside += 1
         position += 1
-        if outside == stream.longest_epoch:
+        # So many positions may lie in two epochs, or in part of one of a source that gives few prompts: hence the second look.
+        if outside and outside % len(stream) == 0 and not any(map(is_inside, stream.rows())):
             if band.when_none == "end":
                 return Selected((), widened, none_inside(band, rates))
-            # The same epoch once more. At last the bounds are 0 and 1, and no prompt is outside.
+            # The same positions once more. At last the bounds are 0 and 1, and no prompt is outside.
             position, outside = position - outside, 0
             widened = round(widened + band.widen_by, 6)
             low, high = max(0.0, band.min - widened), min(1.0, band.max + widened)
@@ -105,7 +110,7 @@ def select(stream: PromptStream, band: PassRateBand, rates: PassRates, start: in
 def none_inside(band: PassRateBand, rates: PassRates) -> str:
     """That no prompt lies inside, and where they do lie."""
     return (
-        f"method.sampling.passRate: no prompt of a whole epoch has a pass rate from {band.min:g} to {band.max:g}. "
+        f"method.sampling.passRate: for an epoch no prompt has had a pass rate from {band.min:g} to {band.max:g}. "
         f"Prompts by pass rate: {histogram(rates.values())}"
     )
 
