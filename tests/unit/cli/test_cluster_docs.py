@@ -85,6 +85,7 @@ def gauges_of_trainer() -> set[str]:
     window = (
         keys_of_figures(figures.window_figures)
         | keys_of_figures(figures.drawn_figures)
+        | keys_of_figures(figures.pass_rate_figures)
         | keys_of_figures(figures.throughput_figures)
         | lengths
         | counts
