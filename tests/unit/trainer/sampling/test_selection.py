@@ -65,8 +65,9 @@ def test_prompts_before_an_epoch_without_any_are_kept() -> None:
     assert not first.note
 
 
-def test_the_bounds_are_widened_step_by_step_until_there_is_a_prompt_inside() -> None:
-    band = PassRateBand(min=0.35, max=0.35, when_none="widen", widen_by=0.1)
+@pytest.mark.parametrize("step", [0.02, 0.05, 0.1])
+def test_the_bounds_are_widened_step_by_step_until_there_is_a_prompt_inside(step: float) -> None:
+    band = PassRateBand(min=0.35, max=0.35, when_none="widen", widen_by=step)
     found = select(STREAM, band, ALL_ASKED, start=EPOCH, count=2)
     assert {row for row, _ in rows(found.positions)} == {"1"}, "0.25 is 0.1 below"
     assert found.widened == 0.1

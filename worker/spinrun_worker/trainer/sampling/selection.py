@@ -5,6 +5,7 @@ committed whenever a window's prompts are asked for, which with rollouts a windo
 before that.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,9 +100,10 @@ def select(stream: PromptStream, band: PassRateBand, rates: PassRates, start: in
         if outside and outside % len(stream) == 0 and not any(map(is_inside, stream.rows())):
             if band.when_none == "end":
                 return Selected((), widened, none_inside(band, rates))
-            # The same positions once more. At last the bounds are 0 and 1, and no prompt is outside.
+            # The same positions once more, with bounds that reach the nearest prompt; at last 0 and 1.
             position, outside = position - outside, 0
-            widened = round(widened + band.widen_by, 6)
+            nearest = min(max(low - each.rate, each.rate - high) for each in map(rates.__getitem__, stream.rows()))
+            widened = round(widened + band.widen_by * max(1, math.ceil(nearest / band.widen_by - 1e-6)), 6)
             low, high = max(0.0, band.min - widened), min(1.0, band.max + widened)
             note = f"{none_inside(band, rates)}. The window takes prompts with pass rates from {low:g} to {high:g}"
     return Selected(positions, widened, note)
