@@ -1,8 +1,9 @@
 """Reading a run file with fields replaced from the command line."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spinrun_api.documents import InvalidDocumentError, parse_run, read_documents
 from spinrun_api.run import KIND, SpinRun
@@ -11,13 +12,14 @@ from spinrun_cli.errors import InvalidInputError
 
 Document = dict[str, Any]
 
+PROMPTS = ("spec", "data", "prompts")
 PATH_FIELDS = (
     ("spec", "model", "source"),
     ("spec", "model", "tokenizer"),
-    ("spec", "data", "prompts", "source"),
+    (*PROMPTS, "source"),
     ("spec", "data", "evaluation", "source"),
 )
-"""Fields that may name a file or folder of this machine."""
+"""Fields that may name a file or folder of this machine, as may the source of each of several sources of prompts."""
 
 
 def read_run(path: Path, overrides: Sequence[str] = ()) -> SpinRun:
@@ -74,20 +76,30 @@ def merge(document: Mapping[str, Any], other: Mapping[str, Any]) -> Document:
 
 
 def with_absolute_paths(document: Mapping[str, Any], folder: Path) -> Document:
-    """The document with the relative paths among PATH_FIELDS made absolute."""
-    result = dict(document)
-    for keys in PATH_FIELDS:
-        value = _get(result, keys)
-        if isinstance(value, str) and value.startswith(("./", "../", "~/")):
-            absolute: Any = str((folder / Path(value).expanduser()).resolve())
-            for key in reversed(keys):
-                absolute = {key: absolute}
-            result = merge(result, absolute)
+    """The document with its relative paths made absolute."""
+    result: Any = copy.deepcopy(dict(document))
+    for keys, value in relative_paths(document):
+        block = result
+        for key in keys[:-1]:
+            block = block[key]
+        block[keys[-1]] = str((folder / Path(value).expanduser()).resolve())
     return result
 
 
-def _get(document: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    value: Any = document
+def relative_paths(document: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Where a document, which need not be valid, names files or folders by relative paths, and these."""
+    sources = _value_at(document, *PROMPTS, "sources")
+    count = len(cast("list[object]", sources)) if isinstance(sources, list) else 0
+    fields = [*PATH_FIELDS, *((*PROMPTS, "sources", index, "source") for index in range(count))]
+    named = ((keys, _value_at(document, *keys)) for keys in fields)
+    return [(keys, value) for keys, value in named if isinstance(value, str) and value.startswith(("./", "../", "~/"))]
+
+
+def _value_at(document: Any, *keys: str | int) -> Any:
+    """A value in a document, by the names of fields and places in lists; None where there is none."""
     for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+        try:
+            document = document[key] if isinstance(document, list if isinstance(key, int) else Mapping) else None
+        except LookupError:
+            return None
+    return document

@@ -30,17 +30,25 @@ class ModelRule(Rule):
     holds: Callable[[Any], bool]
     """Whether a model keeps the rule."""
 
+    culprit: Callable[[Any], str] | None = None
+    """What of a model breaks the rule, for Python's message: that of the API server cannot name it."""
 
-def rule(*, cel: str, message: str) -> Callable[[Check], Check]:
+    def refusal(self, model: object) -> str:
+        """What is wrong with a model that breaks the rule."""
+        return self.message if self.culprit is None else f"{self.message} ({self.culprit(model)})"
+
+
+def rule(*, cel: str, message: str, culprit: Callable[[Any], str] | None = None) -> Callable[[Check], Check]:
     """Make a method a rule of its model.
 
     Args:
         cel: The rule as the CRD has it. The method says the same in Python: it returns whether the model keeps the rule.
         message: What is wrong and what to do, when the rule does not hold.
+        culprit: See `ModelRule`.
     """
 
     def mark(check: Check) -> Check:
-        vars(check)["__rule__"] = ModelRule(cel, message, check)
+        vars(check)["__rule__"] = ModelRule(cel, message, check, culprit)
         return check
 
     return mark
@@ -71,7 +79,7 @@ class ApiModel(BaseModel):
 
     @model_validator(mode="after")
     def _keeps_its_rules(self) -> Self:
-        broken = [rule.message for rule in self.rules.values() if not rule.holds(self)]
+        broken = [rule.refusal(self) for rule in self.rules.values() if not rule.holds(self)]
         if broken:
             raise ValueError("; ".join(broken))
         return self

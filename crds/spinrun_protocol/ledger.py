@@ -63,6 +63,9 @@ class Drawn(Record):
     stop: int = Field(ge=0)
     """Position after the last one, where the next window begins."""
 
+    skipped: int = Field(default=0, ge=0)
+    """Positions between the two whose prompts were left out because of their pass rates."""
+
 
 class Manifest(Record):
     """MANIFEST.json: a directory counts once this file does, and its content is what this file says."""
@@ -99,8 +102,8 @@ class Manifest(Record):
     down, whose reference is the version that they were sampled from."""
 
     drawn: Drawn | None = None
-    """The prompts of a window that asked until it had enough pairs. Absent for all else, and where the spec says how many prompts
-    a window has."""
+    """The prompts of a window that asked until it had enough pairs, or left prompts out because of their pass rates. Absent for
+    all else, and where the spec says which prompts a window has."""
 
     files: Annotated[tuple[FileEntry, ...], AfterValidator(_sorted_by_path)]
     """Every file of the directory but this one, sorted by path."""

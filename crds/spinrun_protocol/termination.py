@@ -16,7 +16,7 @@ class TerminationMessage(Record):
     """How it ended."""
 
     reason: str
-    """One word in PascalCase: Completed, Preempted, InvalidConfiguration, LedgerUnavailable, Superseded, NoPairs, …"""
+    """One word in PascalCase: Completed, Preempted, InvalidConfiguration, LedgerUnavailable, Superseded, NoPairs, NoPrompts, …"""
 
     message: str
     """What happened and what to do, for people."""

@@ -28,6 +28,7 @@ from spinrun_worker.ledger import (
     read_manifest,
     read_metrics,
     read_pairs,
+    read_rates,
     read_safetensors,
     read_samples,
     verify_tree,
@@ -82,7 +83,7 @@ def read(root: Path, changed: Path) -> None:
 
 
 READERS_OF_FILES: dict[str, list[Callable[[Path], object]]] = {
-    ".parquet": [read_samples, read_pairs],
+    ".parquet": [read_samples, read_pairs, read_rates],
     ".safetensors": [lambda path: all_tensors(path)],
     ".json": [lambda path: read_record(path, TrainerState), lambda path: read_record(path, RandomState)],
 }

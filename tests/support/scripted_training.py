@@ -157,6 +157,8 @@ class ScriptedRun:
     answer: Answer = random_digits
     held_out: Sequence[str] = ("1", "1")
     """True answers of the held-out prompts."""
+    num_prompts: int = 64
+    """Prompts of an epoch."""
     attempts: int = 0
     events: list[str] = field(default_factory=list[str])
     """What the last attempt did, in order: `activate 1`, `ask 1 8x2`, `commit window 1`, and activities such as `train`."""
@@ -225,7 +227,7 @@ class ScriptedRun:
             Progress(uid=UID, attempt=self.attempts, activity="starting", window=0, windows=0, step=0, total_steps=0)
         )
         board.observe(self._observed)
-        prompts = [PromptRecord(f"row-{row}", (5 + row, 7, 9), f"ask {row}", answer="1") for row in range(64)]
+        prompts = [PromptRecord(f"row-{row}", (5 + row, 7, 9), f"ask {row}", answer="1") for row in range(self.num_prompts)]
         schedule = make_schedule(spec, num_prompts=len(prompts))
         rollouts = self.rollouts = ScriptedRollouts(self.events, self.answer)
         rollouts.held_back = {*hold_back}
@@ -242,7 +244,7 @@ class ScriptedRun:
         )
         evaluations.load()
         requests = Requests(run, rollouts=client, board=board, stop=stop)
-        windows = Windows(ledger, schedule, has_base=base is not None)
+        windows = Windows(ledger, schedule, has_base=base is not None, pass_rate=spec.method.pass_rate)
         parts = Rank0Parts(
             rollouts=client,
             requests=requests,
@@ -262,7 +264,7 @@ class ScriptedRun:
 
     def end_state(self) -> dict[str, str]:
         """Digest of everything that counts and stays; equal digests are equal bytes."""
-        ledger, last = self.ledger, make_schedule(parse_run(self.document()).spec, num_prompts=64).total_steps
+        ledger, last = self.ledger, make_schedule(parse_run(self.document()).spec, num_prompts=self.num_prompts).total_steps
         return {
             f"{kind} {number}": ledger.verify(kind, number).digest
             for kind in KINDS

@@ -13,5 +13,9 @@ class NoPairsError(ConfigurationError):
     """Window after window gave no pair: the rule cannot tell this model's answers apart."""
 
 
+class NoPromptsError(ConfigurationError):
+    """A whole epoch has no prompt with a pass rate within the spec's bounds."""
+
+
 class Preempted(Exception):  # noqa: N818 - not a failure
     """The run was asked to stop; another attempt resumes from its checkpoint."""

@@ -1,7 +1,7 @@
 """What flows through a window: prompts, scored samples, pairs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -74,6 +74,26 @@ class ScoredGroup:
     samples: tuple[Sample, ...]
     rewards: tuple[float | None, ...]
     """One reward per sample; None where there is none (NaN, infinite, a rule that failed)."""
+
+    @property
+    def pass_rate(self) -> float | None:
+        """Mean of the rewards, each taken as 0 below 0 and as 1 above 1; None where no sample has one."""
+        rated = [min(max(reward, 0.0), 1.0) for reward in self.rewards if reward is not None]
+        return sum(rated) / len(rated) if rated else None
+
+
+@dataclass(frozen=True, slots=True)
+class PassRate:
+    """How a prompt's answers did when it was last asked."""
+
+    rate: float
+    """Its pass rate, from 0 to 1; see `ScoredGroup.pass_rate`."""
+    epoch: int
+    """Epoch of the prompt's source in which that was, from 0."""
+
+
+PassRates = Mapping[str, PassRate]
+"""The pass rates of prompts, by the row that they come from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from spinrun_cli.cluster.follow import ProgressPrinter, follow
 from spinrun_cli.cluster.status import is_finished, outcome, status_of
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_cli.output import echo
-from spinrun_cli.overrides import PATH_FIELDS, merge, parse_override
+from spinrun_cli.overrides import merge, parse_override, relative_paths
 from spinrun_kube.api import APPLY
 from spinrun_kube.kinds import SPIN_RUN
 
@@ -105,19 +105,12 @@ def _checked(document: Json, source: str, changes: Sequence[Json]) -> Json:
     for change in changes:
         document = merge(document, change)
     parse_run(document, source)
-    local = [".".join(path) for path in PATH_FIELDS if str(_value(document, path)).startswith(("./", "../", "~/"))]
+    local = [".".join(map(str, keys)) for keys, _ in relative_paths(document)]
     if local:
         message = "names a file on this machine, which pods cannot see: use a Hub id, or an absolute path on the ledger's volume"
         raise InvalidDocumentError(source, [Problem(path, message) for path in local])
     metadata = {key: document["metadata"][key] for key in USERS_METADATA if key in document["metadata"]}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": document["spec"]}
-
-
-def _value(document: Json, path: Sequence[str]) -> Any:
-    value: Any = document
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 # --- sending -------------------------------------------------------------------------------------------------------

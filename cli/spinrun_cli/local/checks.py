@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spinrun_api.base import ApiModel
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import DATA_SUFFIXES, Prompts, Scorer, SpinRunSpec
+from spinrun_api.spec import DATA_SUFFIXES, Scorer, Source, SpinRunSpec
 from spinrun_cli.errors import CommandError, InvalidInputError
 from spinrun_protocol.environment import PREFERENCE_KEY
 
@@ -85,9 +85,10 @@ def check_sources(run: SpinRun) -> None:
     _check_model("spec.model", model.source, model.revision)
     if model.tokenizer is not None and model.tokenizer.startswith("/") and not Path(model.tokenizer).is_dir():
         raise InvalidInputError(f"spec.model.tokenizer: {model.tokenizer} is not a folder: correct the path")
-    _check_data("prompts", data.prompts)
+    for block, source in data.prompts.each.items():
+        _check_data(block, source)
     if data.evaluation is not None:
-        _check_data("evaluation", data.evaluation)
+        _check_data("data.evaluation", data.evaluation)
     _check_scorer(run)
 
 
@@ -172,14 +173,14 @@ def _config_of_hub_model(block: str, source: str, revision: str | None) -> Path:
         ) from error
 
 
-def _check_data(name: str, prompts: Prompts) -> None:
+def _check_data(block: str, prompts: Source) -> None:
     if not prompts.source.startswith("/"):
         return  # the built-in generator, or a Hub data set, which the trainer loads
     path = Path(prompts.source)
     if not path.is_file():
-        raise InvalidInputError(f"spec.data.{name}.source: {path} is not a file: correct the path")
+        raise InvalidInputError(f"spec.{block}.source: {path} is not a file: correct the path")
     if not prompts.suffix:
-        raise InvalidInputError(f"spec.data.{name}.source: {path} must end with one of {', '.join(DATA_SUFFIXES)}")
+        raise InvalidInputError(f"spec.{block}.source: {path} must end with one of {', '.join(DATA_SUFFIXES)}")
 
 
 def unused_fields(run: SpinRun) -> list[str]:

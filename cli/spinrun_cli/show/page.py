@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -179,6 +179,8 @@ def _subtitle(document: dict[str, Any]) -> str:
         return _cut(value) if isinstance(value, str) else ""
 
     data = " ".join(filter(None, (text("data", "prompts", key) for key in ("source", "config"))))
+    if isinstance(sources := value_at(document, "spec", "data", "prompts", "sources"), list):
+        data = f"{len(cast('list[object]', sources))} sources of prompts"
     return " · ".join(filter(None, (text("model", "source"), data, text("method", "name"))))
 
 

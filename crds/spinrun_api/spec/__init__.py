@@ -4,7 +4,7 @@
 the same invalid documents to both.
 """
 
-from spinrun_api.spec.data import DATA_SUFFIXES, Data, Evaluation, Prompts
+from spinrun_api.spec.data import DATA_SUFFIXES, Data, Evaluation, MixedSource, Order, Prompts, Source
 from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
 from spinrun_api.spec.method import (
     Cringe,
@@ -14,6 +14,7 @@ from spinrun_api.spec.method import (
     Ipo,
     Method,
     Orpo,
+    PassRateBand,
     Robust,
     SamplingSettings,
     Sigmoid,
@@ -62,10 +63,13 @@ __all__ = [
     "Lifecycle",
     "Lora",
     "Method",
+    "MixedSource",
     "Mlflow",
     "Model",
     "Network",
+    "Order",
     "Orpo",
+    "PassRateBand",
     "Preference",
     "Prompts",
     "Ranker",
@@ -80,6 +84,7 @@ __all__ = [
     "SecretKey",
     "Sigmoid",
     "Simpo",
+    "Source",
     "SpinRunSpec",
     "Sppo",
     "SppoAdvantage",

@@ -114,12 +114,44 @@ class Cringe(LossSettings):
     """Each token of a rejected answer is contrasted with one drawn from this many of the likeliest other tokens."""
 
 
+class PassRateBand(ApiModel):
+    """The pass rates of prompts that windows draw."""
+
+    min: float = Field(default=0.0, ge=0, le=1)
+    """Lowest pass rate of a prompt that is drawn. Above 0, prompts that no answer passed are left out."""
+
+    max: float = Field(default=1.0, ge=0, le=1)
+    """Highest pass rate of a prompt that is drawn. Below 1, prompts that every answer passed are left out."""
+
+    retry_after_epochs: int = Field(default=2, ge=1, le=1000)
+    """Epochs in which a prompt outside is left out. In the one after them it is asked again, whatever its pass rate."""
+
+    when_none: Literal["end", "widen"] = "end"
+    """What happens when an epoch has no prompt inside. end: the run ends, and says how the pass rates are distributed. widen: the
+    window takes prompts from a wider band, as far as it must; the next one begins with this one again."""
+
+    widen_by: float = Field(default=0.1, ge=0.01, le=1)
+    """For `whenNone: widen`: min is lowered and max is raised by this much, again and again until there is a prompt inside."""
+
+    @rule(
+        cel="(has(self.min) ? self.min : 0.0) <= (has(self.max) ? self.max : 1.0)",
+        message="no pass rate lies between min and max: passRate.min must not be above passRate.max",
+    )
+    def _there_are_rates_between(self) -> bool:
+        return self.min <= self.max
+
+
 class SamplingSettings(ApiModel):
-    """Which prompts a window asks, where its size is given in pairs."""
+    """Which prompts a window asks."""
 
     max_prompts_factor: float = Field(default=4.0, ge=1, le=1000)
     """Most prompts that a window with `trainer.pairsPerStep` asks, as a multiple of the pairs that it wants. With this many it
     trains on the pairs that it has."""
+
+    pass_rate: PassRateBand | None = None
+    """Draw a prompt again only if its pass rate, when it was last asked, lies within these bounds. The pass rate is the mean of
+    its answers' rewards, each taken as 0 below 0 and as 1 above 1; a prompt that was never asked, or none of whose answers has a
+    reward, is drawn. For preferences with a rule. Absent: all prompts are drawn."""
 
 
 def of_window(values: Sequence[float], window: int) -> float:
@@ -354,6 +386,11 @@ class Method(ApiModel):
         if self.beta_by_window is None:
             return self
         return self.model_copy(update={"beta": of_window(self.beta_by_window, window)})
+
+    @property
+    def pass_rate(self) -> PassRateBand | None:
+        """The pass rates of prompts that windows draw; None where they draw all."""
+        return self.sampling.pass_rate if self.sampling is not None else None
 
     @property
     def cringe_settings(self) -> Cringe | None:

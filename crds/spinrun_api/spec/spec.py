@@ -20,6 +20,7 @@ _EVALUATES_WITHOUT_ANSWER = (
     " || (has(self.preference.rule.pattern) && !self.preference.rule.pattern.contains('{answer}'))))"
     " || has(self.preference.rewardModel)"
 )
+_HAS_PASS_RATE = "(has(self.method.sampling) && has(self.method.sampling.passRate))"
 _NEEDS_NO_ANSWER = f"({_EVALUATES_WITHOUT_ANSWER} || has(self.preference.judge) || has(self.preference.ranker))"
 
 
@@ -73,8 +74,11 @@ class SpinRunSpec(ApiModel):
         return self.rollout.max_tokens or DEFAULT_TOKENS
 
     @rule(
-        cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source == 'arithmetic' || has(self.data.prompts.answerColumn)",
-        message="this preference compares with a true answer: set data.prompts.answerColumn",
+        cel=f"{_NEEDS_NO_ANSWER} || (has(self.data.prompts.sources)"
+        " ? self.data.prompts.sources.all(each, each.source == 'arithmetic' || has(each.answerColumn))"
+        " : (has(self.data.prompts.source) && self.data.prompts.source == 'arithmetic') || has(self.data.prompts.answerColumn))",
+        message="this preference compares with a true answer: set data.prompts.answerColumn, of every source",
+        culprit=lambda spec: ", ".join(place for place, source in spec.data.prompts.each.items() if not source.has_answers),
     )
     def _prompts_have_answers(self) -> bool:
         return not self.preference.needs_answer or self.data.prompts.has_answers
@@ -109,6 +113,30 @@ class SpinRunSpec(ApiModel):
     )
     def _base_answers_have_known_prompts(self) -> bool:
         return self.trainer.pairs_per_step is None or self.method.pairing != "bestVsBase"
+
+    @rule(
+        cel=f"!{_HAS_PASS_RATE} || has(self.preference.rule) || has(self.preference.groundTruth)",
+        message="method.sampling.passRate is the share of answers that pass a rule, and this preference has none: remove "
+        "passRate, or set preference.rule",
+    )
+    def _pass_rates_are_of_rules(self) -> bool:
+        return self.method.pass_rate is None or self.preference.scoring is not None
+
+    @rule(
+        cel=f"!{_HAS_PASS_RATE} || !has(self.duration.epochs)",
+        message="with method.sampling.passRate an epoch has fewer prompts the more are left out: set duration.windows or "
+        "duration.steps",
+    )
+    def _pass_rates_do_not_count_epochs(self) -> bool:
+        return self.method.pass_rate is None or self.duration.epochs is None
+
+    @rule(
+        cel=f"!{_HAS_PASS_RATE} || self.method.pairing != 'bestVsBase'",
+        message="the pairing bestVsBase asks version 0 every prompt of the run before window 0, and with "
+        "method.sampling.passRate nobody knows which these are: remove passRate, or set another pairing",
+    )
+    def _base_answers_have_no_pass_rates(self) -> bool:
+        return self.method.pass_rate is None or self.method.pairing != "bestVsBase"
 
     @rule(
         cel="(self.method.name == 'spin') == has(self.preference.groundTruth)",

@@ -44,10 +44,10 @@ from spinrun_protocol.wire import Progress, Sample, SampleGroup
 from spinrun_worker.data import PromptStream
 from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
-from spinrun_worker.records import PromptRecord, ScoredGroup
+from spinrun_worker.records import PassRate, PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.build import make_draws, published_dtype, resolve_compute_dtype
-from spinrun_worker.trainer.inputs import load_training_data
+from spinrun_worker.trainer.inputs import load_training_data, make_stream
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import config_file
 from spinrun_worker.trainer.model.optimizer import learning_rate, make_optimizer
@@ -57,6 +57,7 @@ from spinrun_worker.trainer.pairs import PairMaker
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.trackers import following
 from spinrun_worker.trainer.sampling.requests import PendingAnswers, Requests
+from spinrun_worker.trainer.sampling.selection import select
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
 from spinrun_worker.trainer.storage.windows import Windows
 from support.fake_endpoint import Asked, Says, serving, some_reply
@@ -89,6 +90,8 @@ SUMS: list[Json] = [
     for number in range(12)
 ]
 FROM_FILE: Json = {"source": ROWS, "answerColumn": "answer"}
+MIXED: Json = {"data.prompts": {"sources": FROM_FILE}}
+"""This file beside sums."""
 
 
 # --- what a run does: each function looks at one part ---------------------------------------------------------------
@@ -134,7 +137,8 @@ def claim(run: SpinRun, _: Attempts) -> object:
 
 def questions(run: SpinRun, _: Attempts) -> object:
     """What is asked in training, in order, with the true answers."""
-    return [(record.tokens, record.answer) for record in load_training_data(run.spec).training.records]
+    stream = make_stream(load_training_data(run.spec), run.spec.data.prompts.shuffle_seed)
+    return [(record.tokens, record.answer) for record in stream.draw(0, len(stream))]
 
 
 def exam(run: SpinRun, _: Attempts) -> object:
@@ -168,7 +172,7 @@ class Unanswered:
         return PendingAnswers(prompts, nothing)
 
 
-def most_prompts(run: SpinRun, _: Attempts) -> object:
+def most_prompts(run: SpinRun, attempts: Attempts) -> object:
     """What a window asks that gets no pair."""
     requests, schedule = Unanswered(), make_schedule(run.spec, num_prompts=10)
     stream = PromptStream([PromptRecord(str(number), (1,), "") for number in range(10)], seed=0)
@@ -176,11 +180,20 @@ def most_prompts(run: SpinRun, _: Attempts) -> object:
     scorer = build_reward_function(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
     try:
         pairs = PairMaker(run, scorer, lambda _: (), None)
-        draws = make_draws(run.spec, stream, schedule, cast(Requests, requests), cast(Windows, None), pairs, ProgressBoard(now))
+        windows = Windows(LedgerWriter(attempts.folder / "none", UID, 1), schedule, has_base=False)
+        draws = make_draws(run.spec, stream, schedule, cast(Requests, requests), windows, pairs, ProgressBoard(now))
         draws.begin(0, cast(Manifest, None)).wait()
     finally:
         scorer.close()
     return requests.asked
+
+
+def drawn(run: SpinRun, _: Attempts) -> object:
+    """The prompts of a window that begins in the third epoch of four prompts, which were all asked in the first one."""
+    stream = PromptStream([PromptRecord(str(number), (1,), "") for number in range(4)], seed=0)
+    known = {str(number): PassRate(rate, 0) for number, rate in enumerate((0.2, 0.4, 0.8, 0.8))}
+    assert run.spec.method.pass_rate is not None
+    return select(stream, run.spec.method.pass_rate, known, start=8, count=4)
 
 
 def rates(run: SpinRun, _: Attempts) -> object:
@@ -365,6 +378,7 @@ FOUR_WINDOWS: Json = {
     "rollout": {"samplesPerPrompt": 2, "maxTokens": 8},
     "data.evaluation": {"source": "arithmetic", "config": "addition-5", "split": "test", "limit": 2},
 }
+PASS_RATE: Json = {"method.sampling.passRate": {}, "duration": {"windows": 1}}
 SPPO: Json = {"method.name": "sppo", "method.loss": "sppo"}
 ADVANTAGE: Json = {"method.name": "sppo", "method.loss": "sppoAdvantage"}
 TRUTH: Json = {"method.name": "spin", "preference": {"groundTruth": {}}}
@@ -438,6 +452,22 @@ CASES = [
     Case("model.chatTemplate", ABSENT, "{{ messages[0]['content'] }}", questions),
     *prompts("data.prompts", questions),
     *prompts("data.evaluation", exam),
+    *(
+        Case(f"data.prompts.sources.{name}", before, after, questions, MIXED | given)
+        for name, before, after, given in [
+            ("source", ROWS, OTHER_ROWS, {}),
+            ("config", "addition-5", "addition-6", {"data.prompts.sources.source": "arithmetic"}),
+            ("split", "train", "test", {"data.prompts.sources.source": "arithmetic"}),
+            ("promptColumn", ABSENT, "other", {}),
+            ("answerColumn", "answer", "wrong", {}),
+            ("messagesColumn", ABSENT, "messages", {}),
+            ("template", ABSENT, "What is {prompt}", {}),
+            ("limit", ABSENT, 3, {}),
+            ("weight", ABSENT, 3.0, {}),
+        ]
+    ),
+    Case("data.prompts.order.column", "a", "b", questions),
+    Case("data.prompts.order.direction", ABSENT, "descending", questions, {"data.prompts.order.column": "a"}),
     Case("data.evaluation.everyWindows", ABSENT, 3, ledger_kinds, FOUR_WINDOWS),
     Case("data.maxPromptTokens", 128, 23, questions, {"data.prompts": FROM_FILE}),
     Case(
@@ -479,6 +509,17 @@ CASES = [
     Case("method.betaByWindow", ABSENT, [0.1, 0.5], trained_pairs, FOUR_WINDOWS),
     Case("method.pairing", ABSENT, "allPairs", pairs),
     Case("method.sampling.maxPromptsFactor", 2.0, 3.0, most_prompts, {"trainer.pairsPerStep": 4, "duration": {"windows": 1}}),
+    Case("method.sampling.passRate.min", ABSENT, 0.5, drawn, PASS_RATE),
+    Case("method.sampling.passRate.max", ABSENT, 0.5, drawn, PASS_RATE),
+    Case("method.sampling.passRate.retryAfterEpochs", ABSENT, 5, drawn, PASS_RATE | {"method.sampling.passRate.min": 0.5}),
+    Case("method.sampling.passRate.whenNone", ABSENT, "widen", drawn, PASS_RATE | {"method.sampling.passRate.min": 0.9}),
+    Case(
+        "method.sampling.passRate.widenBy",
+        ABSENT,
+        0.5,
+        drawn,
+        PASS_RATE | {"method.sampling.passRate.min": 0.9, "method.sampling.passRate.whenNone": "widen"},
+    ),
     Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),
     Case("preference.groundTruth.rule.kind", "lastNumber", "exact", rewards, TRUTH),
     Case("preference.groundTruth.rule.pattern", "4", "5", rewards, TRUTH | {"preference.groundTruth.rule.kind": "regex"}),
@@ -611,6 +652,8 @@ def run_with(case: Case, value: object, files: dict[str, str], given: Json) -> S
     }
     for path, part in (given | {case.path: value}).items():
         _put(spec, path.split("."), copy.deepcopy(part))
+    if source := spec["data"]["prompts"].get("sources"):
+        spec["data"]["prompts"]["sources"] = [{"source": "arithmetic", "config": "addition-5", "limit": 4}, source]
     if policy := spec.get("lifecycle", {}).get("failurePolicy"):
         spec["lifecycle"]["failurePolicy"] = [policy]
     metadata = {"name": "demo", "namespace": "team", "uid": "01234567-89ab-cdef-0123-456789abcdef"}

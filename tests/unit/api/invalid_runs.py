@@ -56,6 +56,10 @@ OWN: Json = {"source": "org/stern"}
 SPPO: Json = {"name": "sppo", "loss": "sppo"}
 ADVANTAGE: Json = {"name": "sppo", "loss": "sppoAdvantage"}
 
+WINDOWS: Json = {"spec__duration": {"windows": 2}}
+ROWS: Json = {"source": "/data/rows.jsonl", "answerColumn": "answer"}
+OTHER_ROWS: Json = {"source": "openai/gsm8k", "config": "main", "answerColumn": "answer"}
+
 LOSS_WITH_ITS_METHOD: dict[str, Json] = {loss: {"loss": loss} for loss in LOSSES} | {"sppo": SPPO, "sppoAdvantage": ADVANTAGE}
 """For each loss the method that takes it."""
 
@@ -111,6 +115,16 @@ INVALID: dict[str, Invalid] = {
     "exo-prefers-the-rejected": wrong("spec.method.exo.floor", 0.5, spec__method__loss="exo"),
     "dpop-negative": wrong("spec.method.dpop.weight", -1, spec__method__loss="dpop"),
     "pairs-per-step-zero": wrong("spec.trainer.pairsPerStep", 0),
+    "pass-rate-above-one": wrong("spec.method.sampling.passRate.max", 1.1, **WINDOWS),
+    "pass-rates-below-none": wrong("spec.method.sampling.passRate.min", -0.1, **WINDOWS),
+    "no-epoch-before-a-retry": wrong("spec.method.sampling.passRate.retryAfterEpochs", 0, **WINDOWS),
+    "bounds-that-are-not-widened": wrong("spec.method.sampling.passRate.widenBy", 0.0, **WINDOWS),
+    "unknown-way-out": wrong("spec.method.sampling.passRate.whenNone", "wait", **WINDOWS),
+    "weight-zero": wrong("spec.data.prompts", {"sources": [ROWS | {"weight": 0.0}]}, "weight"),
+    "weight-below-zero": wrong("spec.data.prompts", {"sources": [ROWS, OTHER_ROWS | {"weight": -1.0}]}, "weight"),
+    "no-source-in-sources": wrong("spec.data.prompts", {"sources": []}, "sources"),
+    "unknown-direction": wrong("spec.data.prompts.order", {"column": "level", "direction": "up"}, "direction"),
+    "order-without-a-column": wrong("spec.data.prompts.order", {}, "column"),
     "prompts-factor-below-one": wrong("spec.method.sampling.maxPromptsFactor", 0.5),
     "flipped-labels-one-half": wrong("spec.method.robust.labelSmoothing", 0.5, spec__method__loss="robust"),
     "reference-updated-backwards": wrong("spec.method.refUpdateFreq", -1),
@@ -394,6 +408,33 @@ INVALID: dict[str, Invalid] = {
     "adapters-of-a-pattern": wrong("spec.trainer.lora", {"targets": [".*_proj"]}, "spec.trainer.lora.targets"),
     "replay-in-a-part-of-a-window": wrong(
         "spec.duration", {"steps": 8}, "method.replayWindows", spec__method={"replayWindows": 1}
+    ),
+    "pass-rates-with-nothing-between": wrong(
+        "spec.method.sampling.passRate", {"min": 0.6, "max": 0.4}, "passRate.min", **WINDOWS
+    ),
+    **{
+        f"pass-rates-of-a-{name}": wrong(
+            "spec.preference", {name: block}, "method.sampling.passRate", spec__method={"sampling": {"passRate": {}}}, **WINDOWS
+        )
+        for name, block in {"judge": JUDGE, "ranker": SCORES, "rewardModel": OWN}.items()
+    },
+    "epochs-of-pass-rates": wrong("spec.method.sampling.passRate", {"max": 0.9}, "duration.windows"),
+    "base-answers-of-pass-rates": wrong(
+        "spec.method", {"pairing": "bestVsBase", "sampling": {"passRate": {}}}, "method.sampling.passRate", **WINDOWS
+    ),
+    "no-source-of-prompts": wrong("spec.data.prompts", {}, "exactly one of source and sources"),
+    "source-and-sources": wrong(
+        "spec.data.prompts", {"source": "arithmetic", "sources": [ROWS]}, "exactly one of source and sources"
+    ),
+    **{
+        f"{name}-beside-sources": wrong("spec.data.prompts", {"sources": [ROWS], name: value}, "each of them says")
+        for name, value in {"config": "main", "split": "test", "promptColumn": "q", "answerColumn": "a", "limit": 3}.items()
+    },
+    "a-source-named-twice": wrong(
+        "spec.data.prompts", {"sources": [ROWS, OTHER_ROWS, ROWS | {"weight": 2.0}]}, "the same source is named twice"
+    ),
+    "a-source-without-answers": wrong(
+        "spec.data.prompts", {"sources": [ROWS, {"source": "openai/gsm8k"}]}, "data.prompts.answerColumn"
     ),
     "two-durations": wrong("spec.duration", {"windows": 2, "steps": 8}),
     "no-duration": wrong("spec.duration", {}),

@@ -86,6 +86,7 @@ def gauges_of_trainer() -> set[str]:
         keys_of_figures(figures.window_figures)
         | keys_of_figures(figures.prompt_figures)
         | keys_of_figures(figures.drawn_figures)
+        | keys_of_figures(figures.pass_rate_figures)
         | keys_of_figures(figures.throughput_figures)
         | lengths
         | counts

@@ -62,6 +62,26 @@ def test_relative_paths_are_those_of_the_file_or_of_the_shell(tmp_path: Path, mo
     assert run.spec.data.prompts.source == "arithmetic"
 
 
+def test_relative_paths_of_several_sources_are_those_of_the_file_or_of_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "runs" / "run.yaml"
+    path.parent.mkdir()
+    sources = [
+        {"source": "arithmetic"},
+        {"source": "./more.jsonl", "answerColumn": "a"},
+        {"source": "org/set", "answerColumn": "a"},
+    ]
+    path.write_text(yaml.safe_dump(DOCUMENT | {"spec": DOCUMENT["spec"] | {"data": {"prompts": {"sources": sources}}}}))
+    monkeypatch.chdir(tmp_path)
+
+    def named(*overrides: str) -> list[str]:
+        return [source.source for source in read_run(path, overrides).spec.data.prompts.sources or ()]
+
+    assert named() == ["arithmetic", str(tmp_path / "runs" / "more.jsonl"), "org/set"]
+    assert named("spec.data.prompts.sources=[{source: ./b.csv, answerColumn: a}]") == [str(tmp_path / "b.csv")]
+
+
 def test_all_problems_are_in_the_error(run_file: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         read_run(run_file, ["spec.method.beta=-1", "spec.rollout.replicas=none"])

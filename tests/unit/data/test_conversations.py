@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinrun_api.spec import Prompts
+from spinrun_api.spec import Source
 from spinrun_worker.data import PromptSet, load_prompts
 from spinrun_worker.data.conversations import SPEAKERS, last_request, read_conversation
 from spinrun_worker.data.rows import RowError
@@ -41,8 +41,8 @@ def load(rows: list[dict[str, Any]], tmp_path: Path, **fields: Any) -> PromptSet
 
 def load_source(source: Path | str, *, needs_answer: bool = False, **fields: Any) -> PromptSet:
     given: dict[str, Any] = {"source": str(source), "messages_column": "messages", **fields}
-    prompts = Prompts(**given)
-    return load_prompts(prompts, tokenizer=TOKENIZER, chat_template=None, max_prompt_tokens=512, needs_answer=needs_answer)
+    options: dict[str, Any] = {"tokenizer": TOKENIZER, "chat_template": None, "max_prompt_tokens": 512}
+    return load_prompts(Source(**given), block="data.prompts", seed=0, needs_answer=needs_answer, **options)
 
 
 def shared_gpt(messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 
-from spinrun_api.spec import DATA_SUFFIXES, Prompts
+from spinrun_api.spec import DATA_SUFFIXES, Source
 from spinrun_worker.data import sources
 from spinrun_worker.data.sources import open_source
 from spinrun_worker.errors import ConfigurationError, RunError
@@ -23,7 +23,7 @@ ROWS = [{"question": "1+1?", "answer": "2"}, {"question": 'zwölf, "quoted"\nove
 
 
 def rows_of(source: Path | str, **options: object) -> list[dict[str, object]]:
-    table = open_source(Prompts(source=str(source), **options), block="data.prompts")  # pyright: ignore[reportArgumentType]
+    table = open_source(Source(source=str(source), **options), block="data.prompts")  # pyright: ignore[reportArgumentType]
     return table.take(range(len(table)))
 
 

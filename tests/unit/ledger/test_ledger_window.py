@@ -12,9 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinrun_protocol.wire import Sample
-from spinrun_worker.ledger import TornError, hash_file, read_pairs, read_samples, write_pairs, write_samples
-from spinrun_worker.ledger.window import SAMPLES_SCHEMA
-from spinrun_worker.records import Pair, PromptRecord, ScoredGroup
+from spinrun_worker.ledger import (
+    TornError,
+    hash_file,
+    read_pairs,
+    read_rates,
+    read_samples,
+    write_pairs,
+    write_rates,
+    write_samples,
+)
+from spinrun_worker.ledger.window import RATES_SCHEMA, SAMPLES_SCHEMA
+from spinrun_worker.records import Pair, PassRate, PromptRecord, ScoredGroup
 
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=8).map(tuple)
 numbers = st.floats(allow_nan=False)
@@ -196,7 +205,7 @@ def test_token_id_beyond_32_bits_is_refused(tmp_path):
         write_pairs(tmp_path / "pairs.parquet", [pair(2**31)])
 
 
-@pytest.mark.parametrize("read", [read_pairs, read_samples])
+@pytest.mark.parametrize("read", [read_pairs, read_samples, read_rates])
 @pytest.mark.parametrize(
     "content", [b"", b"PAR1", b"x" * 1000, b"PAR1" + b"\0" * 100 + b"PAR1"], ids=["empty", "short", "text", "no footer"]
 )
@@ -239,3 +248,42 @@ def test_columns_that_are_not_an_object_are_torn(tmp_path, columns):
 def test_missing_file_is_torn(tmp_path):
     with pytest.raises(TornError, match="is missing"):
         read_pairs(tmp_path / "pairs.parquet")
+
+
+# --- pass rates -----------------------------------------------------------------------------------------------------------
+
+rates = st.dictionaries(st.text(st.characters(codec="utf-8")), st.builds(PassRate, st.floats(0, 1), st.integers(0, 2**40)))
+
+
+@given(rates=rates)
+@settings(max_examples=50, deadline=None)
+def test_pass_rates_are_read_back_exactly_and_give_the_same_bytes_in_any_order(tmp_path_factory, rates):
+    folder = tmp_path_factory.mktemp("window")
+
+    entry = write_rates(folder / "rates.parquet", rates)
+    other = write_rates(folder / "other.parquet", dict(reversed(rates.items())))
+
+    assert read_rates(folder / "rates.parquet") == rates
+    assert entry.xxh3_128 == other.xxh3_128
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"row": ["a"], "epoch": [0], "rate": [1.5]}, r"damaged: prompt a has the pass rate 1\.5 in epoch 0"),
+        ({"row": ["a"], "epoch": [0], "rate": [-0.5]}, "damaged: prompt a"),
+        ({"row": ["a"], "epoch": [0], "rate": [math.nan]}, "damaged: prompt a"),
+        ({"row": ["a"], "epoch": [-1], "rate": [0.5]}, "damaged: prompt a"),
+        ({"row": ["a", "a"], "epoch": [0, 1], "rate": [0.5, 0.5]}, "damaged: it has several pass rates of one prompt"),
+    ],
+)
+def test_what_is_not_a_pass_rate_is_torn(tmp_path, columns, message):
+    pq.write_table(pa.table(columns, schema=RATES_SCHEMA), tmp_path / "rates.parquet")
+
+    with pytest.raises(TornError, match=message):
+        read_rates(tmp_path / "rates.parquet")
+
+
+@pytest.mark.parametrize(("rewards", "want"), [((1.0, 0.0, 0.0), 1 / 3), ((2.0, -1.0), 0.5), ((None, 1.0), 1.0), ((None,), None)])
+def test_a_pass_rate_is_the_mean_of_the_rewards_between_zero_and_one(rewards, want):
+    assert ScoredGroup(PromptRecord("p", (1,), ""), (), rewards).pass_rate == want

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spinrun_api.spec import Preference, Prompts, Rule
+from spinrun_api.spec import Preference, Rule, Source
 from spinrun_protocol.environment import PREFERENCE_KEY
 from spinrun_protocol.wire import Sample
 from spinrun_worker.data import load_prompts
@@ -40,9 +40,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def prompt(tmp_path: Path) -> PromptRecord:
     """A conversation as it comes from a file."""
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"chat": TURNS, "answer": "Berlin."}) + "\n")
-    source = Prompts(source=str(tmp_path / "prompts.jsonl"), messages_column="chat", answer_column="answer")
+    source = Source(source=str(tmp_path / "prompts.jsonl"), messages_column="chat", answer_column="answer")
     options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "chat_template": None}
-    return load_prompts(source, max_prompt_tokens=512, needs_answer=False, **options).records[0]
+    return load_prompts(source, block="data.prompts", seed=0, max_prompt_tokens=512, needs_answer=False, **options).records[0]
 
 
 def asked_of(kind: str, ask: Ask, prompt: PromptRecord, **fields: Any) -> list[dict[str, Any]]:

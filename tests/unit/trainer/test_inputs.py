@@ -12,7 +12,14 @@ from spinrun_api.documents import parse_run
 from spinrun_api.spec import Model
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_worker.errors import ConfigurationError
-from spinrun_worker.trainer.inputs import check_vocabulary, find_end_token, load_tokenizer, load_training_data
+from spinrun_worker.trainer.inputs import (
+    check_vocabulary,
+    find_end_token,
+    load_tokenizer,
+    load_training_data,
+    make_stream,
+    source_names,
+)
 from spinrun_worker.trainer.ranks.termination import describe_failure
 from support.chat_templates import CHATML, FAMILIES
 from support.documents import letters_run
@@ -171,7 +178,8 @@ def test_only_a_method_that_trains_on_true_answers_needs_their_end(folder: Path)
 def test_tokens_that_the_model_does_not_know_are_refused_before_anything_is_trained_on(folder: Path) -> None:
     data = load_training_data(spin(folder))
     check_vocabulary(data, 512)
-    largest = max(max(record.tokens) for record in data.training.records)
+    (prompts,) = data.training.values()
+    largest = max(max(record.tokens) for record in prompts.records)
     check_vocabulary(data, largest + 1)
     with pytest.raises(
         ConfigurationError, match=rf"model\.tokenizer: row \d+ of data\.prompts has the token {largest}, and .*vocab"
@@ -179,3 +187,71 @@ def test_tokens_that_the_model_does_not_know_are_refused_before_anything_is_trai
         check_vocabulary(data, largest)
     with pytest.raises(ConfigurationError, match=r"model\.tokenizer"):
         check_vocabulary(data, 3)
+
+
+# --- several sources ------------------------------------------------------------------------------------------------------
+
+
+def mixed(folder: Path, *sources: Any, **prompts: Any) -> Any:
+    document = letters_run("letters", model={"source": str(folder)}, data={"prompts": {"sources": list(sources), **prompts}})
+    return parse_run(document).spec
+
+
+def rows(path: Path, count: int, **columns: object) -> str:
+    path.write_text("".join(json.dumps({"prompt": f"{path.stem} {row}", **columns}) + "\n" for row in range(count)))
+    return str(path)
+
+
+def test_several_sources_are_mixed_by_weight_and_named_in_the_ids_of_prompts(folder: Path, tmp_path: Path) -> None:
+    few, many = rows(tmp_path / "few.jsonl", 2), rows(tmp_path / "many.jsonl", 10)
+    spec = mixed(folder, {"source": few, "weight": 3.0}, {"source": many}, shuffleSeed=1)
+    data = load_training_data(spec)
+    stream = make_stream(data, 1)
+    assert len(stream) == 12
+    drawn = stream.draw(0, 8)
+    assert [prompt.id.partition("/")[0] for prompt in drawn] == ["few", "few", "few", "many"] * 2
+    assert [prompt.id.partition("#")[2] for prompt in drawn if prompt.id.startswith("few")] == ["0", "0", "1", "1", "2", "2"]
+    assert all(prompt.text == f"{prompt.id.partition('/')[0]} {prompt.columns['prompt'].split()[1]}" for prompt in drawn)
+
+
+def test_sources_of_one_name_are_numbered(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    one, other = rows(tmp_path / "a" / "x.jsonl", 1), rows(tmp_path / "x.jsonl", 1)
+    generated = {"source": "arithmetic", "config": "addition-5"}
+    data = load_training_data(mixed(folder, {"source": one}, {"source": other}, generated, {"source": "arithmetic"}))
+    assert source_names(data.training) == ["x-0", "x-1", "addition-5", "addition-15"]
+    assert [prompts.records[0].id.partition("/")[0] for prompts in data.training.values()] == source_names(data.training)
+
+
+def test_each_source_is_ordered_by_its_own_numbers(folder: Path, tmp_path: Path) -> None:
+    spec = mixed(
+        folder,
+        {"source": "arithmetic", "config": "addition-5"},
+        {"source": "arithmetic"},
+        order={"column": "answer", "direction": "descending"},
+    )
+    drawn = make_stream(load_training_data(spec), 0).draw(0, 30)
+    for name in ("addition-5", "addition-15"):
+        sums = [int(prompt.answer or "") for prompt in drawn if prompt.id.startswith(f"{name}/") and prompt.id.endswith("#0")]
+        assert sums == sorted(sums, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"data\.prompts\.sources\[1\]\.source: \S+ has no rows"),
+        ('{"question": "?"}\n', r"data\.prompts\.sources\[1\]\.promptColumn: there is no column 'prompt'"),
+        ('{"prompt": ""}\n', r"data\.prompts\.sources\[1\]: no row of \S+ is a usable prompt"),
+    ],
+)
+def test_a_source_that_gives_nothing_is_named_by_its_index(folder: Path, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "b.jsonl").write_text(content)
+    spec = mixed(folder, {"source": rows(tmp_path / "a.jsonl", 1)}, {"source": str(tmp_path / "b.jsonl")})
+    with pytest.raises(ConfigurationError, match=message):
+        load_training_data(spec)
+
+
+def test_a_token_that_the_model_does_not_know_is_named_with_its_source(folder: Path, tmp_path: Path) -> None:
+    spec = mixed(folder, {"source": rows(tmp_path / "a.jsonl", 1)}, {"source": rows(tmp_path / "b.jsonl", 1)})
+    with pytest.raises(ConfigurationError, match=r"row a/0 of data\.prompts\.sources\[0\] has the token"):
+        check_vocabulary(load_training_data(spec), 3)

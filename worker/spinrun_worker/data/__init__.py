@@ -2,6 +2,15 @@
 
 from spinrun_worker.data.encoding import Encoder
 from spinrun_worker.data.prompts import PromptSet, check_disjoint, encode_answer, load_prompts
-from spinrun_worker.data.stream import PromptStream
+from spinrun_worker.data.stream import Part, PromptStream, row_and_epoch
 
-__all__ = ["Encoder", "PromptSet", "PromptStream", "check_disjoint", "encode_answer", "load_prompts"]
+__all__ = [
+    "Encoder",
+    "Part",
+    "PromptSet",
+    "PromptStream",
+    "check_disjoint",
+    "encode_answer",
+    "load_prompts",
+    "row_and_epoch",
+]

@@ -1,18 +1,19 @@
 """From rows to prompts: template, chat template, token ids, and which rows are dropped on the way."""
 
 import logging
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from spinrun_api.spec import Evaluation, Prompts
+from spinrun_api.spec import Order, Source
 from spinrun_worker.data import arithmetic
 from spinrun_worker.data.conversations import last_request, read_conversation
 from spinrun_worker.data.encoding import MAX_CHARACTERS, Encoder, TextError
 from spinrun_worker.data.order import shuffled
-from spinrun_worker.data.rows import BATCH, DropReason, RowError, is_missing, require_column, text_of, value_at
+from spinrun_worker.data.rows import BATCH, DropReason, RowError, is_missing, number_of, require_column, text_of, value_at
 from spinrun_worker.data.sources import Row, Table, open_source
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.reading import describe, reading
@@ -28,10 +29,10 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of one block of the spec."""
+    """The prompts of one source."""
 
-    source: Prompts
-    """The block that they come from."""
+    source: Source
+    """What the spec says of it."""
 
     records: tuple[PromptRecord, ...]
     """At least one prompt, in shuffled order."""
@@ -41,33 +42,43 @@ class PromptSet:
     where the preference needs one. malformed: messages that are not a conversation, text that is not (half an emoji), or what the
     chat template or the tokenizer refuses."""
 
+    ranks: tuple[float, ...] | None = None
+    """For each prompt a number by which they are drawn within an epoch, the smallest first; None where the seed alone decides."""
+
 
 def load_prompts(
-    source: Prompts,
+    source: Source,
     *,
+    block: str,
+    seed: int,
     tokenizer: "PreTrainedTokenizerBase",
     chat_template: str | None,
     max_prompt_tokens: int,
     needs_answer: bool,
+    order: Order | None = None,
 ) -> PromptSet:
-    """Read a block of prompts and turn its rows into token ids.
+    """Read a source of prompts and turn its rows into token ids.
 
     Args:
-        source: The spec's block.
+        source: What the spec says of it.
+        block: Where it stands in the spec, such as data.prompts, for messages.
+        seed: Of the order in which rows are read.
         tokenizer: The model's tokenizer.
         chat_template: The spec's chat template, which takes precedence over the tokenizer's.
         max_prompt_tokens: Longer prompts are dropped.
         needs_answer: Whether rows without a true answer are dropped.
+        order: The column by which they are drawn within an epoch.
 
     Raises:
         ConfigurationError: The source is missing or gives no usable prompt. The message names the field.
         RunError: The source cannot be reached now.
     """
-    block = "data.evaluation" if isinstance(source, Evaluation) else "data.prompts"
     table = open_source(source, block=block)
     if not len(table):
         raise ConfigurationError(f"{block}.source: {source.source} has no rows")
     reader = _RowReader(source, table, block, needs_answer=needs_answer)
+    if order is not None:
+        require_column(order.column, table, field="data.prompts.order.column")
     encoder = Encoder(tokenizer, chat_template)
     if source.messages_column is not None and not encoder.has_template:
         raise ConfigurationError(
@@ -77,7 +88,7 @@ def load_prompts(
     records: list[PromptRecord] = []
     dropped: Counter[DropReason] = Counter()
     examples: dict[DropReason, str] = {}
-    for index, outcome in _prompts(table, source, reader, encoder, block):
+    for index, outcome in _prompts(table, source, reader, encoder, block, seed):
         if isinstance(outcome, PromptRecord):
             outcome = _of_fitting_length(outcome, max_prompt_tokens)
         if isinstance(outcome, RowError):
@@ -99,25 +110,54 @@ def load_prompts(
         )
     if dropped:
         logger.warning("%s: %d rows dropped: %s", block, dropped.total(), shown)
-    return PromptSet(source, tuple(records), dict(dropped))
+    return PromptSet(source, tuple(records), dict(dropped), None if order is None else _ranks(records, order, block))
 
 
-def check_disjoint(train: PromptSet, test: PromptSet) -> int:
+def _ranks(records: Sequence[PromptRecord], order: Order, block: str) -> tuple[float, ...]:
+    """The numbers by which prompts are drawn. Raises ConfigurationError where no prompt has one."""
+    numbers = [number_of(value_at(record.columns, order.column)) for record in records]
+    missing = numbers.count(None)
+    if missing == len(numbers):
+        raise ConfigurationError(
+            f"data.prompts.order.column: no prompt of {block} has a number in the column {order.column}, such as 3 or 0.5: name "
+            "another column, or remove order"
+        )
+    if missing:
+        logger.warning(
+            "data.prompts.order: %d of %d prompts of %s have no number in the column %s: they come last in each epoch",
+            missing,
+            len(numbers),
+            block,
+            order.column,
+        )
+    sign = -1 if order.direction == "descending" else 1
+    return tuple(math.inf if number is None else sign * number for number in numbers)
+
+
+def check_disjoint(training: Iterable[PromptSet], test: PromptSet) -> int:
     """Count held-out prompts that are also trained on, by their token ids, and warn when there are any.
 
     Raises:
-        ConfigurationError: There are some and both sets are generated: another split is then all it takes.
+        ConfigurationError: There are some, and they and those that they repeat are generated: another split is then all it takes.
     """
-    seen = {record.tokens for record in train.records}
-    shared = sum(record.tokens in seen for record in test.records)
-    message = f"data.evaluation: {shared} of {len(test.records)} held-out prompts are also trained on"
-    if shared and train.source.source == test.source.source == arithmetic.SOURCE:
-        raise ConfigurationError(
-            f"{message}: use the same config with split: train in data.prompts and split: test in data.evaluation"
-        )
+    held_out = {record.tokens for record in test.records}
+    shared: set[tuple[int, ...]] = set()
+    for train in training:
+        repeated = {record.tokens for record in train.records} & held_out
+        if repeated and train.source.source == test.source.source == arithmetic.SOURCE:
+            raise ConfigurationError(
+                f"{_shared(repeated, test)}: use the same config with split: train in data.prompts and split: test in "
+                "data.evaluation"
+            )
+        shared |= repeated
     if shared:
-        logger.warning("%s: the accuracy will look better than it is", message)
-    return shared
+        logger.warning("%s: the accuracy will look better than it is", _shared(shared, test))
+    return sum(record.tokens in shared for record in test.records)
+
+
+def _shared(tokens: Set[tuple[int, ...]], test: PromptSet) -> str:
+    count = sum(record.tokens in tokens for record in test.records)
+    return f"data.evaluation: {count} of {len(test.records)} held-out prompts are also trained on"
 
 
 @dataclass(frozen=True)
@@ -134,7 +174,7 @@ class _Question:
 
 
 def _prompts(
-    table: Table, source: Prompts, reader: "_RowReader", encoder: Encoder, block: str
+    table: Table, source: Source, reader: "_RowReader", encoder: Encoder, block: str, seed: int
 ) -> Iterator[tuple[int, "PromptRecord | RowError"]]:
     """Each row's number and what became of it, in shuffled order, a batch of rows at a time."""
 
@@ -148,7 +188,7 @@ def _prompts(
         except Exception as error:  # noqa: BLE001 - a row may hold anything, and costs no more than itself
             return RowError("malformed", describe(error))
 
-    order = shuffled(len(table), "rows", source.shuffle_seed)
+    order = shuffled(len(table), "rows", seed)
     for start in range(0, len(order), BATCH):
         indices = order[start : start + BATCH]
         with reading(f"{block}.source: rows of {source.source}", remedy="repair the data set, or name another"):
@@ -203,7 +243,7 @@ def _of_fitting_length(record: PromptRecord, max_prompt_tokens: int) -> "PromptR
 class _RowReader:
     """Extracts question and answer from a row, as the block of the spec says."""
 
-    def __init__(self, source: Prompts, table: Table, block: str, *, needs_answer: bool) -> None:
+    def __init__(self, source: Source, table: Table, block: str, *, needs_answer: bool) -> None:
         self._block = block
         self._needs_answer = needs_answer
         self._messages_column = source.messages_column

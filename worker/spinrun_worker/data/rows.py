@@ -1,7 +1,9 @@
 """What is in a row: columns and the fields inside them, values as text, and why a row does not become a prompt."""
 
+import math
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Literal, cast
 
@@ -128,3 +130,14 @@ def text_of(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         return str(int(value))
     return str(value)
+
+
+def number_of(value: object) -> float | None:
+    """A value as a number, which may also be written as text; None for what is not a finite one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -18,7 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import httpx  # httpx or httpx2, whichever this version of it uses
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from spinrun_api.spec import DATA_SUFFIXES, Prompts
+from spinrun_api.spec import DATA_SUFFIXES, Source
 from spinrun_worker.data import arithmetic
 from spinrun_worker.errors import ConfigurationError, RunError
 
@@ -68,12 +68,12 @@ class Table(Protocol):
         ...
 
 
-def open_source(prompts: Prompts, *, block: str) -> Table:
+def open_source(prompts: Source, *, block: str) -> Table:
     """The rows that a block of the spec names.
 
     Args:
         prompts: The spec's block.
-        block: data.prompts or data.evaluation, for messages.
+        block: Where it stands in the spec, such as data.prompts, for messages.
 
     Raises:
         ConfigurationError: The source does not exist or cannot be understood.
@@ -109,7 +109,7 @@ class MemoryTable:
 # Files
 
 
-def _open_file(path: Path, prompts: Prompts, block: str) -> MemoryTable:
+def _open_file(path: Path, prompts: Source, block: str) -> MemoryTable:
     field = f"{block}.source"
     if not path.is_absolute():
         raise ConfigurationError(f"{field}: a file needs an absolute path, got {prompts.source!r}")
@@ -277,7 +277,7 @@ class HubTable:
         return row | dict.fromkeys(self._labels) | names | _as_written(row, self._narrow)
 
 
-def _open_hub(prompts: Prompts, block: str) -> HubTable:
+def _open_hub(prompts: Source, block: str) -> HubTable:
     """Raises ConfigurationError when the Hub has no such data set, RunError when it could not be fetched for minutes."""
     if not _HUB_ID.fullmatch(prompts.source):
         raise ConfigurationError(

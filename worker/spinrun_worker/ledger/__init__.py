@@ -24,7 +24,7 @@ from spinrun_worker.ledger.verification import Finding, find_ledgers, verify_tre
 
 if TYPE_CHECKING:
     from spinrun_worker.ledger.weights import TensorSpec, read_safetensors, weights_index, write_safetensors
-    from spinrun_worker.ledger.window import read_pairs, read_samples, write_pairs, write_samples
+    from spinrun_worker.ledger.window import read_pairs, read_rates, read_samples, write_pairs, write_rates, write_samples
 
 __all__ = [
     "KINDS",
@@ -48,6 +48,7 @@ __all__ = [
     "read_manifest",
     "read_metrics",
     "read_pairs",
+    "read_rates",
     "read_record",
     "read_safetensors",
     "read_samples",
@@ -57,13 +58,14 @@ __all__ = [
     "write_file",
     "write_json",
     "write_pairs",
+    "write_rates",
     "write_safetensors",
     "write_samples",
 ]
 
 _HEAVY = {
     "weights": ("TensorSpec", "read_safetensors", "weights_index", "write_safetensors"),
-    "window": ("read_pairs", "read_samples", "write_pairs", "write_samples"),
+    "window": ("read_pairs", "read_rates", "read_samples", "write_pairs", "write_rates", "write_samples"),
 }
 
 

@@ -1,4 +1,5 @@
-"""A window's Parquet files: samples.parquet, with a row for each prompt, and pairs.parquet, with a row for each pair."""
+"""A window's Parquet files: samples.parquet, with a row for each prompt, pairs.parquet, with a row for each pair, and
+rates.parquet, with a row for each prompt whose pass rate is known."""
 
 import json
 import os
@@ -14,7 +15,7 @@ from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import TornError
 from spinrun_worker.ledger.files import open_regular, write_file
-from spinrun_worker.records import Message, Pair, PromptRecord, ScoredGroup, is_message
+from spinrun_worker.records import Message, Pair, PassRate, PassRates, PromptRecord, ScoredGroup, is_message
 
 # pyarrow has no types.
 Schema = Any
@@ -61,6 +62,7 @@ PAIRS_SCHEMA = pa.schema(
         pa.field("reference_rejected", pa.float64()),
     ]
 )
+RATES_SCHEMA = pa.schema([_required("row", pa.string()), _required("epoch", pa.int64()), _required("rate", pa.float64())])
 
 # Rows converted to columns at once: 1024 prompts with 8 samples of 1024 tokens are 32 MB of token ids.
 _ROWS = 1024
@@ -96,6 +98,36 @@ def read_pairs(path: Path) -> list[Pair]:
         TornError: The file is missing or damaged.
     """
     return _read(path, (PAIRS_SCHEMA,), _pair)
+
+
+def write_rates(path: Path, rates: PassRates) -> FileEntry:
+    """Write pass rates, some bytes for each; every number will be read back exactly. Raises as write_file does."""
+    rows = sorted(rates)  # the same rates give the same bytes
+    known = [rates[row] for row in rows]
+    columns = {"row": rows, "epoch": [each.epoch for each in known], "rate": [each.rate for each in known]}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=RATES_SCHEMA), sink, compression="zstd")
+    return write_file(path, [sink.getvalue()])
+
+
+def read_rates(path: Path) -> dict[str, PassRate]:
+    """Read pass rates.
+
+    Raises:
+        TornError: The file is missing or damaged.
+    """
+    found = _read(path, (RATES_SCHEMA,), _rate)
+    rates = dict(found)
+    if len(rates) < len(found):
+        raise TornError(f"{path} is damaged: it has several pass rates of one prompt")
+    return rates
+
+
+def _rate(row: Row) -> tuple[str, PassRate]:
+    """Raises ValueError for what is not a pass rate."""
+    if not 0 <= row["rate"] <= 1 or row["epoch"] < 0:
+        raise ValueError(f"prompt {row['row']} has the pass rate {row['rate']} in epoch {row['epoch']}")
+    return row["row"], PassRate(row["rate"], row["epoch"])
 
 
 def _group_row(group: ScoredGroup) -> Row:

@@ -1,6 +1,7 @@
 """Puts an attempt together: `build_model` on every rank, `build_rank0` on rank 0, and the training that joins them."""
 
 import gc
+import logging
 import os
 import random
 import shutil
@@ -35,7 +36,7 @@ from spinrun_worker.records import Answers
 from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.coordinator import Coordinator
 from spinrun_worker.trainer.evaluation import Evaluations
-from spinrun_worker.trainer.inputs import TrainingData, check_vocabulary, load_training_data
+from spinrun_worker.trainer.inputs import TrainingData, check_vocabulary, load_training_data, make_stream
 from spinrun_worker.trainer.model.learner import Learner
 from spinrun_worker.trainer.model.lora import FILE_DTYPE, config_file, digest_of_base
 from spinrun_worker.trainer.model.memory import trim_memory
@@ -57,10 +58,11 @@ from spinrun_worker.trainer.reporting.tracing import traced
 from spinrun_worker.trainer.reporting.trackers import TrackerCollector, following
 from spinrun_worker.trainer.sampling.ahead import Ahead
 from spinrun_worker.trainer.sampling.client import RolloutClient
-from spinrun_worker.trainer.sampling.draws import Draws, EnoughPairs, SomePrompts
+from spinrun_worker.trainer.sampling.draws import Draws, EnoughPairs, Places, SelectedPrompts, SomePrompts
 from spinrun_worker.trainer.sampling.exchange import Exchange
 from spinrun_worker.trainer.sampling.in_turn import InTurn
 from spinrun_worker.trainer.sampling.requests import Requests
+from spinrun_worker.trainer.sampling.selection import AllPrompts, InsideBand
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
 from spinrun_worker.trainer.stepper import Stepper
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
@@ -71,6 +73,8 @@ from spinrun_worker.trainer.storage.store import Publication, RunStore
 from spinrun_worker.trainer.storage.windows import ScoredAnswers, Windows
 from spinrun_worker.trainer.training import Training
 from spinrun_worker.trainer.window import WindowTrainer
+
+logger = logging.getLogger(__name__)
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
@@ -129,7 +133,9 @@ def train(options: Options, ranks: Distributed, stop: StopSignal, board: Progres
             cleanup.callback(server.close)
             cleanup.enter_context(traced(board, options.run, options.attempt))
         data = ranks.on_rank0(partial(load_training_data, spec))
-        schedule = ranks.from_rank0(lambda: make_schedule(spec, num_prompts=len(data.training.records)))
+        schedule = ranks.from_rank0(
+            lambda: make_schedule(spec, num_prompts=sum(len(each.records) for each in data.training.values()))
+        )
         board.update(windows=schedule.windows, total_steps=schedule.total_steps)
 
         model = build_model(options, ranks, ledger, data)
@@ -207,7 +213,7 @@ def build_rank0(
         engine_args=spec.scorers.engine_args if spec.scorers else {},
     )
     cleanup.callback(scorer.close)
-    stream = PromptStream(data.training.records, spec.data.prompts.shuffle_seed)
+    stream = make_stream(data, spec.data.prompts.shuffle_seed)
     base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
     encode = partial(encode_answer, data.tokenizer, max_tokens=spec.max_tokens, end=data.end_token)
     pairs = PairMaker(run, scorer, encode, base)
@@ -215,7 +221,7 @@ def build_rank0(
     evaluations = Evaluations(run, schedule, held_out, ledger=ledger, pairs=pairs, board=board, recorder=recorder)
     evaluations.load()
     requests = Requests(run, rollouts=rollouts, board=board, stop=stop)
-    windows = Windows(ledger, schedule, has_base=base is not None)
+    windows = Windows(ledger, schedule, has_base=base is not None, pass_rate=spec.method.pass_rate)
     return Rank0Parts(
         rollouts=rollouts,
         requests=requests,
@@ -237,18 +243,27 @@ def make_draws(
     board: ProgressBoard,
 ) -> Draws:
     """How windows draw their prompts: the spec gives their size in prompts or in pairs."""
-    if spec.trainer.pairs_per_step is None:
+
+    def tell(note: str) -> None:
+        logger.warning("%s", note)
+        board.update(message=note)
+
+    rates, selection = windows.rates, AllPrompts()
+    if rates is not None:
+        selection = InsideBand(stream, rates.band, known_after=rates.after, overlap=spec.method.overlap)
+    elif spec.trainer.pairs_per_step is None:
         return SomePrompts(stream, schedule, requests)
+    places = Places(stream, schedule, windows, selection, tell)
+    if spec.trainer.pairs_per_step is None:
+        return SelectedPrompts(places, requests)
 
     def score(answers: Answers) -> ScoredAnswers:
         with board.during("score"):
             return pairs.score(answers)
 
     return EnoughPairs(
-        stream,
-        schedule,
+        places,
         requests,
-        windows,
         max_prompts_factor=(spec.method.sampling or SamplingSettings()).max_prompts_factor,
         score=score,
         num_pairs=lambda group: len(pairs.pair(ScoredAnswers([group])).pairs),

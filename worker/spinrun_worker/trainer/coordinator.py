@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from spinrun_protocol.ledger import Drawn, Manifest
 from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import Pair
-from spinrun_worker.trainer.figures import drawn_figures, throughput_figures, window_figures
+from spinrun_worker.trainer.figures import drawn_figures, pass_rate_figures, throughput_figures, window_figures
 from spinrun_worker.trainer.rank0 import Rank0Parts
 from spinrun_worker.trainer.ranks.distributed import Distributed, Kept, collective
 from spinrun_worker.trainer.reporting.board import ProgressBoard
@@ -37,7 +37,7 @@ class NewWindow(Window):
     """The weights that answered its prompts."""
     answers: Kept[ScoredAnswers]
     drawn: Drawn | None
-    """Which prompts these were, where their pairs decided it."""
+    """Which prompts these were, where their pairs or pass rates decided it."""
 
 
 class Coordinator:
@@ -68,7 +68,11 @@ class Coordinator:
             pairing = self._parts.pairs.pair(answers)
         pairs = {number: pairing.pairs, **self._parts.windows.replayed(number)}
         figures = self._figures(answers, pairing, pairs, number) | throughput_figures(answers.groups, answered.seconds)
-        figures |= drawn_figures(answered.drawn) if answered.drawn is not None else {}
+        drawn, rates = answered.drawn, self._parts.windows.rates
+        figures |= drawn_figures(drawn) if drawn is not None else {}
+        if drawn is not None and rates is not None:
+            known = rates.learn(number, answers.groups)
+            figures |= pass_rate_figures(answers.groups, known, rates.band, skipped=drawn.skipped, widened=answered.widened)
         self._board.update_metrics(samples_per_second=figures["throughput/samples_per_second"])
         return NewWindow(number, pairs, figures, answered.weights, Kept(answers), answered.drawn)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Sequence
 
-from spinrun_api.spec import Truncated
+from spinrun_api.spec import PassRateBand, Truncated
 from spinrun_protocol.ledger import Drawn
 from spinrun_worker.methods.pairing import Pairing
-from spinrun_worker.records import ScoredGroup, is_cut_off
+from spinrun_worker.records import PassRates, ScoredGroup, is_cut_off
 
 
 def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True, unusable: Collection[str] = ()) -> float:
@@ -70,7 +70,29 @@ def prompt_figures(num_prompts: int, pairing: Pairing, *, by_rule: bool) -> dict
 
 def drawn_figures(drawn: Drawn) -> dict[str, float]:
     """How many prompts a window took to have its pairs."""
-    return {"prompts": float(drawn.stop - drawn.start)}
+    return {"prompts": float(drawn.stop - drawn.start - drawn.skipped)}
+
+
+def pass_rate_figures(
+    groups: Sequence[ScoredGroup], rates: PassRates, band: PassRateBand, *, skipped: int, widened: float
+) -> dict[str, float]:
+    """How prompts do, where windows leave out some.
+
+    Args:
+        groups: The window's own samples with their rewards.
+        rates: The pass rates that are known after the window.
+        band: Those of prompts that windows draw.
+        skipped: Prompts that the window left out.
+        widened: By how much it moved the bounds apart.
+    """
+    own = [rate for group in groups if (rate := group.pass_rate) is not None]
+    inside = sum(band.min <= each.rate <= band.max for each in rates.values())
+    return {
+        "pass_rate/mean": sum(own) / len(own) if own else 0.0,
+        "pass_rate/inside": inside / len(rates) if rates else 0.0,
+        "pass_rate/widened": widened,
+        "skipped_prompts": float(skipped),
+    }
 
 
 def throughput_figures(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, float]:

@@ -1,14 +1,16 @@
 """What rank 0 reads before anything else can be known: the data, and the model's tokenizer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from spinrun_api.spec import Model, SpinRunSpec
-from spinrun_worker.data import Encoder, PromptSet, check_disjoint, load_prompts
+from spinrun_api.spec import MixedSource, Model, SpinRunSpec
+from spinrun_worker.data import Encoder, Part, PromptSet, PromptStream, check_disjoint, load_prompts
+from spinrun_worker.data.arithmetic import DEFAULT_CONFIG, SOURCE
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.model_files import CONFIG, GENERATION_CONFIG, find_file, read_object
 from spinrun_worker.reading import reading
@@ -23,7 +25,8 @@ class TrainingData:
     """Prompts as the model reads them."""
 
     tokenizer: PreTrainedTokenizerBase
-    training: PromptSet
+    training: Mapping[str, PromptSet]
+    """Those of each source, by where it stands in the spec."""
     evaluation: PromptSet | None
     """The held-out ones."""
     end_token: int | None = None
@@ -39,26 +42,56 @@ def load_training_data(spec: SpinRunSpec) -> TrainingData:
     """
     check_files(spec.model)
     tokenizer = load_tokenizer(spec.model)
+    load = partial(
+        load_prompts, tokenizer=tokenizer, chat_template=spec.model.chat_template, max_prompt_tokens=spec.max_prompt_tokens
+    )
+    prompts, held_out, evaluation = spec.data.prompts, spec.data.evaluation, None
+    needs_answer, exam_needs_answer = spec.preference.needs_answer, spec.preference.needs_answer_in_evaluation
     with reading("data", remedy="repair the data set, the tokenizer or the chat template, or name another"):
-        prompt_sets = [
-            load_prompts(
-                source,
-                tokenizer=tokenizer,
-                chat_template=spec.model.chat_template,
-                max_prompt_tokens=spec.max_prompt_tokens,
-                needs_answer=needs_answer,
-            )
-            for source, needs_answer in (
-                (spec.data.prompts, spec.preference.needs_answer),
-                (spec.data.evaluation, spec.preference.needs_answer_in_evaluation),
-            )
-            if source is not None
-        ]
-    training, evaluation = prompt_sets[0], prompt_sets[1] if len(prompt_sets) > 1 else None
+        training = {
+            block: load(source, block=block, seed=prompts.shuffle_seed, order=prompts.order, needs_answer=needs_answer)
+            for block, source in prompts.each.items()
+        }
+        if held_out is not None:
+            evaluation = load(held_out, block="data.evaluation", seed=held_out.shuffle_seed, needs_answer=exam_needs_answer)
+    if len(training) > 1:
+        training = _named(training)
     if evaluation is not None:
-        check_disjoint(training, evaluation)
+        check_disjoint(training.values(), evaluation)
     end_token = find_end_token(spec.model, tokenizer) if spec.method.name == "spin" else None
     return TrainingData(tokenizer, training, evaluation, end_token)
+
+
+def _named(training: Mapping[str, PromptSet]) -> dict[str, PromptSet]:
+    """The prompts of several sources, with the name of its source in each one's id: SOURCE/ROW."""
+    return {
+        block: replace(prompts, records=tuple(replace(each, id=f"{name}/{each.id}") for each in prompts.records))
+        for (block, prompts), name in zip(training.items(), source_names(training), strict=True)
+    }
+
+
+def source_names(training: Mapping[str, PromptSet]) -> list[str]:
+    """A short name for each source: the last part of what the spec calls it, with a number where that is not enough."""
+    sources = [prompts.source for prompts in training.values()]
+    names = [
+        source.config or DEFAULT_CONFIG
+        if source.source == SOURCE
+        else source.source.removesuffix(source.suffix).rpartition("/")[2]
+        for source in sources
+    ]
+    return [name if names.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(names)]
+
+
+def make_stream(data: TrainingData, seed: int) -> PromptStream:
+    """The prompts in the order in which windows draw them. seed: the spec's shuffleSeed."""
+    names = source_names(data.training) if len(data.training) > 1 else [""]
+    return PromptStream.mixed(
+        [
+            Part(prompts.records, name, prompts.source.weight if isinstance(prompts.source, MixedSource) else 1.0, prompts.ranks)
+            for prompts, name in zip(data.training.values(), names, strict=True)
+        ],
+        seed,
+    )
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -122,9 +155,9 @@ def check_vocabulary(data: TrainingData, size: int) -> None:
     Raises:
         ConfigurationError: A prompt, or the end of true answers, has a token that the model does not know.
     """
-    blocks: Mapping[str, PromptSet | None] = {"data.prompts": data.training, "data.evaluation": data.evaluation}
+    blocks = {**data.training, **({"data.evaluation": data.evaluation} if data.evaluation is not None else {})}
     for block, prompts in blocks.items():
-        for record in prompts.records if prompts is not None else ():
+        for record in prompts.records:
             if max(record.tokens) >= size:
                 _refuse_token(f"row {record.id} of {block} has", max(record.tokens), size)
     if data.end_token is not None and data.end_token >= size:

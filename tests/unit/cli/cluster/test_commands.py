@@ -272,6 +272,14 @@ def test_path_of_this_machine_is_refused(spinrun: Shell, server: FakeApiServer, 
     assert server.requests == []
 
 
+def test_path_of_this_machine_in_a_list_is_refused(spinrun: Shell, server: FakeApiServer, run_file: Path) -> None:
+    sources = "[{source: arithmetic}, {source: ./rows.csv, answerColumn: a}]"
+    code, _, error = spinrun("submit", str(run_file), "--set", f"spec.data.prompts={{source: null, sources: {sources}}}")
+    assert code == 2
+    assert "spec.data.prompts.sources.1.source: names a file on this machine" in error
+    assert server.requests == []
+
+
 def test_other_kinds_in_a_file_are_named_and_not_sent(spinrun: Shell, server: FakeApiServer, run_file: Path) -> None:
     run_file.write_text(run_file.read_text() + "---\nkind: ConfigMap\n")
     server.answers("GET", NOT_FOUND)

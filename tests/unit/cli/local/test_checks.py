@@ -80,6 +80,10 @@ def test_what_the_models_files_contradict_is_said_before_anything_starts(
             "spec.preference.ranker.source: FOLDER/writer is a language model (LlamaForCausalLM)",
         ),
         ("spec.data.prompts={source: /none.csv, answerColumn: a}", "spec.data.prompts.source: /none.csv is not a file"),
+        (
+            "spec.data.prompts={source: null, sources: [{source: arithmetic}, {source: /none.csv, answerColumn: a}]}",
+            "spec.data.prompts.sources[1].source: /none.csv is not a file",
+        ),
         ("spec.data.evaluation={source: FOLDER/data.txt, answerColumn: a}", "must end with one of .jsonl, .parquet, .csv"),
     ],
 )

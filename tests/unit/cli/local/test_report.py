@@ -148,10 +148,12 @@ def test_a_ledger_alone_is_enough(finished_run: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_has_just_begun_says_that_there_are_no_figures(tmp_path: Path) -> None:
     (tmp_path / "ledger").mkdir()
-    (tmp_path / "run.yaml").write_text("kind: SpinRun\nmetadata: {name: adding}\nspec: {model: {source: m}}\n")
+    data = "data: {prompts: {sources: [{source: a/b}, {source: c/d}]}}"
+    (tmp_path / "run.yaml").write_text(f"kind: SpinRun\nmetadata: {{name: adding}}\nspec: {{model: {{source: m}}, {data}}}\n")
 
     page = report(tmp_path)
 
+    assert "m · 2 sources of prompts" in page.text
     assert "Unfinished" in page.text
     assert "The ledger holds no figures yet" in page.text
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)

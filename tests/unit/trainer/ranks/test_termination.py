@@ -11,7 +11,7 @@ from spinrun_api.documents import InvalidDocumentError, Problem
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.termination import MAX_BYTES, TerminationMessage, encode
-from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted, RunError
+from spinrun_worker.errors import ConfigurationError, NoPairsError, NoPromptsError, Preempted, RunError
 from spinrun_worker.ledger import LedgerUnavailableError, SupersededError, TornError
 from spinrun_worker.trainer.ranks.termination import clear, describe_failure, say
 
@@ -27,6 +27,7 @@ class ModelError(ConfigurationError):
         (ModelError("x"), ExitCode.INVALID_CONFIGURATION, "InvalidConfiguration"),
         (InvalidDocumentError("run.yaml", [Problem("spec", "x")]), ExitCode.INVALID_CONFIGURATION, "InvalidConfiguration"),
         (NoPairsError("x"), ExitCode.INVALID_CONFIGURATION, "NoPairs"),
+        (NoPromptsError("x"), ExitCode.INVALID_CONFIGURATION, "NoPrompts"),
         (LedgerUnavailableError("x"), ExitCode.LEDGER_UNAVAILABLE, "LedgerUnavailable"),
         (SupersededError("x"), ExitCode.FAILED, "Superseded"),
         (Preempted("x"), ExitCode.PREEMPTED, "Preempted"),

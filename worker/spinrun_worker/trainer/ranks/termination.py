@@ -16,7 +16,7 @@ from spinrun_api.documents import InvalidDocumentError
 from spinrun_protocol.environment import TERMINATION_LOG
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.termination import MAX_BYTES, TerminationMessage, encode
-from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
+from spinrun_worker.errors import ConfigurationError, NoPairsError, NoPromptsError, Preempted
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ def outcome(error: BaseException) -> tuple[ExitCode, str] | None:
             return ExitCode.PREEMPTED, "Preempted"
         case NoPairsError():
             return ExitCode.INVALID_CONFIGURATION, "NoPairs"
+        case NoPromptsError():
+            return ExitCode.INVALID_CONFIGURATION, "NoPrompts"
         case ConfigurationError() | InvalidDocumentError():
             return ExitCode.INVALID_CONFIGURATION, "InvalidConfiguration"
         case LedgerUnavailableError():

@@ -1,4 +1,5 @@
-"""Which prompts a window draws from the stream: as many as the spec says, or so many that they give enough pairs.
+"""Which prompts a window draws from the stream: as many as the spec says, or so many that they give enough pairs; all that come,
+or those whose pass rates lie within bounds.
 
 A window that is to be full of pairs asks some prompts, scores what comes back, and asks on while pairs are missing. Its prompts
 are those of the stream up to the one whose pairs fill it, whichever were answered first: so the window does not depend on how
@@ -7,15 +8,17 @@ fast a rollout was, and short answers, which come first, are not preferred. Rank
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from spinrun_protocol.ledger import Drawn, Manifest
 from spinrun_worker.data import PromptStream
-from spinrun_worker.records import Answers, ScoredGroup
+from spinrun_worker.errors import NoPromptsError
+from spinrun_worker.records import Answers, PromptRecord, ScoredGroup
 from spinrun_worker.trainer.sampling.requests import PendingAnswers, Requests
+from spinrun_worker.trainer.sampling.selection import Selected, Selection
 from spinrun_worker.trainer.schedule import Schedule, divide
 from spinrun_worker.trainer.storage.windows import ScoredAnswers, Windows
 
@@ -37,7 +40,9 @@ class Collected:
     scored: ScoredAnswers | None = None
     """The same with their rewards, where these decided how many prompts were asked."""
     drawn: Drawn | None = None
-    """Likewise, which prompts of the stream these are."""
+    """Likewise, or where some were left out, which prompts of the stream these are."""
+    widened: float = 0.0
+    """By how much the bounds of their pass rates were moved apart."""
 
 
 class PendingWindow(Protocol):
@@ -80,15 +85,132 @@ class _AllAtOnce:
         return Collected(self.weights, answers, self.pending.ended - self.pending.started)
 
 
-class EnoughPairs:
-    """Windows of as many prompts as it takes to have the pairs that the spec wants."""
+class Places:
+    """Where in the stream windows begin and end that do not have the places that the schedule gives them."""
 
     def __init__(
         self,
         stream: PromptStream,
         schedule: Schedule,
-        requests: Requests,
         windows: Windows,
+        selection: Selection,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Prepare to draw.
+
+        Args:
+            stream: The prompts.
+            schedule: Says how many prompts, or pairs, a window wants.
+            windows: Say where the last one ended.
+            selection: Says which positions a window may draw.
+            tell: Told what people should know.
+        """
+        self._stream = stream
+        self._schedule = schedule
+        self._windows = windows
+        self._selection = selection
+        self._tell = tell
+        self._ends: dict[int, tuple[int, float]] = {}
+        """See `_end`; of windows that this attempt has drawn, which may not be in the ledger yet."""
+
+    def wanted(self, number: int) -> int:
+        """How many prompts a window wants or, where its size is given in pairs, how many pairs."""
+        return self._schedule.prompts(number)[1]
+
+    def select(self, number: int, most: int) -> "Place":
+        """Find a window's prompts. most: how many it may ask."""
+        start, rate = self._end(number - 1)
+        return Place(number, start, rate, self._selection.select(number, start, most))
+
+    def draw(self, positions: Sequence[int]) -> list[PromptRecord]:
+        """The prompts at some positions."""
+        return self._stream.at(positions)
+
+    def announce(self, place: "Place") -> None:
+        """Say what is unusual about a window's prompts.
+
+        Raises:
+            NoPromptsError: There is none.
+        """
+        found = place.selected
+        if not found.positions:
+            raise NoPromptsError(
+                f"window {place.number} has no prompt: {found.note}. Start a new run with other bounds, with "
+                "whenNone: widen, or with easier or harder prompts"
+            )
+        if found.note:
+            self._tell(f"window {place.number}: {found.note}")
+
+    def end(self, place: "Place", prompts: int, pairs: int) -> Drawn:
+        """Note where a window ended. prompts: how many of the selected ones it has; pairs: how many these gave."""
+        stop = place.selected.positions[prompts - 1] + 1
+        self._ends[place.number] = stop, pairs / prompts
+        return Drawn(start=place.start, stop=stop, skipped=stop - place.start - prompts)
+
+    def _end(self, number: int) -> tuple[int, float]:
+        """Where the stream continues after a window, and how many pairs each of its prompts gave."""
+        if number < 0:
+            return 0, 1.0
+        if number in self._ends:
+            return self._ends[number]
+        drawn = self._windows.drawn(number)
+        if drawn is None:  # the spec said which prompts it has then
+            return self._schedule.prompts(number + 1)[0], 1.0
+        return drawn.stop, self._windows.num_pairs(number) / max(1, drawn.stop - drawn.start - drawn.skipped)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A window's part of the stream."""
+
+    number: int
+    """The window."""
+    start: int
+    """Position at which it begins."""
+    rate: float
+    """Pairs that each prompt of the window before gave."""
+    selected: Selected
+    """The positions of the prompts that it may ask."""
+
+
+class SelectedPrompts:
+    """Windows of as many prompts as the spec says, with some of the stream left out."""
+
+    def __init__(self, places: Places, requests: Requests) -> None:
+        self._places = places
+        self._requests = requests
+
+    def begin(self, number: int, weights: Manifest) -> PendingWindow:
+        """Ask them all; see `Draws`."""
+        place = self._places.select(number, self._places.wanted(number))
+        prompts = self._places.draw(place.selected.positions)
+        pending = self._requests.for_training(prompts, weights) if prompts else None
+        return _Selected(weights, self._places, place, pending)
+
+
+@dataclass(frozen=True)
+class _Selected:
+    weights: Manifest
+    places: Places
+    place: Place
+    pending: PendingAnswers | None
+
+    def wait(self) -> Collected:
+        self.places.announce(self.place)
+        assert self.pending is not None
+        answers = self.pending.wait()
+        drawn = self.places.end(self.place, len(self.place.selected.positions), 0)
+        seconds = self.pending.ended - self.pending.started
+        return Collected(self.weights, answers, seconds, drawn=drawn, widened=self.place.selected.widened)
+
+
+class EnoughPairs:
+    """Windows of as many prompts as it takes to have the pairs that the spec wants."""
+
+    def __init__(
+        self,
+        places: Places,
+        requests: Requests,
         *,
         max_prompts_factor: float,
         score: Callable[[Answers], ScoredAnswers],
@@ -98,68 +220,56 @@ class EnoughPairs:
         """Prepare to draw.
 
         Args:
-            stream: The prompts.
-            schedule: Says how many pairs a window wants: as many as it would have prompts.
+            places: Where the prompts are.
             requests: Asks the rollouts.
-            windows: Say where the last one ended.
             max_prompts_factor: Most prompts that are asked, as a multiple of the pairs that are wanted.
             score: Gives answers their rewards.
             num_pairs: The pairs that a prompt gives.
             show: Told how many prompts are answered, and how many are asked.
         """
-        self._stream = stream
-        self._schedule = schedule
+        self._places = places
         self._requests = requests
-        self._windows = windows
         self._max_prompts_factor = max_prompts_factor
         self._score = score
         self._num_pairs = num_pairs
         self._show = show
-        self._ends: dict[int, tuple[int, float]] = {}
-        """See `_end`; of windows that this attempt has drawn, which may not be in the ledger yet."""
 
     def begin(self, number: int, weights: Manifest) -> PendingWindow:
         """Ask as many prompts as the window before lets expect; see `Draws`."""
-        start, rate = self._end(number - 1)
-        _, wanted = self._schedule.prompts(number)
+        wanted = self._places.wanted(number)
+        place = self._places.select(number, math.ceil(wanted * self._max_prompts_factor))
+        if not place.selected.positions:
+            return _UntilFull(weights, self._places, place, None)
         filling = Filling(
             wanted,
-            math.ceil(wanted * self._max_prompts_factor),
-            rate,
-            ask=partial(self._ask, start, weights),
+            len(place.selected.positions),
+            place.rate,
+            ask=partial(self._ask, place.selected.positions, weights),
             score=self._score,
             num_pairs=self._num_pairs,
             show=self._show,
         )
-        return _UntilFull(weights, start, filling, ended=partial(self._ends.__setitem__, number))
+        return _UntilFull(weights, self._places, place, filling)
 
-    def _ask(self, start: int, weights: Manifest, offset: int, count: int, on_progress: Callable[[int], None]) -> PendingAnswers:
-        return self._requests.for_training(self._stream.draw(start + offset, count), weights, on_progress)
-
-    def _end(self, number: int) -> tuple[int, float]:
-        """Where the stream continues after a window, and how many pairs each of its prompts gave."""
-        if number < 0:
-            return 0, 1.0
-        if number in self._ends:
-            return self._ends[number]
-        drawn = self._windows.drawn(number)
-        if drawn is None:  # the spec gave its size in prompts then
-            return self._schedule.prompts(number + 1)[0], 1.0
-        return drawn.stop, self._windows.num_pairs(number) / max(1, drawn.stop - drawn.start)
+    def _ask(
+        self, positions: Sequence[int], weights: Manifest, offset: int, count: int, on_progress: Callable[[int], None]
+    ) -> PendingAnswers:
+        return self._requests.for_training(self._places.draw(positions[offset : offset + count]), weights, on_progress)
 
 
 @dataclass(frozen=True)
 class _UntilFull:
     weights: Manifest
-    start: int
-    filling: "Filling"
-    ended: Callable[[tuple[int, float]], None]
+    places: Places
+    place: Place
+    filling: "Filling | None"
 
     def wait(self) -> Collected:
+        self.places.announce(self.place)
+        assert self.filling is not None
         filled = self.filling.wait()
-        drawn = Drawn(start=self.start, stop=self.start + filled.prompts)
-        self.ended((drawn.stop, filled.pairs / max(1, filled.prompts)))
-        return Collected(self.weights, filled.answers, filled.seconds, filled.scored, drawn)
+        drawn = self.places.end(self.place, filled.prompts, filled.pairs)
+        return Collected(self.weights, filled.answers, filled.seconds, filled.scored, drawn, self.place.selected.widened)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_protocol.wire import Sample, SampleGroup
-from spinrun_worker.data import PromptStream
+from spinrun_worker.data import PromptStream, row_and_epoch
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter, TornError, read_samples, write_samples
 from spinrun_worker.records import PromptRecord, ScoredGroup
@@ -58,17 +58,17 @@ class BaseAnswers:
             ConfigurationError: They were never sampled.
         """
         # A window that reaches into another epoch may hold a row twice.
-        rows = {prompt.id: _row(prompt.id) for prompt in prompts}
+        rows = {prompt.id: row_and_epoch(prompt.id)[0] for prompt in prompts}
         wanted = {*rows.values()}
         by_row: dict[str, Sample] = {}
         for window in sorted({self._first_window[row] for row in wanted}):
-            answers = ((_row(group.prompt.id), group.samples[0]) for group in self._read(window))
+            answers = ((row_and_epoch(group.prompt.id)[0], group.samples[0]) for group in self._read(window))
             by_row |= {row: answer for row, answer in answers if row in wanted}
         return {prompt_id: by_row[row] for prompt_id, row in rows.items() if row in by_row}
 
     def _new_prompts(self, window: int) -> list[PromptRecord]:
         """The prompts that the window draws first, each row once."""
-        drawn = {_row(prompt.id): prompt for prompt in self._stream.draw(*self._schedule.prompts(window))}
+        drawn = {row_and_epoch(prompt.id)[0]: prompt for prompt in self._stream.draw(*self._schedule.prompts(window))}
         return [prompt for row, prompt in drawn.items() if self._first_window[row] == window]
 
     def _read(self, window: int) -> list[ScoredGroup]:
@@ -93,12 +93,7 @@ def _first_windows(schedule: Schedule, stream: PromptStream) -> dict[str, int]:
     first: dict[str, int] = {}
     for window in range(schedule.windows):
         for prompt in stream.draw(*schedule.prompts(window)):
-            first.setdefault(_row(prompt.id), window)
+            first.setdefault(row_and_epoch(prompt.id)[0], window)
         if len(first) == len(stream):
             break
     return first
-
-
-def _row(prompt_id: str) -> str:
-    """The row of the data that a prompt of the stream comes from, in whichever epoch."""
-    return prompt_id.rpartition("#")[0]

@@ -10,6 +10,8 @@ SAMPLES = "samples.parquet"
 PAIRS = "pairs.parquet"
 BASE = "base.parquet"
 """File of the answers of version 0 to the window's prompts, with the rewards that they got together with the window's own."""
+RATES = "rates.parquet"
+"""File of the pass rates that are known after the window, where the run asks for them."""
 
 
 def replayed_file(window: int) -> str:
@@ -18,7 +20,7 @@ def replayed_file(window: int) -> str:
 
 
 def window_files(schedule: Schedule, window: int) -> Sequence[str]:
-    """Every file of a window, except the base answers of a run that has them."""
+    """Every file of a window, except the base answers and the pass rates of a run that has them."""
     return [SAMPLES, PAIRS, *map(replayed_file, schedule.replayed(window))]
 
 
@@ -77,7 +79,7 @@ def check_window(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manif
         raise TornError(f"{directory} was sampled from other weights than version {sampler.version}")
     if _compared_with(manifest) != (wanted := reference_of(ledger, schedule, weights)):
         raise TornError(f"{directory} is compared with other weights than version {wanted.version}")
-    if {entry.path for entry in manifest.files} - {BASE} != {*window_files(schedule, number)}:
+    if {entry.path for entry in manifest.files} - {BASE, RATES} != {*window_files(schedule, number)}:
         raise TornError(f"{directory} replays other windows than spec.method.replayWindows says")
     return manifest
 

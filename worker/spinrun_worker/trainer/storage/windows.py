@@ -4,11 +4,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from spinrun_api.spec import PassRateBand
 from spinrun_protocol.ledger import Drawn, Manifest, Reference
 from spinrun_worker.ledger import LedgerWriter, TornError, read_pairs, read_samples, write_pairs, write_samples
 from spinrun_worker.records import Pair, ScoredGroup
 from spinrun_worker.trainer.schedule import Schedule
 from spinrun_worker.trainer.storage.lineage import BASE, PAIRS, SAMPLES, check_window, replayed_file
+from spinrun_worker.trainer.storage.rates import RateMemory
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +32,18 @@ class ScoredAnswers:
 class Windows:
     """Reads and writes windows."""
 
-    def __init__(self, ledger: LedgerWriter, schedule: Schedule, *, has_base: bool) -> None:
+    def __init__(
+        self, ledger: LedgerWriter, schedule: Schedule, *, has_base: bool, pass_rate: PassRateBand | None = None
+    ) -> None:
         """Open the windows of a ledger.
 
         Args:
             ledger: The run's.
             schedule: Says which window each one replays, is sampled from and compared with.
             has_base: Whether a window has answers of version 0.
+            pass_rate: The pass rates of prompts that windows draw; None where they draw all, and no rate is remembered.
         """
+        self.rates = None if pass_rate is None else RateMemory(ledger, pass_rate)
         self._ledger = ledger
         self._schedule = schedule
         self._has_base = has_base
@@ -91,12 +97,15 @@ class Windows:
             answers: Those answers.
             pairs: Its own and those that it replays, all with log-probs of the reference.
             reference: The weights that they are compared with.
-            drawn: Which prompts it asked, where their pairs decided it.
+            drawn: Which prompts it asked, where their pairs or pass rates decided it.
         """
         folder = self._ledger.begin("window", number)
         files = [write_samples(folder / SAMPLES, answers.groups), write_pairs(folder / PAIRS, pairs[number])]
         files += [write_pairs(folder / replayed_file(window), pairs[window]) for window in self._schedule.replayed(number)]
         files += [write_samples(folder / BASE, answers.base)] if self._has_base else []
+        if self.rates is not None:
+            self.rates.learn(number, answers.groups)
+            files.append(self.rates.write(number))
         self._ledger.commit(
             "window",
             number,
@@ -109,7 +118,7 @@ class Windows:
         )
 
     def drawn(self, number: int) -> Drawn | None:
-        """Which prompts a window asked; None where the spec said how many it has.
+        """Which prompts a window asked; None where the spec said which it has.
 
         Raises:
             TornError: The ledger does not hold the window.
