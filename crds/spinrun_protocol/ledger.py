@@ -95,8 +95,8 @@ class Manifest(Record):
     Absent for weights and checkpoints."""
 
     reference: Reference | None = None
-    """The weights that a window's pairs are compared with. Absent for all else, and for windows from before it was written
-    down, whose reference is the version that they were sampled from."""
+    """The weights that a window's pairs are compared with. Absent for all else, for windows of a loss that compares with none,
+    and for windows from before it was written down, whose reference is the version that they were sampled from."""
 
     drawn: Drawn | None = None
     """The prompts of a window that asked until it had enough pairs. Absent for all else, and where the spec says how many prompts

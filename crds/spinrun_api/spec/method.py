@@ -122,6 +122,10 @@ class SamplingSettings(ApiModel):
     trains on the pairs that it has."""
 
 
+WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "cringe"})
+"""Losses that know the policy's log-probs alone."""
+
+
 def of_window(values: Sequence[float], window: int) -> float:
     """The value of a window from a list by window, whose last one holds for all later windows."""
     return values[min(window, len(values) - 1)]
@@ -354,6 +358,12 @@ class Method(ApiModel):
         if self.beta_by_window is None:
             return self
         return self.model_copy(update={"beta": of_window(self.beta_by_window, window)})
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether anything reads log-probs of a reference. Where nothing does, none are computed, and no older version is kept or
+        read back for them."""
+        return self.loss not in WITHOUT_REFERENCE or self.kl_weight > 0
 
     @property
     def cringe_settings(self) -> Cringe | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from spinrun_api.spec import Cringe, Method, Model
-from spinrun_api.spec.method import LOSS_BLOCKS
+from spinrun_api.spec.method import LOSS_BLOCKS, WITHOUT_REFERENCE
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import RunError
 from spinrun_worker.methods.losses import LOSSES, PairLogprobs, divergences, pair_losses
@@ -209,7 +209,7 @@ def test_sppo_at_the_reference_is_the_distance_to_its_targets():
     assert ours(OnePair(-10.0, -20.0), name="sppo", loss="sppo")[0] == pytest.approx(39062.5, rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["cringe", "simpo", "orpo"])
+@pytest.mark.parametrize("loss", sorted(WITHOUT_REFERENCE))
 def test_loss_has_no_reference(loss: str):
     one, other = OnePair(-8.0, -21.0), OnePair(-8.0, -21.0, -30.0, -2.0)
     assert ours(one, loss=loss) == ours(other, loss=loss)
@@ -285,7 +285,16 @@ def test_over_samples_of_the_policy_the_gradient_of_the_divergence_is_that_of_it
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cringe", "simpo", "orpo"}))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_uses_a_reference_where_its_value_depends_on_one_and_with_kl_weight(loss: str):
+    pairs = [OnePair(-8.0, -21.0), OnePair(-8.0, -21.0, -30.0, -2.0)]
+    losses = [pair_losses(tensors([pair]), method_with(loss)).item() for pair in pairs]
+
+    assert method_with(loss).uses_reference == (losses[0] != losses[1])
+    assert method_with(loss, klWeight=0.1).uses_reference
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - WITHOUT_REFERENCE))
 def test_kl_weight_leaves_the_loss_at_the_reference_as_it_is(loss: str):
     at_reference = tensors([OnePair(-10.0, -20.0)])
 
@@ -346,7 +355,7 @@ def test_every_loss_of_the_spec_is_registered_and_described():
 # --- in the learner -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - WITHOUT_REFERENCE))
 def test_self_check_knows_the_first_loss_of_each_method(loss: str, llama: Path):
     method = method_with(loss)
     trained = learner(load_policy(Model(source=str(llama))), method=method, tokensPerMicroBatch=64)
@@ -517,6 +526,25 @@ def test_sppo_by_advantages_is_the_mean_over_all_answers_however_they_are_packed
     assert loss == pytest.approx(whole_loss, rel=1e-6)
     for got_gradient in (whole_gradient, gradient_in_parts):
         torch.testing.assert_close(got_gradient, want_gradient, rtol=1e-4, atol=1e-6 * want_gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("loss", sorted(WITHOUT_REFERENCE))
+def test_without_a_reference_rewards_are_log_probs_per_token_and_nothing_is_said_of_a_reference(loss: str, llama: Path):
+    trained = learner(load_policy(Model(source=str(llama))), method=method_with(loss, beta=2.0), tokensPerMicroBatch=64)
+    pairs = random_pairs(5)
+
+    result = trained.step(pairs, learning_rate=0.0)
+    referred_to = trained.step(referred(trained, pairs, shift=2.0), learning_rate=0.0)
+
+    assert result is not None
+    assert referred_to is not None
+    assert result.loss_at_reference is None
+    assert {name for name in result.figures if "ref" in name} == set()
+    # TRL's CPOTrainer and ORPOTrainer log beta times the log-prob per token.
+    for column, side in enumerate(("chosen", "rejected")):
+        rewards = [2.0 * two[column] / len(getattr(pair, side)) for two, pair in zip(result.logprobs, pairs, strict=True)]
+        assert result.figures[f"rewards/{side}"] == pytest.approx(sum(rewards) / 5)
+    assert referred_to == result, "what an older SpinRun has written of a reference is not read"
 
 
 def test_figures_are_means_over_the_answers_that_are_there(llama: Path):

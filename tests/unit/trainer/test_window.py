@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from spinrun_api.spec import Method
 from spinrun_protocol.ledger import Reference
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
@@ -31,6 +32,7 @@ METHODS = {
     "rollouts' log-probs": ROLLOUTS,
     "base answers": {"refUpdateFreq": 2, "pairing": "bestVsBase"},
     "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
+    "no reference, ahead, replay": OLDER | {"loss": "simpo", "overlap": 1, "replayWindows": 1},
 }
 LN2 = 0.6931471805599453
 UNEVALUATED: Json = {"prompts": {"source": "arithmetic"}}
@@ -256,6 +258,59 @@ def test_the_first_step_gives_its_own_reference_and_no_pass_computes_it(make_run
     assert run.events.index("train") < run.events.index("commit windows 000000")
 
 
+@pytest.mark.parametrize(
+    "method",
+    [METHODS["in turn"], AHEAD, OLDER, REPLAY, ROLLOUTS, {"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "overlap": 1}],
+    ids=["in turn", "ahead", "older reference", "replay", "rollouts' log-probs", "ahead of an older reference"],
+)
+@pytest.mark.parametrize("loss", ["simpo", "orpo", "cringe"])
+def test_a_loss_without_a_reference_has_no_pass_for_one_and_keeps_no_older_version(
+    make_run: MakeRun, method: Json, loss: str
+) -> None:
+    run = make_run(method | {"loss": loss}, windows=3, data=UNEVALUATED, trainer=TRAINER | {"keepCheckpoints": 1}).attempt()
+    assert "reference" not in run.events
+    for number in range(3):
+        assert run.ledger.manifest("window", number).reference is None
+        for file in run.ledger.layout.window(number).glob("*.parquet"):
+            if file.name != "samples.parquet":
+                assert {(pair.reference_chosen, pair.reference_rejected) for pair in read_pairs(file)} == {(None, None)}
+    last_sampler = 2 if method.get("overlap") else 3
+    assert run.ledger.numbers("weights") == [*range(last_sampler, 4)]
+    names = {name for line in read_metrics(run.ledger.layout.metrics) for name in line.values}
+    assert {name for name in names if "ref" in name or "mismatch" in name} == set()
+
+
+def test_with_kl_weight_such_a_loss_has_its_reference(make_run: MakeRun) -> None:
+    run = make_run(METHODS["in turn"] | {"loss": "simpo", "klWeight": 0.1}, windows=1).attempt()
+    assert run.events.count("reference") == 1
+    assert "ref_logps/chosen" in read_metrics(run.ledger.layout.metrics)[1].values
+
+
+def test_a_run_whose_windows_have_log_probs_that_no_loss_reads_continues(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an older SpinRun began them, with an older reference, and replayed."""
+    method = OLDER | {"loss": "simpo", "replayWindows": 1, "overlap": 1}
+    want = make_run(method, windows=3, data=UNEVALUATED).attempt().end_state()
+    run = make_run(method, windows=2, data=UNEVALUATED, trainer=TRAINER | {"checkpointEverySteps": 1})
+
+    def dies(event: str) -> None:
+        if event == "commit checkpoints step-000004":
+            run.on_event = lambda _: None
+            raise Killed(event)
+
+    run.on_event = dies
+    with monkeypatch.context() as patched:
+        patched.setattr(Method, "uses_reference", True)
+        assert interrupted(run, Killed, LedgerError)
+    assert run.ledger.manifest("window", 1).reference is not None
+    run.spec |= {"duration": {"windows": 3}, "trainer": TRAINER}
+    got = run.attempt().end_state()
+    assert {name: digest for name, digest in got.items() if "weights" in name} == {
+        name: digest for name, digest in want.items() if "weights" in name
+    }
+
+
 def test_with_an_older_reference_a_window_is_committed_before_its_first_step(make_run: MakeRun) -> None:
     events = make_run(OLDER).attempt().events
     assert events.index("commit windows 000001") < events.index("train", events.index("activate 1"))
@@ -375,7 +430,7 @@ def interrupted(run: ScriptedRun, *errors: type[BaseException], **options: Any) 
 
 
 # With log-probs of the rollouts a window that is stopped in its first step has the trainer's: the same run, not the same bytes.
-@pytest.mark.parametrize("name", ["in turn", "ahead, older reference, replay"])
+@pytest.mark.parametrize("name", ["in turn", "ahead, older reference, replay", "no reference, ahead, replay"])
 def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun, name: str) -> None:
     method = METHODS[name]
     want = make_run(method, data=UNEVALUATED).attempt().end_state()
@@ -389,7 +444,9 @@ def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun
     assert stopped > 5, "there are as many points to stop at as steps and requests"
 
 
-@pytest.mark.parametrize("name", ["rollouts' log-probs", "base answers", "ahead, older reference, replay"])
+@pytest.mark.parametrize(
+    "name", ["rollouts' log-probs", "base answers", "ahead, older reference, replay", "no reference, ahead, replay"]
+)
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
     method = METHODS[name]
     want = make_run(method, data=UNEVALUATED).attempt().end_state()

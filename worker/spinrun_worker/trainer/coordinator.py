@@ -73,8 +73,8 @@ class Coordinator:
         return NewWindow(number, pairs, figures, answered.weights, Kept(answers), answered.drawn)
 
     @collective
-    def commit(self, window: NewWindow, pairs: Mapping[int, Sequence[Pair]], reference: Manifest) -> None:
-        """Write a window to the ledger. pairs: those of the window, with log-probs of the reference."""
+    def commit(self, window: NewWindow, pairs: Mapping[int, Sequence[Pair]], reference: Manifest | None) -> None:
+        """Write a window to the ledger. pairs: those of the window, with log-probs of the reference, if the loss has one."""
         self._parts.windows.write(window.number, window.sampler, window.answers.value, pairs, reference, window.drawn)
         self._parts.pairs.refuse_endless_ties(window.number, window.answers.value, self._parts.windows.num_pairs)
 

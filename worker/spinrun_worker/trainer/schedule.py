@@ -30,6 +30,8 @@ class Schedule:
     """Windows before it whose pairs a window trains on too."""
     overlap: int = 0
     """Windows that the rollouts are ahead of the trainer."""
+    uses_reference: bool = True
+    """Whether the loss compares with a reference."""
 
     @property
     def windows(self) -> int:
@@ -60,8 +62,10 @@ class Schedule:
         """The version that answers the window's prompts."""
         return max(0, window - self.overlap)
 
-    def reference(self, window: int) -> int:
-        """The version that the window's pairs are compared with."""
+    def reference(self, window: int) -> int | None:
+        """The version that the window's pairs are compared with; None where the loss compares with none."""
+        if not self.uses_reference:
+            return None
         return window - window % self.windows_per_reference if self.windows_per_reference else 0
 
     def replayed(self, window: int) -> range:
@@ -79,7 +83,15 @@ def make_schedule(spec: SpinRunSpec, *, num_prompts: int) -> Schedule:
     """The schedule of a run over a data set of num_prompts prompts (at least one)."""
     method, duration = spec.method, spec.duration
     per_step, per_window = spec.trainer.least_prompts_per_step, method.steps_per_window
-    endless = Schedule(sys.maxsize, per_window, per_step, method.windows_per_reference, method.replay_windows, method.overlap)
+    endless = Schedule(
+        sys.maxsize,
+        per_window,
+        per_step,
+        method.windows_per_reference,
+        method.replay_windows,
+        method.overlap,
+        method.uses_reference,
+    )
     if duration.steps is not None:
         total = duration.steps
     elif duration.windows is not None:

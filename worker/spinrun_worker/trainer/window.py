@@ -15,7 +15,7 @@ from spinrun_worker.errors import Preempted
 from spinrun_worker.trainer.coordinator import Coordinator, NewWindow
 from spinrun_worker.trainer.model.learner import StepResult
 from spinrun_worker.trainer.ranks.distributed import Kept
-from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, pairs_of
+from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, pairs_of, without_reference
 from spinrun_worker.trainer.reference.self_check import self_check
 from spinrun_worker.trainer.sampling.draws import Collected
 from spinrun_worker.trainer.schedule import Schedule, by_window, split_into_steps
@@ -118,7 +118,7 @@ class WindowTrainer:
         return time.monotonic() - started
 
     def commit(self, window: NewWindow, weights: Manifest) -> tuple[Sequence[StepPairs], int]:
-        """Give the pairs of a window their reference log-probs, and commit them.
+        """Give the pairs of a window their reference log-probs, if the loss has a reference, and commit them.
 
         Where the policy is the reference, the first step's own forward pass gives it; then the window is committed after that.
 
@@ -129,6 +129,10 @@ class WindowTrainer:
         reference = self.store.reference(weights)
         first = pairs_of(steps[0])
         commit = partial(self.coordinator.commit, window, reference=reference)
+        if reference is None:
+            steps = [without_reference(step) for step in steps]
+            commit(by_window(steps))
+            return steps, 0
         if reference.version != weights.version or not first:
             by_policy = reference.version == weights.version
             steps = self.passes.by_policy(steps) if by_policy else self.passes.by_version(steps, reference)

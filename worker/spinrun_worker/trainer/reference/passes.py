@@ -50,6 +50,11 @@ def pairs_of(step: StepPairs) -> list[Pair]:
     return [*chain(*step.values())]
 
 
+def without_reference(step: StepPairs) -> StepPairs:
+    """The pairs of a step with no log-probs of any reference."""
+    return {window: [pair.without_reference() for pair in share] for window, share in step.items()}
+
+
 def with_reference(step: StepPairs, logprobs: Sequence[tuple[float, float]]) -> StepPairs:
     """The pairs of a step with their (chosen, rejected) log-probs under the reference, in order.
 

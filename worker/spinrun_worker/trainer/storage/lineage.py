@@ -22,8 +22,8 @@ def window_files(schedule: Schedule, window: int) -> Sequence[str]:
     return [SAMPLES, PAIRS, *map(replayed_file, schedule.replayed(window))]
 
 
-def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Reference:
-    """The weights that the pairs of a window are compared with.
+def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Reference | None:
+    """The weights that the pairs of a window are compared with; None where the loss compares with none.
 
     Older ones have the digest of those that the window of their own number is compared with: the ledger may hold other weights
     under that version by now.
@@ -37,6 +37,8 @@ def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Refer
         TornError: The ledger does not hold the window of the reference's number.
     """
     version = schedule.reference(weights.version)
+    if version is None:
+        return None
     if version == weights.version:
         return Reference(version=version, digest=weights.digest)
     return _compared_with(ledger.manifest("window", version))
@@ -75,7 +77,8 @@ def check_window(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manif
     sampler = sampler_of(ledger, schedule, weights)
     if manifest.parent != sampler.digest:
         raise TornError(f"{directory} was sampled from other weights than version {sampler.version}")
-    if _compared_with(manifest) != (wanted := reference_of(ledger, schedule, weights)):
+    wanted = reference_of(ledger, schedule, weights)
+    if wanted is not None and _compared_with(manifest) != wanted:
         raise TornError(f"{directory} is compared with other weights than version {wanted.version}")
     if {entry.path for entry in manifest.files} - {BASE} != {*window_files(schedule, number)}:
         raise TornError(f"{directory} replays other windows than spec.method.replayWindows says")

@@ -83,8 +83,8 @@ class RunStore:
         return save_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, TrainerState(step=step, version=version))
 
     @collective
-    def reference(self, weights: Manifest) -> Manifest:
-        """The version that the pairs of a window are compared with.
+    def reference(self, weights: Manifest) -> Manifest | None:
+        """The version that the pairs of a window are compared with; None where the loss compares with none.
 
         Args:
             weights: The version that the window begins with.
@@ -93,6 +93,8 @@ class RunStore:
             TornError: The ledger does not hold the reference as earlier windows had it.
         """
         wanted = reference_of(self.ledger, self.schedule, weights)
+        if wanted is None:
+            return None
         if wanted.version == weights.version:
             return weights
         found = self.ledger.verify("weights", wanted.version, hashes=False)
@@ -148,10 +150,16 @@ class RunStore:
             acknowledged=acknowledged,
             newest=newest,
             needed={best.version} if best else set[int](),
-            read_by=lambda window: (self.schedule.reference(window), self.schedule.sampler(window)),
+            read_by=self._read_by,
         )
         if gone.weights or gone.checkpoints:
             logger.info("deleted versions %s and checkpoints %s", list(gone.weights), list(gone.checkpoints))
+
+    def _read_by(self, window: int) -> list[int]:
+        """The versions that a window reads: who answers its prompts, and what its pairs are compared with."""
+        return [
+            version for version in (self.schedule.sampler(window), self.schedule.reference(window)) if version is not None
+        ]
 
     @collective
     def _can_resume(self, step: int) -> bool:

@@ -77,7 +77,7 @@ class Windows:
         }
 
     def write(
-        self, number: int, sampler: Manifest, answers: ScoredAnswers, pairs: Pairs, reference: Manifest, drawn: Drawn | None
+        self, number: int, sampler: Manifest, answers: ScoredAnswers, pairs: Pairs, reference: Manifest | None, drawn: Drawn | None
     ) -> None:
         """Commit a window.
 
@@ -86,7 +86,7 @@ class Windows:
             sampler: The weights that answered its prompts.
             answers: Those answers.
             pairs: Its own and those that it replays, all with log-probs of the reference.
-            reference: The weights that they are compared with.
+            reference: The weights that they are compared with; None where the loss compares with none.
             drawn: Which prompts it asked, where their pairs decided it.
         """
         folder = self._ledger.begin("window", number)
@@ -100,7 +100,7 @@ class Windows:
             step=self._schedule.first_step(number),
             version=sampler.version,
             parent=sampler.digest,
-            reference=Reference(version=reference.version, digest=reference.digest),
+            reference=None if reference is None else Reference(version=reference.version, digest=reference.digest),
             drawn=drawn,
         )
 
