@@ -14,12 +14,36 @@ class LossSettings(ApiModel):
     """Settings of one loss. In `Method` their block has the name of the loss."""
 
 
-class Sigmoid(LossSettings):
+class Divergent(LossSettings):
+    """Settings of a loss over margins, which may be of another divergence than DPO's."""
+
+    divergence: Literal["reverseKL", "forwardKL", "js", "alpha"] = "reverseKL"
+    """The divergence from the reference that keeps the policy near it, by which an answer's score takes the place of its
+    log-ratio (arXiv 2309.16240). reverseKL: DPO's own, whose score is the log-ratio. forwardKL: an answer that has become
+    unlikely costs most. js: Jensen and Shannon's, which bounds how much an answer gains by becoming likelier. alpha: from
+    forwardKL at α = 0 to reverseKL at α = 1."""
+
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """α of the divergence alpha. Absent: one half."""
+
+    @rule(
+        cel="!has(self.alpha) || (has(self.divergence) && self.divergence == 'alpha')",
+        message="alpha is for the divergence alpha: remove it or set divergence: alpha",
+    )
+    def _alpha_is_for_its_divergence(self) -> bool:
+        return self.alpha is None or self.divergence == "alpha"
+
+
+class Sigmoid(Divergent):
     """Settings of the loss sigmoid."""
 
     label_smoothing: float = Field(default=0.0, ge=0, le=0.5)
     """Assumed share of pairs whose preference is wrong (conservative DPO). 0 trusts every pair; at one half nothing is learned
     but to stay near the reference."""
+
+
+class Hinge(Divergent):
+    """Settings of the loss hinge."""
 
 
 class Robust(LossSettings):
@@ -179,6 +203,9 @@ class Method(ApiModel):
 
     sigmoid: Sigmoid | None = None
     """Settings of the loss sigmoid. Absent: their defaults."""
+
+    hinge: Hinge | None = None
+    """Settings of the loss hinge. Absent: their defaults."""
 
     robust: Robust | None = None
     """Settings of the loss robust. Absent: their defaults."""

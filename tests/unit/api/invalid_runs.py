@@ -107,6 +107,12 @@ INVALID: dict[str, Invalid] = {
     "beta-too-large": wrong("spec.method.beta", 1001),
     "label-smoothing-above-one-half": wrong("spec.method.sigmoid.labelSmoothing", 0.51),
     "label-smoothing-negative": wrong("spec.method.sigmoid.labelSmoothing", -0.1),
+    "unknown-divergence": wrong("spec.method.sigmoid.divergence", "chiSquared"),
+    "divergence-alpha-of-one": wrong("spec.method.sigmoid", {"divergence": "alpha", "alpha": 1}, "spec.method.sigmoid.alpha"),
+    "alpha-of-another-divergence": wrong("spec.method.sigmoid", {"divergence": "js", "alpha": 0.5}, "spec.method.sigmoid"),
+    "alpha-without-a-divergence": wrong(
+        "spec.method.hinge", {"alpha": 0.5}, "alpha is for the divergence alpha", spec__method__loss="hinge"
+    ),
     "discopop-too-slow": wrong("spec.method.discopop.tau", 1.5, spec__method__loss="discopop"),
     "exo-prefers-the-rejected": wrong("spec.method.exo.floor", 0.5, spec__method__loss="exo"),
     "dpop-negative": wrong("spec.method.dpop.weight", -1, spec__method__loss="dpop"),

@@ -95,6 +95,20 @@ LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
         pytest.param({"loss": "hinge", "beta": 2.0}, 0.0, id="hinge beyond its margin"),
         # (2/4 + 1/2 - 5)²
         pytest.param({"loss": "ipo"}, 16.0, id="ipo per token"),
+        # Scores of 1 - e^-2 and 1 - e^1: 1 - 0.1 (e - e^-2)
+        pytest.param({"loss": "hinge", "hinge": {"divergence": "forwardKL"}}, 1 - 0.1 * (math.e - math.exp(-2)), id="forward KL"),
+        # Scores of log (2 e^2 / (e^2 + 1)) and log (2 e^-1 / (e^-1 + 1)), whose difference is log ((1 + e) / (1 + e^-2))
+        pytest.param(
+            {"loss": "hinge", "hinge": {"divergence": "js"}},
+            1 - 0.1 * math.log((1 + math.e) / (1 + math.exp(-2))),
+            id="Jensen-Shannon",
+        ),
+        # Scores of 2 (1 - e^-1) and 2 (1 - e^0.5)
+        pytest.param(
+            {"loss": "hinge", "hinge": {"divergence": "alpha"}},
+            1 - 0.1 * 2 * (math.exp(0.5) - math.exp(-1)),
+            id="alpha one half",
+        ),
         # (3 - 5)²
         pytest.param({"loss": "ipo", "ipo": {"average": False}}, 4.0, id="ipo summed"),
         pytest.param({"loss": "robust"}, -LOG_SIGMOID_03, id="robust without noise"),
@@ -593,16 +607,19 @@ def trl() -> Original:
         ld_alpha: float | None = None,
         discopop_tau: float = 0.05,
         token_logprobs: Tensor | None = None,
+        divergence: str = "reverse_kl",
+        alpha: float = 0.5,
+        dtype: torch.dtype = torch.float64,
     ) -> tuple[float, list[float]]:
         num_tokens = torch.tensor([pair.chosen_tokens, pair.rejected_tokens])
         # A prompt of one token, the completions after it, pads to the longer one.
         completion_mask = (torch.arange(1 + int(num_tokens.max())) - 1 < num_tokens[:, None]).long()
         completion_mask[:, 0] = 0
-        inputs = tensors([pair])
+        inputs = tensors([pair], dtype)
         log_probs = token_logprobs
         if log_probs is None:
             # The first token carries the log-prob of the whole completion: its sum is then what we have, bit for bit.
-            others = torch.zeros(2, completion_mask.shape[1] - 2, dtype=torch.float64)
+            others = torch.zeros(2, completion_mask.shape[1] - 2, dtype=dtype)
             log_probs = torch.cat([inputs.policy_B2.view(2, 1), others], dim=1)
         unused = torch.zeros_like(log_probs)
         outputs = SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
@@ -613,7 +630,8 @@ def trl() -> Original:
             loss_weights=weights,
             beta=beta,
             label_smoothing=label_smoothing,
-            f_divergence_type="reverse_kl",
+            f_divergence_type=divergence,
+            f_alpha_divergence_coef=alpha,
             precompute_ref_logps=True,
             ld_alpha=ld_alpha,
             use_weighting=False,
@@ -713,6 +731,82 @@ def test_length_desensitize_is_that_of_trl(
     want, want_gradient = trl(pair, IN_TRL[name], beta=beta, ld_alpha=alpha, token_logprobs=token_logprobs.requires_grad_())
     of_answers = [gradient for gradient, is_there in zip(want_gradient, there.flatten().tolist(), strict=True) if is_there]
     assert_same((loss.item(), given.grad[there].tolist()), (want, of_answers))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+@pytest.mark.parametrize(("divergence", "in_trl"), [("forwardKL", "forward_kl"), ("js", "js_divergence")])
+def test_other_divergences_are_those_of_trl_where_trl_has_a_number(
+    trl: Original, divergence: str, in_trl: str, loss: str, beta: float, pair: OnePair
+):
+    got, got_gradient = ours(pair, loss=loss, beta=beta, **{loss: {"divergence": divergence}})
+    want, want_gradient = trl(pair, loss, beta=beta, divergence=in_trl)
+
+    if all(map(math.isfinite, (want, *want_gradient))):
+        assert_same((got, got_gradient), (want, want_gradient))
+    else:  # e^2000, where ours has no gradient any more
+        assert pair.policy_chosen < -2000 or pair.policy_rejected < -2000
+        assert math.isfinite(got)
+        lost = (pair.policy_chosen < -2000, pair.policy_rejected < -2000)
+        assert [each == 0 for each, is_lost in zip(got_gradient, lost, strict=True) if is_lost] == [True] * sum(lost)
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+def test_alpha_divergences_are_those_of_trl_and_of_their_formula(
+    trl: Original, alpha: float, loss: str, beta: float, pair: OnePair
+):
+    settings = {"loss": loss, "beta": beta, loss: {"divergence": "alpha", "alpha": alpha}}
+    inputs = tensors([pair], torch.float32)  # which TRL computes them in, whatever it is given
+    single_B = pair_losses(inputs, Method.model_validate(settings))
+    single_B.sum().backward()
+    assert inputs.policy_B2.grad is not None
+    want, want_gradient = trl(pair, loss, beta=beta, divergence="alpha_divergence", alpha=alpha, dtype=torch.float32)
+    assert single_B.item() == pytest.approx(want, rel=1e-4, abs=1e-6)
+    assert inputs.policy_B2.grad[0].tolist() == pytest.approx(want_gradient, rel=1e-4, abs=1e-6)
+
+    got, got_gradient = ours(pair, **settings)
+    policy = torch.tensor([pair.policy_chosen, pair.policy_rejected], dtype=torch.float64, requires_grad=True)
+    log_ratios = policy - torch.tensor([pair.reference_chosen, pair.reference_rejected], dtype=torch.float64)
+    scores = (((alpha - 1) * log_ratios).clamp(max=80).exp() - 1) / (alpha - 1)
+    scaled = beta * (scores[0] - scores[1])
+    formula = torch.logaddexp(torch.zeros_like(scaled), -scaled) if loss == "sigmoid" else torch.relu(1 - scaled)
+    formula.backward()
+    assert policy.grad is not None
+    assert got == pytest.approx(formula.item(), rel=1e-12, abs=1e-12)
+    assert got_gradient == pytest.approx(policy.grad.tolist(), rel=1e-12, abs=1e-12)
+
+
+def test_alpha_is_one_half_unless_said_otherwise():
+    absent, one_half = ({"divergence": "alpha"}, {"divergence": "alpha", "alpha": 0.5})
+
+    assert ours(BY_HAND, sigmoid=absent) == ours(BY_HAND, sigmoid=one_half)
+
+
+@pytest.mark.parametrize("divergence", ["forwardKL", "js", "alpha"])
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+def test_at_the_reference_every_divergence_has_the_loss_of_dpo(divergence: str, loss: str):
+    at_reference = OnePair(-10.0, -20.0)
+
+    assert ours(at_reference, loss=loss, **{loss: {"divergence": divergence}})[0] == ours(at_reference, loss=loss)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("divergence", ["forwardKL", "js", "alpha"])
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+def test_divergences_stay_finite_far_from_the_reference(loss: str, divergence: str, dtype: torch.dtype):
+    far = [OnePair(chosen, rejected, 0.0, 0.0) for chosen in (-2000.0, 0.0, 2000.0) for rejected in (-2000.0, 0.0, 2000.0)]
+    inputs = tensors(far, dtype)
+
+    losses_B = pair_losses(inputs, method_with(loss, beta=1000.0, **{loss: {"divergence": divergence}}))
+    losses_B.sum().backward()
+
+    assert losses_B.isfinite().all()
+    assert inputs.policy_B2.grad is not None
+    assert inputs.policy_B2.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("pair", INPUTS)

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spinrun_api.spec import Discopop, Dpop, Exo, Ipo, Method, Orpo, Robust, Sigmoid, Simpo, Sppo, SppoAdvantage
+from spinrun_api.spec import Discopop, Dpop, Exo, Hinge, Ipo, Method, Orpo, Robust, Sigmoid, Simpo, Sppo, SppoAdvantage
+from spinrun_api.spec.method import Divergent
+
+LARGEST_EXPONENT = 80.0
+"""Largest exponent of a score of a divergence, as in TRL: fp32 ends not far beyond it. An answer that far off has no gradient."""
 
 MOST_LIKELY = -1e-6
 """Highest log-prob per token whose odds orpo takes: those of a certain token are infinite."""
@@ -49,6 +53,14 @@ class PairLogprobs:
         """[B] log-ratio of chosen minus that of rejected, nats: h in the formulas."""
         chosen_B, rejected_B = self.log_ratios
         return chosen_B - rejected_B
+
+    def scores(self, settings: Divergent) -> tuple[Tensor, Tensor]:
+        """([B], [B]) what the divergence has in place of the log-ratios of chosen and rejected: f'(t), t the ratio.
+
+        Source: arXiv 2309.16240, table 1, without the constants that are the same for both.
+        """
+        chosen_B, rejected_B = self.log_ratios
+        return _score(chosen_B, settings), _score(rejected_B, settings)
 
     def per_token(self) -> "PairLogprobs":
         """The same with log-probs averaged over the tokens of each completion; those of an empty one stay 0."""
@@ -99,12 +111,27 @@ def divergences(pairs: PairLogprobs) -> Tensor:
     return 0.5 * (pairs.policy_B2 - pairs.reference_B2).square().mean(dim=1)
 
 
-def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] DPO: -(1-ε) log σ(βh) - ε log σ(-βh), with ε the label smoothing.
+def _score(log_ratio_B: Tensor, settings: Divergent) -> Tensor:
+    """[B] f'(t) of a divergence, from log t."""
+    if settings.divergence == "js":
+        return math.log(2) + logsigmoid(log_ratio_B)  # log (2 t / (t + 1))
+    if settings.divergence == "reverseKL":
+        return log_ratio_B
+    # (t^(α-1) - 1) / (α-1); at α = 0 this is forward KL's 1 - 1/t.
+    alpha = 0.0 if settings.divergence == "forwardKL" else 0.5 if settings.alpha is None else settings.alpha
+    exponents_B = ((alpha - 1) * log_ratio_B).clamp(max=LARGEST_EXPONENT)
+    return torch.expm1(exponents_B) / (alpha - 1)
 
-    Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3.
+
+def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] DPO: -(1-ε) log σ(βh) - ε log σ(-βh), with ε the label smoothing, and h the difference of scores.
+
+    Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3; other divergences,
+    arXiv 2309.16240.
     """
-    scaled_B, smoothing = method.beta * pairs.margins, (method.sigmoid or Sigmoid()).label_smoothing
+    settings = method.sigmoid or Sigmoid()
+    chosen_B, rejected_B = pairs.scores(settings)
+    scaled_B, smoothing = method.beta * (chosen_B - rejected_B), settings.label_smoothing
     return -(1 - smoothing) * logsigmoid(scaled_B) - smoothing * logsigmoid(-scaled_B)
 
 
@@ -114,8 +141,9 @@ def sigmoid_norm(pairs: PairLogprobs, method: Method) -> Tensor:
 
 
 def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] max(0, 1 - βh): SLiC's, arXiv 2305.10425, over log-ratios as in RSO, arXiv 2309.06657."""
-    return torch.relu(1 - method.beta * pairs.margins)
+    """[B] max(0, 1 - βh): SLiC's, arXiv 2305.10425, over log-ratios as in RSO, arXiv 2309.06657, or other scores."""
+    chosen_B, rejected_B = pairs.scores(method.hinge or Hinge())
+    return torch.relu(1 - method.beta * (chosen_B - rejected_B))
 
 
 def ipo(pairs: PairLogprobs, method: Method) -> Tensor:

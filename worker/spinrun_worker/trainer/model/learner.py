@@ -102,8 +102,8 @@ class Learner:
         """Take one optimizer step on the pairs of all ranks.
 
         The loss is the sum over pairs divided by their number, so packing and the number of ranks change only its rounding. Pairs
-        without a reference are compared with the policy as it is now, whose log-probs the step's own forward pass gives. Where the
-        loss compares with no reference, what pairs have of one is not read.
+        without a reference are compared with the policy as it is now, whose log-probs the step's own forward pass gives. What pairs
+        have of a reference is not read where the loss compares with none.
 
         Args:
             pairs: All pairs of the step, the same on every rank.

@@ -157,9 +157,7 @@ class RunStore:
 
     def _read_by(self, window: int) -> list[int]:
         """The versions that a window reads: who answers its prompts, and what its pairs are compared with."""
-        return [
-            version for version in (self.schedule.sampler(window), self.schedule.reference(window)) if version is not None
-        ]
+        return [version for version in (self.schedule.sampler(window), self.schedule.reference(window)) if version is not None]
 
     @collective
     def _can_resume(self, step: int) -> bool:

@@ -77,7 +77,13 @@ class Windows:
         }
 
     def write(
-        self, number: int, sampler: Manifest, answers: ScoredAnswers, pairs: Pairs, reference: Manifest | None, drawn: Drawn | None
+        self,
+        number: int,
+        sampler: Manifest,
+        answers: ScoredAnswers,
+        pairs: Pairs,
+        reference: Manifest | None,
+        drawn: Drawn | None,
     ) -> None:
         """Commit a window.
 
