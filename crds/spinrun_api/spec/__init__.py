@@ -21,6 +21,7 @@ from spinrun_api.spec.method import (
     Simpo,
     Sppo,
     SppoAdvantage,
+    WeightedLoss,
     of_window,
 )
 from spinrun_api.spec.model import Model
@@ -91,5 +92,6 @@ __all__ = [
     "Trainer",
     "Truncated",
     "Wandb",
+    "WeightedLoss",
     "of_window",
 ]

@@ -9,6 +9,27 @@ from pydantic.alias_generators import to_snake
 
 from spinrun_api.base import ApiModel, ModelRule, models_in, rule
 
+LossName = Literal[
+    "sigmoid",
+    "sigmoidNorm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo",
+    "nca",
+    "bco",
+    "apoZero",
+    "apoDown",
+    "discopop",
+    "dpop",
+    "simpo",
+    "orpo",
+    "sppoHard",
+    "cringe",
+    "sppo",
+    "sppoAdvantage",
+]
+
 
 class LossSettings(ApiModel):
     """Settings of one loss. In `Method` their block has the name of the loss."""
@@ -138,6 +159,19 @@ class Cringe(LossSettings):
     """Each token of a rejected answer is contrasted with one drawn from this many of the likeliest other tokens."""
 
 
+class WeightedLoss(ApiModel):
+    """One of several losses whose weighted sum a pair has."""
+
+    name: LossName
+    """The loss, as in `loss`."""
+
+    weight: float = Field(default=1.0, gt=0, le=1_000_000)
+    """What it is multiplied by."""
+
+    beta: float | None = Field(default=None, gt=0, le=1000)
+    """Its own β. Absent: that of the method."""
+
+
 class SamplingSettings(ApiModel):
     """Which prompts a window asks, where its size is given in pairs."""
 
@@ -163,26 +197,7 @@ class Method(ApiModel):
     data's true answer (arXiv 2401.01335); an own one that says the same makes no pair. sppo: as onlineDPO, but an answer counts
     by how often it wins against the prompt's other ones (2405.00675)."""
 
-    loss: Literal[
-        "sigmoid",
-        "sigmoidNorm",
-        "hinge",
-        "ipo",
-        "robust",
-        "exo",
-        "nca",
-        "bco",
-        "apoZero",
-        "apoDown",
-        "discopop",
-        "dpop",
-        "simpo",
-        "orpo",
-        "sppoHard",
-        "cringe",
-        "sppo",
-        "sppoAdvantage",
-    ] = "sigmoid"
+    loss: LossName = "sigmoid"
     """sigmoid: DPO (arXiv 2305.18290). sigmoidNorm: the same with log-ratios per token (2411.15124). hinge: SLiC (2305.10425).
     ipo: a squared distance to a fixed margin (2310.12036). robust: DPO made unbiased for flipped preferences (2403.00409).
     exo: reverse KL to the preference (2402.00856). nca: keeps chosen answers likely (2402.05369). bco: chosen up, rejected down,
@@ -193,6 +208,10 @@ class Method(ApiModel):
     tokens than the rejected answer's (2312.16682); it has no reference. sppo: each log-ratio towards its answer's win rate
     (2405.00675), for the method sppo. sppoAdvantage: the log-ratio of every answer, not only of pairs, towards its advantage, for
     the method sppo too (verl's recipe/sppo)."""
+
+    losses: list[WeightedLoss] | None = Field(default=None, min_length=1, max_length=16)
+    """In place of `loss`: several losses, each once, whose weighted sum a pair has (MPO, arXiv 2411.10442). Their settings stand
+    in the blocks of their names."""
 
     beta: float = Field(default=0.1, gt=0, le=1000)
     """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice. For sppoHard it is 1/η,
@@ -245,6 +264,13 @@ class Method(ApiModel):
     """Weight of an estimate of the policy's divergence from the reference on the pair's answers, in nats an answer, that is added
     to the loss. 0 adds none."""
 
+    weight_by_likelihood: bool = False
+    """Multiply a pair's loss by the likelihood per token of each of its two answers under the policy as it is, without a gradient
+    (WPO, arXiv 2406.11827): the less likely the policy has come to give an answer, the less its pairs count."""
+
+    weight_by_margin: bool = False
+    """Multiply a pair's loss by the difference of its rewards or, with the method sppo, of its win rates."""
+
     length_desensitize: float = Field(default=1.0, ge=0, le=1)
     """Weight of the tokens of a pair's longer answer that stand beyond the length of the shorter one: α of LD-DPO
     (arXiv 2409.06411). 1 counts all alike; 0 leaves them out."""
@@ -289,11 +315,13 @@ class Method(ApiModel):
     # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
     @rule(
         cel="!has(self.name) || self.name != 'spin' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
-        " && (!has(self.minMargin) || self.minMargin == 0.0))",
-        message="method spin pairs the true answer with every own one, whatever their rewards: remove pairing and minMargin",
+        " && (!has(self.minMargin) || self.minMargin == 0.0) && (!has(self.weightByMargin) || !self.weightByMargin))",
+        message="method spin pairs the true answer with every own one, whatever their rewards: remove pairing, minMargin and "
+        "weightByMargin",
     )
     def _pairing_is_for_rewards(self) -> bool:
-        return self.name != "spin" or (self.pairing == "bestVsWorst" and self.min_margin == 0.0)
+        of_rewards = (self.pairing, self.min_margin, self.weight_by_margin)
+        return self.name != "spin" or of_rewards == ("bestVsWorst", 0.0, False)
 
     @rule(
         cel="!has(self.pairing) || self.pairing != 'bestVsBase' || !has(self.name) || self.name == 'onlineDPO'",
@@ -311,6 +339,29 @@ class Method(ApiModel):
         return (self.name == "sppo") == (self.loss in ("sppo", "sppoAdvantage"))
 
     @rule(
+        cel="!has(self.losses) || !has(self.loss) || self.loss == 'sigmoid'",
+        message="loss is for one loss and losses for several: set one of them",
+    )
+    def _loss_or_losses(self) -> bool:
+        return self.losses is None or self.loss == "sigmoid"
+
+    @rule(
+        cel="!has(self.losses) || self.losses.all(one, self.losses.exists_one(other, other.name == one.name))",
+        message="losses names a loss twice: give it one entry with the sum of the weights",
+    )
+    def _each_loss_once(self) -> bool:
+        names = [each.name for each in self.losses or ()]
+        return len(names) == len(set(names))
+
+    @rule(
+        cel="!has(self.losses) || !self.losses.exists(each, each.name in ['sppo', 'sppoAdvantage'])",
+        message="sppo and sppoAdvantage cannot be among losses: their targets are win rates and advantages, which answers have "
+        "with the method sppo alone, and no other loss is made for those: take one of them as loss",
+    )
+    def _losses_are_of_pairs(self) -> bool:
+        return not {"sppo", "sppoAdvantage"} & {each.name for each in self.losses or ()}
+
+    @rule(
         cel="!has(self.minMargin) || self.minMargin <= 1.0 || self.loss != 'sppo'",
         message="win rates differ by 1 at most: with the loss sppo, minMargin must not be above 1",
     )
@@ -320,12 +371,15 @@ class Method(ApiModel):
     @rule(
         cel="!has(self.loss) || self.loss != 'sppoAdvantage' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
         " && (!has(self.minMargin) || self.minMargin == 0.0) && (!has(self.sftWeight) || self.sftWeight == 0.0)"
-        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0))",
-        message="sppoAdvantage trains on every answer, not on pairs: remove pairing, minMargin, sftWeight and lengthDesensitize",
+        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0)"
+        " && (!has(self.weightByLikelihood) || !self.weightByLikelihood) && (!has(self.weightByMargin) || !self.weightByMargin))",
+        message="sppoAdvantage trains on every answer, not on pairs: remove pairing, minMargin, sftWeight, lengthDesensitize, "
+        "weightByLikelihood and weightByMargin",
     )
     def _pairs_are_not_for_advantages(self) -> bool:
         of_pairs = (self.pairing, self.min_margin, self.sft_weight, self.length_desensitize)
-        return self.loss != "sppoAdvantage" or of_pairs == ("bestVsWorst", 0.0, 0.0, 1.0)
+        plain = of_pairs == ("bestVsWorst", 0.0, 0.0, 1.0) and not self.weighs_pairs
+        return self.loss != "sppoAdvantage" or plain
 
     @rule(
         cel="!has(self.betaByWindow) || !has(self.beta) || self.beta == 0.1",
@@ -387,21 +441,34 @@ class Method(ApiModel):
         return self.model_copy(update={"beta": of_window(self.beta_by_window, window)})
 
     @property
+    def weighted_losses(self) -> Sequence[WeightedLoss]:
+        """The losses whose weighted sum a pair has: `losses`, or `loss` alone."""
+        return self.losses or [WeightedLoss(name=self.loss)]
+
+    @property
+    def weighs_pairs(self) -> bool:
+        """Whether pairs have weights."""
+        return self.weight_by_likelihood or self.weight_by_margin
+
+    def takes(self, loss: str) -> bool:
+        """Whether it is one of the losses."""
+        return any(each.name == loss for each in self.weighted_losses)
+
+    @property
     def uses_reference(self) -> bool:
         """Whether anything reads log-probs of a reference. Where nothing does, none are computed, and no older version is kept or
         read back for them."""
-        return self.loss not in WITHOUT_REFERENCE or self.kl_weight > 0
+        return self.kl_weight > 0 or any(each.name not in WITHOUT_REFERENCE for each in self.weighted_losses)
 
     @property
     def cringe_settings(self) -> Cringe | None:
-        """The settings of the loss cringe; None with another loss."""
-        return (self.cringe or Cringe()) if self.loss == "cringe" else None
+        """The settings of the loss cringe; None with other losses."""
+        return (self.cringe or Cringe()) if self.takes("cringe") else None
 
     def resolved(self) -> "Method":
-        """The method with the block of its loss filled in where the document leaves it out, as one compares methods."""
-        block = LOSS_BLOCKS.get(self.loss)
-        name = to_snake(self.loss)
-        return self if block is None or getattr(self, name) is not None else self.model_copy(update={name: block()})
+        """The method with the blocks of its losses filled in where the document leaves them out, as one compares methods."""
+        blocks = {to_snake(each.name): LOSS_BLOCKS[each.name] for each in self.weighted_losses if each.name in LOSS_BLOCKS}
+        return self.model_copy(update={name: block() for name, block in blocks.items() if getattr(self, name) is None})
 
 
 LOSS_BLOCKS: Mapping[str, type[LossSettings]] = {
@@ -415,9 +482,9 @@ LOSS_BLOCKS: Mapping[str, type[LossSettings]] = {
 
 def _is_for_its_loss(loss: str) -> ModelRule:
     return ModelRule(
-        cel=f"!has(self.{loss}) || self.loss == '{loss}'",
+        cel=f"!has(self.{loss}) || (has(self.losses) ? self.losses.exists(each, each.name == '{loss}') : self.loss == '{loss}')",
         message=f"the block {loss} is for the loss {loss}: remove it or set loss: {loss}",
-        holds=lambda method: getattr(method, to_snake(loss)) is None or method.loss == loss,
+        holds=lambda method: getattr(method, to_snake(loss)) is None or method.takes(loss),
     )
 
 

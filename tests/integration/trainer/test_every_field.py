@@ -454,6 +454,9 @@ CASES = [
     Case("method.sppoAdvantage.advantage", ABSENT, "batch", pairs, ADVANTAGE),
     Case("method.sppoAdvantage.kappa", ABSENT, 2.0, pairs, ADVANTAGE),
     Case("method.loss", ABSENT, "hinge", step),
+    Case("method.losses.name", "bco", "ipo", step),
+    Case("method.losses.weight", ABSENT, 2.0, step, {"method.losses": {"name": "bco"}}),
+    Case("method.losses.beta", ABSENT, 0.5, step, {"method.losses": {"name": "bco"}}),
     Case("method.beta", ABSENT, 0.5, step),
     Case("method.sigmoid.labelSmoothing", ABSENT, 0.1, step),
     Case("method.sigmoid.divergence", ABSENT, "js", step),
@@ -473,6 +476,8 @@ CASES = [
     ),
     Case("method.sftWeight", ABSENT, 0.1, step),
     Case("method.klWeight", ABSENT, 0.1, step),
+    Case("method.weightByLikelihood", ABSENT, True, step),
+    Case("method.weightByMargin", ABSENT, True, step),
     Case("method.lengthDesensitize", ABSENT, 0.5, step),
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
     Case("method.rolloutUpdateFreq", ABSENT, 8, schedule),
@@ -615,8 +620,9 @@ def run_with(case: Case, value: object, files: dict[str, str], given: Json) -> S
     }
     for path, part in (given | {case.path: value}).items():
         _put(spec, path.split("."), copy.deepcopy(part))
-    if policy := spec.get("lifecycle", {}).get("failurePolicy"):
-        spec["lifecycle"]["failurePolicy"] = [policy]
+    for block, name in (("lifecycle", "failurePolicy"), ("method", "losses")):  # lists, of which the cases give one entry
+        if entry := spec.get(block, {}).get(name):
+            spec[block][name] = [entry]
     metadata = {"name": "demo", "namespace": "team", "uid": "01234567-89ab-cdef-0123-456789abcdef"}
     text = json.dumps({"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": spec})
     for name, path in files.items():

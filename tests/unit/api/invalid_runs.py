@@ -295,12 +295,28 @@ INVALID: dict[str, Invalid] = {
     "ground-truth-for-online-dpo": wrong("spec.preference", {"groundTruth": {}}, "preference.groundTruth"),
     "spin-with-pairing": wrong("spec.method", {"name": "spin", "pairing": "allPairs"}, spec__preference={"groundTruth": {}}),
     "spin-with-margin": wrong("spec.method", {"name": "spin", "minMargin": 0.5}, spec__preference={"groundTruth": {}}),
+    "spin-by-margins": wrong("spec.method", {"name": "spin", "weightByMargin": True}, spec__preference={"groundTruth": {}}),
     "spin-without-answers": wrong(
         "spec.data.prompts.source",
         "openai/gsm8k",
         "data.prompts.answerColumn",
         spec__method__name="spin",
         spec__preference={"groundTruth": {"rule": {"kind": "python", "entryPoint": "a:b"}}},
+    ),
+    "loss-and-losses": wrong("spec.method", {"loss": "hinge", "losses": [{"name": "ipo"}]}, "loss is for one loss"),
+    "losses-without-any": wrong("spec.method.losses", []),
+    "one-loss-twice": wrong("spec.method.losses", [{"name": "ipo"}, {"name": "ipo"}], "names a loss twice"),
+    "unknown-loss-among-several": wrong("spec.method.losses", [{"name": "kto"}], "spec.method.losses"),
+    "loss-of-weight-zero": wrong("spec.method.losses", [{"name": "ipo", "weight": 0}], "spec.method.losses"),
+    "loss-of-beta-zero": wrong("spec.method.losses", [{"name": "ipo", "beta": 0}], "spec.method.losses"),
+    "sppo-among-losses": wrong("spec.method.losses", [{"name": "ipo"}, {"name": "sppo"}], "cannot be among losses"),
+    "advantages-among-losses": wrong("spec.method.losses", [{"name": "sppoAdvantage"}], "cannot be among losses"),
+    "losses-of-the-method-sppo": wrong("spec.method", {"name": "sppo", "losses": [{"name": "ipo"}]}),
+    "block-of-none-of-the-losses": wrong(
+        "spec.method", {"losses": [{"name": "ipo"}, {"name": "hinge"}], "robust": {}}, "the block robust is for the loss robust"
+    ),
+    "block-of-the-loss-that-losses-replace": wrong(
+        "spec.method", {"losses": [{"name": "ipo"}], "sigmoid": {}}, "the block sigmoid is for the loss sigmoid"
     ),
     "sppo-with-another-loss": wrong("spec.method", {"name": "sppo"}),
     "sppo-loss-with-another-method": wrong("spec.method", {"loss": "sppo"}),
@@ -314,6 +330,8 @@ INVALID: dict[str, Invalid] = {
     ),
     "margin-of-advantages": wrong("spec.method", ADVANTAGE | {"minMargin": 0.1}),
     "sft-weight-of-advantages": wrong("spec.method", ADVANTAGE | {"sftWeight": 0.1}),
+    "margins-that-weigh-advantages": wrong("spec.method", ADVANTAGE | {"weightByMargin": True}),
+    "likelihoods-that-weigh-advantages": wrong("spec.method", ADVANTAGE | {"weightByLikelihood": True}),
     "lengths-of-advantages": wrong("spec.method", ADVANTAGE | {"lengthDesensitize": 0.5}),
     "one-sample-among-those-of-its-prompt": wrong(
         "spec.rollout.samplesPerPrompt",

@@ -610,6 +610,7 @@ def trl() -> Original:
         divergence: str = "reverse_kl",
         alpha: float = 0.5,
         dtype: torch.dtype = torch.float64,
+        weighted: bool = False,
     ) -> tuple[float, list[float]]:
         num_tokens = torch.tensor([pair.chosen_tokens, pair.rejected_tokens])
         # A prompt of one token, the completions after it, pads to the longer one.
@@ -622,7 +623,9 @@ def trl() -> Original:
             others = torch.zeros(2, completion_mask.shape[1] - 2, dtype=dtype)
             log_probs = torch.cat([inputs.policy_B2.view(2, 1), others], dim=1)
         unused = torch.zeros_like(log_probs)
-        outputs = SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
+        outputs = SimpleNamespace(
+            log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool(), log_sum_sq_probs=unused
+        )
         trainer: Any = SimpleNamespace(
             model=SimpleNamespace(training=True),
             accelerator=SimpleNamespace(device="cpu", gather=_itself, gather_for_metrics=_itself),
@@ -634,7 +637,7 @@ def trl() -> Original:
             f_alpha_divergence_coef=alpha,
             precompute_ref_logps=True,
             ld_alpha=ld_alpha,
-            use_weighting=False,
+            use_weighting=weighted,
             aux_loss_enabled=False,
             args=SimpleNamespace(discopop_tau=discopop_tau),
             _total_train_tokens=0,
@@ -910,6 +913,137 @@ def test_sft_weight_adds_the_sft_loss_of_trl(trl: Original, pair: OnePair):
     got = ours(pair, loss="hinge", sftWeight=0.3)
 
     assert_same(got, trl(pair, "hinge", "sft", beta=0.1, weights=(1.0, 0.3)))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("loss", [{"loss": "sigmoid"}, {"loss": "ipo", "sftWeight": 0.5, "klWeight": 0.1}, {"loss": "simpo"}])
+def test_weights_by_likelihood_are_those_of_wpo_and_have_no_gradient(loss: dict[str, Any], pair: OnePair):
+    # arXiv 2406.11827, eq. 1: the product of both answers' geometric mean probabilities.
+    weight = math.exp(pair.policy_chosen / pair.chosen_tokens) * math.exp(pair.policy_rejected / pair.rejected_tokens)
+    without, gradient_without = ours(pair, **loss)
+
+    got = ours(pair, **loss, weightByLikelihood=True)
+
+    assert weight <= 1
+    assert got[0] == pytest.approx(weight * without, rel=1e-12)
+    assert got[1] == pytest.approx([weight * each for each in gradient_without], rel=1e-12)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("lengths", [(7, 3), (2, 6), (4, 4)])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 400.0])
+def test_weights_by_likelihood_are_trls_but_for_what_its_alignment_divides_by(
+    trl: Original, scale: float, lengths: tuple[int, int], beta: float
+):
+    """TRL's weights are those of the paper's eq. 2: a token's probability over the sum of squares of all tokens'. With sums of 1,
+    whose logarithm is 0, they are those of eq. 1."""
+    generator = torch.Generator().manual_seed(0)
+    there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    token_logprobs = -scale * torch.rand(2, max(lengths), dtype=torch.float64, generator=generator) * there
+    sums = token_logprobs.sum(dim=1)
+    pair = OnePair(sums[0].item(), sums[1].item(), -3.0 * scale, -2.5 * scale, *lengths)
+
+    want, want_gradient = trl(pair, "sigmoid", beta=beta, token_logprobs=token_logprobs.requires_grad_(), weighted=True)
+
+    # A sum's gradient is that of each of its tokens.
+    first_tokens = (want_gradient[0], want_gradient[max(lengths)])
+    assert_same(ours(pair, beta=beta, weightByLikelihood=True), (want, list(first_tokens)))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+def test_weight_by_margin_multiplies_a_pairs_loss_by_the_difference_of_its_rewards(pair: OnePair):
+    without, gradient_without = ours(pair, loss="hinge", sftWeight=0.5)
+
+    got = ours(replace(pair, chosen_reward=3.5, rejected_reward=-1.0), loss="hinge", sftWeight=0.5, weightByMargin=True)
+
+    assert got[0] == pytest.approx(4.5 * without, rel=1e-12)
+    assert got[1] == pytest.approx([4.5 * each for each in gradient_without], rel=1e-12)
+
+
+def test_both_weights_multiply_each_other():
+    by_likelihood, _ = ours(BY_HAND, weightByLikelihood=True)
+
+    # Rewards of 0.75 and 0.375
+    assert ours(BY_HAND, weightByLikelihood=True, weightByMargin=True)[0] == pytest.approx(0.375 * by_likelihood, rel=1e-12)
+
+
+def test_an_empty_answer_weighs_nothing_less():
+    empty = OnePair(0.0, -21.0, 0.0, -20.0, 0, 2)
+
+    assert ours(empty, weightByLikelihood=True)[0] == pytest.approx(math.exp(-10.5) * ours(empty)[0], rel=1e-12)
+
+
+def test_a_step_is_divided_by_its_pairs_whatever_they_weigh_and_says_how_much_that_is(llama: Path):
+    policy = load_policy(Model(source=str(llama)))
+    pairs = [replace(pair, chosen_reward=float(index), rejected_reward=-1.0) for index, pair in enumerate(random_pairs(4))]
+
+    weighted = learner(policy, method=Method(weight_by_margin=True)).step(pairs, learning_rate=0.0)
+
+    assert weighted is not None
+    assert weighted.figures["pair_weight"] == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert weighted.figures["loss"] == pytest.approx((1 + 2 + 3 + 4) / 4 * math.log(2))
+    self_check(weighted)
+
+
+def test_weighted_losses_are_the_same_however_pairs_are_packed(llama: Path):
+    method = Method(loss="ipo", sft_weight=0.5, weight_by_likelihood=True, weight_by_margin=True)
+    pairs = referred(learner(fp64_policy(llama)), random_pairs(7), shift=2.0)
+
+    whole_loss, whole_gradient = gradient(fp64_policy(llama), pairs, method=method)
+    loss, gradient_in_parts = gradient(fp64_policy(llama), pairs, method=method, tokensPerMicroBatch=16)
+
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    torch.testing.assert_close(gradient_in_parts, whole_gradient, rtol=1e-4, atol=1e-6 * whole_gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("weights", [(0.8, 0.2, 1.0), (1.0, 3.0, 0.25)])
+def test_several_losses_have_the_weighted_sum_that_they_have_in_trl(trl: Original, weights: tuple[float, ...], pair: OnePair):
+    # The first weights are those of MPO, arXiv 2411.10442.
+    sigmoid, bco, sft = weights
+    losses = [{"name": "sigmoid", "weight": sigmoid}, {"name": "bco", "weight": bco}]
+
+    got = ours(pair, losses=losses, sftWeight=sft)
+
+    assert_same(got, trl(pair, "sigmoid", "bco_pair", "sft", beta=0.1, weights=weights))
+
+
+def test_each_of_several_losses_has_its_own_block_and_beta():
+    losses = [{"name": "ipo", "weight": 2.0}, {"name": "sppoHard", "beta": 0.001}, {"name": "cringe", "weight": 0.5}]
+    blocks = {"ipo": {"average": False}, "cringe": {"bias": 3.0}}
+    alone = [
+        ours(BY_HAND, loss="ipo", ipo=blocks["ipo"], beta=0.2),
+        ours(BY_HAND, loss="sppoHard", beta=0.001),
+        ours(BY_HAND, loss="cringe", cringe=blocks["cringe"], beta=0.2),
+    ]
+
+    loss, gradient = ours(BY_HAND, losses=losses, beta=0.2, **blocks)
+
+    shares = (2.0, 1.0, 0.5)
+    assert loss == pytest.approx(sum(share * one for share, (one, _) in zip(shares, alone, strict=True)), rel=1e-12)
+    want = [sum(share * each[side] for share, (_, each) in zip(shares, alone, strict=True)) for side in (0, 1)]
+    assert gradient == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"sppo", "sppoAdvantage"}))
+def test_a_single_entry_is_the_loss_itself_to_the_last_bit(loss: str):
+    assert ours(BY_HAND, losses=[{"name": loss}]) == ours(BY_HAND, loss=loss)
+
+
+def test_losses_without_a_reference_have_one_beside_a_loss_that_has():
+    assert not Method.model_validate({"losses": [{"name": "simpo"}, {"name": "cringe"}]}).uses_reference
+    assert Method.model_validate({"losses": [{"name": "simpo"}, {"name": "hinge"}]}).uses_reference
+
+
+def test_several_losses_are_the_same_however_pairs_are_packed(llama: Path):
+    method = Method.model_validate({"losses": [{"name": "sigmoid"}, {"name": "cringe", "weight": 0.5}, {"name": "orpo"}]})
+    pairs = referred(learner(fp64_policy(llama)), random_pairs(5), shift=2.0)
+
+    whole_loss, whole_gradient = gradient(fp64_policy(llama), pairs, method=method)
+    loss, gradient_in_parts = gradient(fp64_policy(llama), pairs, method=method, tokensPerMicroBatch=16)
+
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    torch.testing.assert_close(gradient_in_parts, whole_gradient, rtol=1e-4, atol=1e-6 * whole_gradient.abs().max().item())
 
 
 @pytest.mark.parametrize("pair", INPUTS)

@@ -73,20 +73,38 @@ PairLoss = Callable[[PairLogprobs, Method], Tensor]
 
 
 def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
-    """The method's loss of each pair. A step's loss is their sum over all ranks divided by `num_pairs`.
+    """The method's loss of each pair: the weighted sum of its losses. A step's loss is their sum over all ranks divided by
+    `num_pairs`.
 
     sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733. klWeight
-    adds an estimate of the divergence from the reference.
+    adds an estimate of the divergence from the reference. A pair's weight, if it has one, multiplies all of this.
 
     Returns:
         [B] losses, nats.
     """
-    losses_B = LOSSES[method.loss](pairs, method)
+    losses_B = torch.zeros_like(pairs.policy_B2[:, 0])
+    for each in method.weighted_losses:
+        own = method if each.beta is None else method.model_copy(update={"beta": each.beta})
+        losses_B = losses_B + each.weight * LOSSES[each.name](pairs, own)
     if method.sft_weight != 0:
         losses_B = losses_B - method.sft_weight * pairs.per_token().policy_B2[:, 0]
     if method.kl_weight != 0:
         losses_B = losses_B + method.kl_weight * divergences(pairs)
-    return losses_B
+    return pair_weights(pairs, method) * losses_B if method.weighs_pairs else losses_B
+
+
+def pair_weights(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] how much each pair counts, without a gradient.
+
+    By likelihood: p(chosen) p(rejected), p the geometric mean of an answer's tokens' probabilities: arXiv 2406.11827, eq. 1.
+    By margin: the difference of the rewards.
+    """
+    weights_B = torch.ones_like(pairs.policy_B2[:, 0])
+    if method.weight_by_likelihood:
+        weights_B = pairs.per_token().policy_B2.detach().sum(dim=1).clamp(max=0).exp()
+    if method.weight_by_margin:
+        weights_B = weights_B * (pairs.rewards_B2[:, 0] - pairs.rewards_B2[:, 1])
+    return weights_B
 
 
 def num_pairs(num_tokens_P2: Tensor, method: Method) -> float:

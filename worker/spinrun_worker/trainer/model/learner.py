@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from spinrun_api.spec import Method, Trainer
 from spinrun_worker.errors import RunError
-from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses
+from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses, pair_weights
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.flops import ModelFlops
 from spinrun_worker.trainer.model.packing import MicroBatch, pack, plan_step
@@ -40,7 +40,7 @@ class StepResult:
     figures: dict[str, float]
     """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before clipping), lr,
     tokens (each prompt once), pairs. An answer without tokens is left out of means over answers. Where the loss compares with no
-    reference there are no ref_logps."""
+    reference there are no ref_logps; where pairs have weights, pair_weight is their mean."""
     loss_at_reference: float | None
     """What the loss would be if the policy were the reference; None where the loss compares with none."""
     logprobs: list[tuple[float, float]]
@@ -102,8 +102,8 @@ class Learner:
         """Take one optimizer step on the pairs of all ranks.
 
         The loss is the sum over pairs divided by their number, so packing and the number of ranks change only its rounding. Pairs
-        without a reference are compared with the policy as it is now, whose log-probs the step's own forward pass gives. What pairs
-        have of a reference is not read where the loss compares with none.
+        without a reference are compared with the policy as it is now, whose log-probs the step's own forward pass gives. What
+        pairs have of a reference is not read where the loss compares with none.
 
         Args:
             pairs: All pairs of the step, the same on every rank.
@@ -147,6 +147,7 @@ class Learner:
                 "lr": learning_rate,
                 "tokens": float(sum(pair.num_tokens for pair in pairs)),
                 "pairs": float(len(pairs)),
+                **({"pair_weight": self._mean_weight(policy_P2, known)} if self.method.weighs_pairs else {}),
             },
             loss_at_reference=self._loss_at_reference(contrast_P, known, divisor),
             logprobs=[(chosen, rejected) for chosen, rejected in policy_P2.tolist()],
@@ -193,6 +194,9 @@ class Learner:
         """[B] loss of each pair."""
         contrast_B = values_BN[:, 2] if self.method.cringe_settings else None
         return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
+
+    def _mean_weight(self, policy_P2: Tensor, known: "_Known") -> float:
+        return pair_weights(PairLogprobs(policy_P2, *known), self.method).mean().item()
 
     def _loss_at_reference(self, contrast_P: Tensor, known: "_Known", divisor: float) -> float | None:
         if not self.method.uses_reference:
