@@ -312,6 +312,15 @@ class Method(ApiModel):
     min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""
 
+    truncated: Literal["score", "penalise", "drop"] = "score"
+    """What becomes of an answer that was cut off at `rollout.maxTokens`, and so has no end token, whatever prefers. score: it is
+    paired by its reward like any other. penalise: `truncatedPenalty` is first taken from its reward. drop: it is in no pair, and
+    with the method spin neither is a true answer that is longer. What a rule rewards such an answer with, `rule.truncated`
+    says."""
+
+    truncated_penalty: float | None = Field(default=None, gt=0, le=1_000_000_000)
+    """For `truncated: penalise`: what is taken from a reward; of a win rate no more than there is. Absent: 1."""
+
     # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
     @rule(
         cel="!has(self.name) || self.name != 'spin' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
@@ -322,6 +331,21 @@ class Method(ApiModel):
     def _pairing_is_for_rewards(self) -> bool:
         of_rewards = (self.pairing, self.min_margin, self.weight_by_margin)
         return self.name != "spin" or of_rewards == ("bestVsWorst", 0.0, False)
+
+    @rule(
+        cel="!has(self.truncatedPenalty) || (has(self.truncated) && self.truncated == 'penalise')",
+        message="truncatedPenalty is for truncated: penalise: remove it or set truncated: penalise",
+    )
+    def _penalty_is_for_penalising(self) -> bool:
+        return self.truncated_penalty is None or self.truncated == "penalise"
+
+    @rule(
+        cel="!has(self.name) || self.name != 'spin' || !has(self.truncated) || self.truncated != 'penalise'",
+        message="method spin pairs answers whatever their rewards, so that there is nothing to take a penalty from: set "
+        "truncated to drop or score",
+    )
+    def _penalties_are_for_rewards(self) -> bool:
+        return self.name != "spin" or self.truncated != "penalise"
 
     @rule(
         cel="!has(self.pairing) || self.pairing != 'bestVsBase' || !has(self.name) || self.name == 'onlineDPO'",

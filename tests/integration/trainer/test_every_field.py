@@ -175,7 +175,7 @@ def most_prompts(run: SpinRun, _: Attempts) -> object:
     now = Progress(uid="", attempt=1, activity="starting", window=0, windows=0, step=0, total_steps=0)
     scorer = build_reward_function(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
     try:
-        pairs = PairMaker(run, scorer, lambda _: (), None)
+        pairs = PairMaker(run, scorer, lambda answer: Sample(tokens=(), text=answer, finish_reason="stop"), None)
         draws = make_draws(run.spec, stream, schedule, cast(Requests, requests), cast(Windows, None), pairs, ProgressBoard(now))
         draws.begin(0, cast(Manifest, None)).wait()
     finally:
@@ -229,8 +229,9 @@ def requests(run: SpinRun, _: Attempts) -> object:
 
 
 def pairs(run: SpinRun, _: Attempts) -> object:
-    """The pairs of three answers whose rewards are 0.4 and 0.6 apart, and of three to another prompt."""
-    answers = tuple(Sample(tokens=(index,), text="", finish_reason="stop") for index in range(3))
+    """The pairs of three answers whose rewards are 0.4 and 0.6 apart, the worst cut off, and of three to another prompt."""
+    ends: list[Literal["stop", "length"]] = ["length", "stop", "stop"]
+    answers = tuple(Sample(tokens=(index,), text="", finish_reason=end) for index, end in enumerate(ends))
     group = ScoredGroup(PromptRecord("p", (1,), "2 + 2", "4", {}), answers, (0.0, 0.4, 1.0))
     other = ScoredGroup(PromptRecord("q", (2,), "3 + 3", "6", {}), answers, (0.0, 0.0, 0.4))
     return pair_groups([group, other], run.spec.method, seed=run.spec.data.prompts.shuffle_seed)
@@ -489,6 +490,8 @@ CASES = [
     Case("method.pairing", ABSENT, "allPairs", pairs),
     Case("method.sampling.maxPromptsFactor", 2.0, 3.0, most_prompts, {"trainer.pairsPerStep": 4, "duration": {"windows": 1}}),
     Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),
+    Case("method.truncated", ABSENT, "drop", pairs),
+    Case("method.truncatedPenalty", ABSENT, 0.5, pairs, {"method.truncated": "penalise"}),
     Case("preference.groundTruth.rule.kind", "lastNumber", "exact", rewards, TRUTH),
     Case("preference.groundTruth.rule.pattern", "4", "5", rewards, TRUTH | {"preference.groundTruth.rule.kind": "regex"}),
     Case(

@@ -296,6 +296,13 @@ INVALID: dict[str, Invalid] = {
     "spin-with-pairing": wrong("spec.method", {"name": "spin", "pairing": "allPairs"}, spec__preference={"groundTruth": {}}),
     "spin-with-margin": wrong("spec.method", {"name": "spin", "minMargin": 0.5}, spec__preference={"groundTruth": {}}),
     "spin-by-margins": wrong("spec.method", {"name": "spin", "weightByMargin": True}, spec__preference={"groundTruth": {}}),
+    "penalty-without-penalising": wrong("spec.method.truncatedPenalty", 0.5, "truncatedPenalty is for"),
+    "penalty-of-dropped-answers": wrong("spec.method", {"truncated": "drop", "truncatedPenalty": 0.5}, "truncatedPenalty is for"),
+    "penalty-zero": wrong("spec.method", {"truncated": "penalise", "truncatedPenalty": 0}, "spec.method.truncatedPenalty"),
+    "unknown-fate-of-truncated-answers": wrong("spec.method.truncated", "zero"),
+    "spin-with-penalties": wrong(
+        "spec.method", {"name": "spin", "truncated": "penalise"}, "nothing to take", spec__preference={"groundTruth": {}}
+    ),
     "spin-without-answers": wrong(
         "spec.data.prompts.source",
         "openai/gsm8k",

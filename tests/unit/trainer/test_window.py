@@ -86,6 +86,32 @@ def test_answers_that_were_cut_off_count_the_same_in_windows_and_evaluations(
     ] * 2
 
 
+@pytest.mark.parametrize(("truncated", "pairs", "dropped"), [("score", 4.0, 0.0), ("penalise", 4.0, 0.0), ("drop", 0.0, 4.0)])
+def test_answers_that_were_cut_off_are_paired_as_the_method_says(
+    make_run: MakeRun, truncated: str, pairs: float, dropped: float
+) -> None:
+    """The first answer to each prompt is right, and cut off; the second is wrong."""
+    method = METHODS["in turn"] | {"truncated": truncated} | ({"truncatedPenalty": 2} if truncated == "penalise" else {})
+    run = make_run(method, windows=1)
+    run.answer = first_is_cut_off
+    run.attempt()
+    assert values(run, "window", "pairs") == [pairs]
+    assert values(run, "window", "dropped_samples") == [dropped]
+    assert values(run, "window", "reward/mean") == [0.5], "what the preference gave"
+    (line,) = [line for line in read_metrics(run.ledger.layout.metrics) if line.event == "window"]
+    assert line.values.get("truncated_samples") == (None if truncated == "score" else 4.0)
+    rewards = [(pair.chosen_reward, pair.rejected_reward) for pair in read_pairs(run.ledger.layout.window(0) / "pairs.parquet")]
+    assert rewards == ([] if truncated == "drop" else [(1.0, 0.0) if truncated == "score" else (0.0, -1.0)] * 4)
+
+
+def test_true_answers_that_were_cut_off_are_counted(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run({"name": "spin", "refUpdateFreq": 2}, windows=1, preference={"groundTruth": {"rule": {"kind": "lastNumber"}}})
+    run.encode_answer = lambda answer: Sample(tokens=(11, 12), text=answer, finish_reason="length")
+    run.attempt()
+    assert values(run, "window", "truncated_truths") == [4.0]
+    assert len([message for message in caplog.messages if "4 of 4 true answers are longer than" in message]) == 1
+
+
 def first_is_cut_off(digest: str, prompt: tuple[int, ...], index: int) -> Sample:
     return random_digits(digest, prompt, index).model_copy(update={"finish_reason": "stop" if index else "length"})
 

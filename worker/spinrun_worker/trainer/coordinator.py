@@ -66,6 +66,7 @@ class Coordinator:
         with self._board.during("score"):
             answers = answered.scored or self._parts.pairs.score(answered.answers)
             pairing = self._parts.pairs.pair(answers)
+        self._parts.pairs.warn_of_truncated_truths(number, pairing, len(answers.groups))
         pairs = {number: pairing.pairs, **self._parts.windows.replayed(number)}
         figures = self._figures(answers, pairing, pairs, number) | throughput_figures(answers.groups, answered.seconds)
         figures |= drawn_figures(answered.drawn) if answered.drawn is not None else {}
@@ -111,7 +112,7 @@ class Coordinator:
             replayed=replayed,
             by_rule=self._parts.pairs.is_by_rule,
             unusable=self._parts.pairs.unusable(answers.groups),
-            truncated=self._parts.pairs.truncated,
+            counts_truncated=self._parts.pairs.counts_truncated,
         )
         self._board.update_metrics(reward=figures["reward/mean"])
         return figures

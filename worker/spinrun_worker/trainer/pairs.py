@@ -23,14 +23,14 @@ class PairMaker:
     """Scores answers and makes pairs of them."""
 
     def __init__(
-        self, run: SpinRun, scorer: RewardFunction, encode_answer: Callable[[str], tuple[int, ...]], base: BaseAnswers | None
+        self, run: SpinRun, scorer: RewardFunction, encode_answer: Callable[[str], Sample], base: BaseAnswers | None
     ) -> None:
         """Prepare to score.
 
         Args:
             run: Says which preference and which method.
             scorer: The preference.
-            encode_answer: Token ids of a true answer, for methods that train on them.
+            encode_answer: Makes a sample of a true answer, for methods that train on them.
             base: Answers of version 0, for the pairing that sets answers against them.
         """
         self._spec = run.spec
@@ -48,6 +48,11 @@ class PairMaker:
         """What becomes of answers that were cut off; None where no rule gives the rewards."""
         rule = self._spec.preference.scoring
         return None if rule is None else rule.resolved_truncated
+
+    @property
+    def counts_truncated(self) -> bool:
+        """Whether a window's answers that were cut off are not like others, by their rewards or by how they are paired."""
+        return self.truncated not in (None, "score") or self._spec.method.truncated != "score"
 
     def score(self, answers: Answers) -> ScoredAnswers:
         """A window's own answers with their rewards, and the base answers that were scored among them."""
@@ -78,10 +83,26 @@ class PairMaker:
         """Pairs of scored answers, as the method says."""
         spec, groups = self._spec, answers.groups
         if spec.method.name == "spin":
-            return pair_with_truths(groups, self._encode_answer)
+            return pair_with_truths(groups, spec.method, self._encode_answer)
+        are_win_rates = spec.preference.compares
         if self.base is not None:
-            return pair_with_base(groups, answers.base, spec.method)
-        return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=spec.preference.compares)
+            return pair_with_base(groups, answers.base, spec.method, are_win_rates=are_win_rates)
+        return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=are_win_rates)
+
+    def warn_of_truncated_truths(self, number: int, pairing: Pairing, num_prompts: int) -> None:
+        """Say how many of a window's true answers were cut off."""
+        if not pairing.truncated_truths:
+            return
+        dropped = self._spec.method.truncated == "drop"
+        logger.warning(
+            "window %d: %d of %d true answers are longer than spec.rollout.maxTokens (%d) and %s: raise it, or leave them out of "
+            "the data",
+            number,
+            pairing.truncated_truths,
+            num_prompts,
+            self._spec.max_tokens,
+            "make no pair" if dropped else "were cut off there, without an end token, which teaches the model not to end",
+        )
 
     def refuse_endless_ties(self, number: int, answers: ScoredAnswers, num_pairs: Callable[[int], int]) -> None:
         """End the run when a window and the ones before it gave no pair.
@@ -97,12 +118,12 @@ class PairMaker:
         recent = range(number - MAX_EMPTY_WINDOWS + 1, number + 1)
         if recent[0] < 0 or any(num_pairs(window) for window in recent):
             return
-        if self._spec.method.name == "spin":
+        pairing = self.pair(answers)
+        if self._spec.method.name == "spin" and pairing.dropped_samples == 0:
             raise NoPairsError(
                 f"windows {recent[0]} to {recent[-1]} gave no pair: the model gives the true answer to every prompt, and has "
                 f"nothing left to learn from spec.data.prompts. Look at the samples (windows/{number:06d}/samples.parquet)"
             )
-        pairing = self.pair(answers)
         raise NoPairsError(
             f"windows {recent[0]} to {recent[-1]} gave no pair: {self._without_pairs(number, answers, pairing)} "
             f"Look at the samples (windows/{number:06d}/samples.parquet): {self._remedy(len(answers.groups), pairing)}"
@@ -112,6 +133,10 @@ class PairMaker:
         """Why the prompts of a window without any pair have none."""
         total, margin = len(answers.groups), f"spec.method.minMargin ({self._spec.method.min_margin:g})"
         reasons = f" ({'; '.join(answers.failures)})" if answers.failures else ""
+        if self._spec.method.name == "spin":
+            truths = pairing.truncated_truths
+            longer = f" {truths} of {total} true answers are longer than spec.rollout.maxTokens." if truths else ""
+            return f"without answers that were cut off there is nothing to learn from.{self._cut_off(answers)}{longer}"
         if pairing.ties == total:
             return f"every prompt's answers have rewards that are equal, or closer than {margin}.{self._cut_off(answers)}"
         if all(reward is None for group in answers.groups for reward in group.rewards):
@@ -125,13 +150,14 @@ class PairMaker:
         return f"window {number} has {total} prompts, {', '.join(parts)}.{self._cut_off(answers)}"
 
     def _cut_off(self, answers: ScoredAnswers) -> str:
-        """How many answers were cut off, where they count as wrong for that; else nothing."""
+        """How many answers were cut off, where they count as wrong or are left out for that; else nothing."""
         samples = [sample for group in answers.groups for sample in group.samples]
-        count = sum(map(is_cut_off, samples))
-        if count == 0 or self.truncated != "zero":
+        count, dropped = sum(map(is_cut_off, samples)), self._spec.method.truncated == "drop"
+        if count == 0 or not (dropped or self.truncated == "zero"):
             return ""
         limit = f"spec.rollout.maxTokens ({self._spec.rollout.max_tokens})"
-        return f" {count} of {len(samples)} answers were cut off at {limit} and so count as wrong."
+        what = "make no pair (spec.method.truncated: drop)" if dropped else "count as wrong"
+        return f" {count} of {len(samples)} answers were cut off at {limit} and so {what}."
 
     def _remedy(self, total: int, pairing: Pairing) -> str:
         block = f"spec.preference.{self._spec.preference.name}"
