@@ -49,7 +49,7 @@ from support.trainer_process import UID, is_a_write
 Json = dict[str, Any]
 Answer = Callable[[str, tuple[int, ...], int], Any]
 
-KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "checkpoint", "base")
+KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "checkpoint", "base", "reference")
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:

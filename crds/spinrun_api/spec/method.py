@@ -278,6 +278,11 @@ class Method(ApiModel):
     ref_update_freq: int = Field(default=16, ge=0, le=1_000_000)
     """Optimizer steps after which the weights of the moment become the reference. 0: it stays version 0, the source model."""
 
+    reference_mixture: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the weights of the moment in the next reference, the rest of which is the one before: each time that the reference
+    changes it moves so far towards the policy, weight by weight (TR-DPO, arXiv 2404.09656). Absent: the weights of the moment
+    take its place."""
+
     rollout_update_freq: int | None = Field(default=None, ge=1, le=1_000_000)
     """Optimizer steps of a window, after which the trained weights are published and the rollouts answer with them. Absent:
     refUpdateFreq, so that a window is compared with the weights that its answers come from. With fewer, windows share a
@@ -416,10 +421,11 @@ class Method(ApiModel):
         cel="!has(self.referenceLogprobs) || self.referenceLogprobs != 'rollouts' || ((!has(self.name) || self.name != 'spin')"
         " && (!has(self.pairing) || self.pairing != 'bestVsBase') && (!has(self.replayWindows) || self.replayWindows == 0)"
         " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0) && !has(self.rolloutUpdateFreq)"
+        " && !has(self.referenceMixture)"
         " && (!has(self.refUpdateFreq) || self.refUpdateFreq > 0) && (!has(self.overlap) || self.overlap == 0))",
         message="rollouts know the log-probs of their own answers alone, and only under the weights that gave them: with "
         "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, overlap, lengthDesensitize, "
-        "rolloutUpdateFreq and refUpdateFreq: 0",
+        "rolloutUpdateFreq, referenceMixture and refUpdateFreq: 0",
     )
     def _rollouts_know_the_reference(self) -> bool:
         knows = (
@@ -428,6 +434,7 @@ class Method(ApiModel):
             and self.replay_windows == 0
             and self.length_desensitize == 1.0
             and self.rollout_update_freq is None
+            and self.reference_mixture is None
             and self.ref_update_freq > 0
             and self.overlap == 0
         )
@@ -447,6 +454,24 @@ class Method(ApiModel):
     )
     def _windows_have_steps(self) -> bool:
         return self.ref_update_freq != 0 or self.rollout_update_freq is not None
+
+    @rule(
+        cel="!has(self.referenceMixture) || !has(self.refUpdateFreq) || self.refUpdateFreq != 0",
+        message="with refUpdateFreq: 0 the reference stays version 0, and nothing is mixed: set refUpdateFreq or remove "
+        "referenceMixture",
+    )
+    def _mixtures_need_changes(self) -> bool:
+        return self.reference_mixture is None or self.ref_update_freq != 0
+
+    @rule(
+        cel="!has(self.referenceMixture) || (has(self.klWeight) && self.klWeight > 0.0)"
+        f" || (has(self.losses) ? self.losses.exists(each, !(each.name in {sorted(WITHOUT_REFERENCE)}))"
+        f" : !(self.loss in {sorted(WITHOUT_REFERENCE)}))",
+        message="simpo, orpo and cringe compare with no reference that could be a mixture: remove referenceMixture or set "
+        "klWeight",
+    )
+    def _mixtures_need_a_reference(self) -> bool:
+        return self.reference_mixture is None or self.uses_reference
 
     @property
     def steps_per_window(self) -> int:

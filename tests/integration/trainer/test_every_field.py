@@ -481,6 +481,7 @@ CASES = [
     Case("method.weightByMargin", ABSENT, True, step),
     Case("method.lengthDesensitize", ABSENT, 0.5, step),
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
+    Case("method.referenceMixture", ABSENT, 0.5, schedule),
     Case("method.rolloutUpdateFreq", ABSENT, 8, schedule),
     Case("method.replayWindows", ABSENT, 1, schedule),
     Case("method.overlap", ABSENT, 1, asked, FOUR_WINDOWS),

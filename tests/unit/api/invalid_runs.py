@@ -415,6 +415,19 @@ INVALID: dict[str, Invalid] = {
     "log-probs-of-an-older-version-by-rollouts": wrong(
         "spec.method", {"referenceLogprobs": "rollouts", "refUpdateFreq": 4, "rolloutUpdateFreq": 2}, "referenceLogprobs"
     ),
+    "mixture-of-nothing": wrong("spec.method.referenceMixture", 0),
+    "mixture-of-the-policy-alone": wrong("spec.method.referenceMixture", 1),
+    "mixture-that-never-changes": wrong(
+        "spec.method", {"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "referenceMixture": 0.5}, "nothing is mixed"
+    ),
+    "mixture-that-no-loss-reads": wrong("spec.method", {"loss": "simpo", "referenceMixture": 0.5}, "could be a mixture"),
+    "mixture-that-none-of-the-losses-reads": wrong(
+        "spec.method", {"losses": [{"name": "simpo"}, {"name": "cringe"}], "referenceMixture": 0.5}, "could be a mixture"
+    ),
+    "mixture-that-no-rollout-serves": wrong(
+        "spec.method", {"referenceLogprobs": "rollouts", "referenceMixture": 0.5}, "referenceLogprobs"
+    ),
+    "mixture-of-adapters": wrong("spec.trainer.lora", {}, "two factors of adapters", spec__method={"referenceMixture": 0.5}),
     "no-mismatch": wrong("spec.method.maxMismatch", 0),
     "two-betas": wrong("spec.method", {"beta": 0.2, "betaByWindow": [0.1]}),
     "two-learning-rates": wrong("spec.trainer", {"learningRate": 1e-6, "learningRateByWindow": [5e-7]}),

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from spinrun_api.spec import Method
-from spinrun_protocol.ledger import Reference
+from spinrun_protocol.ledger import Kind, Reference
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
-from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs
+from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs, verify_tree
 from spinrun_worker.trainer.ranks.distributed import Distributed
+from support.models import SMALLEST, random_llama
 from support.scripted_agent import random_digits
 from support.scripted_training import Killed, ScriptedRun, UnansweredError, hurry
 
@@ -26,12 +30,15 @@ AHEAD: Json = {"refUpdateFreq": 2, "overlap": 1}
 OLDER: Json = {"refUpdateFreq": 0, "rolloutUpdateFreq": 2}
 REPLAY: Json = {"refUpdateFreq": 2, "replayWindows": 1}
 ROLLOUTS: Json = {"refUpdateFreq": 2, "referenceLogprobs": "rollouts", "maxMismatch": 1000.0}
+MIXED: Json = {"refUpdateFreq": 2, "rolloutUpdateFreq": 1, "referenceMixture": 0.25}
+"""Two windows share a reference, which then moves by a quarter."""
 METHODS = {
     "in turn": {"refUpdateFreq": 2},
     "ahead": AHEAD,
     "rollouts' log-probs": ROLLOUTS,
     "base answers": {"refUpdateFreq": 2, "pairing": "bestVsBase"},
     "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
+    "mixed reference, ahead, replay": MIXED | {"overlap": 1, "replayWindows": 1},
     "no reference, ahead, replay": OLDER | {"loss": "simpo", "overlap": 1, "replayWindows": 1},
 }
 LN2 = 0.6931471805599453
@@ -353,6 +360,82 @@ def test_log_probs_of_the_rollouts_are_taken_where_they_are_near_the_trainers(
     assert run.events.count("reference") == passes - 2
 
 
+def tensors_of(run: ScriptedRun, kind: Kind, number: int) -> dict[str, Tensor]:
+    return load_file(run.ledger.layout.path(kind, number) / "model.safetensors")
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_mixed_reference_moves_by_its_share_towards_the_policy_each_time_that_it_changes(
+    make_run: MakeRun, overlap: int
+) -> None:
+    kept = TRAINER | {"keepCheckpoints": 9}
+    run = make_run(MIXED | {"overlap": overlap}, windows=6, data=UNEVALUATED, trainer=kept).attempt()
+    manifests = [run.ledger.manifest("window", number) for number in range(6)]
+    references = [manifest.reference for manifest in manifests]
+    assert [(each.kind, each.version) for each in references if each] == [
+        *[(None, 0)] * 2,
+        *[("reference", 2)] * 2,
+        *[("reference", 4)] * 2,
+    ]
+    before = tensors_of(run, "weights", 0)
+    for number in (2, 4):
+        mixture = run.ledger.verify("reference", number)
+        assert mixture.parent == run.ledger.manifest("weights", number).digest
+        assert mixture.reference == references[number - 1]
+        policy, mixed = tensors_of(run, "weights", number), tensors_of(run, "reference", number)
+        for name, tensor in before.items():
+            torch.testing.assert_close(mixed[name], 0.25 * policy[name] + 0.75 * tensor, rtol=1e-6, atol=1e-9)
+        before = mixed
+    # The first step of window 4 is at version 4, not at its reference.
+    step = next(line for line in read_metrics(run.ledger.layout.metrics) if line.event == "step" and line.window == 4)
+    assert step.values["loss"] != pytest.approx(LN2, abs=1e-6)
+    assert step.values["logps/chosen"] != step.values["ref_logps/chosen"]
+    assert {finding.state for finding in verify_tree(run.root)} == {"committed"}
+
+
+def test_a_mixed_reference_is_what_its_pairs_are_compared_with(make_run: MakeRun) -> None:
+    """The log-probs in the ledger are those of the mixture's own weights, by the model's own forward pass."""
+    run = make_run(MIXED, windows=3, data=UNEVALUATED).attempt()
+    model = random_llama(**SMALLEST)
+    model.load_state_dict(tensors_of(run, "reference", 2), strict=False)
+    for pair in read_pairs(run.ledger.layout.window(2) / "pairs.parquet"):
+        logits = model(input_ids=torch.tensor([[*pair.prompt, *pair.chosen]])).logits[0, len(pair.prompt) - 1 : -1]
+        want = logits.log_softmax(-1)[torch.arange(len(pair.chosen)), list(pair.chosen)].sum().item()
+        assert pair.reference_chosen == pytest.approx(want, rel=1e-5)
+
+
+def test_mixed_references_that_no_window_needs_are_deleted(make_run: MakeRun) -> None:
+    method = MIXED | {"refUpdateFreq": 1}
+    run = make_run(method, windows=6, data=UNEVALUATED, trainer=TRAINER | {"keepCheckpoints": 1}).attempt()
+    # A longer run would mix that of window 6 from the one of window 5.
+    assert run.ledger.numbers("reference") == [5]
+    assert run.ledger.numbers("weights") == [6]
+    run.spec["duration"] = {"windows": 7}
+    longer = make_run(method, windows=7, data=UNEVALUATED, trainer=TRAINER | {"keepCheckpoints": 1}).attempt()
+    assert run.attempt().end_state() == longer.end_state()
+
+
+def test_a_mixed_reference_with_a_changed_byte_is_refused_by_its_name(make_run: MakeRun) -> None:
+    run = make_run(MIXED, windows=3, data=UNEVALUATED).attempt()
+    file = run.ledger.layout.path("reference", 2) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+    run.spec["duration"] = {"windows": 4}
+    with pytest.raises(TornError, match=r"references/v000002/model\.safetensors has different content"):
+        run.attempt()
+
+
+def test_a_mixed_reference_of_other_weights_is_made_again(make_run: MakeRun) -> None:
+    """As after an attempt that went back to before it, and trained otherwise."""
+    want = make_run(MIXED, windows=4, data=UNEVALUATED).attempt().end_state()
+    run = make_run(MIXED, windows=2, data=UNEVALUATED).attempt()
+    other = make_run(MIXED | {"beta": 0.7}, windows=3, data=UNEVALUATED, name="other").attempt()
+    shutil.copytree(other.ledger.layout.path("reference", 2), run.ledger.layout.path("reference", 2))
+    (found,) = [finding for finding in verify_tree(run.root) if finding.kind == "reference"]
+    assert (found.state, "was mixed from other weights than" in found.detail) == ("superseded", True)
+    run.spec["duration"] = {"windows": 4}
+    assert run.attempt().end_state() == want
+
+
 def test_a_window_trains_on_the_pairs_of_earlier_ones_under_its_own_reference(make_run: MakeRun) -> None:
     run = make_run(REPLAY, windows=3).attempt()
     assert values(run, "step", "pairs") == [2.0] * 10
@@ -456,13 +539,15 @@ def interrupted(run: ScriptedRun, *errors: type[BaseException], **options: Any) 
 
 
 # With log-probs of the rollouts a window that is stopped in its first step has the trainer's: the same run, not the same bytes.
-@pytest.mark.parametrize("name", ["in turn", "ahead, older reference, replay", "no reference, ahead, replay"])
+@pytest.mark.parametrize(
+    "name", ["in turn", "ahead, older reference, replay", "no reference, ahead, replay", "mixed reference, ahead, replay"]
+)
 def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun, name: str) -> None:
-    method = METHODS[name]
-    want = make_run(method, data=UNEVALUATED).attempt().end_state()
+    method, windows = METHODS[name], 3 if "mixed" in name else 2
+    want = make_run(method, windows=windows, data=UNEVALUATED).attempt().end_state()
     stopped = 0
     for stop_at in itertools.count(1):
-        run = make_run(method, data=UNEVALUATED)
+        run = make_run(method, windows=windows, data=UNEVALUATED)
         if not interrupted(run, Preempted, stop_at=stop_at):
             break
         assert run.attempt().end_state() == want, f"stopped at look {stop_at}"
@@ -493,11 +578,13 @@ def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun
     assert killed >= 5, "three versions, two windows"
 
 
-def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(make_run: MakeRun) -> None:
-    want, shorter = make_run().attempt().end_state(), make_run(windows=1, name="prefix").attempt()
+@pytest.mark.parametrize(("method", "windows"), [({"refUpdateFreq": 2}, 2), (MIXED, 3)], ids=["plain", "mixed reference"])
+def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(make_run: MakeRun, method: Json, windows: int) -> None:
+    want = make_run(method, windows=windows).attempt().end_state()
+    shorter = make_run(method, windows=windows - 1, name="prefix").attempt()
     killed = 0
     for change in itertools.count(1, 2):
-        run = make_run()
+        run = make_run(method, windows=windows)
         shutil.copytree(shorter.root, run.root)
         run.attempts = 1
         if not interrupted(run, Killed, LedgerError, kill_at=change):  # torch makes any end of a checkpoint an error of its own

@@ -32,6 +32,8 @@ class Schedule:
     """Windows that the rollouts are ahead of the trainer."""
     uses_reference: bool = True
     """Whether the loss compares with a reference."""
+    mixes_references: bool = False
+    """Whether a reference but the first is a mixture of a version and the reference before."""
 
     @property
     def windows(self) -> int:
@@ -68,6 +70,18 @@ class Schedule:
             return None
         return window - window % self.windows_per_reference if self.windows_per_reference else 0
 
+    def is_mixture(self, reference: int) -> bool:
+        """Whether the reference that windows have from this one on is a mixture: the first is version 0."""
+        return self.mixes_references and reference > 0
+
+    def mixes_at(self, window: int) -> bool:
+        """Whether a mixture is made as the window begins, to be its reference."""
+        return window < self.windows and self.reference(window) == window and self.is_mixture(window)
+
+    def starts_at_its_reference(self, window: int) -> bool:
+        """Whether a window is compared with the very weights that it begins with."""
+        return self.reference(window) == window and not self.is_mixture(window)
+
     def replayed(self, window: int) -> range:
         """The windows whose pairs the window trains on beside its own."""
         return range(max(0, window - self.replay_windows), window)
@@ -91,6 +105,7 @@ def make_schedule(spec: SpinRunSpec, *, num_prompts: int) -> Schedule:
         method.replay_windows,
         method.overlap,
         method.uses_reference,
+        method.reference_mixture is not None,
     )
     if duration.steps is not None:
         total = duration.steps

@@ -111,7 +111,7 @@ class WindowTrainer:
                 self.checkpoints.save_if_due(self.stepper.done)
             pairs = pairs_of(steps[index])
             result = self.stepper.take(pairs) if pairs else None
-            if result is not None and index == 0 and self.schedule.reference(number) == number:
+            if result is not None and index == 0 and self.schedule.starts_at_its_reference(number):
                 self_check(result)
             self.stepper.count(number, result)
         self.coordinator.finish(window, self.stepper.done)
@@ -133,8 +133,8 @@ class WindowTrainer:
             steps = [without_reference(step) for step in steps]
             commit(by_window(steps))
             return steps, 0
-        if reference.version != weights.version or not first:
-            by_policy = reference.version == weights.version
+        by_policy = reference.digest == weights.digest
+        if not by_policy or not first:
             steps = self.passes.by_policy(steps) if by_policy else self.passes.by_version(steps, reference)
             commit(by_window(steps))
             return steps, 0

@@ -27,6 +27,12 @@ class ScoredAnswers:
     """Why answers have no reward, as sentences. They are not written down: answers that were read have none."""
 
 
+def as_reference(weights: Manifest) -> Reference:
+    """Weights as those that a manifest names."""
+    kind = "reference" if weights.kind == "reference" else None
+    return Reference(version=weights.version, kind=kind, digest=weights.digest)
+
+
 class Windows:
     """Reads and writes windows."""
 
@@ -106,7 +112,7 @@ class Windows:
             step=self._schedule.first_step(number),
             version=sampler.version,
             parent=sampler.digest,
-            reference=None if reference is None else Reference(version=reference.version, digest=reference.digest),
+            reference=None if reference is None else as_reference(reference),
             drawn=drawn,
         )
 
