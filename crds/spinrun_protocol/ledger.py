@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from spinrun_api.base import Count, Record
 
-Kind = Literal["weights", "window", "evaluation", "base", "checkpoint", "merged"]
+Kind = Literal["weights", "window", "evaluation", "base", "checkpoint", "merged", "reference"]
 
 MANIFEST = "MANIFEST.json"
 """Name of the manifest in its directory."""
@@ -50,6 +50,9 @@ class Reference(Record):
     version: int = Field(ge=0)
     """Their version."""
 
+    kind: Literal["reference"] | None = None
+    """What their directory holds: a mixture. Absent: the version itself."""
+
     digest: str
     """Digest of their manifest."""
 
@@ -77,8 +80,8 @@ class Manifest(Record):
     """What the directory holds."""
 
     number: int = Field(ge=0)
-    """Version of weights, also of merged ones; window of a window and an evaluation, and of base answers the one that draws their
-    prompts first; step of a checkpoint."""
+    """Version of weights, also of merged ones, and of a mixed reference the one that was mixed in last; window of a window and an
+    evaluation, and of base answers the one that draws their prompts first; step of a checkpoint."""
 
     uid: str
     """Run that the directory belongs to."""
@@ -94,12 +97,13 @@ class Manifest(Record):
     """Attempt that wrote it."""
 
     parent: str | None = None
-    """Digest of the weights that a window, evaluation or base answers were sampled from, or of the adapter that is merged.
-    Absent for weights and checkpoints."""
+    """Digest of the weights that a window, evaluation or base answers were sampled from, of the adapter that is merged, or of the
+    weights that a reference took in last. Absent for weights and checkpoints."""
 
     reference: Reference | None = None
-    """The weights that a window's pairs are compared with. Absent for all else, and for windows from before it was written
-    down, whose reference is the version that they were sampled from."""
+    """The weights that a window's pairs are compared with; of a reference that is a mixture, the one before it. Absent for all
+    else, for windows of a loss that compares with none, and for windows from before it was written down, whose reference is the
+    version that they were sampled from."""
 
     drawn: Drawn | None = None
     """The prompts of a window that asked until it had enough pairs, or left prompts out because of their pass rates. Absent for

@@ -19,7 +19,7 @@ import torch
 from spinrun_api.documents import parse_run
 from spinrun_api.spec import Preference
 from spinrun_protocol.ledger import Kind, RunRecord
-from spinrun_protocol.wire import Progress, SampleGroup, Sampling, VersionWanted
+from spinrun_protocol.wire import Progress, Sample, SampleGroup, Sampling, VersionWanted
 from spinrun_worker.data import PromptStream
 from spinrun_worker.errors import Preempted
 from spinrun_worker.ledger import Ledger, LedgerWriter, durable
@@ -49,7 +49,7 @@ from support.trainer_process import UID, is_a_write
 Json = dict[str, Any]
 Answer = Callable[[str, tuple[int, ...], int], Any]
 
-KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "checkpoint", "base")
+KINDS: tuple[Kind, ...] = ("weights", "window", "evaluation", "checkpoint", "base", "reference")
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +159,7 @@ class ScriptedRun:
     """True answers of the held-out prompts."""
     num_prompts: int = 64
     """Prompts of an epoch."""
+    encode_answer: Callable[[str], Sample] = lambda answer: Sample(tokens=(11, 3), text=answer, finish_reason="stop")
     attempts: int = 0
     events: list[str] = field(default_factory=list[str])
     """What the last attempt did, in order: `activate 1`, `ask 1 8x2`, `commit window 1`, and activities such as `train`."""
@@ -234,7 +235,7 @@ class ScriptedRun:
         client = cast(RolloutClient, rollouts)
         stream = PromptStream(prompts, 0)
         base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
-        pairs = PairMaker(run, scorer_of(spec.preference), lambda _: (11, 3), base)
+        pairs = PairMaker(run, scorer_of(spec.preference), self.encode_answer, base)
         recorder = Recorder(ledger, Gauges(namespace="local", run="tiny", method=spec.method.name))
         held_out = [
             PromptRecord(f"held-out-{row}", (100 + row, 7), f"ask {row}", answer=truth) for row, truth in enumerate(self.held_out)

@@ -115,7 +115,7 @@ class Pair:
     rejected_reward: float
     reference_chosen: float | None = None
     """Summed log-prob of the chosen completion under the reference, in nats. None before the reference pass, unless the rollouts
-    supplied it."""
+    supplied it; and always where the loss compares with no reference."""
     reference_rejected: float | None = None
     """Summed log-prob of the rejected completion under the reference, in nats. None as for the chosen one."""
 

@@ -257,8 +257,9 @@ def _loss(axes: Axes, data: RunData, palette: Palette) -> None:
 
 def starts_at_ln_2(data: RunData) -> bool:
     """Whether the loss of a policy that is its own reference is ln 2, as docs/methods.md says of two losses."""
-    loss, weight = (value_at(data.document, "spec", "method", name) for name in ("loss", "sftWeight"))
-    return loss in ("sigmoid", "robust") and not weight
+    names = ("loss", "losses", "sftWeight", "weightByLikelihood", "weightByMargin")
+    loss, *others = (value_at(data.document, "spec", "method", name) for name in names)
+    return loss in ("sigmoid", "robust") and not any(others)
 
 
 def _margins(axes: Axes, data: RunData, palette: Palette) -> None:
@@ -377,7 +378,7 @@ PANELS = (
     ),
     Panel(
         "Margins",
-        "Beta times the log-ratio to the reference, of the chosen and the rejected answer, and their difference.",
+        "Beta times the log-ratio to the reference (without one, the log-prob per token) of both answers, and their difference.",
         _margins,
         _has(_steps, "rewards/margins"),
     ),

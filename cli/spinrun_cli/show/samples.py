@@ -52,7 +52,7 @@ class ShownSide(Record):
     """Its length."""
 
     reference_logprob: float | None = None
-    """Summed log-prob under the reference, in nats."""
+    """Summed log-prob under the reference, in nats; absent where the loss compares with none."""
 
 
 class ShownPrompt(Record):

@@ -11,6 +11,7 @@ from spinrun_api.spec.method import (
     Discopop,
     Dpop,
     Exo,
+    Hinge,
     Ipo,
     Method,
     Orpo,
@@ -21,6 +22,7 @@ from spinrun_api.spec.method import (
     Simpo,
     Sppo,
     SppoAdvantage,
+    WeightedLoss,
     of_window,
 )
 from spinrun_api.spec.model import Model
@@ -58,6 +60,7 @@ __all__ = [
     "Exo",
     "FailureRule",
     "GroundTruth",
+    "Hinge",
     "Ipo",
     "Judge",
     "Lifecycle",
@@ -94,5 +97,6 @@ __all__ = [
     "Trainer",
     "Truncated",
     "Wandb",
+    "WeightedLoss",
     "of_window",
 ]

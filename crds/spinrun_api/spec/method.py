@@ -9,17 +9,62 @@ from pydantic.alias_generators import to_snake
 
 from spinrun_api.base import ApiModel, ModelRule, models_in, rule
 
+LossName = Literal[
+    "sigmoid",
+    "sigmoidNorm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo",
+    "nca",
+    "bco",
+    "apoZero",
+    "apoDown",
+    "discopop",
+    "dpop",
+    "simpo",
+    "orpo",
+    "sppoHard",
+    "cringe",
+    "sppo",
+    "sppoAdvantage",
+]
+
 
 class LossSettings(ApiModel):
     """Settings of one loss. In `Method` their block has the name of the loss."""
 
 
-class Sigmoid(LossSettings):
+class Divergent(LossSettings):
+    """Settings of a loss over margins, which may be of another divergence than DPO's."""
+
+    divergence: Literal["reverseKL", "forwardKL", "js", "alpha"] = "reverseKL"
+    """The divergence from the reference that keeps the policy near it, by which an answer's score takes the place of its
+    log-ratio (arXiv 2309.16240). reverseKL: DPO's own, whose score is the log-ratio. forwardKL: an answer that has become
+    unlikely costs most. js: Jensen and Shannon's, which bounds how much an answer gains by becoming likelier. alpha: from
+    forwardKL at α = 0 to reverseKL at α = 1."""
+
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """α of the divergence alpha. Absent: one half."""
+
+    @rule(
+        cel="!has(self.alpha) || (has(self.divergence) && self.divergence == 'alpha')",
+        message="alpha is for the divergence alpha: remove it or set divergence: alpha",
+    )
+    def _alpha_is_for_its_divergence(self) -> bool:
+        return self.alpha is None or self.divergence == "alpha"
+
+
+class Sigmoid(Divergent):
     """Settings of the loss sigmoid."""
 
     label_smoothing: float = Field(default=0.0, ge=0, le=0.5)
     """Assumed share of pairs whose preference is wrong (conservative DPO). 0 trusts every pair; at one half nothing is learned
     but to stay near the reference."""
+
+
+class Hinge(Divergent):
+    """Settings of the loss hinge."""
 
 
 class Robust(LossSettings):
@@ -141,6 +186,19 @@ class PassRateBand(ApiModel):
         return self.min <= self.max
 
 
+class WeightedLoss(ApiModel):
+    """One of several losses whose weighted sum a pair has."""
+
+    name: LossName
+    """The loss, as in `loss`."""
+
+    weight: float = Field(default=1.0, gt=0, le=1_000_000)
+    """What it is multiplied by."""
+
+    beta: float | None = Field(default=None, gt=0, le=1000)
+    """Its own β. Absent: that of the method."""
+
+
 class SamplingSettings(ApiModel):
     """Which prompts a window asks."""
 
@@ -152,6 +210,10 @@ class SamplingSettings(ApiModel):
     """Draw a prompt again only if its pass rate, when it was last asked, lies within these bounds. The pass rate is the mean of
     its answers' rewards, each taken as 0 below 0 and as 1 above 1; a prompt that was never asked, or none of whose answers has a
     reward, is drawn. For preferences with a rule. Absent: all prompts are drawn."""
+
+
+WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "cringe"})
+"""Losses that know the policy's log-probs alone."""
 
 
 def of_window(values: Sequence[float], window: int) -> float:
@@ -167,26 +229,7 @@ class Method(ApiModel):
     data's true answer (arXiv 2401.01335); an own one that says the same makes no pair. sppo: as onlineDPO, but an answer counts
     by how often it wins against the prompt's other ones (2405.00675)."""
 
-    loss: Literal[
-        "sigmoid",
-        "sigmoidNorm",
-        "hinge",
-        "ipo",
-        "robust",
-        "exo",
-        "nca",
-        "bco",
-        "apoZero",
-        "apoDown",
-        "discopop",
-        "dpop",
-        "simpo",
-        "orpo",
-        "sppoHard",
-        "cringe",
-        "sppo",
-        "sppoAdvantage",
-    ] = "sigmoid"
+    loss: LossName = "sigmoid"
     """sigmoid: DPO (arXiv 2305.18290). sigmoidNorm: the same with log-ratios per token (2411.15124). hinge: SLiC (2305.10425).
     ipo: a squared distance to a fixed margin (2310.12036). robust: DPO made unbiased for flipped preferences (2403.00409).
     exo: reverse KL to the preference (2402.00856). nca: keeps chosen answers likely (2402.05369). bco: chosen up, rejected down,
@@ -198,6 +241,10 @@ class Method(ApiModel):
     (2405.00675), for the method sppo. sppoAdvantage: the log-ratio of every answer, not only of pairs, towards its advantage, for
     the method sppo too (verl's recipe/sppo)."""
 
+    losses: list[WeightedLoss] | None = Field(default=None, min_length=1, max_length=16)
+    """In place of `loss`: several losses, each once, whose weighted sum a pair has (MPO, arXiv 2411.10442). Their settings stand
+    in the blocks of their names."""
+
     beta: float = Field(default=0.1, gt=0, le=1000)
     """Strength of the pull towards the reference; larger stays closer. 0.1 is the DPO paper's choice. For sppoHard it is 1/η,
     for which SPPO's authors take 0.001."""
@@ -207,6 +254,9 @@ class Method(ApiModel):
 
     sigmoid: Sigmoid | None = None
     """Settings of the loss sigmoid. Absent: their defaults."""
+
+    hinge: Hinge | None = None
+    """Settings of the loss hinge. Absent: their defaults."""
 
     robust: Robust | None = None
     """Settings of the loss robust. Absent: their defaults."""
@@ -246,12 +296,24 @@ class Method(ApiModel):
     """Weight of an estimate of the policy's divergence from the reference on the pair's answers, in nats an answer, that is added
     to the loss. 0 adds none."""
 
+    weight_by_likelihood: bool = False
+    """Multiply a pair's loss by the likelihood per token of each of its two answers under the policy as it is, without a gradient
+    (WPO, arXiv 2406.11827): the less likely the policy has come to give an answer, the less its pairs count."""
+
+    weight_by_margin: bool = False
+    """Multiply a pair's loss by the difference of its rewards or, with the method sppo, of its win rates."""
+
     length_desensitize: float = Field(default=1.0, ge=0, le=1)
     """Weight of the tokens of a pair's longer answer that stand beyond the length of the shorter one: α of LD-DPO
     (arXiv 2409.06411). 1 counts all alike; 0 leaves them out."""
 
     ref_update_freq: int = Field(default=16, ge=0, le=1_000_000)
     """Optimizer steps after which the weights of the moment become the reference. 0: it stays version 0, the source model."""
+
+    reference_mixture: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the weights of the moment in the next reference, the rest of which is the one before: each time that the reference
+    changes it moves so far towards the policy, weight by weight (TR-DPO, arXiv 2404.09656). Absent: the weights of the moment
+    take its place."""
 
     rollout_update_freq: int | None = Field(default=None, ge=1, le=1_000_000)
     """Optimizer steps of a window, after which the trained weights are published and the rollouts answer with them. Absent:
@@ -287,14 +349,40 @@ class Method(ApiModel):
     min_margin: float = Field(default=0.0, ge=0, le=1_000_000_000)
     """Rewards that differ by less than this make no pair."""
 
+    truncated: Literal["score", "penalise", "drop"] = "score"
+    """What becomes of an answer that was cut off at `rollout.maxTokens`, and so has no end token, whatever prefers. score: it is
+    paired by its reward like any other. penalise: `truncatedPenalty` is first taken from its reward. drop: it is in no pair, and
+    with the method spin neither is a true answer that is longer. What a rule rewards such an answer with, `rule.truncated`
+    says."""
+
+    truncated_penalty: float | None = Field(default=None, gt=0, le=1_000_000_000)
+    """For `truncated: penalise`: what is taken from a reward; of a win rate no more than there is. Absent: 1."""
+
     # The API server checks the default of this block, which is empty, before it fills in those of the fields: hence has().
     @rule(
         cel="!has(self.name) || self.name != 'spin' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
-        " && (!has(self.minMargin) || self.minMargin == 0.0))",
-        message="method spin pairs the true answer with every own one, whatever their rewards: remove pairing and minMargin",
+        " && (!has(self.minMargin) || self.minMargin == 0.0) && (!has(self.weightByMargin) || !self.weightByMargin))",
+        message="method spin pairs the true answer with every own one, whatever their rewards: remove pairing, minMargin and "
+        "weightByMargin",
     )
     def _pairing_is_for_rewards(self) -> bool:
-        return self.name != "spin" or (self.pairing == "bestVsWorst" and self.min_margin == 0.0)
+        of_rewards = (self.pairing, self.min_margin, self.weight_by_margin)
+        return self.name != "spin" or of_rewards == ("bestVsWorst", 0.0, False)
+
+    @rule(
+        cel="!has(self.truncatedPenalty) || (has(self.truncated) && self.truncated == 'penalise')",
+        message="truncatedPenalty is for truncated: penalise: remove it or set truncated: penalise",
+    )
+    def _penalty_is_for_penalising(self) -> bool:
+        return self.truncated_penalty is None or self.truncated == "penalise"
+
+    @rule(
+        cel="!has(self.name) || self.name != 'spin' || !has(self.truncated) || self.truncated != 'penalise'",
+        message="method spin pairs answers whatever their rewards, so that there is nothing to take a penalty from: set "
+        "truncated to drop or score",
+    )
+    def _penalties_are_for_rewards(self) -> bool:
+        return self.name != "spin" or self.truncated != "penalise"
 
     @rule(
         cel="!has(self.pairing) || self.pairing != 'bestVsBase' || !has(self.name) || self.name == 'onlineDPO'",
@@ -312,6 +400,29 @@ class Method(ApiModel):
         return (self.name == "sppo") == (self.loss in ("sppo", "sppoAdvantage"))
 
     @rule(
+        cel="!has(self.losses) || !has(self.loss) || self.loss == 'sigmoid'",
+        message="loss is for one loss and losses for several: set one of them",
+    )
+    def _loss_or_losses(self) -> bool:
+        return self.losses is None or self.loss == "sigmoid"
+
+    @rule(
+        cel="!has(self.losses) || self.losses.all(one, self.losses.exists_one(other, other.name == one.name))",
+        message="losses names a loss twice: give it one entry with the sum of the weights",
+    )
+    def _each_loss_once(self) -> bool:
+        names = [each.name for each in self.losses or ()]
+        return len(names) == len(set(names))
+
+    @rule(
+        cel="!has(self.losses) || !self.losses.exists(each, each.name in ['sppo', 'sppoAdvantage'])",
+        message="sppo and sppoAdvantage cannot be among losses: their targets are win rates and advantages, which answers have "
+        "with the method sppo alone, and no other loss is made for those: take one of them as loss",
+    )
+    def _losses_are_of_pairs(self) -> bool:
+        return not {"sppo", "sppoAdvantage"} & {each.name for each in self.losses or ()}
+
+    @rule(
         cel="!has(self.minMargin) || self.minMargin <= 1.0 || self.loss != 'sppo'",
         message="win rates differ by 1 at most: with the loss sppo, minMargin must not be above 1",
     )
@@ -321,12 +432,15 @@ class Method(ApiModel):
     @rule(
         cel="!has(self.loss) || self.loss != 'sppoAdvantage' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
         " && (!has(self.minMargin) || self.minMargin == 0.0) && (!has(self.sftWeight) || self.sftWeight == 0.0)"
-        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0))",
-        message="sppoAdvantage trains on every answer, not on pairs: remove pairing, minMargin, sftWeight and lengthDesensitize",
+        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0)"
+        " && (!has(self.weightByLikelihood) || !self.weightByLikelihood) && (!has(self.weightByMargin) || !self.weightByMargin))",
+        message="sppoAdvantage trains on every answer, not on pairs: remove pairing, minMargin, sftWeight, lengthDesensitize, "
+        "weightByLikelihood and weightByMargin",
     )
     def _pairs_are_not_for_advantages(self) -> bool:
         of_pairs = (self.pairing, self.min_margin, self.sft_weight, self.length_desensitize)
-        return self.loss != "sppoAdvantage" or of_pairs == ("bestVsWorst", 0.0, 0.0, 1.0)
+        plain = of_pairs == ("bestVsWorst", 0.0, 0.0, 1.0) and not self.weighs_pairs
+        return self.loss != "sppoAdvantage" or plain
 
     @rule(
         cel="!has(self.betaByWindow) || !has(self.beta) || self.beta == 0.1",
@@ -339,10 +453,11 @@ class Method(ApiModel):
         cel="!has(self.referenceLogprobs) || self.referenceLogprobs != 'rollouts' || ((!has(self.name) || self.name != 'spin')"
         " && (!has(self.pairing) || self.pairing != 'bestVsBase') && (!has(self.replayWindows) || self.replayWindows == 0)"
         " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0) && !has(self.rolloutUpdateFreq)"
+        " && !has(self.referenceMixture)"
         " && (!has(self.refUpdateFreq) || self.refUpdateFreq > 0) && (!has(self.overlap) || self.overlap == 0))",
         message="rollouts know the log-probs of their own answers alone, and only under the weights that gave them: with "
         "referenceLogprobs: rollouts remove name: spin, pairing: bestVsBase, replayWindows, overlap, lengthDesensitize, "
-        "rolloutUpdateFreq and refUpdateFreq: 0",
+        "rolloutUpdateFreq, referenceMixture and refUpdateFreq: 0",
     )
     def _rollouts_know_the_reference(self) -> bool:
         knows = (
@@ -351,6 +466,7 @@ class Method(ApiModel):
             and self.replay_windows == 0
             and self.length_desensitize == 1.0
             and self.rollout_update_freq is None
+            and self.reference_mixture is None
             and self.ref_update_freq > 0
             and self.overlap == 0
         )
@@ -370,6 +486,24 @@ class Method(ApiModel):
     )
     def _windows_have_steps(self) -> bool:
         return self.ref_update_freq != 0 or self.rollout_update_freq is not None
+
+    @rule(
+        cel="!has(self.referenceMixture) || !has(self.refUpdateFreq) || self.refUpdateFreq != 0",
+        message="with refUpdateFreq: 0 the reference stays version 0, and nothing is mixed: set refUpdateFreq or remove "
+        "referenceMixture",
+    )
+    def _mixtures_need_changes(self) -> bool:
+        return self.reference_mixture is None or self.ref_update_freq != 0
+
+    @rule(
+        cel="!has(self.referenceMixture) || (has(self.klWeight) && self.klWeight > 0.0)"
+        f" || (has(self.losses) ? self.losses.exists(each, !(each.name in {sorted(WITHOUT_REFERENCE)}))"
+        f" : !(self.loss in {sorted(WITHOUT_REFERENCE)}))",
+        message="simpo, orpo and cringe compare with no reference that could be a mixture: remove referenceMixture or set "
+        "klWeight",
+    )
+    def _mixtures_need_a_reference(self) -> bool:
+        return self.reference_mixture is None or self.uses_reference
 
     @property
     def steps_per_window(self) -> int:
@@ -393,15 +527,34 @@ class Method(ApiModel):
         return self.sampling.pass_rate if self.sampling is not None else None
 
     @property
+    def weighted_losses(self) -> Sequence[WeightedLoss]:
+        """The losses whose weighted sum a pair has: `losses`, or `loss` alone."""
+        return self.losses or [WeightedLoss(name=self.loss)]
+
+    @property
+    def weighs_pairs(self) -> bool:
+        """Whether pairs have weights."""
+        return self.weight_by_likelihood or self.weight_by_margin
+
+    def takes(self, loss: str) -> bool:
+        """Whether it is one of the losses."""
+        return any(each.name == loss for each in self.weighted_losses)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether anything reads log-probs of a reference. Where nothing does, none are computed, and no older version is kept or
+        read back for them."""
+        return self.kl_weight > 0 or any(each.name not in WITHOUT_REFERENCE for each in self.weighted_losses)
+
+    @property
     def cringe_settings(self) -> Cringe | None:
-        """The settings of the loss cringe; None with another loss."""
-        return (self.cringe or Cringe()) if self.loss == "cringe" else None
+        """The settings of the loss cringe; None with other losses."""
+        return (self.cringe or Cringe()) if self.takes("cringe") else None
 
     def resolved(self) -> "Method":
-        """The method with the block of its loss filled in where the document leaves it out, as one compares methods."""
-        block = LOSS_BLOCKS.get(self.loss)
-        name = to_snake(self.loss)
-        return self if block is None or getattr(self, name) is not None else self.model_copy(update={name: block()})
+        """The method with the blocks of its losses filled in where the document leaves them out, as one compares methods."""
+        blocks = {to_snake(each.name): LOSS_BLOCKS[each.name] for each in self.weighted_losses if each.name in LOSS_BLOCKS}
+        return self.model_copy(update={name: block() for name, block in blocks.items() if getattr(self, name) is None})
 
 
 LOSS_BLOCKS: Mapping[str, type[LossSettings]] = {
@@ -415,9 +568,9 @@ LOSS_BLOCKS: Mapping[str, type[LossSettings]] = {
 
 def _is_for_its_loss(loss: str) -> ModelRule:
     return ModelRule(
-        cel=f"!has(self.{loss}) || self.loss == '{loss}'",
+        cel=f"!has(self.{loss}) || (has(self.losses) ? self.losses.exists(each, each.name == '{loss}') : self.loss == '{loss}')",
         message=f"the block {loss} is for the loss {loss}: remove it or set loss: {loss}",
-        holds=lambda method: getattr(method, to_snake(loss)) is None or method.loss == loss,
+        holds=lambda method: getattr(method, to_snake(loss)) is None or method.takes(loss),
     )
 
 

@@ -139,6 +139,14 @@ class SpinRunSpec(ApiModel):
         return self.method.pass_rate is None or self.method.pairing != "bestVsBase"
 
     @rule(
+        cel="!has(self.method.referenceMixture) || !has(self.trainer.lora)",
+        message="the two factors of adapters, mixed, are not the mixture of the weights that they stand for: remove "
+        "method.referenceMixture or trainer.lora",
+    )
+    def _mixtures_are_of_whole_weights(self) -> bool:
+        return self.method.reference_mixture is None or self.trainer.lora is None
+
+    @rule(
         cel="(self.method.name == 'spin') == has(self.preference.groundTruth)",
         message="method.name: spin and preference.groundTruth go together: set both or neither",
     )

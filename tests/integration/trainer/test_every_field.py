@@ -179,7 +179,7 @@ def most_prompts(run: SpinRun, attempts: Attempts) -> object:
     now = Progress(uid="", attempt=1, activity="starting", window=0, windows=0, step=0, total_steps=0)
     scorer = build_reward_function(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
     try:
-        pairs = PairMaker(run, scorer, lambda _: (), None)
+        pairs = PairMaker(run, scorer, lambda answer: Sample(tokens=(), text=answer, finish_reason="stop"), None)
         windows = Windows(LedgerWriter(attempts.folder / "none", UID, 1), schedule, has_base=False)
         draws = make_draws(run.spec, stream, schedule, cast(Requests, requests), windows, pairs, ProgressBoard(now))
         draws.begin(0, cast(Manifest, None)).wait()
@@ -242,8 +242,9 @@ def requests(run: SpinRun, _: Attempts) -> object:
 
 
 def pairs(run: SpinRun, _: Attempts) -> object:
-    """The pairs of three answers whose rewards are 0.4 and 0.6 apart, and of three to another prompt."""
-    answers = tuple(Sample(tokens=(index,), text="", finish_reason="stop") for index in range(3))
+    """The pairs of three answers whose rewards are 0.4 and 0.6 apart, the worst cut off, and of three to another prompt."""
+    ends: list[Literal["stop", "length"]] = ["length", "stop", "stop"]
+    answers = tuple(Sample(tokens=(index,), text="", finish_reason=end) for index, end in enumerate(ends))
     group = ScoredGroup(PromptRecord("p", (1,), "2 + 2", "4", {}), answers, (0.0, 0.4, 1.0))
     other = ScoredGroup(PromptRecord("q", (2,), "3 + 3", "6", {}), answers, (0.0, 0.0, 0.4))
     return pair_groups([group, other], run.spec.method, seed=run.spec.data.prompts.shuffle_seed)
@@ -484,8 +485,15 @@ CASES = [
     Case("method.sppoAdvantage.advantage", ABSENT, "batch", pairs, ADVANTAGE),
     Case("method.sppoAdvantage.kappa", ABSENT, 2.0, pairs, ADVANTAGE),
     Case("method.loss", ABSENT, "hinge", step),
+    Case("method.losses.name", "bco", "ipo", step),
+    Case("method.losses.weight", ABSENT, 2.0, step, {"method.losses": {"name": "bco"}}),
+    Case("method.losses.beta", ABSENT, 0.5, step, {"method.losses": {"name": "bco"}}),
     Case("method.beta", ABSENT, 0.5, step),
     Case("method.sigmoid.labelSmoothing", ABSENT, 0.1, step),
+    Case("method.sigmoid.divergence", ABSENT, "js", step),
+    Case("method.sigmoid.alpha", ABSENT, 0.9, step, {"method.sigmoid.divergence": "alpha"}),
+    Case("method.hinge.divergence", ABSENT, "js", step, {"method.loss": "hinge", "method.hinge": {}}),
+    Case("method.hinge.alpha", ABSENT, 0.9, step, {"method.loss": "hinge", "method.hinge": {"divergence": "alpha"}}),
     Case("method.exo.floor", ABSENT, 0.1, step, {"method.loss": "exo", "method.exo": {}}),
     Case("method.discopop.tau", ABSENT, 0.5, step, {"method.loss": "discopop", "method.discopop": {}}),
     Case("method.dpop.weight", ABSENT, 0.5, step, {"method.loss": "dpop", "method.dpop": {}}),
@@ -499,8 +507,11 @@ CASES = [
     ),
     Case("method.sftWeight", ABSENT, 0.1, step),
     Case("method.klWeight", ABSENT, 0.1, step),
+    Case("method.weightByLikelihood", ABSENT, True, step),
+    Case("method.weightByMargin", ABSENT, True, step),
     Case("method.lengthDesensitize", ABSENT, 0.5, step),
     Case("method.refUpdateFreq", ABSENT, 8, schedule),
+    Case("method.referenceMixture", ABSENT, 0.5, schedule),
     Case("method.rolloutUpdateFreq", ABSENT, 8, schedule),
     Case("method.replayWindows", ABSENT, 1, schedule),
     Case("method.overlap", ABSENT, 1, asked, FOUR_WINDOWS),
@@ -521,6 +532,8 @@ CASES = [
         PASS_RATE | {"method.sampling.passRate.min": 0.9, "method.sampling.passRate.whenNone": "widen"},
     ),
     Case("method.minMargin", ABSENT, 0.5, pairs, {"method.pairing": "allPairs"}),
+    Case("method.truncated", ABSENT, "drop", pairs),
+    Case("method.truncatedPenalty", ABSENT, 0.5, pairs, {"method.truncated": "penalise"}),
     Case("preference.groundTruth.rule.kind", "lastNumber", "exact", rewards, TRUTH),
     Case("preference.groundTruth.rule.pattern", "4", "5", rewards, TRUTH | {"preference.groundTruth.rule.kind": "regex"}),
     Case(
@@ -654,8 +667,9 @@ def run_with(case: Case, value: object, files: dict[str, str], given: Json) -> S
         _put(spec, path.split("."), copy.deepcopy(part))
     if source := spec["data"]["prompts"].get("sources"):
         spec["data"]["prompts"]["sources"] = [{"source": "arithmetic", "config": "addition-5", "limit": 4}, source]
-    if policy := spec.get("lifecycle", {}).get("failurePolicy"):
-        spec["lifecycle"]["failurePolicy"] = [policy]
+    for block, name in (("lifecycle", "failurePolicy"), ("method", "losses")):  # lists, of which the cases give one entry
+        if entry := spec.get(block, {}).get(name):
+            spec[block][name] = [entry]
     metadata = {"name": "demo", "namespace": "team", "uid": "01234567-89ab-cdef-0123-456789abcdef"}
     text = json.dumps({"apiVersion": "spinrun.dev/v1alpha1", "kind": "SpinRun", "metadata": metadata, "spec": spec})
     for name, path in files.items():

@@ -111,6 +111,12 @@ INVALID: dict[str, Invalid] = {
     "beta-too-large": wrong("spec.method.beta", 1001),
     "label-smoothing-above-one-half": wrong("spec.method.sigmoid.labelSmoothing", 0.51),
     "label-smoothing-negative": wrong("spec.method.sigmoid.labelSmoothing", -0.1),
+    "unknown-divergence": wrong("spec.method.sigmoid.divergence", "chiSquared"),
+    "divergence-alpha-of-one": wrong("spec.method.sigmoid", {"divergence": "alpha", "alpha": 1}, "spec.method.sigmoid.alpha"),
+    "alpha-of-another-divergence": wrong("spec.method.sigmoid", {"divergence": "js", "alpha": 0.5}, "spec.method.sigmoid"),
+    "alpha-without-a-divergence": wrong(
+        "spec.method.hinge", {"alpha": 0.5}, "alpha is for the divergence alpha", spec__method__loss="hinge"
+    ),
     "discopop-too-slow": wrong("spec.method.discopop.tau", 1.5, spec__method__loss="discopop"),
     "exo-prefers-the-rejected": wrong("spec.method.exo.floor", 0.5, spec__method__loss="exo"),
     "dpop-negative": wrong("spec.method.dpop.weight", -1, spec__method__loss="dpop"),
@@ -303,12 +309,35 @@ INVALID: dict[str, Invalid] = {
     "ground-truth-for-online-dpo": wrong("spec.preference", {"groundTruth": {}}, "preference.groundTruth"),
     "spin-with-pairing": wrong("spec.method", {"name": "spin", "pairing": "allPairs"}, spec__preference={"groundTruth": {}}),
     "spin-with-margin": wrong("spec.method", {"name": "spin", "minMargin": 0.5}, spec__preference={"groundTruth": {}}),
+    "spin-by-margins": wrong("spec.method", {"name": "spin", "weightByMargin": True}, spec__preference={"groundTruth": {}}),
+    "penalty-without-penalising": wrong("spec.method.truncatedPenalty", 0.5, "truncatedPenalty is for"),
+    "penalty-of-dropped-answers": wrong("spec.method", {"truncated": "drop", "truncatedPenalty": 0.5}, "truncatedPenalty is for"),
+    "penalty-zero": wrong("spec.method", {"truncated": "penalise", "truncatedPenalty": 0}, "spec.method.truncatedPenalty"),
+    "unknown-fate-of-truncated-answers": wrong("spec.method.truncated", "zero"),
+    "spin-with-penalties": wrong(
+        "spec.method", {"name": "spin", "truncated": "penalise"}, "nothing to take", spec__preference={"groundTruth": {}}
+    ),
     "spin-without-answers": wrong(
         "spec.data.prompts.source",
         "openai/gsm8k",
         "data.prompts.answerColumn",
         spec__method__name="spin",
         spec__preference={"groundTruth": {"rule": {"kind": "python", "entryPoint": "a:b"}}},
+    ),
+    "loss-and-losses": wrong("spec.method", {"loss": "hinge", "losses": [{"name": "ipo"}]}, "loss is for one loss"),
+    "losses-without-any": wrong("spec.method.losses", []),
+    "one-loss-twice": wrong("spec.method.losses", [{"name": "ipo"}, {"name": "ipo"}], "names a loss twice"),
+    "unknown-loss-among-several": wrong("spec.method.losses", [{"name": "kto"}], "spec.method.losses"),
+    "loss-of-weight-zero": wrong("spec.method.losses", [{"name": "ipo", "weight": 0}], "spec.method.losses"),
+    "loss-of-beta-zero": wrong("spec.method.losses", [{"name": "ipo", "beta": 0}], "spec.method.losses"),
+    "sppo-among-losses": wrong("spec.method.losses", [{"name": "ipo"}, {"name": "sppo"}], "cannot be among losses"),
+    "advantages-among-losses": wrong("spec.method.losses", [{"name": "sppoAdvantage"}], "cannot be among losses"),
+    "losses-of-the-method-sppo": wrong("spec.method", {"name": "sppo", "losses": [{"name": "ipo"}]}),
+    "block-of-none-of-the-losses": wrong(
+        "spec.method", {"losses": [{"name": "ipo"}, {"name": "hinge"}], "robust": {}}, "the block robust is for the loss robust"
+    ),
+    "block-of-the-loss-that-losses-replace": wrong(
+        "spec.method", {"losses": [{"name": "ipo"}], "sigmoid": {}}, "the block sigmoid is for the loss sigmoid"
     ),
     "sppo-with-another-loss": wrong("spec.method", {"name": "sppo"}),
     "sppo-loss-with-another-method": wrong("spec.method", {"loss": "sppo"}),
@@ -322,6 +351,8 @@ INVALID: dict[str, Invalid] = {
     ),
     "margin-of-advantages": wrong("spec.method", ADVANTAGE | {"minMargin": 0.1}),
     "sft-weight-of-advantages": wrong("spec.method", ADVANTAGE | {"sftWeight": 0.1}),
+    "margins-that-weigh-advantages": wrong("spec.method", ADVANTAGE | {"weightByMargin": True}),
+    "likelihoods-that-weigh-advantages": wrong("spec.method", ADVANTAGE | {"weightByLikelihood": True}),
     "lengths-of-advantages": wrong("spec.method", ADVANTAGE | {"lengthDesensitize": 0.5}),
     "one-sample-among-those-of-its-prompt": wrong(
         "spec.rollout.samplesPerPrompt",
@@ -398,6 +429,19 @@ INVALID: dict[str, Invalid] = {
     "log-probs-of-an-older-version-by-rollouts": wrong(
         "spec.method", {"referenceLogprobs": "rollouts", "refUpdateFreq": 4, "rolloutUpdateFreq": 2}, "referenceLogprobs"
     ),
+    "mixture-of-nothing": wrong("spec.method.referenceMixture", 0),
+    "mixture-of-the-policy-alone": wrong("spec.method.referenceMixture", 1),
+    "mixture-that-never-changes": wrong(
+        "spec.method", {"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "referenceMixture": 0.5}, "nothing is mixed"
+    ),
+    "mixture-that-no-loss-reads": wrong("spec.method", {"loss": "simpo", "referenceMixture": 0.5}, "could be a mixture"),
+    "mixture-that-none-of-the-losses-reads": wrong(
+        "spec.method", {"losses": [{"name": "simpo"}, {"name": "cringe"}], "referenceMixture": 0.5}, "could be a mixture"
+    ),
+    "mixture-that-no-rollout-serves": wrong(
+        "spec.method", {"referenceLogprobs": "rollouts", "referenceMixture": 0.5}, "referenceLogprobs"
+    ),
+    "mixture-of-adapters": wrong("spec.trainer.lora", {}, "two factors of adapters", spec__method={"referenceMixture": 0.5}),
     "no-mismatch": wrong("spec.method.maxMismatch", 0),
     "two-betas": wrong("spec.method", {"beta": 0.2, "betaByWindow": [0.1]}),
     "two-learning-rates": wrong("spec.trainer", {"learningRate": 1e-6, "learningRateByWindow": [5e-7]}),

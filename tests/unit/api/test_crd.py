@@ -110,7 +110,7 @@ def test_defaults_of_blocks_leave_the_rest_to_the_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "count"), [(Duration, 1), (Storage, 2), (SpinRunSpec, 13), (PassRateBand, 1), (Prompts, 3), (Model, 0)]
+    ("model", "count"), [(Duration, 1), (Storage, 2), (SpinRunSpec, 14), (PassRateBand, 1), (Prompts, 3), (Model, 0)]
 )
 def test_rules_of_a_model_are_its_validations(model: type[Any], count: int) -> None:
     validations = structural_schema(model).get("x-kubernetes-validations", [])

@@ -39,7 +39,7 @@ def test_stored_run_that_set_nothing_of_its_loss_is_the_one_that_a_user_writes_t
 @pytest.mark.parametrize(
     ("before", "today"),
     [
-        pytest.param({"labelSmoothing": 0.1}, {"labelSmoothing": 0.1}, id="sigmoid"),
+        pytest.param({"labelSmoothing": 0.1}, {"labelSmoothing": 0.1, "divergence": "reverseKL"}, id="sigmoid"),
         pytest.param({"loss": "robust", "labelSmoothing": 0.2}, {"labelSmoothing": 0.2}, id="robust"),
         pytest.param({"loss": "ipo", "ipoAverage": False}, {"average": False}, id="ipo"),
         pytest.param(SPPO | {"eta": 10, "includeSelf": False}, {"eta": 10, "includeSelf": False}, id="sppo"),
@@ -55,7 +55,7 @@ def test_stored_run_that_set_nothing_of_its_loss_is_the_one_that_a_user_writes_t
             id="cringe",
         ),
         # 1000 was the default once, for every loss.
-        pytest.param({"eta": 1000.0}, {"labelSmoothing": 0.0}, id="eta of a loss that has none"),
+        pytest.param({"eta": 1000.0}, {"labelSmoothing": 0.0, "divergence": "reverseKL"}, id="eta of a loss that has none"),
     ],
 )
 def test_settings_of_a_stored_run_are_the_same_in_their_block(before: Json, today: Json) -> None:

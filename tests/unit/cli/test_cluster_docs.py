@@ -16,6 +16,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from spinrun_api.documents import parse_run
+from spinrun_api.spec import Method
 from spinrun_api.status import Phase
 from spinrun_cli import kubectl_plugin
 from spinrun_cli.overrides import merge
@@ -24,7 +25,6 @@ from spinrun_operator.metrics import Metrics
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.ledger import Manifest
 from spinrun_protocol.wire import Progress
-from spinrun_worker.records import Pair
 from spinrun_worker.rewards import comparison, endpoint
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.scorer.app import ScorerMetrics
@@ -106,9 +106,8 @@ def gauges_of_trainer() -> set[str]:
 
 def figures_of_pairs() -> set[str]:
     """Names of the figures that a step has of its pairs."""
-    rewards = {"chosen_reward": 1.0, "rejected_reward": 0.0}
-    pair = Pair("prompt", (1,), (2,), (3,), **rewards, reference_chosen=-1.0, reference_rejected=-1.0)
-    return set(learner._preference_figures(torch.zeros(1, 2), learner._known([pair], torch.zeros(1, 2)), beta=0.1))
+    known = learner._Known(*(torch.ones(1, 2) for _ in learner._Known._fields))
+    return set(learner._preference_figures(torch.zeros(1, 2), known, Method()))
 
 
 def trainer_registry() -> CollectorRegistry:

@@ -38,7 +38,7 @@ def test_a_true_answer_ends_as_the_chat_template_ends_an_assistants_message(fami
     end = Encoder(tokenizer, None).end_of_answer(ends)
 
     assert tokenizer.convert_ids_to_tokens(end) == family.want
-    tokens = encode_answer(tokenizer, "forty 2", max_tokens=100, end=end)
+    tokens = encode_answer(tokenizer, "forty 2", max_tokens=100, end=end).tokens
     assert (words_of(tokenizer, tokens[:-1]), tokens[-1]) == ("forty 2", end)
     # As far as the end, it is what the template itself makes of a whole conversation.
     whole = tokenizer.apply_chat_template([*ASK, {"role": "assistant", "content": "forty 2"}, *ASK], tokenize=False)
@@ -49,7 +49,7 @@ def test_a_true_answer_ends_as_the_chat_template_ends_an_assistants_message(fami
 @pytest.mark.parametrize("family", [family for name, family in FAMILIES.items() if name != "GLM-4"])
 def test_without_known_ends_the_chat_template_is_believed(family: Family) -> None:
     tokenizer = family.tokenizer()
-    assert tokenizer.convert_ids_to_tokens(encode_answer(tokenizer, "yes", max_tokens=9)[-1]) == family.want
+    assert tokenizer.convert_ids_to_tokens(encode_answer(tokenizer, "yes", max_tokens=9).tokens[-1]) == family.want
 
 
 def test_an_end_at_which_the_rollouts_would_not_stop_is_refused_with_both_tokens_and_the_remedy() -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from spinrun_api.spec import Evaluation, Order, Source
+from spinrun_protocol.wire import Sample
 from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts, sources
 from spinrun_worker.errors import ConfigurationError
 from support.models import tiny_tokenizer, words_of
@@ -217,11 +218,16 @@ def test_an_empty_file_is_an_error(tmp_path: Path):
 def test_a_true_answer_is_what_the_model_would_have_said_with_its_end():
     tokenizer = tiny_tokenizer()
 
-    tokens = encode_answer(tokenizer, "forty 2", max_tokens=100)
+    whole = encode_answer(tokenizer, "forty 2", max_tokens=100)
+    tokens = whole.tokens
 
     assert words_of(tokenizer, tokens[:-1]) == "forty 2"
     assert tokens[-1] == tokenizer.eos_token_id
-    assert encode_answer(tokenizer, "forty 2", max_tokens=2) == tokens[:2]
+    assert whole == Sample(tokens=tokens, text="forty 2", finish_reason="stop")
+    assert encode_answer(tokenizer, "forty 2", max_tokens=len(tokens)) == whole
+    for shorter in (2, len(tokens) - 1):
+        cut = encode_answer(tokenizer, "forty 2", max_tokens=shorter)
+        assert cut == Sample(tokens=tokens[:shorter], text="forty 2", finish_reason="length")
 
 
 def test_true_answers_need_an_end_token():

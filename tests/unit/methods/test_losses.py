@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from spinrun_api.spec import Cringe, Method, Model
-from spinrun_api.spec.method import LOSS_BLOCKS
+from spinrun_api.spec.method import LOSS_BLOCKS, WITHOUT_REFERENCE
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import RunError
 from spinrun_worker.methods.losses import LOSSES, PairLogprobs, divergences, pair_losses
@@ -95,6 +95,20 @@ LOG_SIGMOID_03, LOG_SIGMOID_MINUS_03 = -0.5543552444685271, -0.8543552444685272
         pytest.param({"loss": "hinge", "beta": 2.0}, 0.0, id="hinge beyond its margin"),
         # (2/4 + 1/2 - 5)²
         pytest.param({"loss": "ipo"}, 16.0, id="ipo per token"),
+        # Scores of 1 - e^-2 and 1 - e^1: 1 - 0.1 (e - e^-2)
+        pytest.param({"loss": "hinge", "hinge": {"divergence": "forwardKL"}}, 1 - 0.1 * (math.e - math.exp(-2)), id="forward KL"),
+        # Scores of log (2 e^2 / (e^2 + 1)) and log (2 e^-1 / (e^-1 + 1)), whose difference is log ((1 + e) / (1 + e^-2))
+        pytest.param(
+            {"loss": "hinge", "hinge": {"divergence": "js"}},
+            1 - 0.1 * math.log((1 + math.e) / (1 + math.exp(-2))),
+            id="Jensen-Shannon",
+        ),
+        # Scores of 2 (1 - e^-1) and 2 (1 - e^0.5)
+        pytest.param(
+            {"loss": "hinge", "hinge": {"divergence": "alpha"}},
+            1 - 0.1 * 2 * (math.exp(0.5) - math.exp(-1)),
+            id="alpha one half",
+        ),
         # (3 - 5)²
         pytest.param({"loss": "ipo", "ipo": {"average": False}}, 4.0, id="ipo summed"),
         pytest.param({"loss": "robust"}, -LOG_SIGMOID_03, id="robust without noise"),
@@ -209,7 +223,7 @@ def test_sppo_at_the_reference_is_the_distance_to_its_targets():
     assert ours(OnePair(-10.0, -20.0), name="sppo", loss="sppo")[0] == pytest.approx(39062.5, rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["cringe", "simpo", "orpo"])
+@pytest.mark.parametrize("loss", sorted(WITHOUT_REFERENCE))
 def test_loss_has_no_reference(loss: str):
     one, other = OnePair(-8.0, -21.0), OnePair(-8.0, -21.0, -30.0, -2.0)
     assert ours(one, loss=loss) == ours(other, loss=loss)
@@ -285,7 +299,16 @@ def test_over_samples_of_the_policy_the_gradient_of_the_divergence_is_that_of_it
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cringe", "simpo", "orpo"}))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_uses_a_reference_where_its_value_depends_on_one_and_with_kl_weight(loss: str):
+    pairs = [OnePair(-8.0, -21.0), OnePair(-8.0, -21.0, -30.0, -2.0)]
+    losses = [pair_losses(tensors([pair]), method_with(loss)).item() for pair in pairs]
+
+    assert method_with(loss).uses_reference == (losses[0] != losses[1])
+    assert method_with(loss, klWeight=0.1).uses_reference
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - WITHOUT_REFERENCE))
 def test_kl_weight_leaves_the_loss_at_the_reference_as_it_is(loss: str):
     at_reference = tensors([OnePair(-10.0, -20.0)])
 
@@ -346,7 +369,7 @@ def test_every_loss_of_the_spec_is_registered_and_described():
 # --- in the learner -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - WITHOUT_REFERENCE))
 def test_self_check_knows_the_first_loss_of_each_method(loss: str, llama: Path):
     method = method_with(loss)
     trained = learner(load_policy(Model(source=str(llama))), method=method, tokensPerMicroBatch=64)
@@ -519,6 +542,25 @@ def test_sppo_by_advantages_is_the_mean_over_all_answers_however_they_are_packed
         torch.testing.assert_close(got_gradient, want_gradient, rtol=1e-4, atol=1e-6 * want_gradient.abs().max().item())
 
 
+@pytest.mark.parametrize("loss", sorted(WITHOUT_REFERENCE))
+def test_without_a_reference_rewards_are_log_probs_per_token_and_nothing_is_said_of_a_reference(loss: str, llama: Path):
+    trained = learner(load_policy(Model(source=str(llama))), method=method_with(loss, beta=2.0), tokensPerMicroBatch=64)
+    pairs = random_pairs(5)
+
+    result = trained.step(pairs, learning_rate=0.0)
+    referred_to = trained.step(referred(trained, pairs, shift=2.0), learning_rate=0.0)
+
+    assert result is not None
+    assert referred_to is not None
+    assert result.loss_at_reference is None
+    assert {name for name in result.figures if "ref" in name} == set()
+    # TRL's CPOTrainer and ORPOTrainer log beta times the log-prob per token.
+    for column, side in enumerate(("chosen", "rejected")):
+        rewards = [2.0 * two[column] / len(getattr(pair, side)) for two, pair in zip(result.logprobs, pairs, strict=True)]
+        assert result.figures[f"rewards/{side}"] == pytest.approx(sum(rewards) / 5)
+    assert referred_to == result, "what an older SpinRun has written of a reference is not read"
+
+
 def test_figures_are_means_over_the_answers_that_are_there(llama: Path):
     trained = learner(load_policy(Model(source=str(llama))), method=method_with("sppoAdvantage", beta=0.5))
     (whole, alone) = random_pairs(2)
@@ -565,19 +607,25 @@ def trl() -> Original:
         ld_alpha: float | None = None,
         discopop_tau: float = 0.05,
         token_logprobs: Tensor | None = None,
+        divergence: str = "reverse_kl",
+        alpha: float = 0.5,
+        dtype: torch.dtype = torch.float64,
+        weighted: bool = False,
     ) -> tuple[float, list[float]]:
         num_tokens = torch.tensor([pair.chosen_tokens, pair.rejected_tokens])
         # A prompt of one token, the completions after it, pads to the longer one.
         completion_mask = (torch.arange(1 + int(num_tokens.max())) - 1 < num_tokens[:, None]).long()
         completion_mask[:, 0] = 0
-        inputs = tensors([pair])
+        inputs = tensors([pair], dtype)
         log_probs = token_logprobs
         if log_probs is None:
             # The first token carries the log-prob of the whole completion: its sum is then what we have, bit for bit.
-            others = torch.zeros(2, completion_mask.shape[1] - 2, dtype=torch.float64)
+            others = torch.zeros(2, completion_mask.shape[1] - 2, dtype=dtype)
             log_probs = torch.cat([inputs.policy_B2.view(2, 1), others], dim=1)
         unused = torch.zeros_like(log_probs)
-        outputs = SimpleNamespace(log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool())
+        outputs = SimpleNamespace(
+            log_probs=log_probs, entropy=unused, mean_logits=unused, is_top1=unused.bool(), log_sum_sq_probs=unused
+        )
         trainer: Any = SimpleNamespace(
             model=SimpleNamespace(training=True),
             accelerator=SimpleNamespace(device="cpu", gather=_itself, gather_for_metrics=_itself),
@@ -585,10 +633,11 @@ def trl() -> Original:
             loss_weights=weights,
             beta=beta,
             label_smoothing=label_smoothing,
-            f_divergence_type="reverse_kl",
+            f_divergence_type=divergence,
+            f_alpha_divergence_coef=alpha,
             precompute_ref_logps=True,
             ld_alpha=ld_alpha,
-            use_weighting=False,
+            use_weighting=weighted,
             aux_loss_enabled=False,
             args=SimpleNamespace(discopop_tau=discopop_tau),
             _total_train_tokens=0,
@@ -685,6 +734,82 @@ def test_length_desensitize_is_that_of_trl(
     want, want_gradient = trl(pair, IN_TRL[name], beta=beta, ld_alpha=alpha, token_logprobs=token_logprobs.requires_grad_())
     of_answers = [gradient for gradient, is_there in zip(want_gradient, there.flatten().tolist(), strict=True) if is_there]
     assert_same((loss.item(), given.grad[there].tolist()), (want, of_answers))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+@pytest.mark.parametrize(("divergence", "in_trl"), [("forwardKL", "forward_kl"), ("js", "js_divergence")])
+def test_other_divergences_are_those_of_trl_where_trl_has_a_number(
+    trl: Original, divergence: str, in_trl: str, loss: str, beta: float, pair: OnePair
+):
+    got, got_gradient = ours(pair, loss=loss, beta=beta, **{loss: {"divergence": divergence}})
+    want, want_gradient = trl(pair, loss, beta=beta, divergence=in_trl)
+
+    if all(map(math.isfinite, (want, *want_gradient))):
+        assert_same((got, got_gradient), (want, want_gradient))
+    else:  # e^2000, where ours has no gradient any more
+        assert pair.policy_chosen < -2000 or pair.policy_rejected < -2000
+        assert math.isfinite(got)
+        lost = (pair.policy_chosen < -2000, pair.policy_rejected < -2000)
+        assert [each == 0 for each, is_lost in zip(got_gradient, lost, strict=True) if is_lost] == [True] * sum(lost)
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+def test_alpha_divergences_are_those_of_trl_and_of_their_formula(
+    trl: Original, alpha: float, loss: str, beta: float, pair: OnePair
+):
+    settings = {"loss": loss, "beta": beta, loss: {"divergence": "alpha", "alpha": alpha}}
+    inputs = tensors([pair], torch.float32)  # which TRL computes them in, whatever it is given
+    single_B = pair_losses(inputs, Method.model_validate(settings))
+    single_B.sum().backward()
+    assert inputs.policy_B2.grad is not None
+    want, want_gradient = trl(pair, loss, beta=beta, divergence="alpha_divergence", alpha=alpha, dtype=torch.float32)
+    assert single_B.item() == pytest.approx(want, rel=1e-4, abs=1e-6)
+    assert inputs.policy_B2.grad[0].tolist() == pytest.approx(want_gradient, rel=1e-4, abs=1e-6)
+
+    got, got_gradient = ours(pair, **settings)
+    policy = torch.tensor([pair.policy_chosen, pair.policy_rejected], dtype=torch.float64, requires_grad=True)
+    log_ratios = policy - torch.tensor([pair.reference_chosen, pair.reference_rejected], dtype=torch.float64)
+    scores = (((alpha - 1) * log_ratios).clamp(max=80).exp() - 1) / (alpha - 1)
+    scaled = beta * (scores[0] - scores[1])
+    formula = torch.logaddexp(torch.zeros_like(scaled), -scaled) if loss == "sigmoid" else torch.relu(1 - scaled)
+    formula.backward()
+    assert policy.grad is not None
+    assert got == pytest.approx(formula.item(), rel=1e-12, abs=1e-12)
+    assert got_gradient == pytest.approx(policy.grad.tolist(), rel=1e-12, abs=1e-12)
+
+
+def test_alpha_is_one_half_unless_said_otherwise():
+    absent, one_half = ({"divergence": "alpha"}, {"divergence": "alpha", "alpha": 0.5})
+
+    assert ours(BY_HAND, sigmoid=absent) == ours(BY_HAND, sigmoid=one_half)
+
+
+@pytest.mark.parametrize("divergence", ["forwardKL", "js", "alpha"])
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+def test_at_the_reference_every_divergence_has_the_loss_of_dpo(divergence: str, loss: str):
+    at_reference = OnePair(-10.0, -20.0)
+
+    assert ours(at_reference, loss=loss, **{loss: {"divergence": divergence}})[0] == ours(at_reference, loss=loss)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("divergence", ["forwardKL", "js", "alpha"])
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+def test_divergences_stay_finite_far_from_the_reference(loss: str, divergence: str, dtype: torch.dtype):
+    far = [OnePair(chosen, rejected, 0.0, 0.0) for chosen in (-2000.0, 0.0, 2000.0) for rejected in (-2000.0, 0.0, 2000.0)]
+    inputs = tensors(far, dtype)
+
+    losses_B = pair_losses(inputs, method_with(loss, beta=1000.0, **{loss: {"divergence": divergence}}))
+    losses_B.sum().backward()
+
+    assert losses_B.isfinite().all()
+    assert inputs.policy_B2.grad is not None
+    assert inputs.policy_B2.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("pair", INPUTS)
@@ -788,6 +913,137 @@ def test_sft_weight_adds_the_sft_loss_of_trl(trl: Original, pair: OnePair):
     got = ours(pair, loss="hinge", sftWeight=0.3)
 
     assert_same(got, trl(pair, "hinge", "sft", beta=0.1, weights=(1.0, 0.3)))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("loss", [{"loss": "sigmoid"}, {"loss": "ipo", "sftWeight": 0.5, "klWeight": 0.1}, {"loss": "simpo"}])
+def test_weights_by_likelihood_are_those_of_wpo_and_have_no_gradient(loss: dict[str, Any], pair: OnePair):
+    # arXiv 2406.11827, eq. 1: the product of both answers' geometric mean probabilities.
+    weight = math.exp(pair.policy_chosen / pair.chosen_tokens) * math.exp(pair.policy_rejected / pair.rejected_tokens)
+    without, gradient_without = ours(pair, **loss)
+
+    got = ours(pair, **loss, weightByLikelihood=True)
+
+    assert weight <= 1
+    assert got[0] == pytest.approx(weight * without, rel=1e-12)
+    assert got[1] == pytest.approx([weight * each for each in gradient_without], rel=1e-12)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("lengths", [(7, 3), (2, 6), (4, 4)])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 400.0])
+def test_weights_by_likelihood_are_trls_but_for_what_its_alignment_divides_by(
+    trl: Original, scale: float, lengths: tuple[int, int], beta: float
+):
+    """TRL's weights are those of the paper's eq. 2: a token's probability over the sum of squares of all tokens'. With sums of 1,
+    whose logarithm is 0, they are those of eq. 1."""
+    generator = torch.Generator().manual_seed(0)
+    there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    token_logprobs = -scale * torch.rand(2, max(lengths), dtype=torch.float64, generator=generator) * there
+    sums = token_logprobs.sum(dim=1)
+    pair = OnePair(sums[0].item(), sums[1].item(), -3.0 * scale, -2.5 * scale, *lengths)
+
+    want, want_gradient = trl(pair, "sigmoid", beta=beta, token_logprobs=token_logprobs.requires_grad_(), weighted=True)
+
+    # A sum's gradient is that of each of its tokens.
+    first_tokens = (want_gradient[0], want_gradient[max(lengths)])
+    assert_same(ours(pair, beta=beta, weightByLikelihood=True), (want, list(first_tokens)))
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+def test_weight_by_margin_multiplies_a_pairs_loss_by_the_difference_of_its_rewards(pair: OnePair):
+    without, gradient_without = ours(pair, loss="hinge", sftWeight=0.5)
+
+    got = ours(replace(pair, chosen_reward=3.5, rejected_reward=-1.0), loss="hinge", sftWeight=0.5, weightByMargin=True)
+
+    assert got[0] == pytest.approx(4.5 * without, rel=1e-12)
+    assert got[1] == pytest.approx([4.5 * each for each in gradient_without], rel=1e-12)
+
+
+def test_both_weights_multiply_each_other():
+    by_likelihood, _ = ours(BY_HAND, weightByLikelihood=True)
+
+    # Rewards of 0.75 and 0.375
+    assert ours(BY_HAND, weightByLikelihood=True, weightByMargin=True)[0] == pytest.approx(0.375 * by_likelihood, rel=1e-12)
+
+
+def test_an_empty_answer_weighs_nothing_less():
+    empty = OnePair(0.0, -21.0, 0.0, -20.0, 0, 2)
+
+    assert ours(empty, weightByLikelihood=True)[0] == pytest.approx(math.exp(-10.5) * ours(empty)[0], rel=1e-12)
+
+
+def test_a_step_is_divided_by_its_pairs_whatever_they_weigh_and_says_how_much_that_is(llama: Path):
+    policy = load_policy(Model(source=str(llama)))
+    pairs = [replace(pair, chosen_reward=float(index), rejected_reward=-1.0) for index, pair in enumerate(random_pairs(4))]
+
+    weighted = learner(policy, method=Method(weight_by_margin=True)).step(pairs, learning_rate=0.0)
+
+    assert weighted is not None
+    assert weighted.figures["pair_weight"] == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert weighted.figures["loss"] == pytest.approx((1 + 2 + 3 + 4) / 4 * math.log(2))
+    self_check(weighted)
+
+
+def test_weighted_losses_are_the_same_however_pairs_are_packed(llama: Path):
+    method = Method(loss="ipo", sft_weight=0.5, weight_by_likelihood=True, weight_by_margin=True)
+    pairs = referred(learner(fp64_policy(llama)), random_pairs(7), shift=2.0)
+
+    whole_loss, whole_gradient = gradient(fp64_policy(llama), pairs, method=method)
+    loss, gradient_in_parts = gradient(fp64_policy(llama), pairs, method=method, tokensPerMicroBatch=16)
+
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    torch.testing.assert_close(gradient_in_parts, whole_gradient, rtol=1e-4, atol=1e-6 * whole_gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("pair", INPUTS)
+@pytest.mark.parametrize("weights", [(0.8, 0.2, 1.0), (1.0, 3.0, 0.25)])
+def test_several_losses_have_the_weighted_sum_that_they_have_in_trl(trl: Original, weights: tuple[float, ...], pair: OnePair):
+    # The first weights are those of MPO, arXiv 2411.10442.
+    sigmoid, bco, sft = weights
+    losses = [{"name": "sigmoid", "weight": sigmoid}, {"name": "bco", "weight": bco}]
+
+    got = ours(pair, losses=losses, sftWeight=sft)
+
+    assert_same(got, trl(pair, "sigmoid", "bco_pair", "sft", beta=0.1, weights=weights))
+
+
+def test_each_of_several_losses_has_its_own_block_and_beta():
+    losses = [{"name": "ipo", "weight": 2.0}, {"name": "sppoHard", "beta": 0.001}, {"name": "cringe", "weight": 0.5}]
+    blocks = {"ipo": {"average": False}, "cringe": {"bias": 3.0}}
+    alone = [
+        ours(BY_HAND, loss="ipo", ipo=blocks["ipo"], beta=0.2),
+        ours(BY_HAND, loss="sppoHard", beta=0.001),
+        ours(BY_HAND, loss="cringe", cringe=blocks["cringe"], beta=0.2),
+    ]
+
+    loss, gradient = ours(BY_HAND, losses=losses, beta=0.2, **blocks)
+
+    shares = (2.0, 1.0, 0.5)
+    assert loss == pytest.approx(sum(share * one for share, (one, _) in zip(shares, alone, strict=True)), rel=1e-12)
+    want = [sum(share * each[side] for share, (_, each) in zip(shares, alone, strict=True)) for side in (0, 1)]
+    assert gradient == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"sppo", "sppoAdvantage"}))
+def test_a_single_entry_is_the_loss_itself_to_the_last_bit(loss: str):
+    assert ours(BY_HAND, losses=[{"name": loss}]) == ours(BY_HAND, loss=loss)
+
+
+def test_losses_without_a_reference_have_one_beside_a_loss_that_has():
+    assert not Method.model_validate({"losses": [{"name": "simpo"}, {"name": "cringe"}]}).uses_reference
+    assert Method.model_validate({"losses": [{"name": "simpo"}, {"name": "hinge"}]}).uses_reference
+
+
+def test_several_losses_are_the_same_however_pairs_are_packed(llama: Path):
+    method = Method.model_validate({"losses": [{"name": "sigmoid"}, {"name": "cringe", "weight": 0.5}, {"name": "orpo"}]})
+    pairs = referred(learner(fp64_policy(llama)), random_pairs(5), shift=2.0)
+
+    whole_loss, whole_gradient = gradient(fp64_policy(llama), pairs, method=method)
+    loss, gradient_in_parts = gradient(fp64_policy(llama), pairs, method=method, tokensPerMicroBatch=16)
+
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    torch.testing.assert_close(gradient_in_parts, whole_gradient, rtol=1e-4, atol=1e-6 * whole_gradient.abs().max().item())
 
 
 @pytest.mark.parametrize("pair", INPUTS)

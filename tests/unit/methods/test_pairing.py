@@ -428,6 +428,15 @@ def test_pairs_against_version_0_are_of_one_prompt_with_finite_rewards_and_every
 TRUTH = (50, 51, 3)
 
 
+def said(text: str, tokens: tuple[int, ...], *, cut: bool = False) -> Sample:
+    return Sample(tokens=tokens, text=text, finish_reason="length" if cut else "stop")
+
+
+def spin(*groups: ScoredGroup, truth: Sample | None = None, **method: Any) -> Pairing:
+    """The pairs of groups whose true answer is always the same."""
+    return pair_with_truths(groups, Method.model_validate({"name": "spin"} | method), lambda answer: truth or said(answer, TRUTH))
+
+
 def asked(name: str, *answers: tuple[str, tuple[int, ...]], truth: str | None = "forty") -> ScoredGroup:
     """A prompt with a true answer, and what the model says: text and tokens."""
     samples = tuple(Sample(tokens=tokens, text=text, finish_reason="stop") for text, tokens in answers)
@@ -437,7 +446,7 @@ def asked(name: str, *answers: tuple[str, tuple[int, ...]], truth: str | None = 
 def test_spin_prefers_the_true_answer_to_each_own_one():
     groups = [asked("a", ("fifty", (1, 3)), ("sixty", (2, 3))), asked("b", ("fifty", (1, 3)))]
 
-    made = pair_with_truths(groups, lambda answer: (len(answer), 3))
+    made = spin(*groups, truth=said("forty", (5, 3)))
 
     assert [(pair.prompt_id, pair.prompt, pair.chosen, pair.rejected) for pair in made.pairs] == [
         ("a", (100, 101), (5, 3), (1, 3)),
@@ -457,7 +466,7 @@ def test_spin_prefers_the_true_answer_to_each_own_one():
     ],
 )
 def test_spin_makes_no_pair_of_the_true_answer_itself(answers: list[tuple[str, tuple[int, ...]]], want: str):
-    made = pair_with_truths([asked("p", *answers)], lambda _: TRUTH)
+    made = spin(asked("p", *answers))
 
     assert made.pairs == ()
     assert {"ties": made.ties, "identical": made.identical, "unrated": made.unrated} == {
@@ -468,7 +477,7 @@ def test_spin_makes_no_pair_of_the_true_answer_itself(answers: list[tuple[str, t
 
 
 def test_spin_keeps_the_wrong_answers_beside_a_right_one():
-    made = pair_with_truths([asked("p", ("forty", TRUTH), ("fifty", (1, 3)))], lambda _: TRUTH)
+    made = spin(asked("p", ("forty", TRUTH), ("fifty", (1, 3))))
 
     assert [pair.rejected for pair in made.pairs] == [(1, 3)]
     assert made.identical == 0
@@ -476,14 +485,14 @@ def test_spin_keeps_the_wrong_answers_beside_a_right_one():
 
 def test_spin_refuses_a_prompt_without_a_true_answer():
     with pytest.raises(ValueError, match="prompt 'p' has no true answer"):
-        pair_with_truths([asked("p", ("fifty", (1, 3)), truth=None)], lambda _: TRUTH)
+        spin(asked("p", ("fifty", (1, 3)), truth=None))
 
 
 words = st.sampled_from(["forty", "fifty", "sixty", " forty "])
-said = st.lists(st.tuples(words, st.lists(st.integers(0, 3), max_size=3).map(tuple)), max_size=5)
+sayings = st.lists(st.tuples(words, st.lists(st.integers(0, 3), max_size=3).map(tuple)), max_size=5)
 
 
-@given(st.lists(st.tuples(words.map(str.strip), said), max_size=6))
+@given(st.lists(st.tuples(words.map(str.strip), sayings), max_size=6))
 def test_spin_never_crosses_prompts_and_never_rejects_the_truth(window: list[tuple[str, list[tuple[str, tuple[int, ...]]]]]):
     groups = {
         f"prompt-{number}": asked(f"prompt-{number}", *answers, truth=truth) for number, (truth, answers) in enumerate(window)
@@ -492,7 +501,7 @@ def test_spin_never_crosses_prompts_and_never_rejects_the_truth(window: list[tup
     def encode(answer: str) -> tuple[int, ...]:
         return ({"forty": 0, "fifty": 1, "sixty": 2}[answer], 3)
 
-    made = pair_with_truths(list(groups.values()), encode)
+    made = pair_with_truths(list(groups.values()), Method(name="spin"), lambda answer: said(answer, encode(answer)))
 
     for pair in made.pairs:
         source = groups[pair.prompt_id]
@@ -503,6 +512,102 @@ def test_spin_never_crosses_prompts_and_never_rejects_the_truth(window: list[tup
         assert pair.chosen_reward > pair.rejected_reward
     paired = {pair.prompt_id for pair in made.pairs}
     assert len(paired) + made.identical + made.unrated == len(window)
+
+
+# --- answers that were cut off --------------------------------------------------------------------------------------
+
+
+def cut(scored: ScoredGroup, *indices: int) -> ScoredGroup:
+    """The group with these samples cut off at maxTokens."""
+    samples = tuple(
+        sample.model_copy(update={"finish_reason": "length"}) if index in indices else sample
+        for index, sample in enumerate(scored.samples)
+    )
+    return replace(scored, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("method", "want", "rewards", "dropped"),
+    [
+        pytest.param({}, (0, 2), (1.0, 0.0), 0, id="as they are"),
+        # Rewards of 0, 0.5 and 0
+        pytest.param({"truncated": "penalise"}, (1, 0), (0.5, 0.0), 0, id="penalised by 1"),
+        # Rewards of 0.75, 0.5 and 0
+        pytest.param({"truncated": "penalise", "truncatedPenalty": 0.25}, (0, 2), (0.75, 0.0), 0, id="penalised by less"),
+        # Rewards of -2, 0.5 and 0
+        pytest.param({"truncated": "penalise", "truncatedPenalty": 3}, (1, 0), (0.5, -2.0), 0, id="penalised by more"),
+        pytest.param({"truncated": "drop"}, (1, 2), (0.5, 0.0), 1, id="dropped"),
+    ],
+)
+def test_what_becomes_of_an_answer_that_was_cut_off(
+    method: dict[str, Any], want: tuple[int, int], rewards: tuple[float, float], dropped: int
+):
+    made = pair(cut(group("p", (1.0, 0.5, 0.0)), 0), **method)
+
+    assert indices(made) == [want]
+    assert (made.pairs[0].chosen_reward, made.pairs[0].rejected_reward) == rewards
+    assert made.dropped_samples == dropped
+
+
+def test_a_prompt_with_one_whole_answer_is_unrated_where_the_others_are_dropped():
+    made = pair(cut(group("p", (1.0, 0.5, 0.0)), 0, 2), truncated="drop")
+
+    assert (made.pairs, made.unrated, made.ties, made.dropped_samples) == ((), 1, 0, 2)
+
+
+def test_of_a_win_rate_no_more_is_taken_than_there_is():
+    rated = cut(group("p", (0.75, 0.5, 0.25)), 0, 2)
+
+    (made,) = pair_groups([rated], Method(truncated="penalise", truncated_penalty=0.5), seed=0, are_win_rates=True).pairs
+
+    assert (made.chosen, made.rejected) == ((1,), (2,))
+    assert (made.chosen_reward, made.rejected_reward) == (0.5, 0.0)
+
+
+def test_sppo_takes_win_rates_of_what_is_left_of_the_rewards():
+    whole = pair(group("p", (0.0, 1.0)), name="sppo", loss="sppo")
+    penalised = pair(cut(group("p", (2.0, 1.0)), 0), name="sppo", loss="sppo", truncated="penalise", truncatedPenalty=2)
+
+    assert penalised == whole
+
+
+def test_advantages_leave_out_answers_that_are_dropped():
+    advantages = {"name": "sppo", "loss": "sppoAdvantage", "truncated": "drop"}
+
+    made = pair(cut(group("p", (5.0, 1.0, 0.0)), 0), **advantages)
+
+    assert indices(made) == [(1, 2)]
+    assert made.pairs == pair(cut(group("p", (1.0, 1.0, 0.0)), 0), **advantages).pairs
+
+
+def test_base_answers_that_were_cut_off_are_dropped_too():
+    groups, base = [group("p", (1.0,)), group("q", (1.0,))], [cut(group("p", (0.0,), [(9,)]), 0), group("q", (0.0,), [(9,)])]
+
+    made = pair_with_base(groups, base, Method(pairing="bestVsBase", truncated="drop"))
+
+    assert [each.prompt_id for each in made.pairs] == ["q"]
+    assert (made.unrated, made.dropped_samples) == (1, 1)
+
+
+def test_spin_rejects_own_answers_that_were_cut_off_unless_they_are_dropped():
+    groups = [cut(asked("a", ("fifty", (1, 2)), ("sixty", (2, 3))), 0), cut(asked("b", ("fifty", (1, 2))), 0)]
+
+    as_they_are, dropped = spin(*groups), spin(*groups, truncated="drop")
+
+    assert [each.rejected for each in as_they_are.pairs] == [(1, 2), (2, 3), (1, 2)]
+    assert [each.rejected for each in dropped.pairs] == [(2, 3)]
+    assert (dropped.unrated, dropped.identical, dropped.dropped_samples) == (1, 0, 2)
+
+
+def test_spin_counts_true_answers_that_were_cut_off_and_drops_them_with_the_others():
+    groups = [asked("a", ("fifty", (1, 3))), asked("b", ("fifty", (1, 3)), ("sixty", (2, 3)))]
+    truth = said("forty", TRUTH[:2], cut=True)
+
+    as_they_are, dropped = spin(*groups, truth=truth), spin(*groups, truth=truth, truncated="drop")
+
+    assert [each.chosen for each in as_they_are.pairs] == [TRUTH[:2]] * 3
+    assert (as_they_are.truncated_truths, dropped.truncated_truths) == (2, 2)
+    assert (dropped.pairs, dropped.unrated, dropped.dropped_samples) == ((), 2, 3)
 
 
 def test_every_pairing_is_described():

@@ -189,6 +189,24 @@ def test_a_reply_without_log_probs_counts_by_its_last_line(text: str, want: floa
     assert answer_to(lambda _: chat(text)) == want
 
 
+def cut(text: str) -> Says:
+    reply = chat(text, tops={})
+    assert isinstance(reply.body, dict)
+    return replace(reply, body=reply.body | {"choices": [reply.body["choices"][0] | {"finish_reason": "length"}]})
+
+
+@pytest.mark.parametrize(("text", "want"), [("1", 1.0), ("**2", 0.0), ("So I choose\n1", 1.0)])
+def test_a_reply_that_is_cut_off_after_its_choice_counts(text: str, want: float) -> None:
+    assert answer_to(lambda _: cut(text)) == want
+
+
+@pytest.mark.parametrize("text", ["Answer 1 is the better one because", "1. The first answer", "Let me see. Answer 2"])
+def test_a_reply_that_is_cut_off_within_its_reasons_is_no_answer(text: str) -> None:
+    failure = answer_to(lambda _: cut(text), maxTokens=8)
+    assert failure.kind == "no answer"
+    assert "cut off at preference.judge.maxTokens" in failure.message
+
+
 @pytest.mark.parametrize("text", ["", None, "neither", "1 or 2", "12", "1.5", "1,5", "3", "1\nI cannot decide", "v2"])
 def test_a_reply_that_names_neither_or_both_is_no_answer(text: str | None) -> None:
     failure = answer_to(lambda _: chat(text))

@@ -45,7 +45,7 @@ def tiny_run(method: Json, **blocks: Json) -> SpinRun:
         "model": {"source": "/none"},
         "data": {"prompts": {"source": "arithmetic"}},
         "method": method,
-        "preference": {"rule": {"kind": "lastNumber"}},
+        "preference": {"groundTruth": {"rule": rule}} if method.get("name") == "spin" else {"rule": rule},
         "rollout": {"samplesPerPrompt": 2, "maxTokens": 8},
         "duration": {"windows": 9},
     }
@@ -54,7 +54,8 @@ def tiny_run(method: Json, **blocks: Json) -> SpinRun:
 
 
 def pair_maker(scorer: RewardFunction, **method: Any) -> PairMaker:
-    return PairMaker(tiny_run(method), scorer, lambda _: (1,), None)
+    """True answers are all cut off."""
+    return PairMaker(tiny_run(method), scorer, lambda answer: Sample(tokens=(1,), text=answer, finish_reason="length"), None)
 
 
 def answers(*texts: Sequence[str], truth: str = "1") -> Answers:
@@ -199,6 +200,40 @@ def test_answers_that_were_cut_off_are_named_where_they_count_as_wrong() -> None
         NoPairsError, match=r" 6 of 6 answers were cut off at spec\.rollout\.maxTokens \(8\) and so count as wrong\. "
     ):
         maker.refuse_endless_ties(4, scored, lambda _: 0, lambda _: scored)
+
+
+def test_answers_that_were_cut_off_are_named_where_they_are_left_out() -> None:
+    maker = pair_maker(build_rule(Rule(kind="lastNumber", truncated="score")), truncated="drop")
+    scored = maker.score(cut_off(answers("12")))
+    assert [group.rewards for group in scored.groups] == [(1.0, 0.0)], "the preference has its say"
+    with pytest.raises(
+        NoPairsError,
+        match=r"every prompt has too few rated answers\. 6 of 6 answers were cut off at spec\.rollout\.maxTokens \(8\) and so make no pair "
+        r"\(spec\.method\.truncated: drop\)",
+    ):
+        maker.refuse_endless_ties(4, scored, lambda _: 0, lambda _: scored)
+
+
+def test_a_run_of_spin_that_drops_all_answers_does_not_say_that_the_model_knows_them() -> None:
+    maker = pair_maker(build_rule(Rule(kind="lastNumber")), name="spin", truncated="drop")
+    scored = maker.score(cut_off(answers("ab")))
+    with pytest.raises(NoPairsError, match=r"there is nothing to learn from\. 6 of 6 answers were cut off") as raised:
+        maker.refuse_endless_ties(4, scored, lambda _: 0, lambda _: scored)
+    assert "true answer to every prompt" not in str(raised.value)
+    assert "3 of 3 true answers are longer than spec.rollout.maxTokens." in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("truncated", "want"), [("score", "cut off there, without an end token"), ("drop", "and make no pair: raise it")]
+)
+def test_true_answers_that_are_cut_off_are_counted_in_the_log(
+    truncated: str, want: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    maker = pair_maker(build_rule(Rule(kind="lastNumber")), name="spin", truncated=truncated)
+    maker.warn_of_truncated_truths(3, maker.pair(maker.score(answers("ab", "cd"))), 2)
+    (message,) = caplog.messages
+    assert message.startswith("window 3: 2 of 2 true answers are longer than spec.rollout.maxTokens (8) and ")
+    assert want in message
 
 
 def test_only_cut_off_answers_with_a_readable_true_answer_count_in_the_accuracy() -> None:

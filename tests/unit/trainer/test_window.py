@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
-from spinrun_protocol.ledger import Reference
+from spinrun_api.spec import Method
+from spinrun_protocol.ledger import Kind, Reference
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
-from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs
+from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs, verify_tree
 from spinrun_worker.trainer.ranks.distributed import Distributed
+from support.models import SMALLEST, random_llama
 from support.scripted_agent import random_digits
 from support.scripted_training import Killed, ScriptedRun, UnansweredError, hurry
 
@@ -25,12 +30,16 @@ AHEAD: Json = {"refUpdateFreq": 2, "overlap": 1}
 OLDER: Json = {"refUpdateFreq": 0, "rolloutUpdateFreq": 2}
 REPLAY: Json = {"refUpdateFreq": 2, "replayWindows": 1}
 ROLLOUTS: Json = {"refUpdateFreq": 2, "referenceLogprobs": "rollouts", "maxMismatch": 1000.0}
+MIXED: Json = {"refUpdateFreq": 2, "rolloutUpdateFreq": 1, "referenceMixture": 0.25}
+"""Two windows share a reference, which then moves by a quarter."""
 METHODS = {
     "in turn": {"refUpdateFreq": 2},
     "ahead": AHEAD,
     "rollouts' log-probs": ROLLOUTS,
     "base answers": {"refUpdateFreq": 2, "pairing": "bestVsBase"},
     "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
+    "mixed reference, ahead, replay": MIXED | {"overlap": 1, "replayWindows": 1},
+    "no reference, ahead, replay": OLDER | {"loss": "simpo", "overlap": 1, "replayWindows": 1},
 }
 LN2 = 0.6931471805599453
 UNEVALUATED: Json = {"prompts": {"source": "arithmetic"}}
@@ -82,6 +91,32 @@ def test_answers_that_were_cut_off_count_the_same_in_windows_and_evaluations(
     assert [line.values.get("truncated_samples") for line in lines if line.event == "evaluation"] == [
         2.0 if counted else None
     ] * 2
+
+
+@pytest.mark.parametrize(("truncated", "pairs", "dropped"), [("score", 4.0, 0.0), ("penalise", 4.0, 0.0), ("drop", 0.0, 4.0)])
+def test_answers_that_were_cut_off_are_paired_as_the_method_says(
+    make_run: MakeRun, truncated: str, pairs: float, dropped: float
+) -> None:
+    """The first answer to each prompt is right, and cut off; the second is wrong."""
+    method = METHODS["in turn"] | {"truncated": truncated} | ({"truncatedPenalty": 2} if truncated == "penalise" else {})
+    run = make_run(method, windows=1)
+    run.answer = first_is_cut_off
+    run.attempt()
+    assert values(run, "window", "pairs") == [pairs]
+    assert values(run, "window", "dropped_samples") == [dropped]
+    assert values(run, "window", "reward/mean") == [0.5], "what the preference gave"
+    (line,) = [line for line in read_metrics(run.ledger.layout.metrics) if line.event == "window"]
+    assert line.values.get("truncated_samples") == (None if truncated == "score" else 4.0)
+    rewards = [(pair.chosen_reward, pair.rejected_reward) for pair in read_pairs(run.ledger.layout.window(0) / "pairs.parquet")]
+    assert rewards == ([] if truncated == "drop" else [(1.0, 0.0) if truncated == "score" else (0.0, -1.0)] * 4)
+
+
+def test_true_answers_that_were_cut_off_are_counted(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run({"name": "spin", "refUpdateFreq": 2}, windows=1, preference={"groundTruth": {"rule": {"kind": "lastNumber"}}})
+    run.encode_answer = lambda answer: Sample(tokens=(11, 12), text=answer, finish_reason="length")
+    run.attempt()
+    assert values(run, "window", "truncated_truths") == [4.0]
+    assert len([message for message in caplog.messages if "4 of 4 true answers are longer than" in message]) == 1
 
 
 def first_is_cut_off(digest: str, prompt: tuple[int, ...], index: int) -> Sample:
@@ -256,6 +291,59 @@ def test_the_first_step_gives_its_own_reference_and_no_pass_computes_it(make_run
     assert run.events.index("train") < run.events.index("commit windows 000000")
 
 
+@pytest.mark.parametrize(
+    "method",
+    [METHODS["in turn"], AHEAD, OLDER, REPLAY, ROLLOUTS, {"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "overlap": 1}],
+    ids=["in turn", "ahead", "older reference", "replay", "rollouts' log-probs", "ahead of an older reference"],
+)
+@pytest.mark.parametrize("loss", ["simpo", "orpo", "cringe"])
+def test_a_loss_without_a_reference_has_no_pass_for_one_and_keeps_no_older_version(
+    make_run: MakeRun, method: Json, loss: str
+) -> None:
+    run = make_run(method | {"loss": loss}, windows=3, data=UNEVALUATED, trainer=TRAINER | {"keepCheckpoints": 1}).attempt()
+    assert "reference" not in run.events
+    for number in range(3):
+        assert run.ledger.manifest("window", number).reference is None
+        for file in run.ledger.layout.window(number).glob("*.parquet"):
+            if file.name != "samples.parquet":
+                assert {(pair.reference_chosen, pair.reference_rejected) for pair in read_pairs(file)} == {(None, None)}
+    last_sampler = 2 if method.get("overlap") else 3
+    assert run.ledger.numbers("weights") == [*range(last_sampler, 4)]
+    names = {name for line in read_metrics(run.ledger.layout.metrics) for name in line.values}
+    assert {name for name in names if "ref" in name or "mismatch" in name} == set()
+
+
+def test_with_kl_weight_such_a_loss_has_its_reference(make_run: MakeRun) -> None:
+    run = make_run(METHODS["in turn"] | {"loss": "simpo", "klWeight": 0.1}, windows=1).attempt()
+    assert run.events.count("reference") == 1
+    assert "ref_logps/chosen" in read_metrics(run.ledger.layout.metrics)[1].values
+
+
+def test_a_run_whose_windows_have_log_probs_that_no_loss_reads_continues(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an older SpinRun began them, with an older reference, and replayed."""
+    method = OLDER | {"loss": "simpo", "replayWindows": 1, "overlap": 1}
+    want = make_run(method, windows=3, data=UNEVALUATED).attempt().end_state()
+    run = make_run(method, windows=2, data=UNEVALUATED, trainer=TRAINER | {"checkpointEverySteps": 1})
+
+    def dies(event: str) -> None:
+        if event == "commit checkpoints step-000004":
+            run.on_event = lambda _: None
+            raise Killed(event)
+
+    run.on_event = dies
+    with monkeypatch.context() as patched:
+        patched.setattr(Method, "uses_reference", True)
+        assert interrupted(run, Killed, LedgerError)
+    assert run.ledger.manifest("window", 1).reference is not None
+    run.spec |= {"duration": {"windows": 3}, "trainer": TRAINER}
+    got = run.attempt().end_state()
+    assert {name: digest for name, digest in got.items() if "weights" in name} == {
+        name: digest for name, digest in want.items() if "weights" in name
+    }
+
+
 def test_with_an_older_reference_a_window_is_committed_before_its_first_step(make_run: MakeRun) -> None:
     events = make_run(OLDER).attempt().events
     assert events.index("commit windows 000001") < events.index("train", events.index("activate 1"))
@@ -270,6 +358,82 @@ def test_log_probs_of_the_rollouts_are_taken_where_they_are_near_the_trainers(
     assert [mismatch is not None for mismatch in mismatches] == [True, False, True, False], "once a window"
     # One pass a window is for nothing: it is entered without a step. The second is the trainer's own.
     assert run.events.count("reference") == passes - 2
+
+
+def tensors_of(run: ScriptedRun, kind: Kind, number: int) -> dict[str, Tensor]:
+    return load_file(run.ledger.layout.path(kind, number) / "model.safetensors")
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_mixed_reference_moves_by_its_share_towards_the_policy_each_time_that_it_changes(
+    make_run: MakeRun, overlap: int
+) -> None:
+    kept = TRAINER | {"keepCheckpoints": 9}
+    run = make_run(MIXED | {"overlap": overlap}, windows=6, data=UNEVALUATED, trainer=kept).attempt()
+    manifests = [run.ledger.manifest("window", number) for number in range(6)]
+    references = [manifest.reference for manifest in manifests]
+    assert [(each.kind, each.version) for each in references if each] == [
+        *[(None, 0)] * 2,
+        *[("reference", 2)] * 2,
+        *[("reference", 4)] * 2,
+    ]
+    before = tensors_of(run, "weights", 0)
+    for number in (2, 4):
+        mixture = run.ledger.verify("reference", number)
+        assert mixture.parent == run.ledger.manifest("weights", number).digest
+        assert mixture.reference == references[number - 1]
+        policy, mixed = tensors_of(run, "weights", number), tensors_of(run, "reference", number)
+        for name, tensor in before.items():
+            torch.testing.assert_close(mixed[name], 0.25 * policy[name] + 0.75 * tensor, rtol=1e-6, atol=1e-9)
+        before = mixed
+    # The first step of window 4 is at version 4, not at its reference.
+    step = next(line for line in read_metrics(run.ledger.layout.metrics) if line.event == "step" and line.window == 4)
+    assert step.values["loss"] != pytest.approx(LN2, abs=1e-6)
+    assert step.values["logps/chosen"] != step.values["ref_logps/chosen"]
+    assert {finding.state for finding in verify_tree(run.root)} == {"committed"}
+
+
+def test_a_mixed_reference_is_what_its_pairs_are_compared_with(make_run: MakeRun) -> None:
+    """The log-probs in the ledger are those of the mixture's own weights, by the model's own forward pass."""
+    run = make_run(MIXED, windows=3, data=UNEVALUATED).attempt()
+    model = random_llama(**SMALLEST)
+    model.load_state_dict(tensors_of(run, "reference", 2), strict=False)
+    for pair in read_pairs(run.ledger.layout.window(2) / "pairs.parquet"):
+        logits = model(input_ids=torch.tensor([[*pair.prompt, *pair.chosen]])).logits[0, len(pair.prompt) - 1 : -1]
+        want = logits.log_softmax(-1)[torch.arange(len(pair.chosen)), list(pair.chosen)].sum().item()
+        assert pair.reference_chosen == pytest.approx(want, rel=1e-5)
+
+
+def test_mixed_references_that_no_window_needs_are_deleted(make_run: MakeRun) -> None:
+    method = MIXED | {"refUpdateFreq": 1}
+    run = make_run(method, windows=6, data=UNEVALUATED, trainer=TRAINER | {"keepCheckpoints": 1}).attempt()
+    # A longer run would mix that of window 6 from the one of window 5.
+    assert run.ledger.numbers("reference") == [5]
+    assert run.ledger.numbers("weights") == [6]
+    run.spec["duration"] = {"windows": 7}
+    longer = make_run(method, windows=7, data=UNEVALUATED, trainer=TRAINER | {"keepCheckpoints": 1}).attempt()
+    assert run.attempt().end_state() == longer.end_state()
+
+
+def test_a_mixed_reference_with_a_changed_byte_is_refused_by_its_name(make_run: MakeRun) -> None:
+    run = make_run(MIXED, windows=3, data=UNEVALUATED).attempt()
+    file = run.ledger.layout.path("reference", 2) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+    run.spec["duration"] = {"windows": 4}
+    with pytest.raises(TornError, match=r"references/v000002/model\.safetensors has different content"):
+        run.attempt()
+
+
+def test_a_mixed_reference_of_other_weights_is_made_again(make_run: MakeRun) -> None:
+    """As after an attempt that went back to before it, and trained otherwise."""
+    want = make_run(MIXED, windows=4, data=UNEVALUATED).attempt().end_state()
+    run = make_run(MIXED, windows=2, data=UNEVALUATED).attempt()
+    other = make_run(MIXED | {"beta": 0.7}, windows=3, data=UNEVALUATED, name="other").attempt()
+    shutil.copytree(other.ledger.layout.path("reference", 2), run.ledger.layout.path("reference", 2))
+    (found,) = [finding for finding in verify_tree(run.root) if finding.kind == "reference"]
+    assert (found.state, "was mixed from other weights than" in found.detail) == ("superseded", True)
+    run.spec["duration"] = {"windows": 4}
+    assert run.attempt().end_state() == want
 
 
 def test_a_window_trains_on_the_pairs_of_earlier_ones_under_its_own_reference(make_run: MakeRun) -> None:
@@ -375,13 +539,15 @@ def interrupted(run: ScriptedRun, *errors: type[BaseException], **options: Any) 
 
 
 # With log-probs of the rollouts a window that is stopped in its first step has the trainer's: the same run, not the same bytes.
-@pytest.mark.parametrize("name", ["in turn", "ahead, older reference, replay"])
+@pytest.mark.parametrize(
+    "name", ["in turn", "ahead, older reference, replay", "no reference, ahead, replay", "mixed reference, ahead, replay"]
+)
 def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun, name: str) -> None:
-    method = METHODS[name]
-    want = make_run(method, data=UNEVALUATED).attempt().end_state()
+    method, windows = METHODS[name], 3 if "mixed" in name else 2
+    want = make_run(method, windows=windows, data=UNEVALUATED).attempt().end_state()
     stopped = 0
     for stop_at in itertools.count(1):
-        run = make_run(method, data=UNEVALUATED)
+        run = make_run(method, windows=windows, data=UNEVALUATED)
         if not interrupted(run, Preempted, stop_at=stop_at):
             break
         assert run.attempt().end_state() == want, f"stopped at look {stop_at}"
@@ -389,7 +555,9 @@ def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun
     assert stopped > 5, "there are as many points to stop at as steps and requests"
 
 
-@pytest.mark.parametrize("name", ["rollouts' log-probs", "base answers", "ahead, older reference, replay"])
+@pytest.mark.parametrize(
+    "name", ["rollouts' log-probs", "base answers", "ahead, older reference, replay", "no reference, ahead, replay"]
+)
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
     method = METHODS[name]
     want = make_run(method, data=UNEVALUATED).attempt().end_state()
@@ -410,11 +578,13 @@ def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun
     assert killed >= 5, "three versions, two windows"
 
 
-def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(make_run: MakeRun) -> None:
-    want, shorter = make_run().attempt().end_state(), make_run(windows=1, name="prefix").attempt()
+@pytest.mark.parametrize(("method", "windows"), [({"refUpdateFreq": 2}, 2), (MIXED, 3)], ids=["plain", "mixed reference"])
+def test_a_run_killed_at_any_file_of_a_window_ends_in_the_same_state(make_run: MakeRun, method: Json, windows: int) -> None:
+    want = make_run(method, windows=windows).attempt().end_state()
+    shorter = make_run(method, windows=windows - 1, name="prefix").attempt()
     killed = 0
     for change in itertools.count(1, 2):
-        run = make_run()
+        run = make_run(method, windows=windows)
         shutil.copytree(shorter.root, run.root)
         run.attempts = 1
         if not interrupted(run, Killed, LedgerError, kill_at=change):  # torch makes any end of a checkpoint an error of its own

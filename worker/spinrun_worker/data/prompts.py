@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from spinrun_api.spec import Order, Source
+from spinrun_protocol.wire import Sample
 from spinrun_worker.data import arithmetic
 from spinrun_worker.data.conversations import last_request, read_conversation
 from spinrun_worker.data.encoding import MAX_CHARACTERS, Encoder, TextError
@@ -305,15 +306,13 @@ def _way_into(value: "list[object] | dict[str, object]", column: str) -> str:
     return f"name what is inside, such as {column}.{within}"
 
 
-def encode_answer(
-    tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_tokens: int, end: int | None = None
-) -> tuple[int, ...]:
-    """Token ids of a true answer as the model would have given it, including the end token.
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, *, max_tokens: int, end: int | None = None) -> Sample:
+    """A true answer as the sample that the model would have given: with its end token, or cut off at as many tokens as one.
 
     Args:
         tokenizer: The model's tokenizer.
         answer: The true answer.
-        max_tokens: Tokens after which the answer is cut, as a sample is.
+        max_tokens: Tokens after which the answer is cut off, as a sample is.
         end: The end token, see `Encoder.end_of_answer`; None takes the one of the tokenizer's own chat template.
 
     Raises:
@@ -322,7 +321,8 @@ def encode_answer(
     end = Encoder(tokenizer, None).end_of_answer(None) if end is None else end
     with reading(f"the true answer {answer[:80]!r} cannot be encoded", remedy="correct the answer, or name another tokenizer"):
         tokens = cast("list[int]", cast(Any, tokenizer)(answer, add_special_tokens=False)["input_ids"])
-    return tuple([*tokens, end][:max_tokens])
+    is_whole = len(tokens) < max_tokens
+    return Sample(tokens=tuple([*tokens, end][:max_tokens]), text=answer, finish_reason="stop" if is_whole else "length")
 
 
 class Template:

@@ -17,6 +17,9 @@ class Collectable:
     checkpoints: tuple[int, ...]
     """Steps, ascending."""
 
+    references: tuple[int, ...] = ()
+    """Mixed references, ascending."""
+
 
 def collectable(
     *,
@@ -64,6 +67,7 @@ def collect(
     newest: int,
     needed: Collection[int],
     read_by: Callable[[int], Collection[int]],
+    mixtures_read_by: Callable[[int], Collection[int]] = lambda _: (),
 ) -> Collectable:
     """Delete what `collectable` allows, and what interrupted writes and deletions have left behind.
 
@@ -74,6 +78,7 @@ def collect(
         newest: As for `collectable`.
         needed: As for `collectable`; what the newest window and the kept checkpoints' windows read need not be in it.
         read_by: The versions that a window reads besides the one of its own number.
+        mixtures_read_by: The mixed references that a window reads.
 
     Returns:
         What was deleted.
@@ -97,9 +102,14 @@ def collect(
     )
     # Nothing before the newest checkpoint is still being written, so whatever does not count there is a leftover.
     leftovers = [step for step in writer.present("checkpoint") if kept and step < kept[-1] and step not in checkpoints]
-    gone = Collectable(found.weights, tuple(sorted((*found.checkpoints, *leftovers))))
+    # As with versions, those from the newest on stay: an earlier attempt left them, and this one will write them again.
+    mixtures = {*chain.from_iterable(map(mixtures_read_by, windows))}
+    references = tuple(number for number in writer.present("reference") if number < newest and number not in mixtures)
+    gone = Collectable(found.weights, tuple(sorted((*found.checkpoints, *leftovers))), references)
     for step in gone.checkpoints:
         writer.delete("checkpoint", step)
     for version in gone.weights:
         writer.delete("weights", version)
+    for number in gone.references:
+        writer.delete("reference", number)
     return gone

@@ -16,8 +16,17 @@ _FOLDERS: dict[Kind, str] = {
     "base": "base",
     "checkpoint": "checkpoints",
     "merged": "merged",
+    "reference": "references",
 }
-_PREFIXES: dict[Kind, str] = {"weights": "v", "window": "", "evaluation": "", "base": "", "checkpoint": "step-", "merged": "v"}
+_PREFIXES: dict[Kind, str] = {
+    "weights": "v",
+    "window": "",
+    "evaluation": "",
+    "base": "",
+    "checkpoint": "step-",
+    "merged": "v",
+    "reference": "v",
+}
 
 
 @dataclass(frozen=True)

@@ -191,18 +191,21 @@ def _mark_superseded(findings: Iterable[Finding]) -> list[Finding]:
 def _compare_parent(ledger: Ledger, finding: Finding) -> Finding:
     """Check that a directory comes from the weights that the ledger holds under its version, while it holds them.
 
-    That goes for windows, evaluations and merged models. A window must also be compared with those under its reference's version.
+    That goes for windows, evaluations, merged models and mixed references. A window must also be compared with those under its
+    reference's version, and a mixture be made of those under the one before it.
     """
     manifest = finding.manifest
     if finding.state != "committed" or manifest is None:
         return finding
-    sources = [("was merged from" if manifest.kind == "merged" else "was sampled from", manifest.version, manifest.parent)]
-    if manifest.reference is not None:
-        sources.append(("is compared with", manifest.reference.version, manifest.reference.digest))
-    for relation, version, digest in sources:
+    relation = {"merged": "was merged from", "reference": "was mixed from"}.get(manifest.kind, "was sampled from")
+    sources: list[tuple[str, Kind, int, str | None]] = [(relation, "weights", manifest.version, manifest.parent)]
+    if (reference := manifest.reference) is not None:
+        relation = "was mixed from" if manifest.kind == "reference" else "is compared with"
+        sources.append((relation, reference.kind or "weights", reference.version, reference.digest))
+    for relation, kind, version, digest in sources:
         with suppress(LedgerError):
-            if ledger.manifest("weights", version).digest != digest:
-                detail = f"{finding.path} {relation} other weights than {ledger.layout.weights(version)} now holds"
+            if ledger.manifest(kind, version).digest != digest:
+                detail = f"{finding.path} {relation} other weights than {ledger.layout.path(kind, version)} now holds"
                 return replace(finding, state="superseded", detail=detail)
     return finding
 

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spinrun_api.spec import Discopop, Dpop, Exo, Ipo, Method, Orpo, Robust, Sigmoid, Simpo, Sppo, SppoAdvantage
+from spinrun_api.spec import Discopop, Dpop, Exo, Hinge, Ipo, Method, Orpo, Robust, Sigmoid, Simpo, Sppo, SppoAdvantage
+from spinrun_api.spec.method import Divergent
+
+LARGEST_EXPONENT = 80.0
+"""Largest exponent of a score of a divergence, as in TRL: fp32 ends not far beyond it. An answer that far off has no gradient."""
 
 MOST_LIKELY = -1e-6
 """Highest log-prob per token whose odds orpo takes: those of a certain token are infinite."""
@@ -50,6 +54,14 @@ class PairLogprobs:
         chosen_B, rejected_B = self.log_ratios
         return chosen_B - rejected_B
 
+    def scores(self, settings: Divergent) -> tuple[Tensor, Tensor]:
+        """([B], [B]) what the divergence has in place of the log-ratios of chosen and rejected: f'(t), t the ratio.
+
+        Source: arXiv 2309.16240, table 1, without the constants that are the same for both.
+        """
+        chosen_B, rejected_B = self.log_ratios
+        return _score(chosen_B, settings), _score(rejected_B, settings)
+
     def per_token(self) -> "PairLogprobs":
         """The same with log-probs averaged over the tokens of each completion; those of an empty one stay 0."""
         num_tokens_B2 = self.num_tokens_B2.clamp(min=1)
@@ -61,20 +73,38 @@ PairLoss = Callable[[PairLogprobs, Method], Tensor]
 
 
 def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
-    """The method's loss of each pair. A step's loss is their sum over all ranks divided by `num_pairs`.
+    """The method's loss of each pair: the weighted sum of its losses. A step's loss is their sum over all ranks divided by
+    `num_pairs`.
 
     sftWeight adds the negative log-likelihood of the chosen completion, per token, to any loss: RPO, arXiv 2404.19733. klWeight
-    adds an estimate of the divergence from the reference.
+    adds an estimate of the divergence from the reference. A pair's weight, if it has one, multiplies all of this.
 
     Returns:
         [B] losses, nats.
     """
-    losses_B = LOSSES[method.loss](pairs, method)
+    losses_B = torch.zeros_like(pairs.policy_B2[:, 0])
+    for each in method.weighted_losses:
+        own = method if each.beta is None else method.model_copy(update={"beta": each.beta})
+        losses_B = losses_B + each.weight * LOSSES[each.name](pairs, own)
     if method.sft_weight != 0:
         losses_B = losses_B - method.sft_weight * pairs.per_token().policy_B2[:, 0]
     if method.kl_weight != 0:
         losses_B = losses_B + method.kl_weight * divergences(pairs)
-    return losses_B
+    return pair_weights(pairs, method) * losses_B if method.weighs_pairs else losses_B
+
+
+def pair_weights(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] how much each pair counts, without a gradient.
+
+    By likelihood: p(chosen) p(rejected), p the geometric mean of an answer's tokens' probabilities: arXiv 2406.11827, eq. 1.
+    By margin: the difference of the rewards.
+    """
+    weights_B = torch.ones_like(pairs.policy_B2[:, 0])
+    if method.weight_by_likelihood:
+        weights_B = pairs.per_token().policy_B2.detach().sum(dim=1).clamp(max=0).exp()
+    if method.weight_by_margin:
+        weights_B = weights_B * (pairs.rewards_B2[:, 0] - pairs.rewards_B2[:, 1])
+    return weights_B
 
 
 def num_pairs(num_tokens_P2: Tensor, method: Method) -> float:
@@ -99,12 +129,27 @@ def divergences(pairs: PairLogprobs) -> Tensor:
     return 0.5 * (pairs.policy_B2 - pairs.reference_B2).square().mean(dim=1)
 
 
-def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] DPO: -(1-ε) log σ(βh) - ε log σ(-βh), with ε the label smoothing.
+def _score(log_ratio_B: Tensor, settings: Divergent) -> Tensor:
+    """[B] f'(t) of a divergence, from log t."""
+    if settings.divergence == "js":
+        return math.log(2) + logsigmoid(log_ratio_B)  # log (2 t / (t + 1))
+    if settings.divergence == "reverseKL":
+        return log_ratio_B
+    # (t^(α-1) - 1) / (α-1); at α = 0 this is forward KL's 1 - 1/t.
+    alpha = 0.0 if settings.divergence == "forwardKL" else 0.5 if settings.alpha is None else settings.alpha
+    exponents_B = ((alpha - 1) * log_ratio_B).clamp(max=LARGEST_EXPONENT)
+    return torch.expm1(exponents_B) / (alpha - 1)
 
-    Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3.
+
+def sigmoid(pairs: PairLogprobs, method: Method) -> Tensor:
+    """[B] DPO: -(1-ε) log σ(βh) - ε log σ(-βh), with ε the label smoothing, and h the difference of scores.
+
+    Sources: arXiv 2305.18290, eq. 7; the smoothed form is cDPO, https://ericmitchell.ai/cdpo.pdf, eq. 3; other divergences,
+    arXiv 2309.16240.
     """
-    scaled_B, smoothing = method.beta * pairs.margins, (method.sigmoid or Sigmoid()).label_smoothing
+    settings = method.sigmoid or Sigmoid()
+    chosen_B, rejected_B = pairs.scores(settings)
+    scaled_B, smoothing = method.beta * (chosen_B - rejected_B), settings.label_smoothing
     return -(1 - smoothing) * logsigmoid(scaled_B) - smoothing * logsigmoid(-scaled_B)
 
 
@@ -114,8 +159,9 @@ def sigmoid_norm(pairs: PairLogprobs, method: Method) -> Tensor:
 
 
 def hinge(pairs: PairLogprobs, method: Method) -> Tensor:
-    """[B] max(0, 1 - βh): SLiC's, arXiv 2305.10425, over log-ratios as in RSO, arXiv 2309.06657."""
-    return torch.relu(1 - method.beta * pairs.margins)
+    """[B] max(0, 1 - βh): SLiC's, arXiv 2305.10425, over log-ratios as in RSO, arXiv 2309.06657, or other scores."""
+    chosen_B, rejected_B = pairs.scores(method.hinge or Hinge())
+    return torch.relu(1 - method.beta * (chosen_B - rejected_B))
 
 
 def ipo(pairs: PairLogprobs, method: Method) -> Tensor:

@@ -8,7 +8,8 @@ from itertools import combinations
 from typing import Literal
 
 from spinrun_api.spec import Method, Sppo, SppoAdvantage
-from spinrun_worker.records import Pair, ScoredGroup
+from spinrun_protocol.wire import Sample
+from spinrun_worker.records import Pair, ScoredGroup, is_cut_off
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,14 @@ class Pairing:
     unrated: int
     """Groups with fewer than two rewarded samples."""
     dropped_samples: int
-    """Samples without a reward, in all groups; with sppoAdvantage those without tokens too."""
+    """Samples without a reward, or left out because they were cut off, in all groups; with sppoAdvantage those without tokens
+    too."""
     all_right: int = 0
     """Of the ties, groups whose rewards are all equal and at least 1. Where no rule gives the rewards it says nothing."""
     all_wrong: int = 0
     """Likewise, all equal and at most 0."""
+    truncated_truths: int = 0
+    """Groups whose true answer is longer than a sample may be, for methods that train on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
         seed: Of the draws of bestVsRandom.
         are_win_rates: The rewards already are win rates, among the prompt's other samples.
     """
+    groups = with_truncated(groups, method, are_win_rates=are_win_rates)
     if method.loss == "sppoAdvantage":
         return couple_groups(groups, method.sppo_advantage or SppoAdvantage())
 
@@ -71,6 +76,26 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
         return _pair_group(group, rated, method, seed)
 
     return _counted(map(outcome, groups), groups)
+
+
+DEFAULT_PENALTY = 1.0
+"""What is taken from the reward of an answer that was cut off, where the spec does not say how much."""
+
+
+def with_truncated(groups: Sequence[ScoredGroup], method: Method, *, are_win_rates: bool) -> Sequence[ScoredGroup]:
+    """The groups with the rewards that samples which were cut off have for their pairs, as `method.truncated` says."""
+    if method.truncated == "score":
+        return groups
+    penalty = DEFAULT_PENALTY if method.truncated_penalty is None else method.truncated_penalty
+
+    def reward_of(sample: Sample, reward: float | None) -> float | None:
+        if reward is None or not is_cut_off(sample):
+            return reward
+        if method.truncated == "drop":
+            return None
+        return max(0.0, reward - penalty) if are_win_rates else reward - penalty
+
+    return [replace(group, rewards=tuple(map(reward_of, group.samples, group.rewards))) for group in groups]
 
 
 def couple_groups(groups: Sequence[ScoredGroup], settings: SppoAdvantage) -> Pairing:
@@ -125,7 +150,9 @@ _NOBODY = _Rated(tokens=(), reward=0.0)
 """Beside a sample that is alone."""
 
 
-def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], method: Method) -> Pairing:
+def pair_with_base(
+    groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], method: Method, *, are_win_rates: bool = False
+) -> Pairing:
     """Make the pairs of a window as `bestVsBase` does: a prompt's best sample chosen, the one of version 0 rejected.
 
     Where the best is not better than the sample of version 0 by method.minMargin there is no pair, and the prompt counts as a
@@ -135,7 +162,9 @@ def pair_with_base(groups: Sequence[ScoredGroup], base: Sequence[ScoredGroup], m
         groups: The window's prompts with their scored samples.
         base: For each group one of the same prompt with the sample of version 0, or without any.
         method: The method of the run.
+        are_win_rates: The rewards are win rates.
     """
+    groups, base = (with_truncated(each, method, are_win_rates=are_win_rates) for each in (groups, base))
     outcomes: Iterable[Outcome] = (
         _against_base(group, _rated(group), _rated(of_base), method) for group, of_base in zip(groups, base, strict=True)
     )
@@ -186,37 +215,49 @@ def _against_base(group: ScoredGroup, ranked: Sequence[_Rated], base: Sequence[_
     return "identical" if chosen.tokens == rejected.tokens else [_pair(group, chosen, rejected)]
 
 
-def pair_with_truths(groups: Sequence[ScoredGroup], encode: Callable[[str], tuple[int, ...]]) -> Pairing:
+def pair_with_truths(groups: Sequence[ScoredGroup], method: Method, encode: Callable[[str], Sample]) -> Pairing:
     """Make the pairs of a window as SPIN does, arXiv 2401.01335: the true answer chosen, each own sample rejected.
 
     A sample of the same text or the same tokens makes no pair. The rewards of the pairs are 1 and 0, whatever the samples' own.
 
     Args:
         groups: The window's prompts with their samples.
-        encode: Gives the token ids of a true answer, its end token included.
+        method: The method of the run.
+        encode: Gives a true answer as the sample that the model would have given.
 
     Raises:
         ValueError: A prompt has no true answer.
     """
-    by_group = [_against_truth(group, encode) for group in groups]
+    truths = [_truth(group, encode) for group in groups]
+    kept = [_without_truncated(*each) if method.truncated == "drop" else each[0] for each in zip(groups, truths, strict=True)]
+    by_group = [_against_truth(*each) for each in zip(kept, truths, strict=True)]
     return Pairing(
         tuple(pair for pairs in by_group for pair in pairs),
         ties=0,
-        identical=sum(not pairs and bool(group.samples) for group, pairs in zip(groups, by_group, strict=True)),
-        unrated=sum(not group.samples for group in groups),
-        dropped_samples=0,
+        identical=sum(not pairs and bool(group.samples) for group, pairs in zip(kept, by_group, strict=True)),
+        unrated=sum(not group.samples for group in kept),
+        dropped_samples=sum(len(group.samples) - len(rest.samples) for group, rest in zip(groups, kept, strict=True)),
+        truncated_truths=sum(map(is_cut_off, truths)),
     )
 
 
-def _against_truth(group: ScoredGroup, encode: Callable[[str], tuple[int, ...]]) -> list[Pair]:
-    answer = group.prompt.answer
-    if answer is None:
+def _truth(group: ScoredGroup, encode: Callable[[str], Sample]) -> Sample:
+    if group.prompt.answer is None:
         raise ValueError(f"prompt {group.prompt.id!r} has no true answer: drop it")
-    truth = _Rated(encode(answer), 1.0)
+    return encode(group.prompt.answer)
+
+
+def _without_truncated(group: ScoredGroup, truth: Sample) -> ScoredGroup:
+    """The group without samples that were cut off, and without any where its true answer was."""
+    samples = () if is_cut_off(truth) else tuple(sample for sample in group.samples if not is_cut_off(sample))
+    return replace(group, samples=samples, rewards=(None,) * len(samples))
+
+
+def _against_truth(group: ScoredGroup, truth: Sample) -> list[Pair]:
     return [
-        _pair(group, truth, _Rated(sample.tokens, 0.0))
+        _pair(group, _Rated(truth.tokens, 1.0), _Rated(sample.tokens, 0.0))
         for sample in group.samples
-        if sample.text.strip() != answer.strip() and sample.tokens != truth.tokens
+        if sample.text.strip() != truth.text.strip() and sample.tokens != truth.tokens
     ]
 
 

@@ -20,6 +20,7 @@ TOP_LOGPROBS = 20
 
 _CHOICE = re.compile(r"(?<![\w.,])[12](?![\w]|[.,]\d)")
 
+_CHOICE_ALONE = re.compile(r"\W*[12]\W*")
 
 # A little above 0 by rounding.
 Logprob = Annotated[float, Field(le=0.01, allow_inf_nan=False)]
@@ -55,6 +56,8 @@ class ChatChoice(Strict):
 
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    """length: the reply was cut off at max_tokens."""
 
 
 class ChatReply(Reply):
@@ -98,9 +101,11 @@ def probability_of_first(choice: ChatChoice) -> float:
     """The probability that the judge prefers the first answer: 1 or 0 where the reply has no log-probs of its choice.
 
     Raises:
-        UnusableReplyError: The reply's last line does not name exactly one of the two.
+        UnusableReplyError: The reply's last line does not name exactly one of the two, or was cut off with more in it than that.
     """
     last_line = (choice.message.content or "").strip().rpartition("\n")[2]
+    if choice.finish_reason == "length" and not _CHOICE_ALONE.fullmatch(last_line):
+        raise UnusableReplyError(f"the reply was cut off at preference.judge.maxTokens, which is too few, and ends: {last_line}")
     said = set(_CHOICE.findall(last_line))
     if len(said) != 1:
         raise UnusableReplyError(f"the last line of the reply must name 1 or 2, and is: {last_line}")

@@ -66,6 +66,7 @@ class Coordinator:
         with self._board.during("score"):
             answers = answered.scored or self._parts.pairs.score(answered.answers)
             pairing = self._parts.pairs.pair(answers)
+        self._parts.pairs.warn_of_truncated_truths(number, pairing, len(answers.groups))
         pairs = {number: pairing.pairs, **self._parts.windows.replayed(number)}
         figures = self._figures(answers, pairing, pairs, number) | throughput_figures(answers.groups, answered.seconds)
         drawn, rates = answered.drawn, self._parts.windows.rates
@@ -77,8 +78,8 @@ class Coordinator:
         return NewWindow(number, pairs, figures, answered.weights, Kept(answers), answered.drawn)
 
     @collective
-    def commit(self, window: NewWindow, pairs: Mapping[int, Sequence[Pair]], reference: Manifest) -> None:
-        """Write a window to the ledger. pairs: those of the window, with log-probs of the reference."""
+    def commit(self, window: NewWindow, pairs: Mapping[int, Sequence[Pair]], reference: Manifest | None) -> None:
+        """Write a window to the ledger. pairs: those of the window, with log-probs of the reference, if the loss has one."""
         windows, answers = self._parts.windows, window.answers.value
         windows.write(window.number, window.sampler, answers, pairs, reference, window.drawn)
         self._parts.pairs.refuse_endless_ties(window.number, answers, windows.num_pairs, windows.answers)
@@ -117,7 +118,7 @@ class Coordinator:
             replayed=replayed,
             by_rule=self._parts.pairs.is_by_rule,
             unusable=self._parts.pairs.unusable(answers.groups),
-            truncated=self._parts.pairs.truncated,
+            counts_truncated=self._parts.pairs.counts_truncated,
         )
         self._board.update_metrics(reward=figures["reward/mean"])
         return figures

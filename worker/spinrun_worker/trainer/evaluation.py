@@ -88,7 +88,7 @@ class Evaluations:
         accuracy, unrated = self._accuracy(groups)
         num_prompts = len(groups) - unrated
         figures = {"accuracy": accuracy, "num_prompts": float(num_prompts), **length_figures(groups)}
-        figures |= truncation_figures(groups, self._pairs.truncated)
+        figures |= truncation_figures(groups, counted=self._pairs.truncated not in (None, "score"))
         if unrated:
             figures |= {"unrated": float(unrated)}
         self._board.evaluated(window=number, version=number, accuracy=accuracy)

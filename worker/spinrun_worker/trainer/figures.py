@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from spinrun_api.spec import PassRateBand, Truncated
+from spinrun_api.spec import PassRateBand
 from spinrun_protocol.ledger import Drawn
 from spinrun_worker.methods.pairing import Pairing
 from spinrun_worker.records import PassRates, ScoredGroup, is_cut_off
@@ -41,9 +41,9 @@ def length_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     }
 
 
-def truncation_figures(groups: Sequence[ScoredGroup], truncated: Truncated | None) -> dict[str, float]:
-    """How many answers have no reward, or 0, because they were cut off; nothing where they are scored like others."""
-    if truncated in (None, "score"):
+def truncation_figures(groups: Sequence[ScoredGroup], *, counted: bool) -> dict[str, float]:
+    """How many answers were cut off and are not like others for that; nothing where they are."""
+    if not counted:
         return {}
     return {"truncated_samples": float(sum(is_cut_off(sample) for group in groups for sample in group.samples))}
 
@@ -111,7 +111,7 @@ def window_figures(
     replayed: int = 0,
     by_rule: bool = True,
     unusable: Collection[str] = (),
-    truncated: Truncated | None = None,
+    counts_truncated: bool = False,
 ) -> dict[str, float]:
     """What a window's samples and pairs look like.
 
@@ -121,7 +121,7 @@ def window_figures(
         replayed: Pairs of earlier windows that it trains on too.
         by_rule: As for `mean_reward`.
         unusable: As for `mean_reward`.
-        truncated: What becomes of answers that were cut off; None where no rule gives the rewards.
+        counts_truncated: Whether answers that were cut off are not like others.
     """
     figures = {
         "reward/mean": mean_reward(groups, by_rule=by_rule, unusable=unusable),
@@ -130,6 +130,7 @@ def window_figures(
         **prompt_figures(len(groups), pairing, by_rule=by_rule),
         "dropped_samples": float(pairing.dropped_samples),
         **length_figures(groups),
-        **truncation_figures(groups, truncated),
+        **truncation_figures(groups, counted=counts_truncated),
     }
+    figures |= {"truncated_truths": float(pairing.truncated_truths)} if pairing.truncated_truths else {}
     return figures | {"replayed_pairs": float(replayed)} if replayed else figures

@@ -42,7 +42,7 @@ def why_no_pairs(spec: SpinRunSpec, windows: range, answers: Sequence[ScoredAnsw
         why = reasons[0].of_all
     else:
         why = f"of {total} prompts {', '.join(f'{each.prompts} {each.of_some}' for each in reasons if each.prompts)}"
-    return f"{which}: {why}.{_cut_off(spec, answers)} {where}: {reasons[0].remedy}"
+    return f"{which}: {why}.{_cut_off(spec, answers)}{_truths(spec, pairings, total)} {where}: {reasons[0].remedy}"
 
 
 def _reasons(spec: SpinRunSpec, answers: Sequence[ScoredAnswers], pairings: Sequence[Pairing]) -> list[Reason]:
@@ -86,6 +86,13 @@ def _other_ties(spec: SpinRunSpec, count: int) -> Reason:
 
 
 def _unrated(spec: SpinRunSpec, count: int, answers: Sequence[ScoredAnswers]) -> Reason:
+    if spec.method.name == "spin":
+        return Reason(
+            count,
+            "without answers that were cut off there is nothing to learn from",
+            "have only answers, or a true answer, that were cut off",
+            f"is spec.rollout.maxTokens ({spec.max_tokens}) long enough?",
+        )
     failures = answers[-1].failures
     why = f" ({'; '.join(failures)})" if failures else ""
     is_any_rated = any(reward is not None for each in answers for group in each.groups for reward in group.rewards)
@@ -115,11 +122,21 @@ def _identical(spec: SpinRunSpec, count: int) -> Reason:
 
 
 def _cut_off(spec: SpinRunSpec, answers: Sequence[ScoredAnswers]) -> str:
-    """How many answers were cut off, where they count as wrong for that; else nothing."""
+    """How many answers were cut off, where they count as wrong or are left out for that; else nothing."""
     samples = [sample for each in answers for group in each.groups for sample in group.samples]
     count = sum(map(is_cut_off, samples))
-    rule = spec.preference.scoring
-    if count == 0 or spec.method.name == "spin" or rule is None or rule.resolved_truncated != "zero":
+    rule, dropped = spec.preference.scoring, spec.method.truncated == "drop"
+    is_wrong = spec.method.name != "spin" and rule is not None and rule.resolved_truncated == "zero"
+    if count == 0 or not (dropped or is_wrong):
         return ""
     limit = f"spec.rollout.maxTokens ({spec.max_tokens})"
-    return f" {count} of {len(samples)} answers were cut off at {limit} and so count as wrong."
+    what = "make no pair (spec.method.truncated: drop)" if dropped else "count as wrong"
+    return f" {count} of {len(samples)} answers were cut off at {limit} and so {what}."
+
+
+def _truths(spec: SpinRunSpec, pairings: Sequence[Pairing], total: int) -> str:
+    """How many true answers were cut off, where their prompts are left out for that; else nothing."""
+    count = sum(pairing.truncated_truths for pairing in pairings)
+    if count == 0 or spec.method.truncated != "drop":
+        return ""
+    return f" {count} of {total} true answers are longer than spec.rollout.maxTokens."

@@ -24,14 +24,14 @@ class PairMaker:
     """Scores answers and makes pairs of them."""
 
     def __init__(
-        self, run: SpinRun, scorer: RewardFunction, encode_answer: Callable[[str], tuple[int, ...]], base: BaseAnswers | None
+        self, run: SpinRun, scorer: RewardFunction, encode_answer: Callable[[str], Sample], base: BaseAnswers | None
     ) -> None:
         """Prepare to score.
 
         Args:
             run: Says which preference and which method.
             scorer: The preference.
-            encode_answer: Token ids of a true answer, for methods that train on them.
+            encode_answer: Makes a sample of a true answer, for methods that train on them.
             base: Answers of version 0, for the pairing that sets answers against them.
         """
         self._spec = run.spec
@@ -49,6 +49,11 @@ class PairMaker:
         """What becomes of answers that were cut off; None where no rule gives the rewards."""
         rule = self._spec.preference.scoring
         return None if rule is None else rule.resolved_truncated
+
+    @property
+    def counts_truncated(self) -> bool:
+        """Whether a window's answers that were cut off are not like others, by their rewards or by how they are paired."""
+        return self.truncated not in (None, "score") or self._spec.method.truncated != "score"
 
     def score(self, answers: Answers) -> ScoredAnswers:
         """A window's own answers with their rewards, and the base answers that were scored among them."""
@@ -79,10 +84,26 @@ class PairMaker:
         """Pairs of scored answers, as the method says."""
         spec, groups = self._spec, answers.groups
         if spec.method.name == "spin":
-            return pair_with_truths(groups, self._encode_answer)
+            return pair_with_truths(groups, spec.method, self._encode_answer)
+        are_win_rates = spec.preference.compares
         if self.base is not None:
-            return pair_with_base(groups, answers.base, spec.method)
-        return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=spec.preference.compares)
+            return pair_with_base(groups, answers.base, spec.method, are_win_rates=are_win_rates)
+        return pair_groups(groups, spec.method, seed=spec.data.prompts.shuffle_seed, are_win_rates=are_win_rates)
+
+    def warn_of_truncated_truths(self, number: int, pairing: Pairing, num_prompts: int) -> None:
+        """Say how many of a window's true answers were cut off."""
+        if not pairing.truncated_truths:
+            return
+        dropped = self._spec.method.truncated == "drop"
+        logger.warning(
+            "window %d: %d of %d true answers are longer than spec.rollout.maxTokens (%d) and %s: raise it, or leave them out of "
+            "the data",
+            number,
+            pairing.truncated_truths,
+            num_prompts,
+            self._spec.max_tokens,
+            "make no pair" if dropped else "were cut off there, without an end token, which teaches the model not to end",
+        )
 
     def refuse_endless_ties(
         self, number: int, answers: ScoredAnswers, num_pairs: Callable[[int], int], earlier: Callable[[int], ScoredAnswers]

@@ -30,6 +30,10 @@ class Schedule:
     """Windows before it whose pairs a window trains on too."""
     overlap: int = 0
     """Windows that the rollouts are ahead of the trainer."""
+    uses_reference: bool = True
+    """Whether the loss compares with a reference."""
+    mixes_references: bool = False
+    """Whether a reference but the first is a mixture of a version and the reference before."""
 
     @property
     def windows(self) -> int:
@@ -60,9 +64,23 @@ class Schedule:
         """The version that answers the window's prompts."""
         return max(0, window - self.overlap)
 
-    def reference(self, window: int) -> int:
-        """The version that the window's pairs are compared with."""
+    def reference(self, window: int) -> int | None:
+        """The version that the window's pairs are compared with; None where the loss compares with none."""
+        if not self.uses_reference:
+            return None
         return window - window % self.windows_per_reference if self.windows_per_reference else 0
+
+    def is_mixture(self, reference: int) -> bool:
+        """Whether the reference that windows have from this one on is a mixture: the first is version 0."""
+        return self.mixes_references and reference > 0
+
+    def mixes_at(self, window: int) -> bool:
+        """Whether a mixture is made as the window begins, to be its reference."""
+        return window < self.windows and self.reference(window) == window and self.is_mixture(window)
+
+    def starts_at_its_reference(self, window: int) -> bool:
+        """Whether a window is compared with the very weights that it begins with."""
+        return self.reference(window) == window and not self.is_mixture(window)
 
     def replayed(self, window: int) -> range:
         """The windows whose pairs the window trains on beside its own."""
@@ -79,7 +97,16 @@ def make_schedule(spec: SpinRunSpec, *, num_prompts: int) -> Schedule:
     """The schedule of a run over a data set of num_prompts prompts (at least one)."""
     method, duration = spec.method, spec.duration
     per_step, per_window = spec.trainer.least_prompts_per_step, method.steps_per_window
-    endless = Schedule(sys.maxsize, per_window, per_step, method.windows_per_reference, method.replay_windows, method.overlap)
+    endless = Schedule(
+        sys.maxsize,
+        per_window,
+        per_step,
+        method.windows_per_reference,
+        method.replay_windows,
+        method.overlap,
+        method.uses_reference,
+        method.reference_mixture is not None,
+    )
     if duration.steps is not None:
         total = duration.steps
     elif duration.windows is not None:

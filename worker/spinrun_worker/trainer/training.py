@@ -69,8 +69,11 @@ class Training:
         return weights
 
     def save_and_prune(self, weights: Manifest) -> None:
-        """At a boundary, while the rollouts answer: write the checkpoint, delete what nobody needs."""
-        self.windows.checkpoints.save_if_due(self.windows.stepper.done)
+        """At a boundary, while the rollouts answer: write the checkpoint, mix the reference, delete what nobody needs."""
+        done = self.windows.stepper.done
+        self.windows.checkpoints.save_if_due(done)
+        if self.windows.schedule.first_step(weights.version) == done:  # else its reference is there, and the policy has moved on
+            self.windows.passes.mix(weights)
         self.store.collect_garbage(newest=weights.version, best=self.board.now.best, acknowledged=self.exchange.served_versions())
         trim_memory()  # beside it vLLM now generates, often on the same machine
 

@@ -15,7 +15,7 @@ from spinrun_worker.errors import Preempted
 from spinrun_worker.trainer.coordinator import Coordinator, NewWindow
 from spinrun_worker.trainer.model.learner import StepResult
 from spinrun_worker.trainer.ranks.distributed import Kept
-from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, pairs_of
+from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, pairs_of, without_reference
 from spinrun_worker.trainer.reference.self_check import self_check
 from spinrun_worker.trainer.sampling.draws import Collected
 from spinrun_worker.trainer.schedule import Schedule, by_window, split_into_steps
@@ -111,14 +111,14 @@ class WindowTrainer:
                 self.checkpoints.save_if_due(self.stepper.done)
             pairs = pairs_of(steps[index])
             result = self.stepper.take(pairs) if pairs else None
-            if result is not None and index == 0 and self.schedule.reference(number) == number:
+            if result is not None and index == 0 and self.schedule.starts_at_its_reference(number):
                 self_check(result)
             self.stepper.count(number, result)
         self.coordinator.finish(window, self.stepper.done)
         return time.monotonic() - started
 
     def commit(self, window: NewWindow, weights: Manifest) -> tuple[Sequence[StepPairs], int]:
-        """Give the pairs of a window their reference log-probs, and commit them.
+        """Give the pairs of a window their reference log-probs, if the loss has a reference, and commit them.
 
         Where the policy is the reference, the first step's own forward pass gives it; then the window is committed after that.
 
@@ -129,8 +129,12 @@ class WindowTrainer:
         reference = self.store.reference(weights)
         first = pairs_of(steps[0])
         commit = partial(self.coordinator.commit, window, reference=reference)
-        if reference.version != weights.version or not first:
-            by_policy = reference.version == weights.version
+        if reference is None:
+            steps = [without_reference(step) for step in steps]
+            commit(by_window(steps))
+            return steps, 0
+        by_policy = reference.digest == weights.digest
+        if not by_policy or not first:
             steps = self.passes.by_policy(steps) if by_policy else self.passes.by_version(steps, reference)
             commit(by_window(steps))
             return steps, 0

@@ -57,8 +57,16 @@ def test_a_finished_run_has_all_charts_figures_and_samples(finished_run: Path) -
 
 @pytest.mark.parametrize(
     ("method", "want"),
-    [({}, True), ({"loss": "robust"}, True), ({"loss": "ipo"}, False), ({"sftWeight": 0.5}, False)],
-    ids=["sigmoid", "robust", "ipo", "with the chosen answers' likelihood"],
+    [
+        ({}, True),
+        ({"loss": "robust"}, True),
+        ({"loss": "ipo"}, False),
+        ({"losses": [{"name": "ipo"}]}, False),
+        ({"sftWeight": 0.5}, False),
+        ({"weightByMargin": True}, False),
+        ({"weightByLikelihood": True}, False),
+    ],
+    ids=["sigmoid", "robust", "ipo", "losses", "with the chosen answers' likelihood", "by margin", "by likelihood"],
 )
 def test_the_loss_at_the_reference_is_drawn_where_it_is_ln_2(method: dict[str, object], want: bool) -> None:
     document = {"spec": {"method": {"loss": "sigmoid", "sftWeight": 0.0} | method}}

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from spinrun_api.spec import Method, Trainer
 from spinrun_worker.errors import RunError
-from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses
+from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses, pair_weights
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.flops import ModelFlops
 from spinrun_worker.trainer.model.packing import MicroBatch, pack, plan_step
@@ -39,9 +39,10 @@ class StepResult:
 
     figures: dict[str, float]
     """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before clipping), lr,
-    tokens (each prompt once), pairs. An answer without tokens is left out of means over answers."""
-    loss_at_reference: float
-    """What the loss would be if the policy were the reference."""
+    tokens (each prompt once), pairs. An answer without tokens is left out of means over answers. Where the loss compares with no
+    reference there are no ref_logps; where pairs have weights, pair_weight is their mean."""
+    loss_at_reference: float | None
+    """What the loss would be if the policy were the reference; None where the loss compares with none."""
     logprobs: list[tuple[float, float]]
     """(chosen, rejected) summed log-probs of each pair before the step, in nats."""
 
@@ -101,7 +102,8 @@ class Learner:
         """Take one optimizer step on the pairs of all ranks.
 
         The loss is the sum over pairs divided by their number, so packing and the number of ranks change only its rounding. Pairs
-        without a reference are compared with the policy as it is now, whose log-probs the step's own forward pass gives.
+        without a reference are compared with the policy as it is now, whose log-probs the step's own forward pass gives. What
+        pairs have of a reference is not read where the loss compares with none.
 
         Args:
             pairs: All pairs of the step, the same on every rank.
@@ -128,12 +130,11 @@ class Learner:
             parts.append(_Part(part.indices, part.values_BN.detach()))
         values_PN = self._everyones(parts, len(pairs))
         policy_P2, contrast_P = values_PN[:, :2], values_PN[:, 2:]
-        known = _known(pairs, policy_P2)
+        known = self._known(pairs, policy_P2)
         losses_P = self._losses(values_PN, known)
         loss = losses_P.sum().item() / divisor
         grad_norm = self._clip_gradients()
         self._check_finite(pairs, policy_P2, losses_P, grad_norm)
-        losses_at_reference_P = self._losses(torch.cat([known.reference_P2, contrast_P], dim=1), known)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -141,13 +142,14 @@ class Learner:
         return StepResult(
             {
                 "loss": loss,
-                **_preference_figures(policy_P2, known, self.method.beta),
+                **_preference_figures(policy_P2, known, self.method),
                 "grad_norm": grad_norm,
                 "lr": learning_rate,
                 "tokens": float(sum(pair.num_tokens for pair in pairs)),
                 "pairs": float(len(pairs)),
+                **({"pair_weight": self._mean_weight(policy_P2, known)} if self.method.weighs_pairs else {}),
             },
-            loss_at_reference=losses_at_reference_P.sum().item() / divisor,
+            loss_at_reference=self._loss_at_reference(contrast_P, known, divisor),
             logprobs=[(chosen, rejected) for chosen, rejected in policy_P2.tolist()],
         )
 
@@ -174,7 +176,7 @@ class Learner:
         if not part.indices:
             # A row without pairs. Its backward pass must run all the same, because the other ranks wait for its collectives.
             return part.values_BN.sum() * 0.0
-        known = _known([pairs[index] for index in part.indices], part.values_BN[:, :2].detach())
+        known = self._known([pairs[index] for index in part.indices], part.values_BN[:, :2].detach())
         return self._losses(part.values_BN, known).sum()
 
     def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
@@ -192,6 +194,25 @@ class Learner:
         """[B] loss of each pair."""
         contrast_B = values_BN[:, 2] if self.method.cringe_settings else None
         return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
+
+    def _mean_weight(self, policy_P2: Tensor, known: "_Known") -> float:
+        return pair_weights(PairLogprobs(policy_P2, *known), self.method).mean().item()
+
+    def _loss_at_reference(self, contrast_P: Tensor, known: "_Known", divisor: float) -> float | None:
+        if not self.method.uses_reference:
+            return None
+        return self._losses(torch.cat([known.reference_P2, contrast_P], dim=1), known).sum().item() / divisor
+
+    def _known(self, pairs: Sequence[Pair], policy_P2: Tensor) -> "_Known":
+        """Log-probs under the policy before the step, policy_P2, are the reference of pairs that have no other."""
+        reference = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
+        rewards = [(pair.chosen_reward, pair.rejected_reward) for pair in pairs]
+        is_own = not self.method.uses_reference or reference[0][0] is None
+        return _Known(
+            policy_P2 if is_own else torch.tensor(reference, dtype=torch.float64).to(policy_P2),
+            _num_tokens(pairs).to(policy_P2),
+            torch.tensor(rewards, dtype=torch.float64).to(policy_P2),
+        )
 
     def _clip_gradients(self) -> float:
         """Clip the gradients to the maximum norm; returns the norm before clipping, over all ranks."""
@@ -246,36 +267,31 @@ class _Part:
 
 
 class _Known(NamedTuple):
-    """What is known of chosen and rejected before a step, in the order of PairLogprobs."""
+    """[P, 2] each: what is known of chosen and rejected before a step, in the order of PairLogprobs."""
 
     reference_P2: Tensor
     num_tokens_P2: Tensor
     rewards_P2: Tensor
 
 
-def _preference_figures(policy_P2: Tensor, known: _Known, beta: float) -> dict[str, float]:
-    """Means over the step's existing answers, and over its pairs, where a missing answer counts as one that never moved."""
-    rewards_P2 = beta * (policy_P2 - known.reference_P2)
+def _preference_figures(policy_P2: Tensor, known: _Known, method: Method) -> dict[str, float]:
+    """Means over the step's existing answers, and over its pairs, where a missing answer counts as one that never moved.
+
+    An answer's reward is beta times its log-ratio or, where the loss compares with no reference, its log-prob per token, as TRL's
+    trainers of such losses log it.
+    """
+    measured_P2 = policy_P2 - known.reference_P2 if method.uses_reference else policy_P2 / known.num_tokens_P2.clamp(min=1)
+    rewards_P2 = method.beta * measured_P2
     margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]
     num_answers_2 = (known.num_tokens_P2 > 0).sum(dim=0).clamp(min=1)
     of_answers = {
         f"{name}/{side}": (values_P2[:, column].sum() / num_answers_2[column]).item()
         for name, values_P2 in (("logps", policy_P2), ("ref_logps", known.reference_P2), ("rewards", rewards_P2))
         for column, side in enumerate(("chosen", "rejected"))
+        if name != "ref_logps" or method.uses_reference
     }
     of_pairs = {"rewards/margins": margins_P.mean().item(), "rewards/accuracies": (margins_P > 0).double().mean().item()}
     return of_answers | of_pairs
-
-
-def _known(pairs: Sequence[Pair], policy_P2: Tensor) -> _Known:
-    """[P, 2] each. Log-probs under the policy before the step, policy_P2, are the reference of pairs that have no other."""
-    reference = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
-    rewards = [(pair.chosen_reward, pair.rejected_reward) for pair in pairs]
-    return _Known(
-        policy_P2 if reference[0][0] is None else torch.tensor(reference, dtype=torch.float64).to(policy_P2),
-        _num_tokens(pairs).to(policy_P2),
-        torch.tensor(rewards, dtype=torch.float64).to(policy_P2),
-    )
 
 
 def _num_tokens(pairs: Sequence[Pair]) -> Tensor:

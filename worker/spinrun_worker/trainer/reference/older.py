@@ -27,13 +27,13 @@ def in_place_of_policy(ledger: Ledger, ranks: Distributed, tensors: Mapping[str,
     when a file is not what the manifest says or the model has other tensors.
     """
     parameters = {name: tensors[name].detach() for name in ranks.from_rank0(lambda: distinct(tensors))}
-    aside = {name: _local(tensor).to("cpu", copy=True) for name, tensor in parameters.items()}
+    aside = {name: local_part(tensor).to("cpu", copy=True) for name, tensor in parameters.items()}
     try:
-        ranks.agree(lambda: _load(ledger.layout.weights(weights.version), weights, parameters))
+        ranks.agree(lambda: _load(ledger.layout.path(weights.kind, weights.number), weights, parameters))
         yield
     finally:
         for name, tensor in aside.items():
-            _local(parameters[name]).copy_(tensor)
+            local_part(parameters[name]).copy_(tensor)
         del aside
         trim_memory()
 
@@ -59,8 +59,9 @@ def _fill(tensor: Tensor, whole: Tensor) -> None:
     if isinstance(tensor, DTensor):
         # Without a source rank each rank cuts its own part out of what it has itself.
         whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
-    _local(tensor).copy_(whole)
+    local_part(tensor).copy_(whole)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

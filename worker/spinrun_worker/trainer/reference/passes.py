@@ -9,6 +9,7 @@ from spinrun_protocol.ledger import Manifest
 from spinrun_worker.errors import RunError
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.learner import Learner
+from spinrun_worker.trainer.reference.mixture import mix_reference
 from spinrun_worker.trainer.reference.older import in_place_of_policy
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.storage.store import RunStore
@@ -40,6 +41,20 @@ class ReferencePasses:
         with self._board.during("reference"), in_place_of_policy(store.ledger, store.ranks, store.publication.tensors(), weights):
             return [self._pass(step) for step in steps]
 
+    def mix(self, weights: Manifest) -> None:
+        """Where the window that begins with these weights has a mixture as reference, have it in the ledger. The model must hold
+        these weights.
+
+        Raises:
+            TornError: On all ranks, when the reference before is not what its manifest says.
+        """
+        share, before = self._learner.method.reference_mixture, self._store.ingredients(weights)
+        if share is None or before is None:
+            return
+        with self._board.during("reference"):
+            mixture = mix_reference(self._store, weights, before, share=share)
+        self._board.wrote(mixture)
+
     def _pass(self, step: StepPairs) -> StepPairs:
         pairs = pairs_of(step)
         return with_reference(step, self._learner.reference_logprobs(pairs)) if pairs else step
@@ -48,6 +63,11 @@ class ReferencePasses:
 def pairs_of(step: StepPairs) -> list[Pair]:
     """The pairs of a step in the order in which it trains on them."""
     return [*chain(*step.values())]
+
+
+def without_reference(step: StepPairs) -> StepPairs:
+    """The pairs of a step with no log-probs of any reference."""
+    return {window: [pair.without_reference() for pair in share] for window, share in step.items()}
 
 
 def with_reference(step: StepPairs, logprobs: Sequence[tuple[float, float]]) -> StepPairs:

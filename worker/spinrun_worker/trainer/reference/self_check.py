@@ -16,6 +16,7 @@ def self_check(first: StepResult) -> None:
         RunError: It has another: the reference of the loss is then not the policy that was published.
     """
     got, want = first.figures["loss"], first.loss_at_reference
+    assert want is not None, "the loss compares with a reference, or nobody asks for this check"
     if abs(got - want) > TOLERANCE * max(1.0, abs(want)):
         raise RunError(
             f"self-check failed: the first step of a window must have the loss at its reference, {want:.6f}, got {got:.6f}. "

@@ -79,7 +79,8 @@ class Requests:
             weights: Those that the rollouts serve.
             on_progress: Told how many are done, in place of the board.
         """
-        logprobs = self._spec.method.reference_logprobs == "rollouts"
+        method = self._spec.method
+        logprobs = method.reference_logprobs == "rollouts" and method.uses_reference
         sampling = self._sampling(self._spec.rollout.samples_per_prompt, logprobs=logprobs)
         return self._start(prompts, weights, sampling, on_progress or self._show(len(prompts)))
 

@@ -24,11 +24,11 @@ def window_files(schedule: Schedule, window: int) -> Sequence[str]:
     return [SAMPLES, PAIRS, *map(replayed_file, schedule.replayed(window))]
 
 
-def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Reference:
-    """The weights that the pairs of a window are compared with.
+def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Reference | None:
+    """The weights that the pairs of a window are compared with; None where the loss compares with none.
 
     Older ones have the digest of those that the window of their own number is compared with: the ledger may hold other weights
-    under that version by now.
+    under that version by now. A mixture must be of the version that the window begins with, and of the reference before.
 
     Args:
         ledger: The ledger.
@@ -36,12 +36,30 @@ def reference_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Refer
         weights: The version that the window begins with.
 
     Raises:
-        TornError: The ledger does not hold the window of the reference's number.
+        TornError: The ledger does not hold the window of the reference's number, or the mixture that is the reference.
     """
     version = schedule.reference(weights.version)
-    if version == weights.version:
+    if version is None:
+        return None
+    if version != weights.version:
+        return _compared_with(ledger.manifest("window", version))
+    if not schedule.is_mixture(version):
         return Reference(version=version, digest=weights.digest)
-    return _compared_with(ledger.manifest("window", version))
+    mixture = ledger.manifest("reference", version)
+    if mixture.parent != weights.digest or mixture.reference != reference_before(ledger, schedule, version):
+        raise TornError(f"{ledger.layout.path('reference', version)} was mixed from other weights than the ledger holds")
+    return Reference(version=version, kind="reference", digest=mixture.digest)
+
+
+def reference_before(ledger: Ledger, schedule: Schedule, window: int) -> Reference:
+    """The reference of the window before one that begins with a new reference.
+
+    Raises:
+        TornError: The ledger does not hold that window, or the one from which it has its reference.
+    """
+    first = schedule.reference(window - 1)
+    assert first is not None, "a mixture is made of it"
+    return _compared_with(ledger.manifest("window", first))
 
 
 def sampler_of(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manifest:
@@ -77,7 +95,8 @@ def check_window(ledger: Ledger, schedule: Schedule, weights: Manifest) -> Manif
     sampler = sampler_of(ledger, schedule, weights)
     if manifest.parent != sampler.digest:
         raise TornError(f"{directory} was sampled from other weights than version {sampler.version}")
-    if _compared_with(manifest) != (wanted := reference_of(ledger, schedule, weights)):
+    wanted = reference_of(ledger, schedule, weights)
+    if wanted is not None and _compared_with(manifest) != wanted:
         raise TornError(f"{directory} is compared with other weights than version {wanted.version}")
     if {entry.path for entry in manifest.files} - {BASE, RATES} != {*window_files(schedule, number)}:
         raise TornError(f"{directory} replays other windows than spec.method.replayWindows says")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from spinrun_protocol.ledger import FileEntry, Kind, Manifest
+from spinrun_protocol.ledger import FileEntry, Kind, Manifest, Reference
 from spinrun_worker.ledger import LedgerError, LedgerWriter, TensorSpec, weights_index, write_file, write_safetensors
 from spinrun_worker.trainer.ranks.balance import divide_evenly
 from spinrun_worker.trainer.ranks.distributed import Distributed
@@ -52,6 +52,7 @@ def publish(
     file: str | None = None,
     kind: Kind = "weights",
     parent: str | None = None,
+    reference: Reference | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Manifest:
     """Write the policy's weights as a version. All ranks call it.
@@ -68,8 +69,9 @@ def publish(
         dtype: Dtype to publish in.
         assets: The version's other files, see `collect_assets`.
         file: Name of the one file that holds all tensors; None means shards from every rank.
-        kind: What the manifest says the directory is: weights, or a merged model.
-        parent: The manifest's parent: for a merged model the digest of the adapter's version.
+        kind: What the manifest says the directory is: weights, a merged model, or a reference that is a mixture.
+        parent: The manifest's parent: for a merged model the digest of the adapter's version; see Manifest.
+        reference: The manifest's reference; see Manifest.
         max_shard_bytes: Size of a file at most, unless a single tensor is larger.
 
     Returns:
@@ -87,7 +89,7 @@ def publish(
 
     def commit() -> Manifest:
         files = entries + _write_rest(directory, shards, assets)
-        return ledger.commit(kind, version, files, step=step, version=version, parent=parent)
+        return ledger.commit(kind, version, files, step=step, version=version, parent=parent, reference=reference)
 
     return ranks.from_rank0(commit)
 
@@ -215,6 +217,13 @@ def collect_assets(save: Callable[[Path], None], *, dtype: torch.dtype) -> dict[
     _set_dtype(config, str(dtype).removeprefix("torch."))
     assets["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
     return assets
+
+
+def with_dtype(assets: Mapping[str, bytes], dtype: torch.dtype) -> dict[str, bytes]:
+    """The other files of a version whose weights are published in another dtype."""
+    config = json.loads(assets["config.json"])
+    _set_dtype(config, str(dtype).removeprefix("torch."))
+    return {**assets, "config.json": json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"}
 
 
 def _set_dtype(config: dict[str, Any], name: str) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spinrun_api.status import Best
-from spinrun_protocol.ledger import Manifest
+from spinrun_protocol.ledger import Manifest, Reference
 from spinrun_worker.ledger import LedgerWriter, TornError, collect
 from spinrun_worker.trainer.ranks.distributed import Distributed, collective
 from spinrun_worker.trainer.schedule import Schedule
 from spinrun_worker.trainer.storage.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
-from spinrun_worker.trainer.storage.lineage import check_window, reference_of, sampler_of
+from spinrun_worker.trainer.storage.lineage import check_window, reference_before, reference_of, sampler_of
 from spinrun_worker.trainer.storage.publish import publish
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class RunStore:
         return save_checkpoint(self.ledger, self.ranks, self.model, self.optimizer, TrainerState(step=step, version=version))
 
     @collective
-    def reference(self, weights: Manifest) -> Manifest:
-        """The version that the pairs of a window are compared with.
+    def reference(self, weights: Manifest) -> Manifest | None:
+        """The version that the pairs of a window are compared with; None where the loss compares with none.
 
         Args:
             weights: The version that the window begins with.
@@ -93,12 +94,33 @@ class RunStore:
             TornError: The ledger does not hold the reference as earlier windows had it.
         """
         wanted = reference_of(self.ledger, self.schedule, weights)
-        if wanted.version == weights.version:
-            return weights
-        found = self.ledger.verify("weights", wanted.version, hashes=False)
+        if wanted is None:
+            return None
+        return weights if wanted.digest == weights.digest else self._found(wanted)
+
+    @collective
+    def ingredients(self, weights: Manifest) -> Manifest | None:
+        """The reference before, to be mixed with the weights that a window begins with; None where the window's reference is not
+        a mixture, or the ledger has it.
+
+        Raises:
+            TornError: The ledger does not hold the reference before.
+        """
+        if not self.schedule.mixes_at(weights.version):
+            return None
+        with suppress(TornError):
+            reference_of(self.ledger, self.schedule, weights)
+            self.ledger.verify("reference", weights.version, hashes=False)
+            return None
+        return self._found(reference_before(self.ledger, self.schedule, weights.version))
+
+    def _found(self, wanted: Reference) -> Manifest:
+        """The manifest of a reference that the ledger holds. Raises TornError."""
+        kind = wanted.kind or "weights"
+        found = self.ledger.verify(kind, wanted.version, hashes=False)
         if found.digest != wanted.digest:
             raise TornError(
-                f"{self.ledger.layout.weights(wanted.version)} holds other weights than those that window {wanted.version} "
+                f"{self.ledger.layout.path(kind, wanted.version)} holds other weights than those that window {wanted.version} "
                 "began with: it cannot be the reference of later windows"
             )
         return found
@@ -148,10 +170,23 @@ class RunStore:
             acknowledged=acknowledged,
             newest=newest,
             needed={best.version} if best else set[int](),
-            read_by=lambda window: (self.schedule.reference(window), self.schedule.sampler(window)),
+            read_by=lambda window: [
+                self.schedule.sampler(window),
+                *(number for number in self._references(window) if not self.schedule.is_mixture(number)),
+            ],
+            mixtures_read_by=lambda window: list(filter(self.schedule.is_mixture, self._references(window))),
         )
         if gone.weights or gone.checkpoints:
             logger.info("deleted versions %s and checkpoints %s", list(gone.weights), list(gone.checkpoints))
+
+    def _references(self, window: int) -> list[int]:
+        """What the pairs of a window are compared with, and what that is mixed from, if the window begins with the mixture: an
+        attempt that resumes there may have to make it again."""
+        reference = self.schedule.reference(window)
+        if reference is None:
+            return []
+        before = self.schedule.reference(window - 1) if reference == window and self.schedule.is_mixture(window) else None
+        return [reference] if before is None else [reference, before]
 
     @collective
     def _can_resume(self, step: int) -> bool:

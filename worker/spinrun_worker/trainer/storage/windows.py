@@ -29,6 +29,12 @@ class ScoredAnswers:
     """Why answers have no reward, as sentences. They are not written down: answers that were read have none."""
 
 
+def as_reference(weights: Manifest) -> Reference:
+    """Weights as those that a manifest names."""
+    kind = "reference" if weights.kind == "reference" else None
+    return Reference(version=weights.version, kind=kind, digest=weights.digest)
+
+
 class Windows:
     """Reads and writes windows."""
 
@@ -87,7 +93,13 @@ class Windows:
         }
 
     def write(
-        self, number: int, sampler: Manifest, answers: ScoredAnswers, pairs: Pairs, reference: Manifest, drawn: Drawn | None
+        self,
+        number: int,
+        sampler: Manifest,
+        answers: ScoredAnswers,
+        pairs: Pairs,
+        reference: Manifest | None,
+        drawn: Drawn | None,
     ) -> None:
         """Commit a window.
 
@@ -96,7 +108,7 @@ class Windows:
             sampler: The weights that answered its prompts.
             answers: Those answers.
             pairs: Its own and those that it replays, all with log-probs of the reference.
-            reference: The weights that they are compared with.
+            reference: The weights that they are compared with; None where the loss compares with none.
             drawn: Which prompts it asked, where their pairs or pass rates decided it.
         """
         folder = self._ledger.begin("window", number)
@@ -113,7 +125,7 @@ class Windows:
             step=self._schedule.first_step(number),
             version=sampler.version,
             parent=sampler.digest,
-            reference=Reference(version=reference.version, digest=reference.digest),
+            reference=None if reference is None else as_reference(reference),
             drawn=drawn,
         )
 
