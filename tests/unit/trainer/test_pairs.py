@@ -41,6 +41,7 @@ class FakeRule:
 
 
 def tiny_run(method: Json, **blocks: Json) -> SpinRun:
+    rule = {"kind": "lastNumber"}
     spec = {
         "model": {"source": "/none"},
         "data": {"prompts": {"source": "arithmetic"}},
@@ -208,8 +209,8 @@ def test_answers_that_were_cut_off_are_named_where_they_are_left_out() -> None:
     assert [group.rewards for group in scored.groups] == [(1.0, 0.0)], "the preference has its say"
     with pytest.raises(
         NoPairsError,
-        match=r"every prompt has too few rated answers\. 6 of 6 answers were cut off at spec\.rollout\.maxTokens \(8\) and so make no pair "
-        r"\(spec\.method\.truncated: drop\)",
+        match=r"every prompt has too few rated answers\. 6 of 6 answers were cut off at spec\.rollout\.maxTokens \(8\) "
+        r"and so make no pair \(spec\.method\.truncated: drop\)",
     ):
         maker.refuse_endless_ties(4, scored, lambda _: 0, lambda _: scored)
 
