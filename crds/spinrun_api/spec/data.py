@@ -9,20 +9,27 @@ DATA_SUFFIXES = (".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz", ".csv.gz", 
 """Ends of the names of files that prompts are read from."""
 
 
+GENERATORS = ("arithmetic", "letters")
+"""Sources that are built in, and bring their own answers."""
+
+
 class Prompts(ApiModel):
     """Where prompts come from and how a row becomes a prompt."""
 
     source: Text
-    """A Hub data set id, the absolute path of a file on the ledger volume or in the image, or `arithmetic`, a built-in generator
-    that needs nothing from outside. A file ends in .jsonl, .json (a list of objects, also one under the key data), .csv or
-    .parquet; all but .parquet also with .gz."""
+    """A Hub data set id, the absolute path of a file on the ledger volume or in the image, or `arithmetic` or `letters`, built-in
+    generators that need nothing from outside. A file ends in .jsonl, .json (a list of objects, also one under the key data), .csv
+    or .parquet; all but .parquet also with .gz."""
 
     config: Text | None = None
     """Configuration of a Hub data set. For `arithmetic`: OPERATION-LARGEST such as addition-15
-    (addition, subtraction or multiplication of two numbers from 1 to LARGEST), which is also its default."""
+    (addition, subtraction or multiplication of two numbers from 1 to LARGEST), which is also its default. For `letters`:
+    TASK-SIZE such as sort-2, its default: sort (SIZE letters in the order of the alphabet), count (how often one of SIZE letters
+    occurs) or longest (of SIZE words), SIZE from 2 to 8."""
 
     split: Text = "train"
-    """Split of a Hub data set. For `arithmetic`: train or test, which have no question in common."""
+    """Split of a Hub data set. For `arithmetic` and `letters`: train or test, which have no question in
+    common."""
 
     prompt_column: Text = "prompt"
     """Column that holds the prompt's text. In this and in all other names of columns a dot leads to a field inside a column
@@ -30,7 +37,8 @@ class Prompts(ApiModel):
 
     answer_column: Text | None = None
     """Column that holds the true answer, for rules that need one, such as `answer` or `reward_model.ground_truth`. A row where it
-    is empty, null or NaN has no answer; a whole number has no decimals, so that 42.0 is 42. `arithmetic` brings its own."""
+    is empty, null or NaN has no answer; a whole number has no decimals, so that 42.0 is 42. The built-in
+    generators bring their own."""
 
     messages_column: Text | None = None
     """Column that holds a conversation, used instead of `promptColumn`: a list of {role, content}, or of {from, value} as in
@@ -53,9 +61,14 @@ class Prompts(ApiModel):
         return next((suffix for suffix in DATA_SUFFIXES if self.source.endswith(suffix)), "")
 
     @property
+    def is_generated(self) -> bool:
+        """Whether the source is a built-in generator."""
+        return self.source in GENERATORS
+
+    @property
     def has_answers(self) -> bool:
         """Whether a row brings the true answer."""
-        return self.source == "arithmetic" or self.answer_column is not None
+        return self.is_generated or self.answer_column is not None
 
 
 class Evaluation(Prompts):
@@ -65,7 +78,8 @@ class Evaluation(Prompts):
     """
 
     split: Text = "test"
-    """Split of a Hub data set. For `arithmetic`: train or test, which have no question in common."""
+    """Split of a Hub data set. For `arithmetic` and `letters`: train or test, which have no question in
+    common."""
 
     every_windows: int = Field(default=1, ge=1)
     """Evaluate version 0, every this many windows, and the last version."""

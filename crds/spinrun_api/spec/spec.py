@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from spinrun_api.base import ApiModel, rule
-from spinrun_api.spec.data import Data
+from spinrun_api.spec.data import GENERATORS, Data
 from spinrun_api.spec.lifecycle import Duration, Lifecycle
 from spinrun_api.spec.method import Method
 from spinrun_api.spec.model import Model
@@ -73,14 +73,14 @@ class SpinRunSpec(ApiModel):
         return self.rollout.max_tokens or DEFAULT_TOKENS
 
     @rule(
-        cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source == 'arithmetic' || has(self.data.prompts.answerColumn)",
+        cel=f"{_NEEDS_NO_ANSWER} || self.data.prompts.source in {list(GENERATORS)} || has(self.data.prompts.answerColumn)",
         message="this preference compares with a true answer: set data.prompts.answerColumn",
     )
     def _prompts_have_answers(self) -> bool:
         return not self.preference.needs_answer or self.data.prompts.has_answers
 
     @rule(
-        cel=f"{_EVALUATES_WITHOUT_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source == 'arithmetic'"
+        cel=f"{_EVALUATES_WITHOUT_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source in {list(GENERATORS)}"
         " || has(self.data.evaluation.answerColumn)",
         message="this preference compares with a true answer: set data.evaluation.answerColumn",
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from spinrun_api.spec import Evaluation, Prompts
-from spinrun_worker.data import arithmetic
 from spinrun_worker.data.conversations import last_request, read_conversation
 from spinrun_worker.data.encoding import MAX_CHARACTERS, Encoder, TextError
 from spinrun_worker.data.order import shuffled
@@ -111,7 +110,7 @@ def check_disjoint(train: PromptSet, test: PromptSet) -> int:
     seen = {record.tokens for record in train.records}
     shared = sum(record.tokens in seen for record in test.records)
     message = f"data.evaluation: {shared} of {len(test.records)} held-out prompts are also trained on"
-    if shared and train.source.source == test.source.source == arithmetic.SOURCE:
+    if shared and train.source.is_generated and train.source.source == test.source.source:
         raise ConfigurationError(
             f"{message}: use the same config with split: train in data.prompts and split: test in data.evaluation"
         )
@@ -211,7 +210,7 @@ class _RowReader:
         self._prompt_column = source.prompt_column
         self._answer_column = source.answer_column
         self._is_answered = (source.answer_column or "").startswith(f"{source.messages_column}.-1.")
-        if source.source == arithmetic.SOURCE and self._answer_column is None:
+        if source.is_generated and self._answer_column is None:
             self._answer_column = "answer"
         if source.messages_column is not None and source.template is not None:
             raise ConfigurationError(f"{block}.template: is not used with messagesColumn: remove one of them")
