@@ -151,7 +151,7 @@ curves: $(VENV)/.installed $(MODEL)/config.json ## Make the runs and pictures of
 	$(BIN)/python tools/curves.py --model $(abspath $(MODEL))
 
 .PHONY: bench-learning
-bench-learning: $(VENV)/.installed $(MODEL)/config.json ## Train with every method and three seeds, and fail where one does not learn (an hour and a half on two cores)
+bench-learning: $(VENV)/.installed $(MODEL)/config.json ## Train what is missing of every method, two tasks and three seeds, and fail where one does not learn (hours; BENCH_ARGS="--task letters --seed 0 grpo" for a part)
 	$(BIN)/python tests/bench/bench_learning.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
 
 .PHONY: bench-operator
