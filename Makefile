@@ -142,6 +142,10 @@ $(BIN)/prometheus: | $(VENV)/.installed
 bench: $(VENV)/.installed $(MODEL)/config.json ## Measure the engine beside TRL, vLLM and the bare disk (BENCH_ARGS="--repeats 1" for a look; ten minutes a repeat)
 	$(BIN)/python tests/bench/bench_engine.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
 
+.PHONY: bench-time
+bench-time: $(VENV)/.installed $(MODEL)/config.json ## Measure seconds to a held-out accuracy of 0.85, SpinRun beside TRL (hours; BENCH_ARGS="--search grpo" or "--measure spinrun --seed 0" for a part)
+	$(BIN)/python tests/bench/time_to_accuracy.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.installed ## Measure train step and windows on a GPU, with random weights in the shapes of Qwen2.5
 	$(BIN)/python tests/bench/bench_gpu.py $(BENCH_ARGS)
