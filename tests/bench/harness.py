@@ -9,8 +9,6 @@ from typing import Any
 
 import yaml
 
-TABLE_BEGIN, TABLE_END = "<!-- table -->", "<!-- /table -->"
-
 
 def run_local(document: dict[str, Any], folder: Path, *options: str, seconds: float) -> None:
     """`spinrun local` to its end, its run file beside the folder. Ends the bench when it fails."""
@@ -24,11 +22,11 @@ def run_local(document: dict[str, Any], folder: Path, *options: str, seconds: fl
         raise SystemExit(f"{folder}: exit code {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
 
-def write_table(page: Path, table: str) -> None:
-    """Put a table in the place of the one that a page has between its marks."""
-    text = page.read_text()
-    before, after = text.partition(TABLE_BEGIN)[0], text.partition(TABLE_END)[2]
-    page.write_text(f"{before}{TABLE_BEGIN}\n{table}\n{TABLE_END}{after}")
+def write_table(page: Path, table: str, name: str = "table") -> None:
+    """Put a table in the place of the one that a page has between the marks of this name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}")
 
 
 def say(message: str) -> None:

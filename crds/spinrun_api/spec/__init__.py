@@ -4,7 +4,7 @@
 the same invalid documents to both.
 """
 
-from spinrun_api.spec.data import DATA_SUFFIXES, Data, Evaluation, MixedSource, Order, Prompts, Source
+from spinrun_api.spec.data import DATA_SUFFIXES, GENERATORS, Data, Evaluation, MixedSource, Order, Prompts, Source
 from spinrun_api.spec.lifecycle import Duration, FailureRule, Lifecycle
 from spinrun_api.spec.method import (
     Cringe,
@@ -49,6 +49,7 @@ from spinrun_api.spec.types import SecretKey
 
 __all__ = [
     "DATA_SUFFIXES",
+    "GENERATORS",
     "JUDGE_TEMPLATE",
     "Cringe",
     "Data",

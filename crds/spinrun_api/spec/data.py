@@ -11,15 +11,22 @@ DATA_SUFFIXES = (".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz", ".csv.gz", 
 """Ends of the names of files that prompts are read from."""
 
 
+GENERATORS = ("arithmetic", "letters")
+"""Sources that are built in, and bring their own answers."""
+
+
 class Rows(ApiModel):
     """Which rows of a source are used, and how a row becomes a prompt."""
 
     config: Text | None = None
     """Configuration of a Hub data set. For `arithmetic`: OPERATION-LARGEST such as addition-15
-    (addition, subtraction or multiplication of two numbers from 1 to LARGEST), which is also its default."""
+    (addition, subtraction or multiplication of two numbers from 1 to LARGEST), which is also its default. For `letters`:
+    TASK-SIZE such as sort-2, its default: sort (SIZE letters in the order of the alphabet), count (how often one of SIZE letters
+    occurs) or longest (of SIZE words), SIZE from 2 to 8."""
 
     split: Text = "train"
-    """Split of a Hub data set. For `arithmetic`: train or test, which have no question in common."""
+    """Split of a Hub data set. For `arithmetic` and `letters`: train or test, which have no question in
+    common."""
 
     prompt_column: Text = "prompt"
     """Column that holds the prompt's text. In this and in all other names of columns a dot leads to a field inside a column
@@ -27,7 +34,8 @@ class Rows(ApiModel):
 
     answer_column: Text | None = None
     """Column that holds the true answer, for rules that need one, such as `answer` or `reward_model.ground_truth`. A row where it
-    is empty, null or NaN has no answer; a whole number has no decimals, so that 42.0 is 42. `arithmetic` brings its own."""
+    is empty, null or NaN has no answer; a whole number has no decimals, so that 42.0 is 42. The built-in
+    generators bring their own."""
 
     messages_column: Text | None = None
     """Column that holds a conversation, used instead of `promptColumn`: a list of {role, content}, or of {from, value} as in
@@ -45,9 +53,9 @@ class Rows(ApiModel):
 # A base class of its own, and the last of its heirs, so that `source` is the first field of their blocks.
 class _Named(ApiModel):
     source: Text
-    """A Hub data set id, the absolute path of a file on the ledger volume or in the image, or `arithmetic`, a built-in generator
-    that needs nothing from outside. A file ends in .jsonl, .json (a list of objects, also one under the key data), .csv or
-    .parquet; all but .parquet also with .gz."""
+    """A Hub data set id, the absolute path of a file on the ledger volume or in the image, or `arithmetic` or `letters`, built-in
+    generators that need nothing from outside. A file ends in .jsonl, .json (a list of objects, also one under the key data), .csv
+    or .parquet; all but .parquet also with .gz."""
 
 
 class Source(Rows, _Named):
@@ -59,9 +67,14 @@ class Source(Rows, _Named):
         return next((suffix for suffix in DATA_SUFFIXES if self.source.endswith(suffix)), "")
 
     @property
+    def is_generated(self) -> bool:
+        """Whether the source is a built-in generator."""
+        return self.source in GENERATORS
+
+    @property
     def has_answers(self) -> bool:
         """Whether a row brings the true answer."""
-        return self.source == "arithmetic" or self.answer_column is not None
+        return self.is_generated or self.answer_column is not None
 
 
 class MixedSource(Source):
@@ -85,9 +98,9 @@ class Order(ApiModel):
 
 class _NamedOrMixed(ApiModel):
     source: Text | None = None
-    """A Hub data set id, the absolute path of a file on the ledger volume or in the image, or `arithmetic`, a built-in generator
-    that needs nothing from outside. A file ends in .jsonl, .json (a list of objects, also one under the key data), .csv or
-    .parquet; all but .parquet also with .gz."""
+    """A Hub data set id, the absolute path of a file on the ledger volume or in the image, or `arithmetic` or `letters`, built-in
+    generators that need nothing from outside. A file ends in .jsonl, .json (a list of objects, also one under the key data), .csv
+    or .parquet; all but .parquet also with .gz."""
 
     sources: list[MixedSource] | None = Field(default=None, min_length=1, max_length=16)
     """In place of `source`, and of all that says how its rows become prompts: several sources, each with that of its own, whose
@@ -168,7 +181,8 @@ class Evaluation(Source):
     """
 
     split: Text = "test"
-    """Split of a Hub data set. For `arithmetic`: train or test, which have no question in common."""
+    """Split of a Hub data set. For `arithmetic` and `letters`: train or test, which have no question in
+    common."""
 
     shuffle_seed: int = Field(default=0, ge=0)
     """Seed of the order in which rows are read, which matters with `limit`."""

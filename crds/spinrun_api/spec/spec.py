@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from spinrun_api.base import ApiModel, rule
-from spinrun_api.spec.data import Data
+from spinrun_api.spec.data import GENERATORS, Data
 from spinrun_api.spec.lifecycle import Duration, Lifecycle
 from spinrun_api.spec.method import Method
 from spinrun_api.spec.model import Model
@@ -75,8 +75,9 @@ class SpinRunSpec(ApiModel):
 
     @rule(
         cel=f"{_NEEDS_NO_ANSWER} || (has(self.data.prompts.sources)"
-        " ? self.data.prompts.sources.all(each, each.source == 'arithmetic' || has(each.answerColumn))"
-        " : (has(self.data.prompts.source) && self.data.prompts.source == 'arithmetic') || has(self.data.prompts.answerColumn))",
+        f" ? self.data.prompts.sources.all(each, each.source in {list(GENERATORS)} || has(each.answerColumn))"
+        f" : (has(self.data.prompts.source) && self.data.prompts.source in {list(GENERATORS)})"
+        " || has(self.data.prompts.answerColumn))",
         message="this preference compares with a true answer: set data.prompts.answerColumn, of every source",
         culprit=lambda spec: ", ".join(place for place, source in spec.data.prompts.each.items() if not source.has_answers),
     )
@@ -84,7 +85,7 @@ class SpinRunSpec(ApiModel):
         return not self.preference.needs_answer or self.data.prompts.has_answers
 
     @rule(
-        cel=f"{_EVALUATES_WITHOUT_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source == 'arithmetic'"
+        cel=f"{_EVALUATES_WITHOUT_ANSWER} || !has(self.data.evaluation) || self.data.evaluation.source in {list(GENERATORS)}"
         " || has(self.data.evaluation.answerColumn)",
         message="this preference compares with a true answer: set data.evaluation.answerColumn",
     )

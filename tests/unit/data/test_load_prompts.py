@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from spinrun_api.spec import Evaluation, Order, Source
+from spinrun_api.spec import GENERATORS, Evaluation, Order, Source
 from spinrun_protocol.wire import Sample
 from spinrun_worker.data import PromptSet, check_disjoint, encode_answer, load_prompts, sources
 from spinrun_worker.errors import ConfigurationError
@@ -301,8 +301,10 @@ def test_arithmetic_brings_its_own_answers():
     assert all(int(record.answer or "") == record.columns["a"] + record.columns["b"] for record in records)
 
 
-def test_the_generators_splits_are_disjoint():
-    train, test = load(Source(source="arithmetic")), load(Evaluation(source="arithmetic"))
+@pytest.mark.parametrize("source", GENERATORS)
+def test_generators_bring_their_answers_and_their_splits_are_disjoint(source: str):
+    train, test = load(Source(source=source), needs_answer=True), load(Evaluation(source=source), needs_answer=True)
+    assert all(record.answer for record in train.records + test.records)
     assert check_disjoint([train], test) == 0
 
 

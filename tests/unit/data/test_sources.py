@@ -130,7 +130,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, conte
     [
         ("/no/such/file.jsonl", "there is no file /no/such/file.jsonl where the trainer runs"),
         ("prompts.jsonl", "needs an absolute path"),
-        ("./openai/gsm8k", "must be a Hub data set such as openai/gsm8k, the absolute path of a file, or arithmetic"),
+        ("./openai/gsm8k", "must be a Hub data set such as openai/gsm8k, the absolute path of a file, or arithmetic or letters"),
         ("a/b/c", "must be a Hub data set"),
     ],
 )

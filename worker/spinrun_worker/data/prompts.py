@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spinrun_api.spec import Order, Source
 from spinrun_protocol.wire import Sample
-from spinrun_worker.data import arithmetic
 from spinrun_worker.data.conversations import last_request, read_conversation
 from spinrun_worker.data.encoding import MAX_CHARACTERS, Encoder, TextError
 from spinrun_worker.data.order import shuffled
@@ -145,7 +144,7 @@ def check_disjoint(training: Iterable[PromptSet], test: PromptSet) -> int:
     shared: set[tuple[int, ...]] = set()
     for train in training:
         repeated = {record.tokens for record in train.records} & held_out
-        if repeated and train.source.source == test.source.source == arithmetic.SOURCE:
+        if repeated and train.source.is_generated and train.source.source == test.source.source:
             raise ConfigurationError(
                 f"{_shared(repeated, test)}: use the same config with split: train in data.prompts and split: test in "
                 "data.evaluation"
@@ -252,7 +251,7 @@ class _RowReader:
         self._prompt_column = source.prompt_column
         self._answer_column = source.answer_column
         self._is_answered = (source.answer_column or "").startswith(f"{source.messages_column}.-1.")
-        if source.source == arithmetic.SOURCE and self._answer_column is None:
+        if source.is_generated and self._answer_column is None:
             self._answer_column = "answer"
         if source.messages_column is not None and source.template is not None:
             raise ConfigurationError(f"{block}.template: is not used with messagesColumn: remove one of them")

@@ -1,4 +1,4 @@
-"""Rows from where they are: the Hub, a file, the arithmetic generator."""
+"""Rows from where they are: the Hub, a file, a built-in generator."""
 
 import codecs
 import csv
@@ -19,7 +19,7 @@ from huggingface_hub.utils import httpx  # httpx or httpx2, whichever this versi
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from spinrun_api.spec import DATA_SUFFIXES, Source
-from spinrun_worker.data import arithmetic
+from spinrun_worker.data.generators import GENERATORS
 from spinrun_worker.errors import ConfigurationError, RunError
 
 logger = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ def open_source(prompts: Source, *, block: str) -> Table:
         ConfigurationError: The source does not exist or cannot be understood.
         RunError: It cannot be reached now.
     """
-    if prompts.source == arithmetic.SOURCE:
-        return MemoryTable(arithmetic.questions(prompts.config, prompts.split, block=block))
+    if prompts.is_generated:
+        return MemoryTable(GENERATORS[prompts.source](prompts.config, prompts.split, block=block))
     path = Path(prompts.source)
     if path.is_absolute() or prompts.suffix:
         return _open_file(path, prompts, block)
@@ -281,8 +281,8 @@ def _open_hub(prompts: Source, block: str) -> HubTable:
     """Raises ConfigurationError when the Hub has no such data set, RunError when it could not be fetched for minutes."""
     if not _HUB_ID.fullmatch(prompts.source):
         raise ConfigurationError(
-            f"{block}.source: must be a Hub data set such as openai/gsm8k, the absolute path of a file, or {arithmetic.SOURCE}; "
-            f"got {prompts.source!r}"
+            f"{block}.source: must be a Hub data set such as openai/gsm8k, the absolute path of a file, or "
+            f"{' or '.join(GENERATORS)}; got {prompts.source!r}"
         )
     datasets = _untyped("datasets")
     offline: bool = datasets.config.HF_HUB_OFFLINE

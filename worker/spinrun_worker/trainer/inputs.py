@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spinrun_api.spec import MixedSource, Model, SpinRunSpec
 from spinrun_worker.data import Encoder, Part, PromptSet, PromptStream, check_disjoint, load_prompts
-from spinrun_worker.data.arithmetic import DEFAULT_CONFIG, SOURCE
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.model_files import CONFIG, GENERATION_CONFIG, find_file, read_object
 from spinrun_worker.reading import reading
@@ -74,9 +73,7 @@ def source_names(training: Mapping[str, PromptSet]) -> list[str]:
     """A short name for each source: the last part of what the spec calls it, with a number where that is not enough."""
     sources = [prompts.source for prompts in training.values()]
     names = [
-        source.config or DEFAULT_CONFIG
-        if source.source == SOURCE
-        else source.source.removesuffix(source.suffix).rpartition("/")[2]
+        source.config or source.source if source.is_generated else source.source.removesuffix(source.suffix).rpartition("/")[2]
         for source in sources
     ]
     return [name if names.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(names)]
