@@ -102,6 +102,20 @@ async def test_two_versions_at_most_are_kept(agent: AgentUnderTest, publisher: P
     assert names == {"v000002", "v000003", "wanted.json"}
 
 
+async def test_the_version_before_is_removed_once_its_successor_has_served_for_a_while(
+    agent: AgentUnderTest, publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation, "_KEEP_SECONDS", 0.1)
+    first, second = publisher.publish(0), publisher.publish(1)
+    await agent.serve(first)
+    await agent.serve(second)
+    async with asyncio.timeout(10):
+        while list((tmp_path / "scratch").glob("v000000-*")):
+            await asyncio.sleep(0.01)
+    assert (await agent.samples(second, {"a": [1]}))[1][0]["event"] == "group"
+    await agent.serve(first)
+
+
 async def test_a_refused_version_leaves_the_old_one_serving_until_it_is_repaired(
     agent: AgentUnderTest, vllm: FakeVllm, publisher: Publisher, tmp_path: Path
 ) -> None:

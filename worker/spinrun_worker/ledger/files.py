@@ -9,6 +9,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -36,7 +37,9 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a link is 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None, sync: bool = True) -> FileEntry:
+def write_file(
+    path: Path, chunks: Iterable[Buffer], *, root: Path | None = None, sync: bool = True, overlap: bool = False
+) -> FileEntry:
     """Write a new file, hashing on the way, and wait until it is on the volume.
 
     Holds one chunk at a time. An existing file of that name is replaced; its readers see the new one at their next open.
@@ -46,6 +49,8 @@ def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None
         chunks: Its content.
         root: The folder that the entry's path is relative to, by default the file's own; missing folders below it are created.
         sync: False where this machine will sync the file together with others.
+        overlap: Whether a chunk is hashed and written by another thread while this one makes the next: two are then held, and
+            each must stay as it is until the one after the next is asked for.
 
     Returns:
         The file's entry for a manifest.
@@ -57,7 +62,13 @@ def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None
         durable.make_directories(path.parent)
     descriptor = durable.create(path)
     try:
-        size, digest = _write_chunks(descriptor, chunks, path)
+        content = _Content(descriptor, path)
+        if overlap:
+            _write_overlapped(content, chunks)
+        else:
+            for chunk in chunks:
+                content.add(chunk)
+                del chunk  # the loop would hold it until the next one exists
         if sync:
             durable.fsync(descriptor, path)
     except LedgerUnavailableError:
@@ -66,32 +77,45 @@ def write_file(path: Path, chunks: Iterable[Buffer], *, root: Path | None = None
         raise
     finally:
         os.close(descriptor)
-    return FileEntry(path=_name(path, root), size=size, xxh3_128=digest)
+    return FileEntry(path=_name(path, root), size=content.size, xxh3_128=content.hasher.hexdigest())
 
 
-def _write_chunks(descriptor: int, chunks: Iterable[Buffer], path: Path) -> tuple[int, str]:
-    """Write the chunks, and return their size in bytes and their hash."""
-    hasher = xxhash.xxh3_128()
-    size = under_way = 0
-    for chunk in chunks:
-        size += _write_chunk(descriptor, chunk, path, hasher)
-        del chunk  # the loop would hold it until the next one exists
-        if size - under_way >= WRITE_BACK_BYTES:
-            durable.begin_writing_back(descriptor, under_way, size - under_way)
-            under_way = size
-    return size, hasher.hexdigest()
+class _Content:
+    """What has been written to an open file so far."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self.size = 0
+        self.hasher = xxhash.xxh3_128()
+        self._under_way = 0
+        self._descriptor = descriptor
+        self._path = path
+
+    def add(self, chunk: Buffer) -> None:
+        """Hash and write the next bytes."""
+        view = memoryview(chunk)
+        if not view.nbytes:
+            return
+        data = view.cast("B")
+        for start in range(0, data.nbytes, durable.WRITE_BYTES):
+            piece = data[start : start + durable.WRITE_BYTES]
+            self.hasher.update(piece)
+            durable.write(self._descriptor, piece, self._path)
+        self.size += data.nbytes
+        if self.size - self._under_way >= WRITE_BACK_BYTES:
+            durable.begin_writing_back(self._descriptor, self._under_way, self.size - self._under_way)
+            self._under_way = self.size
 
 
-def _write_chunk(descriptor: int, chunk: Buffer, path: Path, hasher: xxhash.xxh3_128) -> int:
-    view = memoryview(chunk)
-    if not view.nbytes:
-        return 0
-    data = view.cast("B")
-    for start in range(0, data.nbytes, durable.WRITE_BYTES):
-        piece = data[start : start + durable.WRITE_BYTES]
-        hasher.update(piece)
-        durable.write(descriptor, piece, path)
-    return data.nbytes
+def _write_overlapped(content: _Content, chunks: Iterable[Buffer]) -> None:
+    """Write each chunk while the next is made. Both hashing and writing leave Python's lock to this thread meanwhile."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        writing: Future[None] | None = None
+        for chunk in chunks:
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(content.add, chunk)
+        if writing is not None:
+            writing.result()
 
 
 def hash_file(path: Path, *, root: Path | None = None) -> FileEntry:

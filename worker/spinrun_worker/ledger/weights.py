@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
-from itertools import accumulate, pairwise
+from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 
 import torch
@@ -43,6 +43,12 @@ _DTYPES = {
 }
 _NAMED_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
+# Converted and written in pieces of this size. A multiple of every dtype's size, so that no value is divided.
+CHUNK_BYTES = durable.WRITE_BYTES
+
+# torch divides larger copies among its threads, which then wait for each other while the thread that writes has their core.
+_SERIAL_VALUES = 32768
+
 # Which framework made the tensors; transformers refuses a file that does not say.
 _METADATA = {"format": "pt"}
 
@@ -67,15 +73,23 @@ class TensorSpec:
 
 
 def write_safetensors(
-    path: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor], *, metadata: Mapping[str, str] = _METADATA
+    path: Path,
+    specs: Sequence[TensorSpec],
+    tensors: Iterable[Tensor],
+    *,
+    metadata: Mapping[str, str] = _METADATA,
+    convert: bool = False,
 ) -> FileEntry:
     """Write a safetensors file, holding one tensor in memory at a time and hashing on the way. Durable on return.
+
+    Bytes are hashed and written by another thread while the next are brought to main memory and converted.
 
     Args:
         path: The file.
         specs: The tensors to come, in this order.
         tensors: One tensor for each spec, on any device. A generator makes them one at a time.
         metadata: The header's metadata.
+        convert: Whether tensors of other dtypes are converted to those of their specs, instead of refused.
 
     Returns:
         The file's entry for a manifest.
@@ -84,7 +98,7 @@ def write_safetensors(
         ValueError: The specs cannot be stored, or a tensor differs from its spec.
         LedgerUnavailableError: The volume refuses.
     """
-    return write_file(path, _content(_header(specs, metadata), specs, tensors))
+    return write_file(path, _content(_header(specs, metadata), specs, tensors, convert), overlap=True)
 
 
 def read_safetensors(path: Path, entry: FileEntry) -> Generator[tuple[str, Tensor]]:
@@ -194,20 +208,41 @@ def _refuse_duplicates(names: Iterable[str]) -> None:
         raise ValueError(f"tensor names must be unique, these are not: {', '.join(repeated)}")
 
 
-def _content(header: bytes, specs: Sequence[TensorSpec], tensors: Iterable[Tensor]) -> Generator[Buffer]:
+def _content(header: bytes, specs: Sequence[TensorSpec], tensors: Iterable[Tensor], convert: bool) -> Generator[Buffer]:
+    """The file's bytes in chunks of CHUNK_BYTES, in two buffers that take turns: one is written while the other is filled."""
     yield header
+    buffers = cycle([torch.empty(CHUNK_BYTES, dtype=torch.uint8) for _ in range(2)])
+    buffer, used = next(buffers), 0
     source = iter(tensors)
     for spec in specs:
         tensor = next(source, None)
         if tensor is None:
             raise ValueError(f"tensor {spec.name} is missing")
-        yield _bytes(tensor, spec)
-        del tensor  # before the next one is made
+        _require_like(tensor, spec, convert)
+        values = tensor.detach().contiguous().reshape(-1)
+        while values.numel():
+            count = min(values.numel(), (CHUNK_BYTES - used) // spec.dtype.itemsize)
+            size = count * spec.dtype.itemsize
+            _convert(values[:count], buffer[used : used + size].view(spec.dtype))
+            values, used = values[count:], used + size
+            if used == CHUNK_BYTES:
+                yield buffer.numpy().data
+                buffer, used = next(buffers), 0
+        del tensor, values  # before the next one is made
     if next(source, None) is not None:
         raise ValueError(f"there are more tensors than the {len(specs)} specs")
+    yield buffer[:used].numpy().data
 
 
-def _bytes(tensor: Tensor, spec: TensorSpec) -> Buffer:
-    if tensor.dtype != spec.dtype or tuple(tensor.shape) != tuple(spec.shape):
+def _convert(source: Tensor, target: Tensor) -> None:
+    """Copy values to main memory, in the target's dtype; of the same dtype, every bit stays as it is."""
+    if source.device.type != "cpu":
+        target.copy_(source)
+        return
+    for some, place in zip(source.split(_SERIAL_VALUES), target.split(_SERIAL_VALUES), strict=True):
+        place.copy_(some)
+
+
+def _require_like(tensor: Tensor, spec: TensorSpec, convert: bool) -> None:
+    if (tensor.dtype != spec.dtype and not convert) or tuple(tensor.shape) != tuple(spec.shape):
         raise ValueError(f"{spec.name} should be {spec.dtype} {tuple(spec.shape)}, got {tensor.dtype} {tuple(tensor.shape)}")
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 WANTED_FILE = "wanted.json"
 _LONGEST_BACKOFF_SECONDS = 30.0
+# Time after a switch for which the version before it is kept.
+_KEEP_SECONDS = 2.0
 
 
 class NextAction(Enum):
@@ -127,6 +129,7 @@ class Activator:
         self._status: EngineStatus | None = None
         self._unavailable = "vLLM has not been asked yet"
         self._last_label: str | None = None
+        self._switched = 0.0
         self._failure: ActivationFailure | None = None
         self._wake = asyncio.Event()
         self._reported: VersionState | None = None
@@ -242,6 +245,11 @@ class Activator:
             with suppress(EngineError):
                 await self._engine.resume()
                 self.wake()
+        elif action is NextAction.NOTHING and len(self._staged) > 1 and self._clock() - self._switched > _KEEP_SECONDS:
+            # Not at the next boundary, when the trainer waits for this agent.
+            self._staged = {label: self._staged[label]}
+            with suppress(OSError):  # staging will fail for the same reason, and say so
+                await asyncio.to_thread(remove_all_but, [self._staged[label].path], self._scratch)
 
     async def _check_engine(self) -> EngineStatus | None:
         """What vLLM reports; None when it does not answer."""
@@ -323,6 +331,7 @@ class Activator:
             self._staged.pop(weights.label, None)
             self._fail(f"switching to version {weights.version} failed: {error}")
         else:
+            self._switched = self._clock()
             self._metrics.pause_seconds.observe(self._clock() - paused)
             self._metrics.switch_seconds.observe(self._clock() - started)
             logger.info("vLLM has loaded version %d in %.2f s", weights.version, self._clock() - paused)

@@ -64,6 +64,9 @@ class Training:
     def publish(self, version: int, step: int) -> Manifest:
         """Publish the weights of this moment."""
         with self.board.during("publish"):
+            # The page cache takes what the steps have just used, instead of memory that the kernel must first find: on a
+            # virtual machine that had given it back to its host, writing then takes several times as long.
+            trim_memory()
             weights = self.store.publish(version=version, step=step)
         self.board.wrote(weights)
         return weights

@@ -166,7 +166,7 @@ def _write_together(
     try:
         for shard in mine:
             source = cast(Iterator[Tensor], islice(wholes, len(shard.tensors)))
-            entries.append(write_safetensors(directory / shard.file, shard.tensors, source))
+            entries.append(write_safetensors(directory / shard.file, shard.tensors, source, convert=True))
     except LedgerError as failure:
         error = failure
     deque(wholes, maxlen=0)
@@ -176,9 +176,10 @@ def _write_together(
 
 @torch.no_grad()
 def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The full tensor in the published dtype, converted before it is sent: the result is the same, and half the size."""
-    tensor = tensor.detach().to(dtype)
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The full tensor. A sharded one is converted before it is sent: the result is the same, and half the size; a whole one is
+    converted while it is written, piece by piece."""
+    tensor = tensor.detach()
+    return tensor.to(dtype).full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _write_rest(directory: Path, shards: Sequence[Shard], assets: Mapping[str, bytes]) -> list[FileEntry]:
