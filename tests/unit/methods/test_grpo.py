@@ -17,7 +17,8 @@ from torch.optim import SGD
 from transformers import AutoModelForCausalLM
 
 from spinrun_api.spec import Grpo, Method, Trainer
-from spinrun_worker.methods.grpo import TokenLogprobs, advantages, figures, importance_weights, token_losses
+from spinrun_worker.methods.grpo import TokenLogprobs, figures, importance_weights, token_losses
+from spinrun_worker.methods.pairing import advantages
 from spinrun_worker.records import ByToken, Pair
 from spinrun_worker.trainer.model.learner import Learner, NonFiniteError
 from spinrun_worker.trainer.reference.self_check import self_check

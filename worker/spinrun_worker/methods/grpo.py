@@ -6,8 +6,6 @@ Sources: GRPO, arXiv 2402.03300; Dr. GRPO, 2503.20783; DAPO, 2503.14476.
 # ruff: noqa: N815 - shape suffixes
 # T = completion tokens of some pairs, P = pairs; a 2 is chosen and rejected, in that order
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +13,6 @@ from torch import Tensor
 
 from spinrun_api.spec import Grpo, Method
 
-EPSILON = 1e-4
-"""What is added to a standard deviation before rewards are divided by it, as in TRL."""
 MOST_NATS = 20.0
 """Largest difference between two log-probs of a token whose exponential is taken, as in verl: beyond it a step would not be
 finite, and the ratio is clipped or hopeless anyway."""
@@ -38,24 +34,6 @@ class TokenLogprobs:
     """[T] of the token's answer."""
     weight_T: Tensor
     """[T] weight of the token in the step's sum; see `token_weights`."""
-
-
-def advantages(rewards: Sequence[float], settings: Grpo) -> list[float]:
-    """How much better each answer of a prompt is than their mean; all 0 where they are equal.
-
-    Args:
-        rewards: Of the prompt's answers, at least two.
-        settings: scale_rewards group: divided by their unbiased standard deviation plus `EPSILON`.
-    """
-    if max(rewards) == min(rewards):
-        return [0.0] * len(rewards)
-    mean = math.fsum(rewards) / len(rewards)
-    centred = [reward - mean for reward in rewards]
-    if settings.scale_rewards == "none":
-        return centred
-    largest = max(map(abs, centred))  # squares of rewards near the end of the floating-point range overflow
-    deviation = largest * math.sqrt(math.fsum((value / largest) ** 2 for value in centred) / (len(centred) - 1))
-    return [value / (deviation + EPSILON) for value in centred]
 
 
 def token_weights(num_tokens_P2: Tensor, mean: str) -> Tensor:

@@ -8,8 +8,10 @@ from itertools import combinations
 from typing import Literal
 
 from spinrun_api.spec import Grpo, Method, Sppo, SppoAdvantage
-from spinrun_worker.methods.grpo import advantages
 from spinrun_worker.records import ByToken, Pair, ScoredGroup
+
+EPSILON = 1e-4
+"""What is added to a standard deviation before rewards are divided by it, as in TRL."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,24 @@ def couple_groups(groups: Sequence[ScoredGroup], settings: SppoAdvantage) -> Pai
         unrated=sum(not ranked for ranked in ranked_groups),
         dropped_samples=sum(len(group.samples) - len(ranked) for group, ranked in zip(groups, ranked_groups, strict=True)),
     )
+
+
+def advantages(rewards: Sequence[float], settings: Grpo) -> list[float]:
+    """How much better each answer of a prompt is than their mean; all 0 where they are equal.
+
+    Args:
+        rewards: Of the prompt's answers, at least two.
+        settings: scale_rewards group: divided by their unbiased standard deviation plus `EPSILON`.
+    """
+    if max(rewards) == min(rewards):
+        return [0.0] * len(rewards)
+    mean = math.fsum(rewards) / len(rewards)
+    centred = [reward - mean for reward in rewards]
+    if settings.scale_rewards == "none":
+        return centred
+    largest = max(map(abs, centred))  # squares of rewards near the end of the floating-point range overflow
+    deviation = largest * math.sqrt(math.fsum((value / largest) ** 2 for value in centred) / (len(centred) - 1))
+    return [value / (deviation + EPSILON) for value in centred]
 
 
 def couple_by_advantage(groups: Sequence[ScoredGroup], settings: Grpo) -> Pairing:
