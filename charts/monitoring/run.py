@@ -44,6 +44,7 @@ NO_WINDOW = "no window finished yet, or the run is over"
 NO_EVALUATION = "no evaluation yet: spec.data.evaluation says whether and when there is one"
 NO_ROLLOUT = "no rollout is running, or Prometheus does not scrape it"
 NO_TROUBLE = "no problems"
+NO_LOGPROBS = "nothing says the log-prob of each token: see spec.rollout.logprobs"
 
 
 def run_dashboard() -> str:
@@ -156,6 +157,30 @@ def _learning() -> list[AnyPanel]:
             "Of chosen and rejected answers, under the policy and under the reference, summed over tokens.",
             *[Query(trainer(f"{of}logps_{kind}"), f"{who} {kind}") for of, who in MODELS for kind in ("chosen", "rejected")],
             empty=NO_STEP,
+        ),
+        share(
+            "Clipped tokens",
+            "With the method grpo: share of a step's tokens that no longer move the model, because they have become much less or "
+            "much more likely since the window began. None in its first step; above a few per cent, take fewer steps a window.",
+            Query(trainer("clip_ratio_low_mean"), "below"),
+            Query(trainer("clip_ratio_high_mean"), "above"),
+            empty="only with the method grpo",
+        ),
+        curves(
+            "Entropy",
+            NATS,
+            "Mean of -log p over a window's sampled tokens. It falls as the model becomes certain; near 0 all answers are alike.",
+            Query(trainer("window_entropy"), "entropy"),
+            empty=NO_LOGPROBS,
+        ),
+        curves(
+            "Rollouts against trainer",
+            NATS,
+            "How far the two are apart on the same tokens, at a window's first step. It should stay small and not grow.",
+            Query(trainer("logps_mismatch"), "mean"),
+            Query(trainer("logps_mismatch_p95"), "95th percentile"),
+            Query(trainer("logps_mismatch_max"), "largest"),
+            empty=NO_LOGPROBS,
         ),
     ]
 

@@ -102,6 +102,9 @@ def vllm(
         arguments["tokenizer"] = model.tokenizer
     if model.trust_remote_code:
         arguments["trust-remote-code"] = True
+    if run.spec.method.loss == "grpo":
+        # Of the distribution that is sampled from, temperature and top-p included, whose gradient grpo takes.
+        arguments["logprobs-mode"] = "processed_logprobs"
     environment = {"VLLM_SERVER_DEV_MODE": "1"}
     if run.spec.trainer.lora is not None:
         # The model is the base; each version's adapter is loaded while it runs, one at a time.

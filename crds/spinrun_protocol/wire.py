@@ -80,6 +80,9 @@ class Sampling(Record):
     logprobs: bool = False
     """Whether each sample comes with its log-prob."""
 
+    token_logprobs: bool = False
+    """Whether each sample comes with the log-prob of each of its tokens. Agents of 0.1.0 do not know of it, and send none."""
+
 
 class Prompt(Record):
     """One prompt, already tokens, so that trainer and rollout cannot disagree about it."""
@@ -122,6 +125,10 @@ class Sample(Record):
     logprob: float | None = Field(default=None, allow_inf_nan=False)
     """Summed log-prob of its tokens under the version that made it, in nats at temperature 1, whatever it was sampled with.
     Absent where it was not asked for."""
+
+    token_logprobs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = None
+    """Log-prob of each of its tokens, in nats at temperature 1; with grpo of the distribution that it was sampled from. Absent
+    where it was not asked for, and from agents that do not know of it."""
 
 
 class SampleGroup(Record):

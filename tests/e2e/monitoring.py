@@ -11,6 +11,7 @@ from integration.monitoring.queries import (
     ALERTS,
     NO_FAILURE,
     NO_GPU,
+    NO_LOGPROBS,
     NO_MODEL,
     NO_SCORER,
     NO_TROUBLE,
@@ -34,7 +35,9 @@ def assert_dashboards_have_data(runs: Runs, name: str, folder: Path) -> None:
         assert len(collected(prometheus, "spinrun-operator")) == 1
         assert choices(prometheus, read_dashboard("run"), run) == {"namespace": [NAMESPACE], "run": [name]}
         # kubelet_volume_stats: the kubelet is nobody's target in that configuration.
-        without = NO_GPU | NO_TROUBLE | NO_MODEL | NO_FAILURE | NO_SCORER | {"kubelet_volume_stats_": "not collected"}
+        without = (
+            NO_GPU | NO_TROUBLE | NO_MODEL | NO_LOGPROBS | NO_FAILURE | NO_SCORER | {"kubelet_volume_stats_": "not collected"}
+        )
         assert empty(prometheus, "run", run, without) == []
         assert empty(prometheus, "rollout", run, without) == []
         no_end = {"spinrun_operator_attempts_ended_total": "no attempt has ended since Prometheus began"}

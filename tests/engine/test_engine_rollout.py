@@ -119,7 +119,7 @@ async def test_log_probs_are_the_models_own_whatever_it_is_sampled_with(
 ) -> None:
     manifest = publish(publisher, 0, tmp_path, seed=5)
     await agent.serve(manifest, LOAD_SECONDS)
-    sampling = {"n": 2, "temperature": 0.5, "topP": 0.9, "maxTokens": 8, "logprobs": True}
+    sampling = {"n": 2, "temperature": 0.5, "topP": 0.9, "maxTokens": 8, "logprobs": True, "tokenLogprobs": True}
     status, lines = await agent.samples(manifest, prompts(4), **sampling)
     assert status == 200
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "seed5", dtype=torch.float32)
@@ -130,6 +130,8 @@ async def test_log_probs_are_the_models_own_whatever_it_is_sampled_with(
             want = plain_logprob(model, prompt, sample["tokens"]).item()
             assert want < -1, "an answer that is certain would say nothing"
             assert sample["logprob"] == pytest.approx(want, abs=1e-3 * len(sample["tokens"]))
+            assert len(sample["tokenLogprobs"]) == len(sample["tokens"])
+            assert sum(sample["tokenLogprobs"]) == pytest.approx(sample["logprob"], abs=1e-9)
 
 
 async def test_the_end_token_is_part_of_a_sample(agent: AgentClient, publisher: Publisher, tmp_path: Path) -> None:

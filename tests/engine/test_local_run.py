@@ -19,6 +19,7 @@ from integration.monitoring.queries import (
     NO_FAILURE,
     NO_GPU,
     NO_KUBELET,
+    NO_LOGPROBS,
     NO_MODEL,
     NO_SCORER,
     NO_TROUBLE,
@@ -67,7 +68,7 @@ def prometheus(run: LocalRun, tmp_path_factory: pytest.TempPathFactory) -> Gener
 
 
 def test_every_query_about_a_run_has_data(prometheus: Prometheus) -> None:
-    check(prometheus, "run", VARIABLES, NO_GPU | NO_TROUBLE | NO_MODEL)
+    check(prometheus, "run", VARIABLES, NO_GPU | NO_TROUBLE | NO_MODEL | NO_LOGPROBS)
 
 
 def test_every_query_about_rollouts_has_data(prometheus: Prometheus) -> None:

@@ -47,6 +47,7 @@ def small_form(document: Json, model: Path, classifier: Path) -> Json:
         spec["scorer"] = {}
     method = spec.setdefault("method", {})
     method["refUpdateFreq"] = 2
+    method.pop("rolloutUpdateFreq", None)
     spec["rollout"] = {
         name: spec["rollout"][name] for name in ("samplesPerPrompt", "temperature", "topP") if name in spec["rollout"]
     }

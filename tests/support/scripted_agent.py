@@ -89,6 +89,8 @@ class ScriptedAgent:
             samples = tuple(self.answer(asked.digest, prompt.tokens, index) for index in range(asked.sampling.n))
             if asked.sampling.logprobs:
                 samples = tuple(each.model_copy(update={"logprob": LOGPROB * len(each.tokens)}) for each in samples)
+            if asked.sampling.token_logprobs:
+                samples = tuple(each.model_copy(update={"token_logprobs": (LOGPROB,) * len(each.tokens)}) for each in samples)
             group = SampleGroup(id=prompt.id, version=asked.version, digest=asked.digest, samples=samples)
             await response.write(group.model_dump_json(by_alias=True).encode() + b"\n")
         await response.write(End().model_dump_json(by_alias=True).encode() + b"\n")

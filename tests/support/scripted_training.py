@@ -80,8 +80,9 @@ class LateFuture(Future[list[SampleGroup]]):
 class ScriptedRollouts:
     """In place of a RolloutClient: answers are a pure function of the weights' digest and the prompt."""
 
-    def __init__(self, events: list[str], answer: Answer = random_digits) -> None:
+    def __init__(self, events: list[str], answer: Answer = random_digits, *, sends_token_logprobs: bool = True) -> None:
         self.events = events
+        self.sends_token_logprobs = sends_token_logprobs
         self.answer = answer
         self.counts: Counter[str] = Counter()
         self.serving: VersionWanted | None = None
@@ -114,7 +115,7 @@ class ScriptedRollouts:
                 id=prompt.id,
                 version=version,
                 digest=digest,
-                samples=tuple(self._sample(digest, prompt, index, logprob=sampling.logprobs) for index in range(sampling.n)),
+                samples=tuple(self._sample(digest, prompt, index, sampling) for index in range(sampling.n)),
             )
             for prompt in prompts
         ]
@@ -128,9 +129,15 @@ class ScriptedRollouts:
             future.set_result(groups)
         return future
 
-    def _sample(self, digest: str, prompt: PromptRecord, index: int, *, logprob: bool) -> Any:
+    def _sample(self, digest: str, prompt: PromptRecord, index: int, sampling: Sampling) -> Any:
         sample = self.answer(digest, prompt.tokens, index)
-        return sample.model_copy(update={"logprob": LOGPROB * len(sample.tokens)}) if logprob else sample
+        by_token = (LOGPROB,) * len(sample.tokens)
+        return sample.model_copy(
+            update={
+                "logprob": sum(by_token) if sampling.logprobs else None,
+                "token_logprobs": by_token if sampling.token_logprobs and self.sends_token_logprobs else None,
+            }
+        )
 
     def release(self) -> None:
         """Give the answers that were held back."""
@@ -155,6 +162,8 @@ class ScriptedRun:
     spec: Json = field(default_factory=dict[str, Any])
     """Blocks that replace those of the document."""
     answer: Answer = random_digits
+    sends_token_logprobs: bool = True
+    """Whether the rollouts know of log-probs by token."""
     held_out: Sequence[str] = ("1", "1")
     """True answers of the held-out prompts."""
     num_prompts: int = 64
@@ -230,7 +239,7 @@ class ScriptedRun:
         board.observe(self._observed)
         prompts = [PromptRecord(f"row-{row}", (5 + row, 7, 9), f"ask {row}", answer="1") for row in range(self.num_prompts)]
         schedule = make_schedule(spec, num_prompts=len(prompts))
-        rollouts = self.rollouts = ScriptedRollouts(self.events, self.answer)
+        rollouts = self.rollouts = ScriptedRollouts(self.events, self.answer, sends_token_logprobs=self.sends_token_logprobs)
         rollouts.held_back = {*hold_back}
         client = cast(RolloutClient, rollouts)
         stream = PromptStream(prompts, 0)
@@ -301,7 +310,14 @@ def tiny_built_model(options: Options) -> BuiltModel:
         attempt=options.attempt,
         world_size=1,
     )
-    learner = Learner(policy, optimizer, method=spec.method, trainer=spec.trainer)
+    learner = Learner(
+        policy,
+        optimizer,
+        method=spec.method,
+        trainer=spec.trainer,
+        max_tokens=spec.max_tokens,
+        temperature=spec.logprob_temperature,
+    )
     return BuiltModel(policy, optimizer, learner, publication, publication, record)
 
 

@@ -97,10 +97,19 @@ PassRates = Mapping[str, PassRate]
 
 
 @dataclass(frozen=True, slots=True)
+class ByToken:
+    """Log-probs of each token of a pair's completions, in nats."""
+
+    chosen: tuple[float, ...]
+    """None of tokens is an empty tuple."""
+    rejected: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One training example: two samples of one prompt, the chosen one preferred.
 
-    With the loss sppoAdvantage one of the two may be missing: it then has no tokens.
+    With the losses sppoAdvantage and grpo one of the two may be missing: it then has no tokens.
     """
 
     prompt_id: str
@@ -111,7 +120,7 @@ class Pair:
     rejected: tuple[int, ...]
     """Token ids of the other completion."""
     chosen_reward: float
-    """With the method sppo its win rate or, with the loss sppoAdvantage, its advantage."""
+    """With the method sppo its win rate or, with the losses sppoAdvantage and grpo, its advantage."""
     rejected_reward: float
     reference_chosen: float | None = None
     """Summed log-prob of the chosen completion under the reference, in nats. None before the reference pass, unless the rollouts
@@ -119,9 +128,16 @@ class Pair:
     reference_rejected: float | None = None
     """Summed log-prob of the rejected completion under the reference, in nats. None as for the chosen one."""
 
+    sampled_by_token: ByToken | None = None
+    """As the rollouts have them that sampled the answers. None where they were not asked or did not say."""
+    policy_by_token: ByToken | None = None
+    """With the loss grpo: under the policy at the window's beginning. None before the reference pass, and with other losses."""
+    reference_by_token: ByToken | None = None
+    """With the loss grpo: under the reference, where that is neither the policy at the window's beginning nor without weight."""
+
     def without_reference(self) -> "Pair":
         """The same pair, to be compared with another reference."""
-        return replace(self, reference_chosen=None, reference_rejected=None)
+        return replace(self, reference_chosen=None, reference_rejected=None, policy_by_token=None, reference_by_token=None)
 
     @property
     def num_tokens(self) -> int:

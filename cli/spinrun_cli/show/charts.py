@@ -278,6 +278,19 @@ def _reward_accuracy(axes: Axes, data: RunData, palette: Palette) -> None:
     axes.set_xlabel("step")
 
 
+def _clipped(axes: Axes, data: RunData, palette: Palette) -> None:
+    for index, (name, label) in enumerate((("clip_ratio/low_mean", "below"), ("clip_ratio/high_mean", "above"))):
+        _curve(axes, *_by_window(data.steps, name), palette.series[index], label=label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    _legend(axes, palette)
+    axes.set_xlabel("step")
+
+
+def _entropy(axes: Axes, data: RunData, palette: Palette) -> None:
+    _curve(axes, [line.window for line in data.windows], _values(data.windows, "entropy"), palette.series[0])
+    axes.set_xlabel("window")
+
+
 OUTCOME_COLOURS = {
     "paired_prompts": 0, "all_right": 2, "all_wrong": 1, "other_ties": 3, "ties": 3, "identical": 5, "unrated": 7,
 }  # fmt: skip
@@ -390,6 +403,20 @@ PANELS = (
         in_picture=False,
     ),
     Panel(
+        "Clipped tokens",
+        "Share of a step's tokens that no longer move the model, because they have become much less or much more likely.",
+        _clipped,
+        _has(_steps, "clip_ratio/region_mean"),
+        in_picture=False,
+    ),
+    Panel(
+        "Entropy",
+        "Mean of -log p over the sampled tokens, in nats: how undecided the model is.",
+        _entropy,
+        _has(_windows, "entropy"),
+        in_picture=False,
+    ),
+    Panel(
         "What became of the prompts",
         "Those whose answers differ in reward gave pairs. The others taught nothing: all answers right, all wrong, otherwise "
         "equal, of the same text, or without rewards.",
@@ -446,6 +473,7 @@ COMPARISONS = (
     ComparisonChart("Reward", "window", _figure_of_windows("reward/mean"), _has(_windows, "reward/mean")),
     ComparisonChart("Loss", "step", lambda data: _by_window(data.steps, "loss"), _has(_steps, "loss")),
     ComparisonChart("Margins", "step", lambda data: _by_window(data.steps, "rewards/margins"), _has(_steps, "rewards/margins")),
+    ComparisonChart("Entropy", "window", _figure_of_windows("entropy"), _has(_windows, "entropy")),
     ComparisonChart("Pairs", "window", _figure_of_windows("pairs"), _has(_windows, "pairs")),
     ComparisonChart(
         "Response length", "window", _figure_of_windows("response_length/mean"), _has(_windows, "response_length/mean")

@@ -28,6 +28,7 @@ LossName = Literal[
     "cringe",
     "sppo",
     "sppoAdvantage",
+    "grpo",
 ]
 
 
@@ -199,6 +200,31 @@ class WeightedLoss(ApiModel):
     """Its own β. Absent: that of the method."""
 
 
+class Grpo(LossSettings):
+    """Settings of the loss grpo."""
+
+    scale_rewards: Literal["group", "none"] = "group"
+    """What an answer's advantage is, from its reward minus the mean of its prompt's. group: divided by their standard deviation
+    (GRPO). none: as it is (Dr. GRPO, arXiv 2503.20783), so that prompts that are nearly always right or wrong count no more
+    than others."""
+
+    mean: Literal["tokens", "answers", "maxTokens"] = "tokens"
+    """Over what the losses of tokens are averaged. tokens: all tokens of a step (DAPO, arXiv 2503.14476). answers: the tokens of
+    each answer, then the answers (GRPO, 2402.03300), so that a token counts less the longer its answer. maxTokens: an answer's
+    sum over `rollout.maxTokens`, then the answers (Dr. GRPO)."""
+
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    """How far below 1 the ratio of a token's probability to that at the window's beginning still moves the model."""
+
+    clip_high: float = Field(default=0.2, ge=0, le=1000)
+    """How far above 1 it does. DAPO takes 0.28, which lets unlikely tokens grow."""
+
+    importance_cap: float = Field(default=2.0, ge=0, le=1000)
+    """A token's loss is multiplied by how much likelier it is for the trainer at the window's beginning than it was for the
+    rollout that sampled it, up to this: that corrects for two programs that compute differently, and with overlap or
+    replayWindows for answers of an older version. 0: no such correction."""
+
+
 class SamplingSettings(ApiModel):
     """Which prompts a window asks."""
 
@@ -224,10 +250,11 @@ def of_window(values: Sequence[float], window: int) -> float:
 class Method(ApiModel):
     """How answers become a training signal."""
 
-    name: Literal["onlineDPO", "spin", "sppo"] = "onlineDPO"
+    name: Literal["onlineDPO", "spin", "sppo", "grpo"] = "onlineDPO"
     """onlineDPO: a prompt's own samples become pairs, as `pairing` says. spin: each own sample is rejected in favour of the
     data's true answer (arXiv 2401.01335); an own one that says the same makes no pair. sppo: as onlineDPO, but an answer counts
-    by how often it wins against the prompt's other ones (2405.00675)."""
+    by how often it wins against the prompt's other ones (2405.00675). grpo: no pairs, but a policy gradient over every answer,
+    by its reward against those of the prompt's other ones (2402.03300)."""
 
     loss: LossName = "sigmoid"
     """sigmoid: DPO (arXiv 2305.18290). sigmoidNorm: the same with log-ratios per token (2411.15124). hinge: SLiC (2305.10425).
@@ -239,7 +266,8 @@ class Method(ApiModel):
     sppoHard: SPPO with certain preferences (2405.00675). cringe: likelihood of the chosen answer and, token by token, other
     tokens than the rejected answer's (2312.16682); it has no reference. sppo: each log-ratio towards its answer's win rate
     (2405.00675), for the method sppo. sppoAdvantage: the log-ratio of every answer, not only of pairs, towards its advantage, for
-    the method sppo too (verl's recipe/sppo)."""
+    the method sppo too (verl's recipe/sppo). grpo: each token's clipped probability ratio times its answer's advantage
+    (2402.03300), for the method grpo."""
 
     losses: list[WeightedLoss] | None = Field(default=None, min_length=1, max_length=16)
     """In place of `loss`: several losses, each once, whose weighted sum a pair has (MPO, arXiv 2411.10442). Their settings stand
@@ -288,13 +316,16 @@ class Method(ApiModel):
     cringe: Cringe | None = None
     """Settings of the loss cringe. Absent: their defaults."""
 
+    grpo: Grpo | None = None
+    """Settings of the loss grpo. Absent: their defaults."""
+
     sft_weight: float = Field(default=0.0, ge=0, le=1000)
     """Weight of the chosen answer's negative log-likelihood, in nats per token, that is added to the loss (RPO,
     arXiv 2404.19733). 0 adds none."""
 
     kl_weight: float = Field(default=0.0, ge=0, le=1000)
     """Weight of an estimate of the policy's divergence from the reference on the pair's answers, in nats an answer, that is added
-    to the loss. 0 adds none."""
+    to the loss; with grpo of one on each token, in nats a token. 0 adds none."""
 
     weight_by_likelihood: bool = False
     """Multiply a pair's loss by the likelihood per token of each of its two answers under the policy as it is, without a gradient
@@ -415,12 +446,12 @@ class Method(ApiModel):
         return len(names) == len(set(names))
 
     @rule(
-        cel="!has(self.losses) || !self.losses.exists(each, each.name in ['sppo', 'sppoAdvantage'])",
+        cel="!has(self.losses) || !self.losses.exists(each, each.name in ['sppo', 'sppoAdvantage', 'grpo'])",
         message="sppo and sppoAdvantage cannot be among losses: their targets are win rates and advantages, which answers have "
         "with the method sppo alone, and no other loss is made for those: take one of them as loss",
     )
     def _losses_are_of_pairs(self) -> bool:
-        return not {"sppo", "sppoAdvantage"} & {each.name for each in self.losses or ()}
+        return not {"sppo", "sppoAdvantage", "grpo"} & {each.name for each in self.losses or ()}
 
     @rule(
         cel="!has(self.minMargin) || self.minMargin <= 1.0 || self.loss != 'sppo'",
@@ -441,6 +472,40 @@ class Method(ApiModel):
         of_pairs = (self.pairing, self.min_margin, self.sft_weight, self.length_desensitize)
         plain = of_pairs == ("bestVsWorst", 0.0, 0.0, 1.0) and not self.weighs_pairs
         return self.loss != "sppoAdvantage" or plain
+
+    @rule(
+        cel="!has(self.name) || !has(self.loss) || (self.name == 'grpo') == (self.loss == 'grpo')",
+        message="the method grpo has the loss grpo, which no other method has: set name and loss to grpo, or neither",
+    )
+    def _grpo_has_its_loss(self) -> bool:
+        return (self.name == "grpo") == (self.loss == "grpo")
+
+    @rule(
+        cel="!has(self.loss) || self.loss != 'grpo' || ((!has(self.pairing) || self.pairing == 'bestVsWorst')"
+        " && (!has(self.minMargin) || self.minMargin == 0.0) && (!has(self.sftWeight) || self.sftWeight == 0.0)"
+        " && (!has(self.lengthDesensitize) || self.lengthDesensitize == 1.0) && (!has(self.beta) || self.beta == 0.1)"
+        " && (!has(self.weightByMargin) || !self.weightByMargin)"
+        " && (!has(self.weightByLikelihood) || !self.weightByLikelihood)"
+        " && !has(self.betaByWindow) && (!has(self.referenceLogprobs) || self.referenceLogprobs == 'trainer'))",
+        message="grpo trains on every answer by its reward, not on pairs: remove pairing, minMargin, sftWeight, "
+        "lengthDesensitize, weightByMargin, weightByLikelihood, beta, betaByWindow and referenceLogprobs; its pull towards the "
+        "reference is klWeight",
+    )
+    def _pairs_are_not_for_grpo(self) -> bool:
+        of_pairs = (self.pairing, self.min_margin, self.sft_weight, self.length_desensitize, self.beta, self.beta_by_window)
+        unset = ("bestVsWorst", 0.0, 0.0, 1.0, 0.1, None)
+        plain = of_pairs == unset and not self.weighs_pairs and self.reference_logprobs == "trainer"
+        return self.loss != "grpo" or plain
+
+    @rule(
+        cel="!has(self.grpo) || !has(self.grpo.importanceCap) || self.grpo.importanceCap > 0.0"
+        " || ((!has(self.overlap) || self.overlap == 0) && (!has(self.replayWindows) || self.replayWindows == 0))",
+        message="with overlap or replayWindows answers are older than the version that grpo trains: grpo.importanceCap "
+        "corrects for that, so set it above 0, or remove overlap and replayWindows",
+    )
+    def _older_answers_are_corrected(self) -> bool:
+        corrected = self.grpo is None or self.grpo.importance_cap > 0
+        return corrected or (self.overlap == 0 and self.replay_windows == 0)
 
     @rule(
         cel="!has(self.betaByWindow) || !has(self.beta) || self.beta == 0.1",
@@ -550,6 +615,11 @@ class Method(ApiModel):
     def cringe_settings(self) -> Cringe | None:
         """The settings of the loss cringe; None with other losses."""
         return (self.cringe or Cringe()) if self.takes("cringe") else None
+
+    @property
+    def grpo_settings(self) -> Grpo | None:
+        """The settings of the loss grpo; None with another loss."""
+        return (self.grpo or Grpo()) if self.loss == "grpo" else None
 
     def resolved(self) -> "Method":
         """The method with the blocks of its losses filled in where the document leaves them out, as one compares methods."""

@@ -32,6 +32,11 @@ class Rollout(ApiModel):
     """Longest answer, in tokens; a longer one is cut and counted as truncated. Absent: 1024, or half of the model's positions, or
     what these leave beside `data.maxPromptTokens`, if that is less."""
 
+    logprobs: Literal["none", "tokens"] = "none"
+    """Whether rollouts send the log-prob of every token that they sample along. tokens: into the ledger's samples; then there are
+    curves of the answers' entropy and of how far rollouts and trainer differ. The loss grpo asks for them in any case, unless
+    `method.grpo.importanceCap` is 0."""
+
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model inside a rollout."""
 

@@ -73,6 +73,18 @@ class SpinRunSpec(ApiModel):
         """Longest answer, in tokens; likewise."""
         return self.rollout.max_tokens or DEFAULT_TOKENS
 
+    @property
+    def asks_token_logprobs(self) -> bool:
+        """Whether rollouts send the log-prob of every token."""
+        grpo = self.method.grpo_settings
+        return self.rollout.logprobs == "tokens" or (grpo is not None and grpo.importance_cap > 0)
+
+    @property
+    def logprob_temperature(self) -> float:
+        """Temperature at which log-probs are taken, by trainer and rollouts alike: 1, except with grpo, whose gradient is that of
+        the distribution that was sampled from."""
+        return self.rollout.temperature if self.method.loss == "grpo" else 1.0
+
     @rule(
         cel=f"{_NEEDS_NO_ANSWER} || (has(self.data.prompts.sources)"
         f" ? self.data.prompts.sources.all(each, each.source in {list(GENERATORS)} || has(each.answerColumn))"

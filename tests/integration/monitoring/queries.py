@@ -26,6 +26,11 @@ RATE_SECONDS = 20
 # Metrics, by how their names begin, that a run may have no data of, and why.
 NO_GPU = {"spinrun_trainer_cuda_memory_peak_bytes": "there is no GPU"}
 NO_TROUBLE = {"spinrun_trainer_window_rollouts_": "nothing went wrong between trainer and rollouts"}
+NO_LOGPROBS = {
+    "spinrun_trainer_clip_ratio_": "only grpo clips",
+    "spinrun_trainer_window_entropy": "the rollouts do not say log-probs by token",
+    "spinrun_trainer_logps_mismatch": "likewise",
+}
 NO_MODEL = {"spinrun_trainer_window_preference_": "a rule gives the rewards"}
 NO_SCORER = {"spinrun_scorer_": "a rule gives the rewards"}
 NO_FAILURE = {

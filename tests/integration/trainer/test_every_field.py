@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args, get_origin
 
 import httpx
@@ -44,7 +45,7 @@ from spinrun_protocol.wire import Progress, Sample, SampleGroup
 from spinrun_worker.data import PromptStream
 from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
-from spinrun_worker.records import PassRate, PromptRecord, ScoredGroup
+from spinrun_worker.records import ByToken, PassRate, PromptRecord, ScoredGroup
 from spinrun_worker.rewards import build_reward_function
 from spinrun_worker.trainer.build import make_draws, published_dtype, resolve_compute_dtype
 from spinrun_worker.trainer.inputs import load_training_data, make_stream
@@ -56,6 +57,7 @@ from spinrun_worker.trainer.model.policy import Policy, load_policy, shard_polic
 from spinrun_worker.trainer.pairs import PairMaker
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.reporting.trackers import following
+from spinrun_worker.trainer.sampling.client import RolloutClient
 from spinrun_worker.trainer.sampling.requests import PendingAnswers, Requests
 from spinrun_worker.trainer.sampling.selection import select
 from spinrun_worker.trainer.schedule import Schedule, make_schedule
@@ -172,6 +174,21 @@ class Unanswered:
         return PendingAnswers(prompts, nothing)
 
 
+def sampling(run: SpinRun, _: Attempts) -> object:
+    """How rollouts are asked to sample a window."""
+    asked: list[object] = []
+
+    def start(_: object, *, sampling: object, **__: object) -> Future[list[SampleGroup]]:
+        asked.append(sampling)
+        return Future()
+
+    now = Progress(uid="", attempt=1, activity="starting", window=0, windows=0, step=0, total_steps=0)
+    client = cast(RolloutClient, SimpleNamespace(start=start))
+    requests = Requests(run, rollouts=client, board=ProgressBoard(now), stop=lambda: False)
+    requests.for_training([], cast(Manifest, SimpleNamespace(version=0, digest="")))
+    return asked
+
+
 def most_prompts(run: SpinRun, attempts: Attempts) -> object:
     """What a window asks that gets no pair."""
     requests, schedule = Unanswered(), make_schedule(run.spec, num_prompts=10)
@@ -257,6 +274,25 @@ def step(run: SpinRun, _: Attempts) -> object:
     result = learner.step(referred, learning_rate=1e-2)
     assert result is not None
     return result.figures, torch.nn.utils.parameters_to_vector(policy.parameters()).norm().item()
+
+
+def clipped_step(run: SpinRun, _: Attempts) -> object:
+    """The figures of a step of grpo whose policy is away from that of the window's beginning and from the rollouts'."""
+    _, learner = _learner(run)
+    bare = random_pairs(3)
+    logprobs = learner.logprobs_by_token(bare)
+
+    def moved(by_token: ByToken, by: float) -> ByToken:
+        chosen, rejected = ([value + by for value in side] for side in (by_token.chosen, by_token.rejected))
+        return ByToken(tuple(chosen), tuple(rejected))
+
+    pairs = [
+        replace(pair, rejected_reward=-1.0, policy_by_token=moved(now, sign * 0.1), sampled_by_token=moved(now, -0.5))
+        for pair, now, sign in zip(bare, logprobs, (-1, 1, 1), strict=True)
+    ]
+    result = learner.step(pairs, learning_rate=1e-2)
+    assert result is not None
+    return result.figures
 
 
 def attention_passes(run: SpinRun, _: Attempts) -> object:
@@ -382,6 +418,7 @@ FOUR_WINDOWS: Json = {
 PASS_RATE: Json = {"method.sampling.passRate": {}, "duration": {"windows": 1}}
 SPPO: Json = {"method.name": "sppo", "method.loss": "sppo"}
 ADVANTAGE: Json = {"method.name": "sppo", "method.loss": "sppoAdvantage"}
+GRPO: Json = {"method.name": "grpo", "method.loss": "grpo"}
 TRUTH: Json = {"method.name": "spin", "preference": {"groundTruth": {}}}
 
 
@@ -484,6 +521,11 @@ CASES = [
     Case("method.sppoAdvantage.eta", ABSENT, 2.0, step, ADVANTAGE),
     Case("method.sppoAdvantage.advantage", ABSENT, "batch", pairs, ADVANTAGE),
     Case("method.sppoAdvantage.kappa", ABSENT, 2.0, pairs, ADVANTAGE),
+    Case("method.grpo.scaleRewards", ABSENT, "none", pairs, GRPO),
+    Case("method.grpo.mean", ABSENT, "answers", step, GRPO),
+    Case("method.grpo.clipLow", ABSENT, 0.01, clipped_step, GRPO),
+    Case("method.grpo.clipHigh", ABSENT, 0.01, clipped_step, GRPO),
+    Case("method.grpo.importanceCap", ABSENT, 1.0, clipped_step, GRPO),
     Case("method.loss", ABSENT, "hinge", step),
     Case("method.losses.name", "bco", "ipo", step),
     Case("method.losses.weight", ABSENT, 2.0, step, {"method.losses": {"name": "bco"}}),
@@ -576,6 +618,7 @@ CASES = [
     Case("rollout.temperature", ABSENT, 0.8, asked, FOUR_WINDOWS),
     Case("rollout.topP", ABSENT, 0.8, asked, FOUR_WINDOWS),
     Case("rollout.maxTokens", 8, 9, asked, FOUR_WINDOWS),
+    Case("rollout.logprobs", ABSENT, "tokens", sampling),
     Case("rollout.tensorParallelSize", ABSENT, 2, vllm_command),
     Case("rollout.engineArgs", ABSENT, {"max-num-seqs": 8}, vllm_command),
     Case("rollout.image", ABSENT, "my/vllm", rollout_pods),

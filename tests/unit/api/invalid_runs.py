@@ -56,11 +56,17 @@ OWN: Json = {"source": "org/stern"}
 SPPO: Json = {"name": "sppo", "loss": "sppo"}
 ADVANTAGE: Json = {"name": "sppo", "loss": "sppoAdvantage"}
 
+GRPO: Json = {"name": "grpo", "loss": "grpo"}
+
 WINDOWS: Json = {"spec__duration": {"windows": 2}}
 ROWS: Json = {"source": "/data/rows.jsonl", "answerColumn": "answer"}
 OTHER_ROWS: Json = {"source": "openai/gsm8k", "config": "main", "answerColumn": "answer"}
 
-LOSS_WITH_ITS_METHOD: dict[str, Json] = {loss: {"loss": loss} for loss in LOSSES} | {"sppo": SPPO, "sppoAdvantage": ADVANTAGE}
+LOSS_WITH_ITS_METHOD: dict[str, Json] = {loss: {"loss": loss} for loss in LOSSES} | {
+    "sppo": SPPO,
+    "sppoAdvantage": ADVANTAGE,
+    "grpo": GRPO,
+}
 """For each loss the method that takes it."""
 
 
@@ -349,6 +355,36 @@ INVALID: dict[str, Invalid] = {
     "base-answer-without-a-comparison": wrong(
         "spec.preference", {"ranker": SCORES | {"maxComparisons": 8}}, "maxComparisons", spec__method={"pairing": "bestVsBase"}
     ),
+    "grpo-with-another-loss": wrong("spec.method", {"name": "grpo"}, "set name and loss to grpo"),
+    "grpo-loss-with-another-method": wrong("spec.method", {"loss": "grpo"}, "set name and loss to grpo"),
+    **{
+        f"{name}-of-grpo": wrong("spec.method", GRPO | {name: value}, "grpo trains on every answer by its reward, not on pairs")
+        for name, value in {
+            "pairing": "allPairs",
+            "minMargin": 0.1,
+            "sftWeight": 0.1,
+            "lengthDesensitize": 0.5,
+            "weightByMargin": True,
+            "weightByLikelihood": True,
+            "beta": 0.04,
+            "betaByWindow": [0.1],
+            "referenceLogprobs": "rollouts",
+        }.items()
+    },
+    "base-answers-of-grpo": wrong("spec.method", GRPO | {"pairing": "bestVsBase"}),
+    "true-answers-of-grpo": wrong("spec.preference", {"groundTruth": {}}, "preference.groundTruth", spec__method=GRPO),
+    **{
+        f"{name}-without-importance": wrong(
+            "spec.method", GRPO | {name: 1, "grpo": {"importanceCap": 0}}, "answers are older than the version that grpo trains"
+        )
+        for name in ("overlap", "replayWindows")
+    },
+    "one-answer-of-grpo": wrong("spec.rollout.samplesPerPrompt", 1, "rollout.samplesPerPrompt", spec__method=GRPO),
+    "clip-of-more-than-everything": wrong("spec.method", GRPO | {"grpo": {"clipLow": 1.5}}, "spec.method.grpo.clipLow"),
+    "importance-below-zero": wrong("spec.method", GRPO | {"grpo": {"importanceCap": -1}}, "spec.method.grpo.importanceCap"),
+    "mean-of-nothing": wrong("spec.method", GRPO | {"grpo": {"mean": "pairs"}}, "spec.method.grpo.mean"),
+    "scale-of-nothing": wrong("spec.method", GRPO | {"grpo": {"scaleRewards": "batch"}}, "spec.method.grpo.scaleRewards"),
+    "log-probs-of-nothing": wrong("spec.rollout.logprobs", "all", "spec.rollout.logprobs"),
     "margin-of-advantages": wrong("spec.method", ADVANTAGE | {"minMargin": 0.1}),
     "sft-weight-of-advantages": wrong("spec.method", ADVANTAGE | {"sftWeight": 0.1}),
     "margins-that-weigh-advantages": wrong("spec.method", ADVANTAGE | {"weightByMargin": True}),

@@ -25,6 +25,7 @@ from spinrun_operator.metrics import Metrics
 from spinrun_protocol.exit_codes import ExitCode
 from spinrun_protocol.ledger import Manifest
 from spinrun_protocol.wire import Progress
+from spinrun_worker.methods import grpo
 from spinrun_worker.rewards import comparison, endpoint
 from spinrun_worker.rollout.metrics import RolloutMetrics
 from spinrun_worker.scorer.app import ScorerMetrics
@@ -88,11 +89,13 @@ def gauges_of_trainer() -> set[str]:
         | keys_of_figures(figures.drawn_figures)
         | keys_of_figures(figures.pass_rate_figures)
         | keys_of_figures(figures.throughput_figures)
+        | keys_of_figures(figures.entropy_figures)
         | lengths
         | counts
         | timings
     )
-    step = keys_of_figures(learner.Learner.step) | figures_of_pairs()
+    step = keys_of_figures(learner.Learner.step) | figures_of_pairs() | keys_of_figures(figures.mismatch_figures)
+    step |= keys_of_figures(grpo.figures)
     names = (
         step
         | keys_of_figures(Stepper.take)

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from spinrun_worker.ledger import (
     write_rates,
     write_samples,
 )
-from spinrun_worker.ledger.window import RATES_SCHEMA, SAMPLES_SCHEMA
-from spinrun_worker.records import Pair, PassRate, PromptRecord, ScoredGroup
+from spinrun_worker.ledger.window import _SAMPLE, RATES_SCHEMA, SAMPLES_SCHEMA
+from spinrun_worker.records import ByToken, Pair, PassRate, PromptRecord, ScoredGroup
 
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=8).map(tuple)
 numbers = st.floats(allow_nan=False)
@@ -32,7 +33,14 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-samples = st.builds(Sample, tokens=tokens, text=st.text(), finish_reason=st.sampled_from(["stop", "length"]))
+logprobs = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=8).map(tuple)
+samples = st.builds(
+    Sample,
+    tokens=tokens,
+    text=st.text(),
+    finish_reason=st.sampled_from(["stop", "length"]),
+    token_logprobs=st.none() | logprobs,
+)
 messages = st.fixed_dictionaries(
     {"role": st.text(), "content": st.text()}, optional={"tool_calls": st.lists(json_values, max_size=2), "name": st.text()}
 )
@@ -50,17 +58,34 @@ groups = st.builds(
     prompts,
     st.lists(st.tuples(samples, st.none() | numbers), max_size=4),
 )
-pairs = st.builds(
-    Pair,
-    prompt_id=st.text(),
-    prompt=tokens,
-    chosen=tokens,
-    rejected=tokens,
-    chosen_reward=numbers,
-    rejected_reward=numbers,
-    reference_chosen=st.none() | numbers,
-    reference_rejected=st.none() | numbers,
-)
+
+
+def by_token(chosen: tuple[int, ...], rejected: tuple[int, ...]) -> st.SearchStrategy[ByToken | None]:
+    """Log-probs of each token, or none."""
+    finite = st.floats(allow_nan=False, allow_infinity=False)
+    sides = [st.lists(finite, min_size=len(side), max_size=len(side)).map(tuple) for side in (chosen, rejected)]
+    return st.none() | st.builds(ByToken, *sides)
+
+
+@st.composite
+def some_pairs(draw: st.DrawFn) -> Pair:
+    chosen, rejected = draw(tokens), draw(tokens)
+    return Pair(
+        prompt_id=draw(st.text()),
+        prompt=draw(tokens),
+        chosen=chosen,
+        rejected=rejected,
+        chosen_reward=draw(numbers),
+        rejected_reward=draw(numbers),
+        reference_chosen=draw(st.none() | numbers),
+        reference_rejected=draw(st.none() | numbers),
+        sampled_by_token=draw(by_token(chosen, rejected)),
+        policy_by_token=draw(by_token(chosen, rejected)),
+        reference_by_token=draw(by_token(chosen, rejected)),
+    )
+
+
+pairs = some_pairs()
 
 
 @given(groups=st.lists(groups, max_size=5))
@@ -155,9 +180,30 @@ def test_window_from_before_conversations_were_kept_is_read_as_single_texts(tmp_
     write_samples(tmp_path / "s", [ScoredGroup(prompt, (), ())])
     assert read_samples(tmp_path / "s")[0].prompt.messages == conversation
 
-    rewritten(tmp_path / "s", conversation=None)
+    rewritten(tmp_path / "s", conversation=None, samples=None)
+    table = pq.read_table(tmp_path / "s")
+    samples_of_then = pa.array([[]], pa.list_(pa.field("element", pa.struct(_SAMPLE), nullable=False)))
+    pq.write_table(
+        table.append_column(pa.field("samples", samples_of_then.type, nullable=False), samples_of_then), tmp_path / "s"
+    )
 
     assert read_samples(tmp_path / "s")[0].prompt.messages == ({"role": "user", "content": "hi"},)
+
+
+def test_pairs_from_before_log_probs_by_token_are_read_without(tmp_path):
+    pair = Pair("p", (1,), (2, 3), (4,), 1.0, 0.0, -2.0, -3.0, ByToken((-1.0, -1.0), (-3.0,)))
+    write_pairs(tmp_path / "p", [pair])
+
+    rewritten(tmp_path / "p", sampled_by_token=None, policy_by_token=None, reference_by_token=None)
+
+    assert read_pairs(tmp_path / "p") == [replace(pair, sampled_by_token=None)]
+
+
+def test_log_probs_of_more_or_fewer_tokens_than_a_pair_has_are_damaged(tmp_path):
+    write_pairs(tmp_path / "p", [Pair("p", (1,), (2, 3), (4,), 1.0, 0.0, policy_by_token=ByToken((-1.0,), (-3.0,)))])
+
+    with pytest.raises(TornError, match="is damaged: a pair has log-probs of more or fewer tokens than it has"):
+        read_pairs(tmp_path / "p")
 
 
 @pytest.mark.parametrize(

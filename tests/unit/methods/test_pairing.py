@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spinrun_api.spec import Method, Sppo
 from spinrun_protocol.wire import Sample
 from spinrun_worker.methods.pairing import Pairing, pair_groups, pair_with_base, pair_with_truths
-from spinrun_worker.records import PromptRecord, ScoredGroup
+from spinrun_worker.records import ByToken, PromptRecord, ScoredGroup
 from spinrun_worker.trainer.figures import mean_reward, window_figures
 from spinrun_worker.trainer.schedule import divide
 
@@ -310,6 +310,43 @@ def test_with_advantages_equal_answers_count_as_ties_where_the_prompts_own_are_t
     assert (by_prompt.ties, by_prompt.all_right, by_prompt.all_wrong) == (3, 1, 1)
     assert (by_window.ties, by_window.all_right, by_window.all_wrong) == (0, 0, 0)
     assert len(by_prompt.pairs) == len(by_window.pairs) == 5
+
+
+GRPO = {"name": "grpo", "loss": "grpo"}
+
+
+def test_grpo_takes_every_answer_by_its_reward_and_leaves_prompts_of_equal_rewards_out():
+    made = pair(
+        group("a", (1.0, 0.0, None, 0.0, 1.0)),
+        group("b", (1.0, 1.0)),
+        group("c", (None, 2.0)),
+        group("d", (2.0, 1.0, 0.0), [(7,), (7,), (7,)]),
+        **GRPO,
+        grpo={"scaleRewards": "none"},
+    )
+
+    assert [(couple.prompt_id, couple.chosen, couple.rejected) for couple in made.pairs] == [
+        ("a", (0,), (3,)),
+        ("a", (4,), (1,)),
+        ("d", (7,), (7,)),
+        ("d", (7,), ()),
+    ]
+    assert [(couple.chosen_reward, couple.rejected_reward) for couple in made.pairs] == [(0.5, -0.5)] * 2 + [(1.0, -1.0), (0, 0)]
+    assert (made.ties, made.identical, made.unrated, made.dropped_samples) == (1, 0, 1, 2)
+
+
+def test_log_probs_by_token_go_with_their_answers():
+    (sampled,) = [group("a", (0.0, 2.0, 1.0), [(1, 2), (3,), (4,)])]
+    logprobs = [(-1.0, -2.0), (-3.0,), (-4.0,)]
+    samples = [each.model_copy(update={"token_logprobs": of}) for each, of in zip(sampled.samples, logprobs, strict=True)]
+    told = replace(sampled, samples=tuple(samples))
+
+    best, alone = (couple.sampled_by_token for couple in pair(told, **GRPO).pairs)
+
+    assert best == ByToken((-3.0,), (-1.0, -2.0))
+    assert alone == ByToken((-4.0,), ())
+    assert [couple.sampled_by_token for couple in pair(told).pairs] == [best]
+    assert [couple.sampled_by_token for couple in pair(sampled).pairs] == [None]
 
 
 moderate_rewards = st.lists(st.none() | st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, math.nan, math.inf]), max_size=7)

@@ -42,6 +42,18 @@ def test_recommended_sampling_parameters_are_ignored_and_the_server_hears_loopba
     assert flag(command, "host") == "127.0.0.1"
 
 
+def test_log_probs_are_of_the_model_except_with_grpo_where_they_are_of_what_is_sampled_from() -> None:
+    document = tiny_run(Path("/model")).to_document()
+    assert "--logprobs-mode" not in commands.vllm(tiny_run(Path("/model")), accelerator="cuda", dtype="bfloat16").command
+    document["spec"]["method"] = {"name": "grpo", "loss": "grpo"}
+    mode = flag(commands.vllm(SpinRun.model_validate(document), accelerator="cuda", dtype="bfloat16").command, "logprobs-mode")
+    # vLLM knows the word.
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    assert f'"{mode}"' in (Path(spec.origin).parent / "config" / "model.py").read_text()
+
+
 def test_vllm_takes_weights_from_safetensors_alone() -> None:
     policy = commands.vllm(tiny_run(Path("/model")), accelerator="cuda", dtype="bfloat16")
     adapters = commands.vllm(tiny_run(Path("/model"), lora={"rank": 16}), accelerator="cpu", dtype="float32")

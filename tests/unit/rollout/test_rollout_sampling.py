@@ -46,6 +46,8 @@ def test_the_log_prob_of_a_sample_is_the_sum_of_its_tokens_where_it_is_asked_for
     assert [sample.logprob for sample in samples_of(answered, PROMPT, sampling, VOCABULARY)] == [None]
     asked = sampling.model_copy(update={"logprobs": True})
     assert [sample.logprob for sample in samples_of(answered, PROMPT, asked, VOCABULARY)] == [-1.75]
+    (by_token,) = samples_of(answered, PROMPT, sampling.model_copy(update={"token_logprobs": True}), VOCABULARY)
+    assert (by_token.logprob, by_token.token_logprobs) == (None, (-0.25, -1.5))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,8 @@ def test_the_log_prob_of_a_sample_is_the_sum_of_its_tokens_where_it_is_asked_for
 def test_a_sample_without_the_log_probs_that_were_asked_for_is_refused(logprobs: dict[str, Any] | None) -> None:
     with pytest.raises(InvalidOutputError, match="log-probs"):
         samples_of(completion(choice(logprobs=logprobs)), PROMPT, Sampling(max_tokens=3, logprobs=True), VOCABULARY)
+    with pytest.raises(InvalidOutputError, match="log-probs"):
+        samples_of(completion(choice(logprobs=logprobs)), PROMPT, Sampling(max_tokens=3, token_logprobs=True), VOCABULARY)
 
 
 @pytest.mark.parametrize(

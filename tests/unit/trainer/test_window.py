@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from spinrun_api.spec import Method
 from spinrun_protocol.ledger import Kind, Reference
 from spinrun_protocol.wire import Sample
 from spinrun_worker.errors import ConfigurationError, NoPairsError, Preempted
-from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs, verify_tree
+from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pairs, read_samples, verify_tree
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from support.models import SMALLEST, random_llama
-from support.scripted_agent import random_digits
+from support.scripted_agent import LOGPROB, random_digits
 from support.scripted_training import Killed, ScriptedRun, UnansweredError, hurry
 
 Json = dict[str, Any]
@@ -32,6 +33,7 @@ REPLAY: Json = {"refUpdateFreq": 2, "replayWindows": 1}
 ROLLOUTS: Json = {"refUpdateFreq": 2, "referenceLogprobs": "rollouts", "maxMismatch": 1000.0}
 MIXED: Json = {"refUpdateFreq": 2, "rolloutUpdateFreq": 1, "referenceMixture": 0.25}
 """Two windows share a reference, which then moves by a quarter."""
+GRPO: Json = {"refUpdateFreq": 2, "name": "grpo", "loss": "grpo", "klWeight": 0.1}
 METHODS = {
     "in turn": {"refUpdateFreq": 2},
     "ahead": AHEAD,
@@ -40,6 +42,8 @@ METHODS = {
     "ahead, older reference, replay": OLDER | {"overlap": 1, "replayWindows": 1},
     "mixed reference, ahead, replay": MIXED | {"overlap": 1, "replayWindows": 1},
     "no reference, ahead, replay": OLDER | {"loss": "simpo", "overlap": 1, "replayWindows": 1},
+    "grpo": GRPO,
+    "grpo, ahead, older reference, replay": GRPO | OLDER | {"overlap": 1, "replayWindows": 1},
 }
 LN2 = 0.6931471805599453
 UNEVALUATED: Json = {"prompts": {"source": "arithmetic"}}
@@ -502,6 +506,71 @@ def test_base_answers_are_sampled_before_window_0_and_paired_with(make_run: Make
     assert run.ledger.numbers("base") == [0, 1]
 
 
+# --- log-probs by token ---------------------------------------------------------------------------------------------
+
+
+def steps_of(run: ScriptedRun, window: int = 0) -> list[Any]:
+    return read_pairs(run.ledger.layout.window(window) / "pairs.parquet")
+
+
+def test_grpo_keeps_the_log_probs_of_the_policy_at_the_windows_beginning(make_run: MakeRun) -> None:
+    run = make_run(GRPO).attempt()
+    for window in (0, 1):
+        for pair in steps_of(run, window):
+            assert pair.policy_by_token is not None
+            assert [len(pair.policy_by_token.chosen), len(pair.policy_by_token.rejected)] == [
+                len(pair.chosen),
+                len(pair.rejected),
+            ]
+            assert pair.sampled_by_token is not None
+            assert {*pair.sampled_by_token.chosen, *pair.sampled_by_token.rejected} == {LOGPROB}
+            assert pair.reference_by_token is None, "the reference is the policy at the window's beginning"
+            assert pair.reference_chosen is None
+    assert values(run, "step", "kl")[::2] == [0.0, 0.0], "the first steps of both windows"
+    assert min(values(run, "step", "kl")[1::2]) > 0
+
+
+def test_grpo_has_a_pass_by_an_older_reference_only_where_its_divergence_has_a_weight(make_run: MakeRun) -> None:
+    weighted = make_run(GRPO | OLDER).attempt()
+    assert all(pair.reference_by_token is not None for pair in steps_of(weighted, 1))
+    assert min(values(weighted, "step", "kl")[2:]) > 0, "window 1 begins away from version 0"
+    unweighted = make_run(GRPO | OLDER | {"klWeight": 0.0}).attempt()
+    assert all(pair.reference_by_token is None and pair.policy_by_token is not None for pair in steps_of(unweighted, 1))
+
+
+def test_grpo_takes_every_answer_of_a_prompt_whose_rewards_differ(make_run: MakeRun) -> None:
+    run = make_run(GRPO | {"refUpdateFreq": 1}, windows=1).attempt()
+    (pairs,), (ties,) = values(run, "window", "pairs"), values(run, "window", "ties")
+    assert pairs + ties == 2, "two prompts of two answers each"
+    assert sum(pair.chosen_reward + pair.rejected_reward for pair in steps_of(run)) == pytest.approx(0.0)
+
+
+def test_log_probs_by_token_show_how_far_rollouts_and_trainer_differ(make_run: MakeRun) -> None:
+    rollout = {"samplesPerPrompt": 2, "maxTokens": 8, "logprobs": "tokens"}
+    run, silent = make_run(rollout=rollout).attempt(), make_run().attempt()
+    assert values(run, "window", "entropy") == [-LOGPROB] * 2
+    lines = [line for line in read_metrics(run.ledger.layout.metrics) if line.event == "step"]
+    assert ["logps/mismatch_p95" in line.values for line in lines] == [True, False] * 2
+    first = lines[0].values
+    assert 0 < first["logps/mismatch_p50"] <= first["logps/mismatch"] * 2
+    assert first["logps/mismatch_p50"] <= first["logps/mismatch_p95"] <= first["logps/mismatch_max"]
+    pairs = [replace(pair, sampled_by_token=None) for pair in steps_of(run)]
+    assert pairs == steps_of(silent), "the pairs and their reference are those of a run that asks for none"
+    assert [
+        sample.token_logprobs
+        for group in read_samples(run.ledger.layout.window(0) / "samples.parquet")
+        for sample in group.samples
+    ]
+
+
+def test_answers_of_an_agent_that_sends_no_log_probs_are_trained_on_uncorrected(make_run: MakeRun) -> None:
+    run = make_run(GRPO)
+    run.sends_token_logprobs = False
+    run.attempt()
+    assert set(values(run, "step", "sampling/importance_sampling_ratio/max")) == {1.0}
+    assert all("entropy" not in line.values for line in read_metrics(run.ledger.layout.metrics))
+
+
 # --- windows without pairs ------------------------------------------------------------------------------------------
 
 
@@ -540,7 +609,8 @@ def interrupted(run: ScriptedRun, *errors: type[BaseException], **options: Any) 
 
 # With log-probs of the rollouts a window that is stopped in its first step has the trainer's: the same run, not the same bytes.
 @pytest.mark.parametrize(
-    "name", ["in turn", "ahead, older reference, replay", "no reference, ahead, replay", "mixed reference, ahead, replay"]
+    "name",
+    ["in turn", "ahead, older reference, replay", "no reference, ahead, replay", "mixed reference, ahead, replay", "grpo"],
 )
 def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun, name: str) -> None:
     method, windows = METHODS[name], 3 if "mixed" in name else 2
@@ -556,7 +626,14 @@ def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun
 
 
 @pytest.mark.parametrize(
-    "name", ["rollouts' log-probs", "base answers", "ahead, older reference, replay", "no reference, ahead, replay"]
+    "name",
+    [
+        "rollouts' log-probs",
+        "base answers",
+        "ahead, older reference, replay",
+        "no reference, ahead, replay",
+        "grpo, ahead, older reference, replay",
+    ],
 )
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
     method = METHODS[name]

@@ -4,6 +4,7 @@ rates.parquet, with a row for each prompt whose pass rate is known."""
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,7 +16,7 @@ from spinrun_protocol.wire import Sample
 from spinrun_worker.ledger import durable
 from spinrun_worker.ledger.errors import TornError
 from spinrun_worker.ledger.files import open_regular, write_file
-from spinrun_worker.records import Message, Pair, PassRate, PassRates, PromptRecord, ScoredGroup, is_message
+from spinrun_worker.records import ByToken, Message, Pair, PassRate, PassRates, PromptRecord, ScoredGroup, is_message
 
 # pyarrow has no types.
 Schema = Any
@@ -29,28 +30,37 @@ def _required(name: str, kind: DataType) -> Any:
 
 
 _TOKENS = pa.list_(_required("element", pa.int32()))
-_SAMPLE = pa.struct(
-    [
-        _required("tokens", _TOKENS),
-        _required("text", pa.string()),
-        _required("finish_reason", pa.string()),
-        pa.field("reward", pa.float64()),
-    ]
-)
-SAMPLES_SCHEMA = pa.schema(
-    [
-        _required("prompt_id", pa.string()),
-        _required("prompt_tokens", _TOKENS),
-        _required("prompt_text", pa.string()),
-        pa.field("answer", pa.string()),
-        _required("columns", pa.string()),  # JSON
-        _required("samples", pa.list_(_required("element", _SAMPLE))),
-        pa.field("conversation", pa.string()),  # JSON
-    ]
-)
-_SINGLE_TURN_SCHEMA = SAMPLES_SCHEMA.remove(SAMPLES_SCHEMA.get_field_index("conversation"))
-"""What versions wrote that kept the last message of a conversation only: a run of theirs can continue."""
-PAIRS_SCHEMA = pa.schema(
+_LOGPROBS = pa.list_(_required("element", pa.float64()))
+_SAMPLE = [
+    _required("tokens", _TOKENS),
+    _required("text", pa.string()),
+    _required("finish_reason", pa.string()),
+    pa.field("reward", pa.float64()),
+]
+
+
+def _samples_schema(sample: Sequence[Any], *others: Any) -> Schema:
+    return pa.schema(
+        [
+            _required("prompt_id", pa.string()),
+            _required("prompt_tokens", _TOKENS),
+            _required("prompt_text", pa.string()),
+            pa.field("answer", pa.string()),
+            _required("columns", pa.string()),  # JSON
+            _required("samples", pa.list_(_required("element", pa.struct(sample)))),
+            *others,
+        ]
+    )
+
+
+_CONVERSATION = pa.field("conversation", pa.string())  # JSON
+SAMPLES_SCHEMA = _samples_schema([*_SAMPLE, pa.field("token_logprobs", _LOGPROBS)], _CONVERSATION)
+_OLDER_SAMPLES_SCHEMAS = (_samples_schema(_SAMPLE, _CONVERSATION), _samples_schema(_SAMPLE))
+"""What versions wrote that had no log-probs by token, and before that kept the last message of a conversation only: a run of
+theirs can continue."""
+_BY_TOKEN = pa.struct([_required("chosen", _LOGPROBS), _required("rejected", _LOGPROBS)])
+_LOGPROBS_BY_TOKEN = ("sampled_by_token", "policy_by_token", "reference_by_token")
+_SUMS_SCHEMA = pa.schema(
     [
         _required("prompt_id", pa.string()),
         _required("prompt", _TOKENS),
@@ -62,6 +72,8 @@ PAIRS_SCHEMA = pa.schema(
         pa.field("reference_rejected", pa.float64()),
     ]
 )
+"""What versions wrote that had no log-probs by token."""
+PAIRS_SCHEMA = pa.schema([*_SUMS_SCHEMA, *(pa.field(name, _BY_TOKEN) for name in _LOGPROBS_BY_TOKEN)])
 RATES_SCHEMA = pa.schema([_required("row", pa.string()), _required("epoch", pa.int64()), _required("rate", pa.float64())])
 
 # Rows converted to columns at once: 1024 prompts with 8 samples of 1024 tokens are 32 MB of token ids.
@@ -83,7 +95,7 @@ def read_samples(path: Path) -> list[ScoredGroup]:
     Raises:
         TornError: The file is missing or damaged.
     """
-    return _read(path, (SAMPLES_SCHEMA, _SINGLE_TURN_SCHEMA), _group)
+    return _read(path, (SAMPLES_SCHEMA, *_OLDER_SAMPLES_SCHEMAS), _group)
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> FileEntry:
@@ -97,7 +109,7 @@ def read_pairs(path: Path) -> list[Pair]:
     Raises:
         TornError: The file is missing or damaged.
     """
-    return _read(path, (PAIRS_SCHEMA,), _pair)
+    return _read(path, (PAIRS_SCHEMA, _SUMS_SCHEMA), _pair)
 
 
 def write_rates(path: Path, rates: PassRates) -> FileEntry:
@@ -144,6 +156,7 @@ def _group_row(group: ScoredGroup) -> Row:
                 "text": _text(sample.text),
                 "finish_reason": sample.finish_reason,
                 "reward": reward,
+                "token_logprobs": sample.token_logprobs,
             }
             for sample, reward in zip(group.samples, group.rewards, strict=True)
         ],
@@ -166,7 +179,13 @@ def _group(row: Row) -> ScoredGroup:
         conversation=_conversation(row.get("conversation")),
     )
     samples = tuple(
-        Sample(tokens=sample["tokens"], text=sample["text"], finish_reason=sample["finish_reason"]) for sample in row["samples"]
+        Sample(
+            tokens=sample["tokens"],
+            text=sample["text"],
+            finish_reason=sample["finish_reason"],
+            token_logprobs=sample.get("token_logprobs"),
+        )
+        for sample in row["samples"]
     )
     return ScoredGroup(prompt, samples, tuple(sample["reward"] for sample in row["samples"]))
 
@@ -203,12 +222,24 @@ def _pair_row(pair: Pair) -> Row:
         "rejected_reward": pair.rejected_reward,
         "reference_chosen": pair.reference_chosen,
         "reference_rejected": pair.reference_rejected,
+        **{name: None if (values := getattr(pair, name)) is None else asdict(values) for name in _LOGPROBS_BY_TOKEN},
     }
 
 
 def _pair(row: Row) -> Pair:
     tokens: Row = {name: tuple(row[name]) for name in ("prompt", "chosen", "rejected")}
-    return Pair(**row | tokens)
+    logprobs: Row = {name: _by_token(row.get(name), tokens) for name in _LOGPROBS_BY_TOKEN}
+    return Pair(**row | tokens | logprobs)
+
+
+def _by_token(values: Row | None, tokens: Row) -> ByToken | None:
+    """Log-probs of a pair's tokens. Raises ValueError where there are more or fewer than tokens."""
+    if values is None:
+        return None
+    by_token = ByToken(tuple(values["chosen"]), tuple(values["rejected"]))
+    if (len(by_token.chosen), len(by_token.rejected)) != (len(tokens["chosen"]), len(tokens["rejected"])):
+        raise ValueError("a pair has log-probs of more or fewer tokens than it has")
+    return by_token
 
 
 def _write(path: Path, schema: Schema, records: Sequence[Record], to_row: Callable[[Record], Row]) -> FileEntry:

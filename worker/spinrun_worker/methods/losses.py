@@ -1,5 +1,7 @@
 """Losses over pairs: pure functions of summed log-probs. `docs/methods.md` says when to use which.
 
+The loss grpo, which is over tokens, is in `grpo.py`.
+
 A new loss is a function here, a line in LOSSES, its name in `method.loss`, a block of `Method` where it has settings of its
 own, a test and a line in that page.
 """

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
-from spinrun_api.spec import Method, Sppo, SppoAdvantage
+from spinrun_api.spec import Grpo, Method, Sppo, SppoAdvantage
 from spinrun_protocol.wire import Sample
-from spinrun_worker.records import Pair, ScoredGroup, is_cut_off
+from spinrun_worker.records import ByToken, Pair, ScoredGroup, is_cut_off
+
+EPSILON = 1e-4
+"""What is added to a standard deviation before rewards are divided by it, as in TRL."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class _Rated:
     reward: float
     logprob: float | None = None
     """As the rollouts have it, where they were asked for it."""
+    token_logprobs: tuple[float, ...] | None = None
+    """Likewise."""
 
 
 Tie = Literal["all right", "all wrong", "tie"]
@@ -56,7 +61,8 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
     """Make the pairs of a window as method.pairing says. Both samples of a pair are always of the same prompt.
 
     Samples without a finite reward are never in a pair. For sppo the rewards of the pairs are win rates. The same arguments give
-    the same pairs, where chance decides too. The loss sppoAdvantage has all samples instead: see `couple_groups`.
+    the same pairs, where chance decides too. The losses sppoAdvantage and grpo have all samples instead: see `couple_groups` and
+    `couple_by_advantage`.
 
     Args:
         groups: The window's prompts with their scored samples.
@@ -67,6 +73,8 @@ def pair_groups(groups: Sequence[ScoredGroup], method: Method, *, seed: int, are
     groups = with_truncated(groups, method, are_win_rates=are_win_rates)
     if method.loss == "sppoAdvantage":
         return couple_groups(groups, method.sppo_advantage or SppoAdvantage())
+    if method.grpo_settings is not None:
+        return couple_by_advantage(groups, method.grpo_settings)
 
     def outcome(group: ScoredGroup) -> Outcome:
         rated = _rated(group)
@@ -125,6 +133,42 @@ def couple_groups(groups: Sequence[ScoredGroup], settings: SppoAdvantage) -> Pai
     )
 
 
+def advantages(rewards: Sequence[float], settings: Grpo) -> list[float]:
+    """How much better each answer of a prompt is than their mean; all 0 where they are equal.
+
+    Args:
+        rewards: Of the prompt's answers, at least two.
+        settings: scale_rewards group: divided by their unbiased standard deviation plus `EPSILON`.
+    """
+    if max(rewards) == min(rewards):
+        return [0.0] * len(rewards)
+    mean = math.fsum(rewards) / len(rewards)
+    centred = [reward - mean for reward in rewards]
+    if settings.scale_rewards == "none":
+        return centred
+    largest = max(map(abs, centred))  # squares of rewards near the end of the floating-point range overflow
+    deviation = largest * math.sqrt(math.fsum((value / largest) ** 2 for value in centred) / (len(centred) - 1))
+    return [value / (deviation + EPSILON) for value in centred]
+
+
+def couple_by_advantage(groups: Sequence[ScoredGroup], settings: Grpo) -> Pairing:
+    """Pair all rewarded samples of a window with their advantages as grpo has them, as `couple_groups` does.
+
+    A prompt whose samples have equal rewards teaches nothing: it has no pairs, and counts as a tie.
+    """
+
+    def outcome(group: ScoredGroup) -> Outcome:
+        ranked = [sample for sample in _rated(group) if sample.tokens]
+        if len(ranked) < 2:
+            return "unrated"
+        if ranked[0].reward == ranked[-1].reward:
+            return _tie(ranked)
+        of_samples = advantages([sample.reward for sample in ranked], settings)
+        return _couples(group, [replace(sample, reward=of) for sample, of in zip(ranked, of_samples, strict=True)])
+
+    return _counted(map(outcome, groups), groups)
+
+
 def _soft_mean(values: Sequence[float], kappa: float) -> float:
     """(1/κ) log mean exp(κ value), the plain mean for κ = 0; 0 of no values."""
     if not values:
@@ -142,7 +186,11 @@ def _couples(group: ScoredGroup, ranked: Sequence[_Rated]) -> list[Pair]:
     if len(ranked) % 2 == 0:
         return couples
     alone = ranked[half]
-    nobody = _NOBODY if alone.logprob is None else replace(_NOBODY, logprob=0.0)
+    nobody = replace(
+        _NOBODY,
+        logprob=None if alone.logprob is None else 0.0,
+        token_logprobs=None if alone.token_logprobs is None else (),
+    )
     return [*couples, _pair(group, alone, nobody) if alone.reward >= 0 else _pair(group, nobody, alone)]
 
 
@@ -264,7 +312,7 @@ def _against_truth(group: ScoredGroup, truth: Sample) -> list[Pair]:
 def _rated(group: ScoredGroup) -> list[_Rated]:
     """The best first; among equals in the order of the samples, so that a window can be reproduced."""
     rated = [
-        _Rated(sample.tokens, reward, sample.logprob)
+        _Rated(sample.tokens, reward, sample.logprob, sample.token_logprobs)
         for sample, reward in zip(group.samples, group.rewards, strict=True)
         if reward is not None and math.isfinite(reward)
     ]
@@ -347,6 +395,9 @@ _CANDIDATES: dict[str, Callable[[Sequence[_Rated]], Iterable[tuple[_Rated, _Rate
 
 
 def _pair(group: ScoredGroup, chosen: _Rated, rejected: _Rated) -> Pair:
+    by_token = None
+    if chosen.token_logprobs is not None and rejected.token_logprobs is not None:
+        by_token = ByToken(chosen.token_logprobs, rejected.token_logprobs)
     return Pair(
         prompt_id=group.prompt.id,
         prompt=group.prompt.tokens,
@@ -356,4 +407,5 @@ def _pair(group: ScoredGroup, chosen: _Rated, rejected: _Rated) -> Pair:
         rejected_reward=rejected.reward,
         reference_chosen=chosen.logprob,
         reference_rejected=rejected.logprob,
+        sampled_by_token=by_token,
     )

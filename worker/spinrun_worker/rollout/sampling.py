@@ -155,18 +155,25 @@ def _sample_of(choice: CompletionChoice, prompt: Prompt, sampling: Sampling, voc
         raise InvalidOutputError(f"a sample has {len(tokens)} tokens, more than maxTokens {sampling.max_tokens}")
     if unknown := _outside(tokens, vocabulary_size):
         raise InvalidOutputError(f"a sample has token {unknown[0]}, but the model has only {vocabulary_size}")
-    logprob = _logprob_of(choice, len(tokens)) if sampling.logprobs else None
-    return Sample(tokens=tuple(tokens), text=choice.text, finish_reason=finish_reason, logprob=logprob)
+    wants_logprobs = sampling.logprobs or sampling.token_logprobs
+    logprobs = _logprobs_of(choice, len(tokens)) if wants_logprobs else ()
+    return Sample(
+        tokens=tuple(tokens),
+        text=choice.text,
+        finish_reason=finish_reason,
+        logprob=math.fsum(logprobs) if sampling.logprobs else None,
+        token_logprobs=logprobs if sampling.token_logprobs else None,
+    )
 
 
-def _logprob_of(choice: CompletionChoice, num_tokens: int) -> float:
-    """Summed log-prob of a sample. Raises InvalidOutputError unless each of its tokens has one."""
+def _logprobs_of(choice: CompletionChoice, num_tokens: int) -> tuple[float, ...]:
+    """Log-probs of a sample's tokens. Raises InvalidOutputError unless each of them has one."""
     values = [value for value in (choice.logprobs.token_logprobs if choice.logprobs else []) if value is not None]
     if len(values) != num_tokens or not all(map(math.isfinite, values)):
         raise InvalidOutputError(
             f"a sample of {num_tokens} tokens has {len(values)} log-probs, or non-finite log-probs (NaN or inf)"
         )
-    return math.fsum(values)
+    return tuple(values)
 
 
 def _outside(tokens: tuple[int, ...] | list[int], vocabulary_size: int) -> list[int]:

@@ -189,7 +189,15 @@ def build_model(options: Options, ranks: Distributed, ledger: LedgerWriter, data
         base_digest=base_digest,
         measurement=measurement,
     )
-    learner = Learner(policy, optimizer, method=spec.method, trainer=spec.trainer, control=ranks.control)
+    learner = Learner(
+        policy,
+        optimizer,
+        method=spec.method,
+        trainer=spec.trainer,
+        max_tokens=spec.max_tokens,
+        temperature=spec.logprob_temperature,
+        control=ranks.control,
+    )
     return BuiltModel(policy, optimizer, learner, publication, whole, record)
 
 

@@ -88,7 +88,8 @@ class Coordinator:
     def report_step(self, window: int, step: int, figures: dict[str, float]) -> None:
         """Write down one optimizer step. step: the steps done with it."""
         self._parts.recorder.record("step", figures, window=window, step=step, version=self._schedule.sampler(window))
-        self._board.update_metrics(loss=figures["loss"], margin=figures["rewards/margins"])
+        margin = {"margin": figures["rewards/margins"]} if "rewards/margins" in figures else {}
+        self._board.update_metrics(loss=figures["loss"], **margin)
 
     @collective
     def finish(self, window: Window, step: int) -> None:

@@ -1,11 +1,12 @@
 """The figures of a window's answers, by the names that docs/operations.md explains. Pure."""
 
+import math
 from collections.abc import Collection, Sequence
 
 from spinrun_api.spec import PassRateBand
 from spinrun_protocol.ledger import Drawn
 from spinrun_worker.methods.pairing import Pairing
-from spinrun_worker.records import PassRates, ScoredGroup, is_cut_off
+from spinrun_worker.records import ByToken, Pair, PassRates, ScoredGroup, is_cut_off
 
 
 def mean_reward(groups: Sequence[ScoredGroup], *, by_rule: bool = True, unusable: Collection[str] = ()) -> float:
@@ -38,6 +39,40 @@ def length_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "response_length/mean": sum(lengths) / len(lengths),
         "response_length/max": float(max(lengths)),
         "response_length/truncated": sum(map(is_cut_off, samples)) / len(samples),
+    }
+
+
+def entropy_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Mean of -log p over the tokens that were sampled, which estimates the entropy of the next token, in nats; nothing where the
+    rollouts have not said."""
+    logprobs = [value for group in groups for sample in group.samples for value in sample.token_logprobs or ()]
+    return {"entropy": -math.fsum(logprobs) / len(logprobs)} if logprobs else {}
+
+
+def mismatch_figures(pairs: Sequence[Pair], logprobs: Sequence[ByToken]) -> dict[str, float]:
+    """How far the rollouts' log-probs are from others of the same tokens, in nats: mean, median, 95th percentile, largest.
+
+    Args:
+        pairs: Those whose log-probs the rollouts have said; others are left out.
+        logprobs: The others, pair by pair.
+
+    Returns:
+        Nothing where the rollouts have not said any.
+    """
+    differences = sorted(
+        abs(said - computed)
+        for pair, of_pair in zip(pairs, logprobs, strict=True)
+        if (sampled := pair.sampled_by_token) is not None
+        for said, computed in zip((*sampled.chosen, *sampled.rejected), (*of_pair.chosen, *of_pair.rejected), strict=True)
+    )
+    if not differences:
+        return {}
+    last = len(differences) - 1
+    return {
+        "logps/mismatch": math.fsum(differences) / len(differences),
+        "logps/mismatch_p50": differences[round(0.5 * last)],
+        "logps/mismatch_p95": differences[round(0.95 * last)],
+        "logps/mismatch_max": differences[last],
     }
 
 
@@ -130,6 +165,7 @@ def window_figures(
         **prompt_figures(len(groups), pairing, by_rule=by_rule),
         "dropped_samples": float(pairing.dropped_samples),
         **length_figures(groups),
+        **entropy_figures(groups),
         **truncation_figures(groups, counted=counts_truncated),
     }
     figures |= {"truncated_truths": float(pairing.truncated_truths)} if pairing.truncated_truths else {}

@@ -8,6 +8,7 @@ from spinrun_api.spec import Method
 from spinrun_worker.errors import Preempted
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.coordinator import Coordinator
+from spinrun_worker.trainer.figures import mismatch_figures
 from spinrun_worker.trainer.model.learner import Learner, StepResult
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 
@@ -50,8 +51,12 @@ class Stepper:
         """Train by a window's own method from here on."""
         self._learner.method = self._method.in_window(window)
 
-    def take(self, pairs: Sequence[Pair]) -> StepResult:
+    def take(self, pairs: Sequence[Pair], *, is_first: bool) -> StepResult:
         """Take one optimizer step; `count` it once what it depends on is in the ledger.
+
+        Args:
+            pairs: Those that it trains on.
+            is_first: Whether it is the window's first: the policy is then the one that the rollouts' log-probs are compared with.
 
         Raises:
             Preempted: On all ranks, with the weights as they were.
@@ -63,6 +68,8 @@ class Stepper:
             if result is None:
                 raise Preempted(f"stopped during step {self.done}")
         figures = {**result.figures, "timing/train_seconds": seconds}
+        if is_first and result.by_token is not None:
+            figures |= mismatch_figures(pairs, result.by_token)
         if self._method.beta_by_window:
             figures |= {"beta": self._learner.method.beta}
         if self._coordinator.ranks.is_rank0:

@@ -110,7 +110,7 @@ class WindowTrainer:
             if index > 0:
                 self.checkpoints.save_if_due(self.stepper.done)
             pairs = pairs_of(steps[index])
-            result = self.stepper.take(pairs) if pairs else None
+            result = self.stepper.take(pairs, is_first=index == 0) if pairs else None
             if result is not None and index == 0 and self.schedule.starts_at_its_reference(number):
                 self_check(result)
             self.stepper.count(number, result)
@@ -140,7 +140,7 @@ class WindowTrainer:
             return steps, 0
         steps = self.own_reference.before_first_step(steps)
         try:
-            result = self.stepper.take([pair.without_reference() for pair in first])
+            result = self.stepper.take([pair.without_reference() for pair in first], is_first=True)
         except Preempted:
             # The policy is still as it was: the samples are not lost.
             commit(by_window(self.own_reference.without_first_step(steps)))

@@ -222,7 +222,7 @@ class Engine:
             "return_token_ids": True,
             "skip_special_tokens": True,
         }
-        if sampling.logprobs:
+        if sampling.logprobs or sampling.token_logprobs:
             request["logprobs"] = 0  # of the sampled tokens only, not of the likeliest ones
         body = await self._call("POST", "/v1/completions", seconds=self._completion_seconds, json=request)
         return _parsed(Completion, body, "/v1/completions")

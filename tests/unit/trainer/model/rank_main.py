@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Optimizer
 
-from spinrun_api.spec import Lora, Method, Model, Trainer
+from spinrun_api.spec import Grpo, Lora, Method, Model, Trainer
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.learner import Learner, NonFiniteError
 from spinrun_worker.trainer.model.optimizer import make_optimizer
@@ -80,6 +80,24 @@ def plain_descent(model: str, num_pairs: int, *, method: Method | None = None, a
     }
 
 
+def by_token(model: str) -> dict[str, Any]:
+    """Two steps of grpo, whose second one has left the policy of the first; one answer is alone."""
+    policy = loaded(model)
+    method = Method(name="grpo", loss="grpo", kl_weight=0.1, grpo=Grpo(mean="answers"))
+    trained = Learner(policy, SGD(policy.parameters(), lr=1.0), method=method, trainer=TRAINER, temperature=0.7)
+    bare = random_pairs(5, seed=1)
+    bare[0] = replace(bare[0], rejected=(), rejected_reward=0.0)
+    logprobs = trained.logprobs_by_token(bare)
+    pairs = [replace(pair, policy_by_token=of, sampled_by_token=of) for pair, of in zip(bare, logprobs, strict=True)]
+    start = weights(policy)
+    results = [trained.step(pairs, learning_rate=1.0) for _ in range(2)]
+    return {
+        "logprobs": [(each.chosen, each.rejected) for each in logprobs],
+        "figures": [result.figures for result in results if result],
+        "gradient": {name: start[name] - tensor for name, tensor in weights(policy).items()},
+    }
+
+
 def adamw(model: str) -> dict[str, Any]:
     policy = loaded(model)
     trained = learner(policy, make_optimizer(policy.parameters(), Trainer(weight_decay=0.1)), Trainer(max_grad_norm=0.01))
@@ -133,6 +151,7 @@ def main(rank: int, world_size: int, folder: Path, model: str) -> None:
         "one pair": plain_descent(model, 1),
         "cringe": plain_descent(model, 5, method=Method(loss="cringe", length_desensitize=0.5)),
         "advantages": plain_descent(model, 5, method=Method(name="sppo", loss="sppoAdvantage", kl_weight=0.1), alone=2),
+        "grpo": by_token(model),
         "checkpointed": plain_descent(model, 8, activation_checkpointing=True),
         "bfloat16": plain_descent(model, 2, compute_dtype=torch.bfloat16),
         "adapters": plain_descent(model, 8, lora=ADAPTERS),

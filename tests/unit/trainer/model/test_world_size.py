@@ -63,6 +63,17 @@ def test_two_ranks_do_with_other_losses_what_one_does(outcomes: dict[int, list[O
     assert_close(two["gradient"], one["gradient"], 1e-4)
 
 
+def test_two_ranks_know_the_same_log_probs_by_token_and_take_the_same_steps_of_grpo(outcomes: dict[int, list[Outcome]]):
+    one, two = outcomes[1][0]["grpo"], outcomes[2][0]["grpo"]
+
+    assert outcomes[2][0]["grpo"]["logprobs"] == outcomes[2][1]["grpo"]["logprobs"], "both ranks have all of them"
+    for got, want in zip(two["logprobs"], one["logprobs"], strict=True):
+        assert got[0] == pytest.approx(want[0], rel=2e-6, abs=1e-6)
+    for got, want in zip(two["figures"], one["figures"], strict=True):
+        assert got == pytest.approx(want, rel=2e-5, abs=1e-5)
+    assert_close(two["gradient"], one["gradient"], 1e-4)
+
+
 def test_a_rank_without_pairs_keeps_step(outcomes: dict[int, list[Outcome]]):
     for outcome in outcomes[2]:
         assert [figures["pairs"] for figures in outcome["one pair"]["figures"]] == [1.0, 1.0]

@@ -67,9 +67,18 @@ class Stream:
         self.response = response
         self._http = http
 
-    async def group(self, prompt: Prompt, *, tokens: int = 3, num_samples: int | None = None, **changes: Any) -> None:
+    async def group(
+        self,
+        prompt: Prompt,
+        *,
+        tokens: int = 3,
+        num_samples: int | None = None,
+        token_logprobs: tuple[float, ...] | None = None,
+        **changes: Any,
+    ) -> None:
+        text = f"{self.agent.name} answers {prompt.id}"
         samples = tuple(
-            Sample(tokens=tuple(range(tokens)), text=f"{self.agent.name} answers {prompt.id}", finish_reason="stop")
+            Sample(tokens=tuple(range(tokens)), text=text, finish_reason="stop", token_logprobs=token_logprobs)
             for _ in range(num_samples or self.request.sampling.n)
         )
         fields: dict[str, Any] = {

@@ -353,7 +353,14 @@ async def test_an_agent_that_is_gone_is_forgotten(start_agents, collect):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": 6}, {"digest": "digest-6"}, {"num_samples": 7}, {"num_samples": 9}, {"id": "somebody-elses"}],
+    [
+        {"version": 6},
+        {"digest": "digest-6"},
+        {"num_samples": 7},
+        {"num_samples": 9},
+        {"id": "somebody-elses"},
+        {"token_logprobs": (-1.0, -2.0)},
+    ],
     ids=str,
 )
 async def test_an_answer_that_is_not_what_was_asked_for_is_refused_and_asked_for_again(start_agents, collect, changes):

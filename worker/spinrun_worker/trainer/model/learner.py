@@ -3,11 +3,13 @@
 # ruff: noqa: N815 - shape suffixes
 # P = pairs of a step, B = pairs of a micro-batch, S = completions (2B)
 # N = values of a pair: log-probs of chosen and rejected and, for cringe, the contrast of rejected
+# T = completion tokens of pairs: of pair 0's chosen, of pair 0's rejected, of pair 1's chosen …
 # 2 = chosen, rejected
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from typing import NamedTuple, cast
 
 import torch
@@ -18,10 +20,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from spinrun_api.spec import Method, Trainer
+from spinrun_api.spec.rollout import DEFAULT_TOKENS
 from spinrun_worker.errors import RunError
+from spinrun_worker.methods import grpo
 from spinrun_worker.methods.losses import PairLogprobs, num_pairs, pair_losses, pair_weights
-from spinrun_worker.records import Pair
+from spinrun_worker.records import ByToken, Pair
 from spinrun_worker.trainer.model.flops import ModelFlops
+from spinrun_worker.trainer.model.logprobs import sum_by_completion
 from spinrun_worker.trainer.model.packing import MicroBatch, pack, plan_step
 from spinrun_worker.trainer.model.policy import Policy
 from spinrun_worker.trainer.model.precision import matmul_gflops
@@ -40,11 +45,14 @@ class StepResult:
     figures: dict[str, float]
     """By name: loss (per pair), logps/…, ref_logps/…, rewards/… (means over the step's pairs), grad_norm (before clipping), lr,
     tokens (each prompt once), pairs. An answer without tokens is left out of means over answers. Where the loss compares with no
-    reference there are no ref_logps; where pairs have weights, pair_weight is their mean."""
+    reference there are no ref_logps; where pairs have weights, pair_weight is their mean. With grpo those of `grpo.figures` in
+    place of …/…."""
     loss_at_reference: float | None
     """What the loss would be if the policy were the reference; None where the loss compares with none."""
     logprobs: list[tuple[float, float]]
     """(chosen, rejected) summed log-probs of each pair before the step, in nats."""
+    by_token: list[ByToken] | None = None
+    """The same of each token, with grpo and where the pairs have those of the rollouts; else None."""
 
 
 class Learner:
@@ -57,6 +65,8 @@ class Learner:
         *,
         method: Method,
         trainer: Trainer,
+        max_tokens: int = DEFAULT_TOKENS,
+        temperature: float = 1.0,
         control: dist.ProcessGroup | None = None,
     ) -> None:
         """Put the parts together.
@@ -66,12 +76,16 @@ class Learner:
             optimizer: The optimizer over its parameters.
             method: The spec's loss and its settings.
             trainer: The spec's batching and clipping.
+            max_tokens: Longest answer.
+            temperature: At which log-probs are taken.
             control: Gloo group for votes and figures. None means the default group, if there is one, which must then be gloo's.
         """
         self.policy = policy
         self.optimizer = optimizer
         self.method = method
         self.trainer = trainer
+        self.max_tokens = max_tokens
+        policy.temperature = temperature
         self._control = control
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -96,6 +110,17 @@ class Learner:
         self.policy.release()
         return [(chosen, rejected) for chosen, rejected in self._everyones(parts, len(pairs)).tolist()]
 
+    @torch.no_grad()
+    def logprobs_by_token(self, pairs: Sequence[Pair]) -> list[ByToken]:
+        """Log-probs of each token of each pair under the policy as it is now, on every rank and with the bits of `step`.
+
+        Args:
+            pairs: The pairs of one step.
+        """
+        parts = [self._forward(micro) for micro in self._micro_batches(pairs, top_k=0, by_token=True)]
+        self.policy.release()
+        return _by_pair(self._everyones_tokens(parts, pairs), pairs)
+
     def step(
         self, pairs: Sequence[Pair], *, learning_rate: float, should_stop: Callable[[], bool] | None = None
     ) -> StepResult | None:
@@ -118,20 +143,21 @@ class Learner:
             NonFiniteError: On all ranks, in place of a step that would break the weights.
         """
         _require_references(pairs)
-        divisor = num_pairs(_num_tokens(pairs), self.method)
+        divisor = self._divisor(pairs)
+        by_token = self.method.loss == "grpo" or any(pair.sampled_by_token is not None for pair in pairs)
         parts: list[_Part] = []
         cringe = self.method.cringe_settings
-        for micro in self._micro_batches(pairs, top_k=cringe.top_k if cringe else 0):
+        for micro in self._micro_batches(pairs, top_k=cringe.top_k if cringe else 0, by_token=by_token):
             if self._any(should_stop is not None and should_stop()):
                 self.optimizer.zero_grad()
                 return None
             part = self._forward(micro)
             (self._sum_of_losses(part, pairs) / divisor).backward()
-            parts.append(_Part(part.indices, part.values_BN.detach()))
+            parts.append(part.detach())
         values_PN = self._everyones(parts, len(pairs))
-        policy_P2, contrast_P = values_PN[:, :2], values_PN[:, 2:]
-        known = self._known(pairs, policy_P2)
-        losses_P = self._losses(values_PN, known)
+        policy_P2 = values_PN[:, :2]
+        tokens_T = self._everyones_tokens(parts, pairs) if by_token else None
+        losses_P, losses_at_reference_P, figures = self._outcome(pairs, values_PN, tokens_T)
         loss = losses_P.sum().item() / divisor
         grad_norm = self._clip_gradients()
         self._check_finite(pairs, policy_P2, losses_P, grad_norm)
@@ -142,18 +168,47 @@ class Learner:
         return StepResult(
             {
                 "loss": loss,
-                **_preference_figures(policy_P2, known, self.method),
+                **figures,
                 "grad_norm": grad_norm,
                 "lr": learning_rate,
                 "tokens": float(sum(pair.num_tokens for pair in pairs)),
                 "pairs": float(len(pairs)),
-                **({"pair_weight": self._mean_weight(policy_P2, known)} if self.method.weighs_pairs else {}),
             },
-            loss_at_reference=self._loss_at_reference(contrast_P, known, divisor),
+            loss_at_reference=None if losses_at_reference_P is None else losses_at_reference_P.sum().item() / divisor,
             logprobs=[(chosen, rejected) for chosen, rejected in policy_P2.tolist()],
+            by_token=None if tokens_T is None else _by_pair(tokens_T, pairs),
         )
 
-    def _micro_batches(self, pairs: Sequence[Pair], *, top_k: int) -> list[MicroBatch]:
+    def _outcome(
+        self, pairs: Sequence[Pair], values_PN: Tensor, tokens_T: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+        """[P] losses of all pairs of the step, [P] what they would be if the policy were the reference, and the figures."""
+        if self.method.loss == "grpo":
+            assert tokens_T is not None  # grpo's parts have them
+            tokens = _tokens_of(pairs, tokens_T, self.method)
+            at_reference = replace(tokens, policy_T=tokens.old_T)
+            losses_P, losses_at_reference_P = (
+                _sum_by_pair(grpo.token_losses(each, self.method), pairs) for each in (tokens, at_reference)
+            )
+            return losses_P, losses_at_reference_P, grpo.figures(tokens, self.method)
+        policy_P2, contrast_P = values_PN[:, :2], values_PN[:, 2:]
+        known = self._known(pairs, policy_P2)
+        figures = _preference_figures(policy_P2, known, self.method)
+        if self.method.weighs_pairs:
+            figures |= {"pair_weight": pair_weights(PairLogprobs(policy_P2, *known), self.method).mean().item()}
+        losses_P = self._losses(values_PN, known)
+        if not self.method.uses_reference:
+            return losses_P, None, figures
+        return losses_P, self._losses(torch.cat([known.reference_P2, contrast_P], dim=1), known), figures
+
+    def _divisor(self, pairs: Sequence[Pair]) -> float:
+        """What the step's sum of losses is divided by."""
+        settings = self.method.grpo_settings
+        if settings is None:
+            return num_pairs(_num_tokens(pairs), self.method)
+        return grpo.divisor(_num_tokens(pairs), settings.mean, max_tokens=self.max_tokens)
+
+    def _micro_batches(self, pairs: Sequence[Pair], *, top_k: int, by_token: bool = False) -> list[MicroBatch]:
         """This rank's share of a step."""
         plan = plan_step(
             [self.policy.num_tokens(pair) for pair in pairs],
@@ -162,21 +217,30 @@ class Learner:
             padded=not self.policy.packs,
         )
         tail_weight = self.method.length_desensitize
-        return [pack(pairs, indices, top_k=top_k, tail_weight=tail_weight) for indices in plan[self._rank]]
+        return [pack(pairs, indices, top_k=top_k, tail_weight=tail_weight, by_token=by_token) for indices in plan[self._rank]]
 
     def _forward(self, micro: MicroBatch) -> "_Part":
-        values_S = cast(Tensor, self.policy(micro.to(self._device)))
+        micro = micro.to(self._device)
+        values = cast(Tensor, self.policy(micro))
+        tokens_T = None
+        if micro.by_token:
+            tokens_T = values if micro.noise_CK is None else values[:, 0]
+            values = sum_by_completion(values, micro.lengths_S, micro.weight_C)
         if micro.noise_CK is None:
-            return _Part(micro.pair_indices, values_S.view(-1, 2))
-        logprobs_S, contrasts_S = values_S.unbind(1)
-        return _Part(micro.pair_indices, torch.cat([logprobs_S.view(-1, 2), contrasts_S[1::2, None]], dim=1))
+            return _Part(micro.pair_indices, values.view(-1, 2), tokens_T)
+        logprobs_S, contrasts_S = values.unbind(1)
+        return _Part(micro.pair_indices, torch.cat([logprobs_S.view(-1, 2), contrasts_S[1::2, None]], dim=1), tokens_T)
 
     def _sum_of_losses(self, part: "_Part", pairs: Sequence[Pair]) -> Tensor:
         """Scalar: the losses of a micro-batch's pairs."""
         if not part.indices:
             # A row without pairs. Its backward pass must run all the same, because the other ranks wait for its collectives.
             return part.values_BN.sum() * 0.0
-        known = self._known([pairs[index] for index in part.indices], part.values_BN[:, :2].detach())
+        of_part = [pairs[index] for index in part.indices]
+        if self.method.loss == "grpo":
+            assert part.tokens_T is not None  # as `step` asks for
+            return grpo.token_losses(_tokens_of(of_part, part.tokens_T, self.method), self.method).sum()
+        known = self._known(of_part, part.values_BN[:, :2].detach())
         return self._losses(part.values_BN, known).sum()
 
     def _everyones(self, parts: Sequence["_Part"], num_pairs: int) -> Tensor:
@@ -190,18 +254,24 @@ class Learner:
             dist.all_reduce(values_PN, group=self._control)
         return values_PN
 
+    def _everyones_tokens(self, parts: Sequence["_Part"], pairs: Sequence[Pair]) -> Tensor:
+        """[T] log-probs of all tokens of the step in order, fp64, on every rank and on the CPU."""
+        ends = list(accumulate((len(pair.chosen) + len(pair.rejected) for pair in pairs), initial=0))
+        tokens_T = torch.zeros(ends[-1], dtype=torch.float64)
+        for part in parts:
+            if not part.indices:
+                continue
+            assert part.tokens_T is not None  # all parts of a step are alike
+            places = [place for index in part.indices for place in range(ends[index], ends[index + 1])]
+            tokens_T[places] = part.tokens_T.double().cpu()
+        if self._world_size > 1:
+            dist.all_reduce(tokens_T, group=self._control)
+        return tokens_T
+
     def _losses(self, values_BN: Tensor, known: "_Known") -> Tensor:
         """[B] loss of each pair."""
         contrast_B = values_BN[:, 2] if self.method.cringe_settings else None
         return pair_losses(PairLogprobs(values_BN[:, :2], *known, contrast_B), self.method)
-
-    def _mean_weight(self, policy_P2: Tensor, known: "_Known") -> float:
-        return pair_weights(PairLogprobs(policy_P2, *known), self.method).mean().item()
-
-    def _loss_at_reference(self, contrast_P: Tensor, known: "_Known", divisor: float) -> float | None:
-        if not self.method.uses_reference:
-            return None
-        return self._losses(torch.cat([known.reference_P2, contrast_P], dim=1), known).sum().item() / divisor
 
     def _known(self, pairs: Sequence[Pair], policy_P2: Tensor) -> "_Known":
         """Log-probs under the policy before the step, policy_P2, are the reference of pairs that have no other."""
@@ -233,7 +303,7 @@ class Learner:
         names = ", ".join(pair.prompt_id for pair in suspects[:8]) + (" …" if len(suspects) > 8 else "")
         raise NonFiniteError(
             f"the step has loss {losses_P.mean().item()} and gradient norm {grad_norm}, and was not taken. Its pairs are of "
-            f"prompts {names}: lower trainer.learningRate or method.beta"
+            f"prompts {names}: lower trainer.learningRate{'' if self.method.loss == 'grpo' else ' or method.beta'}"
         )
 
     def utilization(self, pairs: Sequence[Pair], seconds: float) -> float:
@@ -264,6 +334,12 @@ class _Part:
 
     indices: tuple[int, ...]
     values_BN: Tensor
+    tokens_T: Tensor | None
+    """[T] log-probs of their tokens, where they are wanted."""
+
+    def detach(self) -> "_Part":
+        """The same without what a backward pass needs."""
+        return _Part(self.indices, self.values_BN.detach(), None if self.tokens_T is None else self.tokens_T.detach())
 
 
 class _Known(NamedTuple):
@@ -294,6 +370,52 @@ def _preference_figures(policy_P2: Tensor, known: _Known, method: Method) -> dic
     return of_answers | of_pairs
 
 
+def _tokens_of(pairs: Sequence[Pair], policy_T: Tensor, method: Method) -> grpo.TokenLogprobs:
+    """What grpo knows of the tokens of pairs. Where nothing else is known, the old policy is the policy as it is now, and the
+    reference the old policy."""
+    old = [pair.policy_by_token for pair in pairs]
+    reference = [pair.reference_by_token for pair in pairs]
+    settings = method.grpo_settings
+    assert settings is not None  # the loss is grpo
+    num_tokens_P2 = _num_tokens(pairs)
+    lengths_S = num_tokens_P2.long().flatten()
+    rewards_P2 = torch.tensor([(pair.chosen_reward, pair.rejected_reward) for pair in pairs], dtype=torch.float64)
+    weights_P2 = grpo.token_weights(num_tokens_P2, settings.mean)
+    sampled = [value for pair in pairs for value in _sampled(pair)]
+    old_T = policy_T.detach() if old[0] is None else _flat(old).to(policy_T)
+    return grpo.TokenLogprobs(
+        policy_T,
+        old_T,
+        torch.tensor(sampled, dtype=torch.float64).to(policy_T),
+        old_T if reference[0] is None else _flat(reference).to(policy_T),
+        rewards_P2.flatten().repeat_interleave(lengths_S).to(policy_T),
+        weights_P2.flatten().repeat_interleave(lengths_S).to(policy_T),
+    )
+
+
+def _sampled(pair: Pair) -> Sequence[float]:
+    """The rollout's log-probs of both completions; NaN where it has not said."""
+    if pair.sampled_by_token is None:
+        return [math.nan] * (len(pair.chosen) + len(pair.rejected))
+    return [*pair.sampled_by_token.chosen, *pair.sampled_by_token.rejected]
+
+
+def _flat(by_token: Sequence[ByToken | None]) -> Tensor:
+    """[T] fp64 of all pairs, none of which may be None."""
+    values = [value for each in by_token if each is not None for value in (*each.chosen, *each.rejected)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _by_pair(tokens_T: Tensor, pairs: Sequence[Pair]) -> list[ByToken]:
+    values = iter(tokens_T.tolist())
+    return [ByToken(tuple(islice(values, len(pair.chosen))), tuple(islice(values, len(pair.rejected)))) for pair in pairs]
+
+
+def _sum_by_pair(values_T: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """[P] sums over the tokens of both completions."""
+    return sum_by_completion(values_T, _num_tokens(pairs).sum(dim=1).long())
+
+
 def _num_tokens(pairs: Sequence[Pair]) -> Tensor:
     """[P, 2] tokens of the completions, fp64."""
     return torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64)
@@ -303,6 +425,9 @@ def _require_references(pairs: Sequence[Pair]) -> None:
     """Raises ValueError when there are no pairs, or only some have a reference."""
     if not pairs:
         raise ValueError("a step needs at least one pair: skip it")
+    for name in ("policy_by_token", "reference_by_token"):
+        if 0 < sum(getattr(pair, name) is None for pair in pairs) < len(pairs):
+            raise ValueError(f"some pairs of the step have {name} and others do not: run the reference pass first")
     without = [pair.prompt_id for pair in pairs if pair.reference_chosen is None or pair.reference_rejected is None]
     if 0 < len(without) < len(pairs):
         raise ValueError(f"pair of prompt {without[0]!r} has no reference log-probs, but others do: run the reference pass first")

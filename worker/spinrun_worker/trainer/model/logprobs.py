@@ -50,10 +50,11 @@ def token_logprobs(
     *,
     vocabulary_size: int,
     transform: LogitTransform,
+    temperature: float = 1.0,
     noise_CK: Tensor | None = None,
     max_logits: int = MAX_LOGITS,
 ) -> Tensor:
-    """Log-prob of each target at temperature 1.
+    """Log-prob of each target.
 
     At most max_logits logits exist at a time, forward and backward: all chunks are recomputed in the backward pass, except the
     last one, whose backward pass comes first.
@@ -64,6 +65,7 @@ def token_logprobs(
         head: The output matrix, [*, D] -> [*, V].
         vocabulary_size: V.
         transform: What follows the output matrix.
+        temperature: What logits are divided by after that.
         noise_CK: [C, K] noise for `contrasts`, where these are wanted, too; they copy a chunk's logits.
         max_logits: Maximum number of logits at once.
 
@@ -73,6 +75,8 @@ def token_logprobs(
 
     def logprobs(hidden: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
         logits = transform(at_least_fp32(head(hidden)))
+        if temperature != 1:
+            logits = logits / temperature
         of_target = -cross_entropy(logits, target, reduction="none")
         return torch.stack([of_target, contrasts(logits, target, *noise)], dim=1) if noise else of_target
 

@@ -46,6 +46,8 @@ class MicroBatch:
     """[C, K] noise that draws another token for each completion token, where the loss needs one."""
     weight_C: Tensor | None = None
     """[C] fp64 weight of each completion token in the sum over its completion; None means 1."""
+    by_token: bool = False
+    """Whether the policy leaves the values of tokens unsummed."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -103,7 +105,9 @@ def _first_fit(indices: Sequence[int], lengths: Sequence[int], limit: int, *, pa
     return [tuple(sorted(members)) for members in bins]
 
 
-def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_weight: float = 1.0) -> MicroBatch:
+def pack(
+    pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_weight: float = 1.0, by_token: bool = False
+) -> MicroBatch:
     """Lay out pairs in one row.
 
     Args:
@@ -112,6 +116,7 @@ def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_
         top_k: Columns of noise; 0 means none.
         tail_weight: Weight of a completion's tokens beyond the length of the pair's shorter one: α of LD-DPO, arXiv 2409.06411.
             1 means no weights.
+        by_token: Whether the policy leaves the values of tokens unsummed.
 
     Raises:
         ValueError: A pair has no prompt, so nothing would predict its first completion tokens.
@@ -145,6 +150,7 @@ def pack(pairs: Sequence[Pair], indices: Sequence[int], *, top_k: int = 0, tail_
         pair_indices=tuple(indices),
         noise_CK=torch.cat([_noise(pair, top_k) for pair in chosen]) if top_k else None,
         weight_C=torch.cat([_weights(pair, tail_weight) for pair in chosen]) if tail_weight != 1 else None,
+        by_token=by_token,
     )
 
 

@@ -64,6 +64,8 @@ class Policy(nn.Module):
         self._file_names = _file_names(model)
         self._transform = logit_transform(self.config)
         self._longest_sequence = _longest_sequence(self.config)
+        self.temperature = 1.0
+        """What logits are divided by before log-probs are taken."""
         self.compute_dtype: torch.dtype | None = None
         """Dtype of the arithmetic; None means that of the weights."""
         self.adapters: LoraConfig | None = None
@@ -74,14 +76,14 @@ class Policy(nn.Module):
         self.eval()
 
     def forward(self, micro: MicroBatch) -> Tensor:
-        """Summed log-probs of the completions at temperature 1.
+        """Summed log-probs of the completions at `temperature`.
 
         Args:
             micro: Packed pairs. If they have weights, the sums are weighted.
 
         Returns:
             [2P] in nats, fp32: of pair 0's chosen and rejected, of pair 1's … With noise, [2P, 2]: log-probs, and the summed
-            `logprobs.contrasts`.
+            `logprobs.contrasts`. By token, [C] or [C, 2] of all completion tokens instead.
 
         Raises:
             UnsupportedModelError: A pair is longer than the model's positions allow for packing.
@@ -96,9 +98,10 @@ class Policy(nn.Module):
             head,
             vocabulary_size=self.config.vocab_size,
             transform=self._transform,
+            temperature=self.temperature,
             noise_CK=micro.noise_CK,
         )
-        return sum_by_completion(values_C, micro.lengths_S, micro.weight_C)
+        return values_C if micro.by_token else sum_by_completion(values_C, micro.lengths_S, micro.weight_C)
 
     def _packed_states(self, micro: MicroBatch) -> Tensor:
         """[C, D] hidden states that predict the completion tokens, of all pairs in one row."""

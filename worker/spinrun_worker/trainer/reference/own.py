@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_worker.trainer.model.learner import StepResult
-from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs, with_reference
+from spinrun_worker.trainer.reference.passes import ReferencePasses, StepPairs
 
 
 class OwnReference:
@@ -22,7 +22,7 @@ class OwnReference:
     ) -> tuple[list[StepPairs], StepResult]:
         """All steps with their reference, and the first one's result. weights: the policy before it."""
         del weights
-        return [with_reference(steps[0], first.logprobs), *steps[1:]], first
+        return [self._passes.of_first_step(steps[0], first), *steps[1:]], first
 
     def without_first_step(self, steps: Sequence[StepPairs]) -> list[StepPairs]:
         """All steps with their reference where the first one could not be taken: the policy is still as it was."""

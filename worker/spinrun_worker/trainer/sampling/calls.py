@@ -144,6 +144,10 @@ class Calls:
             return f"it is of version {group.version} ({group.digest}), wanted is {self._version} ({self._digest})"
         if len(group.samples) != self._sampling.n:
             return f"it has {len(group.samples)} samples, wanted are {self._sampling.n}"
+        if any(
+            sample.token_logprobs is not None and len(sample.token_logprobs) != len(sample.tokens) for sample in group.samples
+        ):
+            return "a sample has log-probs of more or fewer tokens than it has"
         return ""
 
     def _settle(self, by: Call, name: str) -> None:

@@ -80,8 +80,12 @@ class Requests:
             on_progress: Told how many are done, in place of the board.
         """
         method = self._spec.method
-        logprobs = method.reference_logprobs == "rollouts" and method.uses_reference
-        sampling = self._sampling(self._spec.rollout.samples_per_prompt, logprobs=logprobs)
+        sampling = self._sampling(self._spec.rollout.samples_per_prompt).model_copy(
+            update={
+                "logprobs": method.reference_logprobs == "rollouts" and method.uses_reference,
+                "token_logprobs": self._spec.asks_token_logprobs,
+            }
+        )
         return self._start(prompts, weights, sampling, on_progress or self._show(len(prompts)))
 
     def once(self, prompts: Sequence[PromptRecord], weights: Manifest) -> PendingAnswers:
@@ -93,11 +97,9 @@ class Requests:
         sampling = Sampling(n=1, temperature=0.0, max_tokens=self._spec.max_tokens)
         return self._start(prompts, weights, sampling, self._show(len(prompts)) if shown else lambda _: self._board.beat())
 
-    def _sampling(self, n: int, *, logprobs: bool = False) -> Sampling:
+    def _sampling(self, n: int) -> Sampling:
         rollout = self._spec.rollout
-        return Sampling(
-            n=n, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=self._spec.max_tokens, logprobs=logprobs
-        )
+        return Sampling(n=n, temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=self._spec.max_tokens)
 
     def _show(self, total: int) -> Callable[[int], None]:
         """Show on the board how many prompts of so many are done; returns who is to be told."""
