@@ -104,8 +104,9 @@ class Figures:
     def setting(self, *path: str, default: float) -> float:
         """A number of the spec; the default where there is none, or nothing that could be one."""
         value = value_at(self._document, "spec", *path)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number and abs(value) <= LARGEST_SETTING else default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_SETTING:
+            return default
+        return float(value)
 
     def named(self, *path: str) -> str:
         """A field of the spec by its path, with its number where the spec has one."""
