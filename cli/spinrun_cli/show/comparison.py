@@ -1,8 +1,13 @@
 """Several runs side by side: rows of tables, and one page of curves."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
+from pydantic import ValidationError
+
+from spinrun_api.base import models_in
+from spinrun_api.spec import SpinRunSpec
 from spinrun_cli.show.run_data import RunData, spread, value_at
 from spinrun_cli.show.text import duration
 from spinrun_protocol.ledger import MetricsLine
@@ -79,7 +84,7 @@ def _cell(value: float | None) -> str:
 
 def differences(runs: Runs) -> Rows:
     """The fields of the specs in which the runs differ."""
-    specs = [dict(_leaves(value_at(data.document, "spec"))) for _, data in runs]
+    specs = [dict(_leaves(_with_defaults(value_at(data.document, "spec")))) for _, data in runs]
     paths = sorted({path for spec in specs for path in spec})
     rows = [
         [path[:LONGEST_CELL], *(str(spec.get(path, "–"))[:LONGEST_CELL] for spec in specs)]
@@ -87,6 +92,20 @@ def differences(runs: Runs) -> Rows:
         if len({str(spec.get(path)) for spec in specs}) > 1
     ]
     return [["field", *(label for label, _ in runs)], *rows[:MOST_DIFFERENCES]]
+
+
+def _with_defaults(spec: Any) -> Any:
+    """A spec with the defaults of its blocks filled in: a run that began before there was a field has what is now its default."""
+    if not isinstance(spec, dict):
+        return spec
+    blocks = cast("dict[str, Any]", spec)
+    filled: dict[str, Any] = {}
+    for name, field in SpinRunSpec.model_fields.items():
+        model = next(models_in(field.annotation), None)
+        with suppress(ValidationError):
+            if model is not None and name in blocks:
+                filled[name] = model.model_validate(blocks[name]).to_document()
+    return blocks | filled
 
 
 def _leaves(value: Any, path: str = "spec") -> Iterator[tuple[str, Any]]:

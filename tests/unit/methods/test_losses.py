@@ -918,7 +918,7 @@ def test_sft_weight_adds_the_sft_loss_of_trl(trl: Original, pair: OnePair):
 @pytest.mark.parametrize("pair", INPUTS)
 @pytest.mark.parametrize("loss", [{"loss": "sigmoid"}, {"loss": "ipo", "sftWeight": 0.5, "klWeight": 0.1}, {"loss": "simpo"}])
 def test_weights_by_likelihood_are_those_of_wpo_and_have_no_gradient(loss: dict[str, Any], pair: OnePair):
-    # arXiv 2406.11827, eq. 1: the product of both answers' geometric mean probabilities.
+    # arXiv 2406.11827, unaligned: the product of both answers' geometric mean probabilities.
     weight = math.exp(pair.policy_chosen / pair.chosen_tokens) * math.exp(pair.policy_rejected / pair.rejected_tokens)
     without, gradient_without = ours(pair, **loss)
 
@@ -936,7 +936,7 @@ def test_weights_by_likelihood_are_trls_but_for_what_its_alignment_divides_by(
     trl: Original, scale: float, lengths: tuple[int, int], beta: float
 ):
     """TRL's weights are those of the paper's eq. 2: a token's probability over the sum of squares of all tokens'. With sums of 1,
-    whose logarithm is 0, they are those of eq. 1."""
+    whose logarithm is 0, nothing is aligned."""
     generator = torch.Generator().manual_seed(0)
     there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     token_logprobs = -scale * torch.rand(2, max(lengths), dtype=torch.float64, generator=generator) * there

@@ -98,7 +98,7 @@ def pair_losses(pairs: PairLogprobs, method: Method) -> Tensor:
 def pair_weights(pairs: PairLogprobs, method: Method) -> Tensor:
     """[B] how much each pair counts, without a gradient.
 
-    By likelihood: p(chosen) p(rejected), p the geometric mean of an answer's tokens' probabilities: arXiv 2406.11827, eq. 1.
+    By likelihood: p(chosen) p(rejected), p the geometric mean of an answer's tokens' probabilities: arXiv 2406.11827, unaligned.
     By margin: the difference of the rewards.
     """
     weights_B = torch.ones_like(pairs.policy_B2[:, 0])

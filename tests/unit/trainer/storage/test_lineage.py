@@ -108,8 +108,10 @@ def test_a_window_of_other_weights_is_refused(ledger: LedgerWriter) -> None:
 def test_a_window_that_is_compared_with_other_weights_is_refused(ledger: LedgerWriter, schedule: Schedule) -> None:
     first, second = publish(ledger, 0), publish(ledger, 1)
     commit(ledger, first, of(first))
-    commit(ledger, second, Reference(version=schedule.reference(1), digest="0" * 32))
-    with pytest.raises(TornError, match=f"compared with other weights than version {schedule.reference(1)}"):
+    version = schedule.reference(1)
+    assert version is not None
+    commit(ledger, second, Reference(version=version, digest="0" * 32))
+    with pytest.raises(TornError, match=f"compared with other weights than version {version}"):
         check_window(ledger, schedule, second)
 
 
