@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ ROOT = TESTS.parent
 sys.path.insert(0, str(TESTS))
 
 from bench.harness import say  # noqa: E402
+from spinrun_cli.local.speeds import measure_speeds  # noqa: E402
 
 Document = dict[str, Any]
 
@@ -36,16 +37,18 @@ def runs(model: Path) -> dict[str, Document]:
     spec = demo["spec"]
     spec["model"]["source"] = str(model)
     spec["duration"] = {"windows": 2}
+    spec["method"]["refUpdateFreq"] = 2
+    spec["trainer"]["computeDtype"] = "float32"
     del spec["data"]["evaluation"]
     rows = yaml.safe_load(yaml.safe_dump(demo))
     rows["spec"]["model"]["dtype"] = "bfloat16"
-    rows["spec"]["trainer"] |= {"optimizer": "adamw", "learningRate": 1e-6, "tokensPerMicroBatch": 1024}
+    rows["spec"]["trainer"] |= {"optimizer": "adamw", "learningRate": 1e-6, "tokensPerMicroBatch": 1024, "computeDtype": "bfloat16"}
     long = yaml.safe_load(yaml.safe_dump(demo))
     long["spec"]["data"]["prompts"]["template"] = STORY
     # A rule that tells answers apart by chance: what is measured is not what is learnt.
     long["spec"]["preference"] = {"rule": {"kind": "regex", "pattern": "e$|[aeiou]$", "truncated": "score"}}
     long["spec"]["rollout"] |= {"samplesPerPrompt": 4, "maxTokens": 96}
-    long["spec"]["trainer"] |= {"tokensPerMicroBatch": 2048, "computeDtype": "float32"}
+    long["spec"]["trainer"] |= {"tokensPerMicroBatch": 2048}
     return {"the demo": demo, "AdamW, bfloat16, rows of 1024": rows, "4 answers of 96 tokens, rows of 2048": long}
 
 
@@ -115,7 +118,7 @@ def measure(document: Document, folder: Path) -> Document:
     peaks, ended = Peaks(child.pid), threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.25):
+        while not ended.wait(1.0):
             peaks.look()
 
     watcher = threading.Thread(target=watch)
@@ -130,6 +133,7 @@ def measure(document: Document, folder: Path) -> Document:
     ledger = folder / "run" / "ledger"
     lines = [json.loads(line) for line in (ledger / "metrics.jsonl").read_text().splitlines()]
     return {
+        "speeds": asdict(measure_speeds()),
         "peaks": peaks.bytes,
         "windows": [line["values"] | {"time": line["time"]} for line in lines if line["event"] == "window"],
         "steps": [line["values"] | {"time": line["time"]} for line in lines if line["event"] == "step"],

@@ -77,14 +77,15 @@ def rank_memory(work: Work, hardware: Hardware) -> Memory:
     else:
         weights = Part("weights", 4 * work.trained * share, f"fp32, what the optimizer updates{each}")
     numbers = OPTIMIZER_NUMBERS[work.optimizer]
-    logits = min(MAX_LOGITS, work.row * shape.vocabulary) * (4 * LOGIT_COPIES + (width if width != 4 else 0))
-    converted = 0.0
+    completions = work.row * 2 * work.answer_tokens / work.pair_tokens
+    logits = min(MAX_LOGITS, completions * shape.vocabulary) * (4 * LOGIT_COPIES + (width if width != 4 else 0))
     if is_sharded:
         # FSDP gathers a layer while the one before computes, keeps the embedding and the output matrix, and reduces in fp32.
         outside = shape.parameters - shape.layers * shape.layer
-        converted = width * (2 * shape.layer + outside) + (4 + width) * max(shape.layer, outside)
-    elif width != 4 and not work.adapters:
-        converted = (width + 4) * shape.table  # the embedding, and the gradient of a conversion
+        copies = width * (2 * shape.layer + outside) + (4 + width) * max(shape.layer, outside)
+    else:
+        # The gradients of embedding and output matrix before they are added up, and the embedding in a narrower dtype.
+        copies = (0 if work.adapters else 2 * 4 * shape.table) + (width * shape.table if width != 4 else 0)
     base = Part("process", hardware.process_bytes, "Python, torch, transformers")
     if hardware.is_gpu:
         base = Part("process", 1e9, "CUDA's context and kernels")
@@ -94,14 +95,14 @@ def rank_memory(work: Work, hardware: Hardware) -> Memory:
             weights,
             Part("gradients", 4 * work.trained * share, f"fp32{each}"),
             Part("optimizer", 4 * numbers * work.trained * share, f"{work.optimizer}: {numbers} of fp32 for each weight{each}"),
-            Part("converted", converted, "weights gathered or converted for the arithmetic"),
+            Part("copies", copies, "weights gathered or converted, and gradients before they are added up"),
             Part(
                 "activations",
                 activation_bytes(work, hardware) * work.row,
                 f"{activation_bytes(work, hardware) / 1e3:,.0f} kB a token × {work.row:,.0f} tokens"
                 + (", recomputed by layer" if work.activation_checkpointing else ""),
             ),
-            Part("logits", logits, f"at most 2^25 at once, of {shape.vocabulary} tokens each"),
+            Part("logits", logits, "of completions, at most 2^25 at once"),
         ),
         limit=hardware.memory if hardware.is_gpu else 0.0,
     )

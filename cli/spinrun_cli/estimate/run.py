@@ -525,7 +525,7 @@ def _storage(spec: SpinRunSpec, done: Estimate) -> Iterator[Finding]:
     if there is not None and done.disk.total > 0.9 * there:
         wanted = math.ceil(1.2 * done.disk.total / (1 << 30))
         yield Finding(
-            "problem" if done.disk.total > there else "advice",
+            "advice",
             f"the ledger grows to {gigabytes(done.disk.total)} and storage.size is {size}: set {wanted}Gi, or lower "
             "trainer.keepCheckpoints",
         )
@@ -545,7 +545,7 @@ _SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e1
 
 
 def quantity(text: str) -> float | None:
-    """Bytes of a Kubernetes quantity such as 50Gi; None for another kind, such as 1e3 or 100m."""
+    """Bytes of a Kubernetes quantity such as 50Gi; None for a part of one, such as 100m."""
     number = text.rstrip("".join(set("".join(_SUFFIXES))))
     try:
         return float(number) * _SUFFIXES[text[len(number) :]]

@@ -18,10 +18,9 @@ from spinrun_cli.output import echo_json
 from spinrun_cli.overrides import read_run
 from spinrun_cli.show import estimate as shown
 from spinrun_protocol.model_limits import Config, fitted, parse_config, problems_with_model
-from spinrun_worker.data import arithmetic
-from spinrun_worker.errors import ConfigurationError
 
 CPU = "cpu"
+PIPE_WIDTH = 240
 MAX_CONFIG_BYTES = 4_000_000
 MAX_LINES_BYTES = 200_000_000
 """Of a file of prompts whose lines are counted."""
@@ -53,7 +52,11 @@ def show_estimate(path: Path, options: Options, *, as_json: bool) -> int:
     if as_json:
         echo_json(shown.document(found, notes), indent=2)
     else:
-        Console(highlight=False, soft_wrap=False).print(shown.text(found, notes))
+        console = Console(highlight=False)
+        # A file or a pipe has no width: wide enough then for a finding to be found by grep.
+        if not console.is_terminal:
+            console.width = PIPE_WIDTH
+        console.print(shown.text(found, notes))
     return 0 if found.fits else 1
 
 
@@ -200,16 +203,26 @@ def _data(run: SpinRun) -> Data:
 def _count(block: str, prompts: Prompts) -> int | None:
     """How many prompts a source has; None where that takes reading all of it, or a Hub."""
     found = None
-    if prompts.source == arithmetic.SOURCE:
-        try:
-            found = len(arithmetic.questions(prompts.config, prompts.split, block=block))
-        except ConfigurationError as error:
-            raise InvalidInputError(str(error)) from error
+    if prompts.source == "arithmetic":
+        found = _questions(block, prompts)
     elif prompts.suffix == ".jsonl" and prompts.source.startswith("/"):
         found = _lines(Path(prompts.source))
     if prompts.limit is None:
         return found
     return prompts.limit if found is None else min(found, prompts.limit)
+
+
+def _questions(block: str, prompts: Prompts) -> int | None:
+    """Of the built-in arithmetic; None without the worker's packages."""
+    try:
+        from spinrun_worker.data import arithmetic
+        from spinrun_worker.errors import ConfigurationError
+    except ModuleNotFoundError:
+        return None
+    try:
+        return len(arithmetic.questions(prompts.config, prompts.split, block=block))
+    except ConfigurationError as error:
+        raise InvalidInputError(str(error)) from error
 
 
 def _lines(path: Path) -> int | None:

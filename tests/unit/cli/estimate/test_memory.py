@@ -46,9 +46,9 @@ def test_a_rank_holds_weights_gradients_and_what_the_optimizer_keeps():
         "weights": 4 * 388,
         "gradients": 4 * 388,
         "optimizer": 8 * 388,
-        "converted": 0,
+        "copies": 2 * 4 * 40,  # of a table of ten times four
         "activations": 544 * 40,
-        "logits": 12 * 40 * 10,
+        "logits": 12 * (40 * 4 / 10) * 10,  # four tokens in ten are completions
     }
 
 
@@ -65,7 +65,7 @@ def test_ranks_share_what_is_trained_but_not_what_they_gather():
 
     assert [four[name] * 4 for name in ("weights", "gradients", "optimizer")] == [4 * 388, 4 * 388, 8 * 388]
     # Two layers of 152 and the 84 outside in bfloat16; the largest unit once more in bfloat16, and in fp32.
-    assert one["converted"] == four["converted"] == 2 * (2 * 152 + 84) + 6 * 152
+    assert one["copies"] == four["copies"] == 2 * (2 * 152 + 84) + 6 * 152
 
 
 def test_adapters_are_all_that_has_gradients():
