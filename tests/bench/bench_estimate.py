@@ -1,9 +1,9 @@
 """`make bench-estimate`: what `spinrun estimate` says of short runs, beside the same runs measured here.
 
-python tests/bench/bench_estimate.py --model DIR [--repeats 2] [--only NAME] [--raw FILE] [--write]
+python tests/bench/bench_estimate.py --model DIR [--repeats 2] [--only NAME] [--raw FILE] [--compare FILE ...] [--write]
 
-Prints the table of docs/scaling.md, and writes it there with --write. Of repeats the fastest window and the smallest peak count:
-whatever else the machine does only adds to them.
+Prints the table of docs/scaling.md, and writes it there with --write; --compare takes what earlier calls measured (--raw) in
+place of measuring. Of repeats the fastest window and the smallest peak count: whatever else the machine does only adds to them.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, ClassVar
 
 import yaml
 
@@ -23,8 +24,17 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 sys.path.insert(0, str(TESTS))
 
-from bench.harness import say  # noqa: E402
+from bench.harness import say, write_table  # noqa: E402
+from spinrun_api.documents import parse_run  # noqa: E402
+from spinrun_cli.estimate.hardware import Speeds, of_machine  # noqa: E402
+from spinrun_cli.estimate.result import Estimate  # noqa: E402
+from spinrun_cli.estimate.run import estimate  # noqa: E402
+from spinrun_cli.estimate.shape import shape_of  # noqa: E402
 from spinrun_cli.local.speeds import measure_speeds  # noqa: E402
+from spinrun_protocol.model_limits import fitted, parse_config  # noqa: E402
+from spinrun_worker.ledger import read_pairs  # noqa: E402
+
+PAGE = ROOT / "docs" / "scaling.md"
 
 Document = dict[str, Any]
 
@@ -42,7 +52,12 @@ def runs(model: Path) -> dict[str, Document]:
     del spec["data"]["evaluation"]
     rows = yaml.safe_load(yaml.safe_dump(demo))
     rows["spec"]["model"]["dtype"] = "bfloat16"
-    rows["spec"]["trainer"] |= {"optimizer": "adamw", "learningRate": 1e-6, "tokensPerMicroBatch": 1024, "computeDtype": "bfloat16"}
+    rows["spec"]["trainer"] |= {
+        "optimizer": "adamw",
+        "learningRate": 1e-6,
+        "tokensPerMicroBatch": 1024,
+        "computeDtype": "bfloat16",
+    }
     long = yaml.safe_load(yaml.safe_dump(demo))
     long["spec"]["data"]["prompts"]["template"] = STORY
     # A rule that tells answers apart by chance: what is measured is not what is learnt.
@@ -55,7 +70,7 @@ def runs(model: Path) -> dict[str, Document]:
 class Peaks:
     """The most main memory that the processes below one have held, by what they are."""
 
-    KINDS = {
+    KINDS: ClassVar[dict[str, str | None]] = {
         "spinrun_worker.trainer.launch": None,
         "spinrun_worker.trainer": "trainer",
         "spinrun_worker.vllm": "server",
@@ -132,14 +147,16 @@ def measure(document: Document, folder: Path) -> Document:
         raise SystemExit(output.decode()[-3000:])
     ledger = folder / "run" / "ledger"
     lines = [json.loads(line) for line in (ledger / "metrics.jsonl").read_text().splitlines()]
+    pairs = [pair for path in sorted(ledger.glob("windows/*/pairs.parquet")) for pair in read_pairs(path)]
     return {
+        "run": document,
+        "prompt_tokens": mean(len(pair.prompt) for pair in pairs),
         "speeds": asdict(measure_speeds()),
         "peaks": peaks.bytes,
         "windows": [line["values"] | {"time": line["time"]} for line in lines if line["event"] == "window"],
         "steps": [line["values"] | {"time": line["time"]} for line in lines if line["event"] == "step"],
         "disk": {path.name: _bytes(path) for path in ledger.iterdir() if path.is_dir()},
         "compute_dtype": json.loads((ledger / "run.json").read_text())["computeDtype"],
-        "log": [line for line in (folder / "run" / "logs" / "trainer.log").read_text().splitlines()][-400:],
     }
 
 
@@ -147,23 +164,100 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def estimated(measured: Document, speeds: Speeds) -> Estimate:
+    """What the estimate says of a run, told how long its prompts and answers were and how many made a pair."""
+    run = parse_run(measured["run"], "bench")
+    config = parse_config((Path(run.spec.model.source) / "config.json").read_text())
+    assert config is not None
+    window = measured["windows"][-1]
+    prompts = run.spec.trainer.least_prompts_per_step * run.spec.method.steps_per_window
+    given = {
+        "prompt_tokens": measured["prompt_tokens"],
+        "answer_tokens": window["response_length/mean"],
+        "pairs_per_prompt": window["pairs"] / prompts,
+    }
+    return estimate(fitted(run, config), shape_of(config), of_machine(speeds), given=given, auto_dtype=speeds.dtype)
+
+
+def rows(measured: Document, best: Document, speeds: Speeds) -> list[tuple[str, float, float]]:
+    """What, estimated and measured: bytes and seconds of a run's last window.
+
+    Args:
+        measured: The repeat whose last window was the fastest.
+        best: The smallest peaks of all repeats.
+        speeds: Of the machine.
+    """
+    said, window = estimated(measured, speeds), measured["windows"][-1]
+    seconds = said.window
+    total = window["time"] - measured["windows"][-2]["time"]
+    return [
+        ("trainer, GB", max(said.rank.total, said.loading.total) / 1e9, best["trainer"] / 1e9),
+        ("rollout, GB", said.rollout.memory.total / 1e9, best["rollout"] / 1e9),
+        ("publish, s", seconds.publish, window["timing/publish_seconds"]),
+        ("activate, s", seconds.activate, window["timing/activate_seconds"]),
+        # The checkpoint is written while the rollouts answer.
+        ("generate and checkpoint, s", seconds.generate + seconds.checkpoint, _spent(window, "generate", "checkpoint")),
+        ("reference, s", seconds.reference, window["timing/reference_seconds"]),
+        ("train, s", seconds.train, window["timing/train_seconds"]),
+        ("window, s", seconds.total, total),
+    ]
+
+
+def _spent(window: Document, *activities: str) -> float:
+    return sum(window.get(f"timing/{activity}_seconds", 0.0) for activity in activities)
+
+
+def table(raw: dict[str, list[Document]]) -> str:
+    """The table: a row for each thing, three columns for each run."""
+    everything = [measured for repeats in raw.values() for measured in repeats]
+    speeds = Speeds(**max((measured["speeds"] for measured in everything), key=lambda each: each["float32"] + each["bfloat16"]))
+    names = list(raw)
+    columns: list[list[tuple[str, float, float]]] = []
+    for name in names:
+        fastest = min(raw[name], key=lambda each: each["windows"][-1]["time"] - each["windows"][-2]["time"])
+        peaks = {kind: min(each["peaks"][kind] for each in raw[name]) for kind in ("trainer", "rollout")}
+        columns.append(rows(fastest, peaks, speeds))
+    lines = [f"| | {' | '.join(f'{name} | measured | off' for name in names)} |", f"|---|{'---|' * 3 * len(names)}"]
+    for row in zip(*columns, strict=True):
+        cells = [f"{said:.2f} | {found:.2f} | {(said - found) / found:+.0%}" for _, said, found in row]
+        lines.append(f"| {row[0][0]} | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{speeds.float32 / 1e9:.0f} GFLOP/s in float32, {speeds.bfloat16 / 1e9:.0f} in bfloat16, copies of "
+            f"{speeds.copy / 1e9:.1f} GB/s; the best of {min(map(len, raw.values()))} runs each.",
+        ]
+    )
+
+
 def main() -> None:
     """Measure, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", help="one run")
     parser.add_argument("--raw", type=Path, help="file for what was measured")
+    parser.add_argument("--compare", type=Path, nargs="+", help="what was measured before")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     raw: dict[str, list[Document]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for repeat in range(options.repeats):
-            for number, (name, document) in enumerate(runs(options.model.resolve()).items()):
-                if options.only in (None, name):
-                    say(f"{name}, repeat {repeat}")
-                    raw.setdefault(name, []).append(measure(document, Path(scratch) / f"{number}-{repeat}"))
-                    if options.raw:
-                        options.raw.write_text(json.dumps(raw, indent=1))
+    for path in options.compare or ():
+        for name, repeats in json.loads(path.read_text()).items():
+            raw.setdefault(name, []).extend(repeats)
+    if not options.compare:
+        with tempfile.TemporaryDirectory() as scratch:
+            for repeat in range(options.repeats):
+                for number, (name, document) in enumerate(runs(options.model.resolve()).items()):
+                    if options.only in (None, name):
+                        say(f"{name}, repeat {repeat}")
+                        raw.setdefault(name, []).append(measure(document, Path(scratch) / f"{number}-{repeat}"))
+                        if options.raw:
+                            options.raw.write_text(json.dumps(raw, indent=1))
+    found = table(raw)
+    print(found)
+    if options.write:
+        write_table(PAGE, found)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,17 @@ CARDS = {
     card.name: card
     for card in (
         Card("A100-80", 312 * TFLOPS, 19.5 * TFLOPS, 80 * GB, 2039 * GB, 300 * GB, "NVIDIA A100 data sheet, 80GB SXM", 256, 2048),
-        Card("B200", 2250 * TFLOPS, 75 * TFLOPS, 180 * GB, 7700 * GB, 900 * GB, "NVIDIA DGX B200 data sheet, an eighth", 1024, 16384),
+        Card(
+            "B200",
+            2250 * TFLOPS,
+            75 * TFLOPS,
+            180 * GB,
+            7700 * GB,
+            900 * GB,
+            "NVIDIA DGX B200 data sheet, an eighth",
+            1024,
+            16384,
+        ),
         Card("H100", 989.5 * TFLOPS, 67 * TFLOPS, 80 * GB, 3350 * GB, 450 * GB, "NVIDIA H100 data sheet, SXM"),
         Card("H200", 989.5 * TFLOPS, 67 * TFLOPS, 141 * GB, 4800 * GB, 450 * GB, "NVIDIA H200 data sheet, SXM"),
         Card("L4", 121 * TFLOPS, 30.3 * TFLOPS, 24 * GB, 300 * GB, 32 * GB, "NVIDIA L4 data sheet", 256, 2048),
@@ -68,7 +78,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What one rank, one GPU of a rollout, and the volume can do. Whatever `--assume` names is a field of this or of the workload."""
+    """What one rank, one GPU of a rollout, and the volume can do. `--assume` may name any number of it."""
 
     name: str
     is_gpu: bool

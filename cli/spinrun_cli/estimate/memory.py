@@ -1,7 +1,8 @@
 """Memory of a rank of the trainer, and of a rollout. Pure arithmetic over what the code holds.
 
-Activations are counted as autograd keeps them of a layer of transformers (Llama, Qwen): the inputs of norms and linear layers, the
-gate and its product, queries, keys and values. Sizes below: h hidden, q all query heads, k all key heads, i the feed-forward part.
+Activations are counted as autograd keeps them of a layer of transformers (Llama, Qwen): the inputs of norms and linear layers,
+the gate and its product, queries, keys and values. Sizes below: h hidden, q all query heads, k all key heads, i the feed-forward
+part.
 """
 
 from dataclasses import dataclass
@@ -73,7 +74,11 @@ def rank_memory(work: Work, hardware: Hardware) -> Memory:
     is_sharded = work.ranks > 1 or (hardware.is_gpu and width != 4 and not work.adapters)
     each = "" if work.ranks == 1 else f" / {work.ranks} ranks"
     if work.adapters:
-        weights = Part("weights", (shape.parameters * width + 4 * work.adapters) * share, f"base in {work.compute_dtype}, adapters in fp32{each}")
+        weights = Part(
+            "weights",
+            (shape.parameters * width + 4 * work.adapters) * share,
+            f"base in {work.compute_dtype}, adapters in fp32{each}",
+        )
     else:
         weights = Part("weights", 4 * work.trained * share, f"fp32, what the optimizer updates{each}")
     numbers = OPTIMIZER_NUMBERS[work.optimizer]

@@ -17,7 +17,9 @@ _BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 _ATTENTION = ("full_attention", "sliding_attention")
 
 # Families whose feed-forward part is two matrices; all others have a third, the gate.
-_WITHOUT_GATE = frozenset({"gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode", "mpt"})
+_WITHOUT_GATE = frozenset(
+    {"gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode", "mpt"}
+)
 # Families whose query, key and value layers have biases, which their files do not say.
 _WITH_BIAS = frozenset({"qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "gpt2", "gpt_neox", "opt", "phi", "bloom", "starcoder2"})
 # Families whose output matrix is the embedding, where the file does not say.
@@ -120,7 +122,9 @@ def shape_of(config: Config) -> Shape:
         raise ShapeError(f"{experts} {text.get(experts)}: mixtures of experts are not trained, so name a dense model")
     types = text.get("layer_types")
     if isinstance(types, list) and (others := {str(each) for each in cast(list[Any], types)}.difference(_ATTENTION)):
-        raise ShapeError(f"layer_types has {', '.join(sorted(others))[:200]}: only layers of full or sliding attention are trained")
+        raise ShapeError(
+            f"layer_types has {', '.join(sorted(others))[:200]}: only layers of full or sliding attention are trained"
+        )
     hidden, heads = _size(text, _HIDDEN), _size(text, HEADS)
     head_dim = _optional(text, ("head_dim",)) or hidden // heads
     if head_dim < 1:
@@ -170,8 +174,17 @@ def _stored_bytes(config: Config, text: Config) -> int:
     return 4
 
 
-def _published(  # noqa: PLR0913 - as config.json has them
-    layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int, *, tied: bool, head_dim: int = 0, biased: bool = False
+def _published(
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    vocabulary: int,
+    *,
+    tied: bool,
+    head_dim: int = 0,
+    biased: bool = False,
 ) -> Shape:
     return Shape(layers, hidden, heads, kv_heads, head_dim or hidden // heads, intermediate, vocabulary, tied, biased=biased)
 

@@ -61,7 +61,9 @@ def window(work: Work, hardware: Hardware) -> Window:
     boundary = publish + activate
     ours = score + reference + train
     if work.overlap:
-        total = boundary + max(ours + (0.0 if work.shares_cores else checkpoint), generate) + (checkpoint if work.shares_cores else 0)
+        total = (
+            boundary + max(ours + (0.0 if work.shares_cores else checkpoint), generate) + (checkpoint if work.shares_cores else 0)
+        )
     else:
         total = boundary + meanwhile + ours
     return Window(publish, activate, generate, score, checkpoint, reference, train, total)
@@ -156,7 +158,7 @@ def _conversion(work: Work, hardware: Hardware) -> float:
 
 
 def _passes_over_weights(work: Work, hardware: Hardware) -> float:
-    """Conversion, forward and backward; gradients added up for each row; the optimizer, the norm and its clipping for each step."""
+    """Conversion, forward and backward; gradients added up for each row; the optimizer, the norm and clipping for each step."""
     # Weight, gradient and the optimizer's numbers read, all but the gradient written; the gradient twice more for its norm.
     of_step = 4 * (3 + 1 + 2 * OPTIMIZER_NUMBERS[work.optimizer] + 1)
     of_row = 4 * 3

@@ -104,7 +104,9 @@ class Work:
     @property
     def rows(self) -> float:
         """Rows of tokens that a rank processes in a step."""
-        return max(1.0, math.ceil(self.pairs / self.steps * self.pair_tokens / self.ranks / max(self.row_tokens, self.pair_tokens)))
+        return max(
+            1.0, math.ceil(self.pairs / self.steps * self.pair_tokens / self.ranks / max(self.row_tokens, self.pair_tokens))
+        )
 
     @property
     def row(self) -> float:

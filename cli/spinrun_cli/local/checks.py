@@ -148,6 +148,16 @@ def _check_model(block: str, source: str, revision: str | None) -> None:
 
 
 def config_of_hub_model(block: str, source: str, revision: str | None) -> Path:
+    """The config.json of a model of the Hub, from the cache or fetched.
+
+    Args:
+        block: Path of the model's block in the spec.
+        source: Its id.
+        revision: Its revision.
+
+    Raises:
+        InvalidInputError: It is not to be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 

@@ -10,7 +10,8 @@ from spinrun_api.spec import Prompts
 from spinrun_cli.console import Console
 from spinrun_cli.errors import InvalidInputError
 from spinrun_cli.estimate.hardware import CARDS, AssumptionError, Hardware, of_card, of_machine
-from spinrun_cli.estimate.run import Data, Estimate, LayoutError, estimate
+from spinrun_cli.estimate.result import Estimate
+from spinrun_cli.estimate.run import Data, LayoutError, estimate
 from spinrun_cli.estimate.shape import KNOWN, Shape, ShapeError, shape_of
 from spinrun_cli.local.checks import config_of_hub_model, for_one_machine
 from spinrun_cli.local.files import open_regular
@@ -82,9 +83,7 @@ def estimate_of(path: Path, options: Options) -> tuple[Estimate, list[str]]:
     if shape.sees_images:
         notes.append("the model's part for images is not counted: its weights come on top")
     try:
-        return estimate(
-            run, shape, hardware, gpus=options.gpus, data=_data(run), given=given, auto_dtype=auto_dtype
-        ), notes
+        return estimate(run, shape, hardware, gpus=options.gpus, data=_data(run), given=given, auto_dtype=auto_dtype), notes
     except (LayoutError, AssumptionError) as error:
         raise InvalidInputError(str(error)) from error
 
@@ -121,7 +120,8 @@ def _config_here(run: SpinRun, model_config: Path | None) -> Path | None:
     if model.source.startswith("/"):
         if not Path(model.source).is_dir():
             raise InvalidInputError(
-                f"spec.model.source: {model.source} is not a folder here: correct the path, or give its config.json by --model-config"
+                f"spec.model.source: {model.source} is not a folder here: correct the path, or give its config.json by "
+                "--model-config"
             )
         return Path(model.source) / "config.json"
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -141,8 +141,8 @@ def _fetched(run: SpinRun) -> Path:
     model, elsewhere = run.spec.model, "give its config.json from elsewhere by --model-config PATH"
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InvalidInputError(
-            f"spec.model.source: config.json of {model.source} is fetched with the extra `worker`: pip install 'spinrun[worker]', or "
-            f"{elsewhere}"
+            f"spec.model.source: config.json of {model.source} is fetched with the extra `worker`: "
+            f"pip install 'spinrun[worker]', or {elsewhere}"
         )
     try:
         return config_of_hub_model("spec.model", model.source, model.revision)
@@ -178,7 +178,8 @@ def _hardware(gpu: str | None) -> tuple[Hardware, str]:
         return of_card(card), "bfloat16"
     if importlib.util.find_spec("torch") is None:
         raise InvalidInputError(
-            f"this machine is measured with torch, which is missing: pip install 'spinrun[worker]', or name a GPU: --gpu {next(iter(CARDS))}"
+            "this machine is measured with torch, which is missing: pip install 'spinrun[worker]', or name a GPU: "
+            f"{', '.join(CARDS)}"
         )
     from spinrun_cli.local.speeds import gpu_name, measure_speeds
 

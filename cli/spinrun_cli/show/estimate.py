@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spinrun_cli.estimate.memory import Memory
-from spinrun_cli.estimate.run import Estimate, Finding, gigabytes
+from spinrun_cli.estimate.result import Estimate, Finding, gigabytes
 from spinrun_cli.show.text import duration
 
 PHASES = ("publish", "activate", "generate", "score", "checkpoint", "reference", "train")
@@ -48,7 +48,11 @@ def document(estimate: Estimate, notes: Sequence[str]) -> dict[str, Any]:
             "outside": estimate.window.outside,
             "tokensPerSecond": estimate.generation.tokens_per_second,
         },
-        "boundary": {"versionBytes": estimate.work.version_bytes, "writtenBytes": estimate.boundary_written, "readBytes": estimate.boundary_read},
+        "boundary": {
+            "versionBytes": estimate.work.version_bytes,
+            "writtenBytes": estimate.boundary_written,
+            "readBytes": estimate.boundary_read,
+        },
         "disk": {**asdict(estimate.disk), "total": estimate.disk.total},
         "run": {"windows": estimate.windows, "seconds": estimate.seconds},
         "findings": [asdict(finding) for finding in estimate.findings],
@@ -78,7 +82,9 @@ def text(estimate: Estimate, notes: Sequence[str]) -> RenderableType:
     parts += [
         _memory_table("memory of a rank", estimate.rank),
         Text(f"while it loads, {gigabytes(estimate.loading.total)} of main memory in each rank", style="dim"),
-        _memory_table("memory of a rollout's GPU" if estimate.hardware.is_gpu else "memory of a rollout", estimate.rollout.memory),
+        _memory_table(
+            "memory of a rollout's GPU" if estimate.hardware.is_gpu else "memory of a rollout", estimate.rollout.memory
+        ),
         Text(_sequences(estimate), style="dim"),
         _window_table(estimate),
         _bytes_table(estimate),
@@ -96,8 +102,8 @@ def _head(estimate: Estimate) -> Text:
     return Text(
         f"{estimate.name}: {windows} of {work.steps} steps on {where} ({_count(layout.ranks, 'rank')}, "
         f"{_count(layout.rollouts, 'rollout')})\n"
-        f"{shape.parameters / 1e9:.3g} B weights: {shape.layers} layers of {shape.hidden}, vocabulary {shape.vocabulary}{trained}; "
-        f"trained in {work.compute_dtype}, published in {'float32' if work.adapters else work.published_dtype}"
+        f"{shape.parameters / 1e9:.3g} B weights: {shape.layers} layers of {shape.hidden}, vocabulary {shape.vocabulary}{trained}"
+        f"; trained in {work.compute_dtype}, published in {'float32' if work.adapters else work.published_dtype}"
     )
 
 
@@ -120,14 +126,18 @@ def _memory_table(title: str, memory: Memory) -> Table:
             table.add_row(part.name, gigabytes(part.bytes), part.how)
     limit = f"of {gigabytes(memory.limit)}" if memory.limit else ""
     over = f": {gigabytes(memory.excess)} too much" if memory.excess else ""
-    table.add_row(Text("together", style="bold"), Text(gigabytes(memory.total), style="bold red" if over else "bold"), limit + over)
+    table.add_row(
+        Text("together", style="bold"), Text(gigabytes(memory.total), style="bold red" if over else "bold"), limit + over
+    )
     return table
 
 
 def _window_table(estimate: Estimate) -> Table:
     seconds, table = estimate.window, _table("a window", "seconds", "")
     how = {
-        "checkpoint": "while the rollouts answer, on the same cores" if estimate.work.shares_cores else "while the rollouts answer",
+        "checkpoint": "while the rollouts answer, on the same cores"
+        if estimate.work.shares_cores
+        else "while the rollouts answer",
         "score": "" if estimate.work.score_seconds is not None else "not known: another model says it",
         "reference": "" if estimate.work.reference_pass else "by the rollouts",
         "generate": "while the trainer trains" if estimate.work.overlap else "",
@@ -135,7 +145,11 @@ def _window_table(estimate: Estimate) -> Table:
     for phase in PHASES:
         table.add_row(phase, f"{getattr(seconds, phase):.1f}", how.get(phase, ""))
     run = "" if estimate.seconds is None else f"the run in {duration(estimate.seconds)}"
-    table.add_row(Text("together", style="bold"), Text(f"{seconds.total:.1f}", style="bold"), f"{seconds.outside:.0%} outside generate and train" + (f"; {run}" if run else ""))
+    table.add_row(
+        Text("together", style="bold"),
+        Text(f"{seconds.total:.1f}", style="bold"),
+        f"{seconds.outside:.0%} outside generate and train" + (f"; {run}" if run else ""),
+    )
     return table
 
 
@@ -145,9 +159,15 @@ def _bytes_table(estimate: Estimate) -> Table:
     table.add_row("", gigabytes(estimate.boundary_read), f"read by {_count(work.rollouts, 'rollout')}")
     table.add_row("checkpoint", gigabytes(work.checkpoint_bytes), f"{work.checkpoints:.3g} a window")
     table.add_row("disk: versions", gigabytes(disk.versions), f"{disk.num_versions} at most")
-    table.add_row("disk: checkpoints", gigabytes(disk.checkpoints), f"{disk.num_checkpoints} at most, one of them about to be deleted")
+    table.add_row(
+        "disk: checkpoints", gigabytes(disk.checkpoints), f"{disk.num_checkpoints} at most, one of them about to be deleted"
+    )
     table.add_row("disk: samples", "?" if disk.samples is None else gigabytes(disk.samples), "of all windows, never deleted")
-    table.add_row(Text("together", style="bold"), Text(gigabytes(disk.total), style="bold"), f"in pods, {gigabytes(disk.scratch)} of scratch space in each rollout too")
+    table.add_row(
+        Text("together", style="bold"),
+        Text(gigabytes(disk.total), style="bold"),
+        f"in pods, {gigabytes(disk.scratch)} of scratch space in each rollout too",
+    )
     return table
 
 

@@ -39,7 +39,7 @@ def parts(memory: Memory) -> dict[str, float]:
 def test_a_rank_holds_weights_gradients_and_what_the_optimizer_keeps():
     got = parts(rank_memory(WORK, MACHINE))
 
-    # 388 weights. Of each token and layer: norms 6 × 4, queries and outputs 2 × 4, keys and values 2 × 2, feed-forward 4 × 8, fp32.
+    # Of each token and layer, in fp32: norms 6 × 4, queries and outputs 2 × 4, keys and values 2 × 2, feed-forward 4 × 8.
     assert activation_bytes(WORK, MACHINE) == 2 * 4 * (24 + 8 + 4 + 32)
     # A step has four pairs of ten tokens, and a row takes the longest pair, of 304 tokens: all forty.
     assert got == {
@@ -126,7 +126,9 @@ def test_a_model_larger_than_a_gpu_says_by_how_much():
 def test_steps_measured_on_an_h200_are_near(size: str, gib: float, pairs: int):
     """Qwen2.5's shapes, bfloat16, one rank, rows of 16,384 tokens, prompts and answers of 256 to 512 tokens: the most memory that
     torch allocated, which is without CUDA's context."""
-    work = Work(KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"], pairs, 2, 379, 378, 512, 512, pairs_per_prompt=1, steps=1, row_tokens=16384)
+    work = Work(
+        KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"], pairs, 2, 379, 378, 512, 512, pairs_per_prompt=1, steps=1, row_tokens=16384
+    )
 
     memory = rank_memory(work, of_card(CARDS["H200"]))
 

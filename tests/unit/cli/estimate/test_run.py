@@ -5,9 +5,16 @@ from typing import Any
 import pytest
 
 from spinrun_api.documents import parse_run
+from spinrun_cli.estimate.findings import quantity
 from spinrun_cli.estimate.hardware import CARDS, AssumptionError, Speeds, of_card, of_machine
-from spinrun_cli.estimate.run import Data, Estimate, LayoutError, estimate, gigabytes, quantity
+from spinrun_cli.estimate.memory import MAX_LOGITS, SHORT
+from spinrun_cli.estimate.result import Estimate, gigabytes
+from spinrun_cli.estimate.run import SHARED_GPU_MEMORY, Data, LayoutError, estimate
 from spinrun_cli.estimate.shape import KNOWN
+from spinrun_cli.estimate.window import SEQUENCES_IN_FLIGHT
+from spinrun_cli.local import machine
+from spinrun_worker.trainer.model import attention, logprobs
+from spinrun_worker.trainer.sampling.limits import SamplingLimits
 from unit.cli.conftest import DOCUMENT
 
 H100, L4 = of_card(CARDS["H100"]), of_card(CARDS["L4"])
@@ -56,9 +63,11 @@ def test_what_is_said_to_set_suffices():
 def test_fewer_tokens_at_once_come_first_where_they_suffice():
     trainer = {"tokensPerMicroBatch": 32768}
     rollout = {"maxTokens": 256}
-    found = of("Qwen/Qwen2.5-1.5B-Instruct", given={"pairs_per_prompt": 1.0, "answer_tokens": 256}, trainer=trainer, rollout=rollout)
+    found = of(
+        "Qwen/Qwen2.5-1.5B-Instruct", given={"pairs_per_prompt": 1.0, "answer_tokens": 256}, trainer=trainer, rollout=rollout
+    )
 
-    assert "set trainer.tokensPerMicroBatch: 16384" in texts(found, "problem")
+    assert "set trainer.tokensPerMicroBatch: 8192" in texts(found, "problem")
     assert "trainer.activationCheckpointing: true" in texts(found, "problem")
 
 
@@ -198,3 +207,10 @@ def test_quantities_of_kubernetes(text: str, number: float | None):
 
 def test_bytes_for_people():
     assert [gigabytes(number) for number in (1.5e12, 15.2e9, 999e6, 2e3)] == ["1.5 TB", "15.2 GB", "999 MB", "2 kB"]
+
+
+def test_numbers_that_others_own_are_theirs():
+    assert SHARED_GPU_MEMORY == machine.SHARED_GPU_MEMORY
+    assert MAX_LOGITS == logprobs.MAX_LOGITS
+    assert SHORT == attention.SHORT
+    assert SamplingLimits().sequences_in_flight == SEQUENCES_IN_FLIGHT

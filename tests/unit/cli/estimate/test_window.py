@@ -70,8 +70,8 @@ def test_training_is_three_times_a_forward_pass():
 
 def test_passes_over_the_weights_are_bound_by_memory():
     slow = replace(PLAIN, bandwidth=1e-3, bfloat16=1e15, float32=1e15)
-    # Of each of 388 weights in two steps, in fp32: read and written 3 + 1 + 4 + 1 times by AdamW, 3 times for the gradients of the
-    # one row; converted forward and backward, 6 bytes each.
+    # Of each of 388 weights in two steps, in fp32: read and written 3 + 1 + 4 + 1 times by AdamW, 3 times for the gradients of
+    # the one row; converted forward and backward, 6 bytes each.
     bytes_of_step = 4 * 9 + 4 * 3 + 2 * 6
 
     assert train_seconds(WORK, slow) == pytest.approx(2 * bytes_of_step * 388 / (1e-3 * 0.5))

@@ -53,11 +53,20 @@ def write(folder: Path, config: dict[str, Any] | str, **blocks: Any) -> Path:
 
 
 def test_a_person_reads_memory_seconds_bytes_and_what_limits(spinrun: Shell, file: Path):
-    code, out, err = spinrun("estimate", str(file), "--set", "spec.rollout.maxTokens=16", "--set", "spec.data.maxPromptTokens=112")
+    code, out, err = spinrun(
+        "estimate", str(file), "--set", "spec.rollout.maxTokens=16", "--set", "spec.data.maxPromptTokens=112"
+    )
 
     assert (code, err) == (0, "")
     assert "adding: 5 windows of 16 steps on this machine, 2 cores (1 rank, 1 rollout)" in out
-    for title in ("memory of a rank", "memory of a rollout", "a window", "bytes", "what limits it", "assumed (--assume NAME=VALUE)"):
+    for title in (
+        "memory of a rank",
+        "memory of a rollout",
+        "a window",
+        "bytes",
+        "what limits it",
+        "assumed (--assume NAME=VALUE)",
+    ):
         assert re.search(rf"^{re.escape(title)} ", out, re.MULTILINE), title
     assert re.search(r"^answer_tokens +8 +half of the longest", out, re.MULTILINE)
 
