@@ -172,9 +172,9 @@ def estimated(measured: Document, speeds: Speeds) -> Estimate:
     window = measured["windows"][-1]
     prompts = run.spec.trainer.least_prompts_per_step * run.spec.method.steps_per_window
     given = {
-        "prompt_tokens": measured["prompt_tokens"],
-        "answer_tokens": window["response_length/mean"],
-        "pairs_per_prompt": window["pairs"] / prompts,
+        "promptTokens": measured["prompt_tokens"],
+        "answerTokens": window["response_length/mean"],
+        "pairsPerPrompt": window["pairs"] / prompts,
     }
     return estimate(fitted(run, config), shape_of(config), of_machine(speeds), given=given, auto_dtype=speeds.dtype)
 

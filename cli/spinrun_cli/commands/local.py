@@ -38,7 +38,7 @@ def estimate(
         typer.Option(
             "--assume",
             metavar="NAME=VALUE",
-            help="Replace an assumption, as in answer_tokens=200. May be repeated.",
+            help="Replace an assumption, as in answerTokens=200. May be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 GB = 1e9
 TFLOPS = 1e12
 
@@ -228,21 +230,27 @@ def assumed(given: Mapping[str, float], *holders: Any) -> list[Any]:
     """Dataclasses with numbers replaced by name.
 
     Args:
-        given: Numbers by the names of fields.
+        given: Numbers by the names of fields, as YAML writes them: answerTokens.
         *holders: The dataclasses; each name is a field of one of them.
 
     Raises:
         AssumptionError: A name is unknown, or a number is not above zero.
     """
-    known = {field.name: holder for holder in holders for field in fields(holder) if _is_number(getattr(holder, field.name))}
+    known = {
+        to_camel(field.name): (field.name, holder)
+        for holder in holders
+        for field in fields(holder)
+        if _is_number(getattr(holder, field.name))
+    }
     for name, value in given.items():
         if name not in known:
             raise AssumptionError(f"{name} is not an assumption. There are: {', '.join(sorted(known))}")
         if not 0 < value < 1e21:
             raise AssumptionError(f"{name} must be above 0 and below 1e21, got {value:g}")
-        if name.endswith("_utilization") and value > 1:
+        if name.endswith("Utilization") and value > 1:
             raise AssumptionError(f"{name} is a share and must not be above 1, got {value:g}")
-    return [replace(holder, **{name: value for name, value in given.items() if known[name] is holder}) for holder in holders]
+    changes = [(*known[name], value) for name, value in given.items()]
+    return [replace(holder, **{field: value for field, its, value in changes if its is holder}) for holder in holders]
 
 
 def _is_number(value: object) -> bool:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
+from pydantic.alias_generators import to_camel
+
 from spinrun_api.run import SpinRun
 from spinrun_api.spec import SpinRunSpec
 from spinrun_cli.estimate.findings import findings
@@ -71,7 +73,7 @@ def estimate(
         work.prompt_tokens, work.answer_tokens, work.pairs_per_prompt, work.evaluation_prompts, work.score_seconds or 0.0
     )
     hardware, numbers = assumed(given, hardware, numbers)
-    scored = work.score_seconds is not None or "score_seconds" in given
+    scored = work.score_seconds is not None or "scoreSeconds" in given
     work = replace(
         work,
         prompt_tokens=numbers.prompt_tokens,
@@ -295,13 +297,12 @@ def _disk(spec: SpinRunSpec, work: Work, windows: int | None) -> Disk:
 
 
 def _assumptions(work: Work, hardware: Hardware, of_data: Mapping[str, str], given: Mapping[str, float]) -> Iterator[Assumption]:
-    for name, why in of_data.items():
-        value = getattr(work, name)
-        if value is not None and (value or name in given):
-            yield Assumption(name, value, "as given" if name in given else why, name in given)
-    for field in fields(hardware):
-        why = (WHY_GPU if hardware.is_gpu else WHY_CPU).get(field.name)
-        if field.name in given or (why is not None and getattr(hardware, field.name)):
-            yield Assumption(
-                field.name, getattr(hardware, field.name), "as given" if field.name in given else why or "", field.name in given
-            )
+    why_of_hardware = WHY_GPU if hardware.is_gpu else WHY_CPU
+    reasons = [(field, getattr(work, field), why) for field, why in of_data.items()]
+    reasons += [(field.name, getattr(hardware, field.name), why_of_hardware.get(field.name)) for field in fields(hardware)]
+    for field, value, why in reasons:
+        name = to_camel(field)
+        if name in given:
+            yield Assumption(name, value, "as given", given=True)
+        elif why is not None and value:
+            yield Assumption(name, value, why)

@@ -91,9 +91,9 @@ def estimate_of(path: Path, options: Options) -> tuple[Estimate, list[str]]:
 def _assumption(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        return name.strip().replace("-", "_"), float(value)
+        return name.strip(), float(value)
     except ValueError as error:
-        raise InvalidInputError(f"--assume {text}: must look like answer_tokens=200") from error
+        raise InvalidInputError(f"--assume {text}: must look like answerTokens=200") from error
 
 
 # --- the model ----------------------------------------------------------------------------------------------------------

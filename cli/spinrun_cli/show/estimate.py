@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic.alias_generators import to_camel
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -30,8 +31,8 @@ def document(estimate: Estimate, notes: Sequence[str]) -> dict[str, Any]:
         "name": estimate.name,
         "fits": estimate.fits,
         "hardware": estimate.hardware.name,
-        "layout": asdict(estimate.layout),
-        "model": {**asdict(estimate.shape), "parameters": estimate.shape.parameters, "trained": estimate.work.trained},
+        "layout": _camel(asdict(estimate.layout)),
+        "model": {**_camel(asdict(estimate.shape)), "parameters": estimate.shape.parameters, "trained": estimate.work.trained},
         "memory": {
             "rank": _memory(estimate.rank),
             "loading": _memory(estimate.loading),
@@ -53,12 +54,16 @@ def document(estimate: Estimate, notes: Sequence[str]) -> dict[str, Any]:
             "writtenBytes": estimate.boundary_written,
             "readBytes": estimate.boundary_read,
         },
-        "disk": {**asdict(estimate.disk), "total": estimate.disk.total},
+        "disk": {**_camel(asdict(estimate.disk)), "total": estimate.disk.total},
         "run": {"windows": estimate.windows, "seconds": estimate.seconds},
         "findings": [asdict(finding) for finding in estimate.findings],
         "assumptions": [asdict(assumption) for assumption in estimate.assumptions],
         "notes": list(notes),
     }
+
+
+def _camel(values: dict[str, Any]) -> dict[str, Any]:
+    return {to_camel(name): value for name, value in values.items()}
 
 
 def _memory(memory: Memory) -> dict[str, Any]:

@@ -63,9 +63,7 @@ def test_what_is_said_to_set_suffices():
 def test_fewer_tokens_at_once_come_first_where_they_suffice():
     trainer = {"tokensPerMicroBatch": 32768}
     rollout = {"maxTokens": 256}
-    found = of(
-        "Qwen/Qwen2.5-1.5B-Instruct", given={"pairs_per_prompt": 1.0, "answer_tokens": 256}, trainer=trainer, rollout=rollout
-    )
+    found = of("Qwen/Qwen2.5-1.5B-Instruct", given={"pairsPerPrompt": 1.0, "answerTokens": 256}, trainer=trainer, rollout=rollout)
 
     assert "set trainer.tokensPerMicroBatch: 8192" in texts(found, "problem")
     assert "trainer.activationCheckpointing: true" in texts(found, "problem")
@@ -153,8 +151,8 @@ def test_epochs_of_data_that_nobody_has_counted_have_no_number_of_windows():
 def test_pairs_that_are_asked_for_take_the_prompts_that_they_take():
     trainer = {"pairsPerStep": 32}
 
-    assert of(trainer=trainer, given={"pairs_per_prompt": 0.5}).work.prompts == 2 * 32 * 16
-    assert of(trainer=trainer, given={"pairs_per_prompt": 0.01}).work.prompts == 4 * 32 * 16  # method.sampling.maxPromptsFactor
+    assert of(trainer=trainer, given={"pairsPerPrompt": 0.5}).work.prompts == 2 * 32 * 16
+    assert of(trainer=trainer, given={"pairsPerPrompt": 0.01}).work.prompts == 4 * 32 * 16  # method.sampling.maxPromptsFactor
 
 
 def test_replayed_windows_are_trained_on_but_not_asked_for():
@@ -172,13 +170,13 @@ def test_a_model_that_judges_takes_a_time_that_nobody_knows():
 
     assert found.work.score_seconds is None
     assert found.window.score == 0
-    assert of(preference=judge, given={"score_seconds": 0.01}).window.score == pytest.approx(0.01 * 8 * 1024)
+    assert of(preference=judge, given={"scoreSeconds": 0.01}).window.score == pytest.approx(0.01 * 8 * 1024)
 
 
 def test_assumptions_that_are_given_are_said_to_be():
-    found = of(given={"answer_tokens": 200, "volume_read": 1e12})
+    found = of(given={"answerTokens": 200, "volumeRead": 1e12})
 
-    assert {each.name: each.value for each in found.assumptions if each.given} == {"answer_tokens": 200, "volume_read": 1e12}
+    assert {each.name: each.value for each in found.assumptions if each.given} == {"answerTokens": 200, "volumeRead": 1e12}
     assert found.work.answer_tokens == 200
     assert all(each.why for each in found.assumptions)
 
@@ -186,11 +184,11 @@ def test_assumptions_that_are_given_are_said_to_be():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"speed": 1}, "speed is not an assumption. There are: answer_tokens"),
-        ({"answer_tokens": 0}, "answer_tokens must be above 0"),
-        ({"answer_tokens": float("nan")}, "answer_tokens must be above 0"),
-        ({"train_utilization": 1.5}, "train_utilization is a share"),
-        ({"is_gpu": 1}, "is_gpu is not an assumption"),
+        ({"speed": 1}, "speed is not an assumption. There are: answerTokens"),
+        ({"answerTokens": 0}, "answerTokens must be above 0"),
+        ({"answerTokens": float("nan")}, "answerTokens must be above 0"),
+        ({"trainUtilization": 1.5}, "trainUtilization is a share"),
+        ({"isGpu": 1}, "isGpu is not an assumption"),
     ],
 )
 def test_assumptions_that_cannot_be_are_refused(given: dict[str, float], message: str):

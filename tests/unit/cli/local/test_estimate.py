@@ -68,11 +68,11 @@ def test_a_person_reads_memory_seconds_bytes_and_what_limits(spinrun: Shell, fil
         "assumed (--assume NAME=VALUE)",
     ):
         assert re.search(rf"^{re.escape(title)} ", out, re.MULTILINE), title
-    assert re.search(r"^answer_tokens +8 +half of the longest", out, re.MULTILINE)
+    assert re.search(r"^answerTokens +8 +half of the longest", out, re.MULTILINE)
 
 
 def test_a_program_reads_numbers(spinrun: Shell, file: Path):
-    code, out, _ = spinrun("estimate", str(file), "--gpu", "h100", "--assume", "answer_tokens=100", "--output", "json")
+    code, out, _ = spinrun("estimate", str(file), "--gpu", "h100", "--assume", "answerTokens=100", "--output", "json")
 
     document = json.loads(out)
     assert code == 0
@@ -80,9 +80,9 @@ def test_a_program_reads_numbers(spinrun: Shell, file: Path):
     assert document["memory"]["rank"]["parts"]["weights"] == 4 * 134_515_008
     assert document["boundary"] == {"versionBytes": 269_030_016, "writtenBytes": 7 * 269_030_016, "readBytes": 269_030_016}
     assert document["window"]["seconds"] > document["window"]["generateSeconds"] > 0
-    assert {"name": "answer_tokens", "value": 100.0, "why": "as given", "given": True} in document["assumptions"]
+    assert {"name": "answerTokens", "value": 100.0, "why": "as given", "given": True} in document["assumptions"]
     # The built-in questions of the test split, every window.
-    assert {each["name"]: each["value"] for each in document["assumptions"]}["evaluation_prompts"] == 90
+    assert {each["name"]: each["value"] for each in document["assumptions"]}["evaluationPrompts"] == 90
 
 
 def test_a_run_that_does_not_fit_ends_with_1_and_says_what_to_set(spinrun: Shell, file: Path):
@@ -131,9 +131,9 @@ def test_a_config_from_elsewhere_takes_the_place_of_the_models_own(spinrun: Shel
         (["--gpu", "V100"], f"--gpu V100: not known. Known are {', '.join(CARDS)}, and cpu for this machine"),
         (["--gpu", "H100", "--gpus", "8"], "--gpus 8: the run uses 2 GPUs: 1 for the trainer, 1 for rollouts; the others"),
         (["--gpu", "cpu", "--gpus", "2"], "--gpus counts GPUs, and there are none with --gpu cpu"),
-        (["--gpu", "H100", "--assume", "speed=3"], "speed is not an assumption. There are: answer_tokens"),
-        (["--gpu", "H100", "--assume", "answer_tokens"], "--assume answer_tokens: must look like answer_tokens=200"),
-        (["--gpu", "H100", "--assume", "answer_tokens=many"], "must look like answer_tokens=200"),
+        (["--gpu", "H100", "--assume", "speed=3"], "speed is not an assumption. There are: answerTokens"),
+        (["--gpu", "H100", "--assume", "answerTokens"], "--assume answerTokens: must look like answerTokens=200"),
+        (["--gpu", "H100", "--assume", "answerTokens=many"], "must look like answerTokens=200"),
         (["--gpu", "H100", "--set", "spec.trainer.nods=2"], "did you mean nodes?"),
         (["--gpu", "H100", "--set", "spec.rollout.tensorParallelSize=2"], "2 GPUs cannot share the model evenly"),
         (["--gpu", "H100", "--set", "spec.data.prompts.config=sums"], "spec.data.prompts.config: must be OPERATION-LARGEST"),
