@@ -27,6 +27,8 @@ def findings(spec: SpinRunSpec, done: Estimate) -> Iterator[Finding]:
     yield from _rollouts_fit(done)
     yield from _machine_fits(done)
     yield from _slow(done)
+    if spec.scorers is not None:
+        yield Finding("limit", "the model that prefers is not estimated, neither its memory nor its time: it has GPUs of its own")
     yield from _storage(spec, done)
 
 

@@ -81,7 +81,7 @@ def estimate(
         pairs_per_prompt=numbers.pairs_per_prompt,
         evaluation_prompts=numbers.evaluation_prompts,
         score_seconds=numbers.score_seconds if scored else None,
-        prompts=_prompts(spec, numbers.pairs_per_prompt),
+        prompts=_prompts(spec, _own_steps(spec, schedule), numbers.pairs_per_prompt),
     )
     rank, rollout = rank_memory(work, hardware), rollout_memory(work, hardware)
     if layout.shared:
@@ -160,10 +160,16 @@ def _schedule(spec: SpinRunSpec, data: Data) -> Schedule | None:
     return make_schedule(spec, num_prompts=data.prompts or 1)
 
 
-def _prompts(spec: SpinRunSpec, pairs_per_prompt: float) -> float:
+def _own_steps(spec: SpinRunSpec, schedule: Schedule | None) -> int:
+    """Steps of a window without those on replayed pairs; fewer in a run that is shorter than one."""
+    steps = spec.method.steps_per_window
+    return steps if schedule is None else max(1, min(steps, schedule.total_steps))
+
+
+def _prompts(spec: SpinRunSpec, steps: int, pairs_per_prompt: float) -> float:
     """Prompts of a window: as many as the spec says, or as it takes to have the pairs that it says."""
     trainer, method = spec.trainer, spec.method
-    asked = trainer.least_prompts_per_step * method.steps_per_window
+    asked = trainer.least_prompts_per_step * steps
     if trainer.pairs_per_step is None:
         return asked
     most = method.sampling.max_prompts_factor if method.sampling else 4.0
@@ -181,12 +187,11 @@ def _work(
     score, why_score = _score(spec)
     held_out = spec.data.evaluation
     every = held_out.every_windows if held_out is not None else 1
-    steps = method.steps_per_window * (1 + method.replay_windows)
-    if schedule is not None:
-        steps = min(steps, max(1, schedule.total_steps))
+    own_steps = _own_steps(spec, schedule)
+    steps = own_steps * (1 + method.replay_windows)
     work = Work(
         shape=shape,
-        prompts=_prompts(spec, pairs),
+        prompts=_prompts(spec, own_steps, pairs),
         answers=rollout.samples_per_prompt,
         prompt_tokens=max(1.0, spec.max_prompt_tokens / 4),
         answer_tokens=max(1.0, spec.max_tokens / 2),
@@ -198,7 +203,7 @@ def _work(
         ranks=layout.ranks,
         ranks_per_node=trainer.procs_per_node,
         rollouts=layout.rollouts,
-        tensor_parallel=layout.tensor_parallel,
+        tensor_parallel=layout.tensor_parallel if hardware.is_gpu else 1,  # on CPUs its parts share one machine
         row_tokens=trainer.tokens_per_micro_batch,
         compute_dtype=auto if trainer.compute_dtype == "auto" else trainer.compute_dtype,
         published_dtype=stored if spec.model.dtype == "auto" else spec.model.dtype,

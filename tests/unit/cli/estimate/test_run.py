@@ -163,6 +163,17 @@ def test_replayed_windows_are_trained_on_but_not_asked_for():
     assert found.work.steps == 16
 
 
+def test_a_run_shorter_than_a_window_asks_fewer_prompts():
+    assert of(duration={"steps": 3}).work.prompts == 3 * 64
+
+
+def test_a_model_of_its_own_that_prefers_has_gpus_that_are_counted_and_not_estimated():
+    found = of(preference={"rewardModel": {"source": "large/judge"}}, scorer={"replicas": 2})
+
+    assert found.layout.gpus == 1 + 1 + 2
+    assert "the model that prefers is not estimated" in texts(found, "limit")
+
+
 def test_a_model_that_judges_takes_a_time_that_nobody_knows():
     judge = {"judge": {"url": "http://judge/v1", "model": "large"}}
 
