@@ -64,7 +64,7 @@ def runs(model: Path) -> dict[str, Document]:
     long["spec"]["preference"] = {"rule": {"kind": "regex", "pattern": "e$|[aeiou]$", "truncated": "score"}}
     long["spec"]["rollout"] |= {"samplesPerPrompt": 4, "maxTokens": 96}
     long["spec"]["trainer"] |= {"tokensPerMicroBatch": 2048}
-    return {"the demo": demo, "AdamW, bfloat16, rows of 1024": rows, "4 answers of 96 tokens, rows of 2048": long}
+    return {"AdamW, bfloat16, rows of 1024": rows, "4 answers of 96 tokens, rows of 2048": long, "the demo": demo}
 
 
 class Peaks:
