@@ -183,7 +183,7 @@ def of_machine(speeds: Speeds, name: str = "this machine") -> Hardware:
         load=1.1 * GB,
         boundary_seconds=0.15,
         process_bytes=0.9 * GB,
-        server_bytes=1.0 * GB,
+        server_bytes=1.1 * GB,
         sequences=256,
         batched_tokens=2048,
     )

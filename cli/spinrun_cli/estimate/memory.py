@@ -167,6 +167,12 @@ def rollout_memory(work: Work, hardware: Hardware) -> RolloutMemory:
         Part("batch", batch + logits, f"{work.batched_tokens} tokens and the logits of {work.sequences} sequences"),
         Part("KV cache", cache, f"{token_bytes / 1e3:,.0f} kB a token"),
     )
+    if not hardware.is_gpu:
+        linears = shape.layers * (shape.layer - 2 * shape.hidden) * width
+        parts += (
+            Part("packed", linears, "linear layers once more, as a CPU's products read them"),
+            Part("new version", work.version_bytes, "mapped while it is loaded"),
+        )
     return RolloutMemory(
         Memory(parts, limit=limit),
         cache=cache,

@@ -89,6 +89,8 @@ def test_a_rollout_keeps_a_cache_of_the_size_that_the_run_gives():
     got = rollout_memory(WORK, MACHINE)
 
     assert parts(got.memory)["weights"] == 4 * 388
+    # Two layers without their norms, in fp32; a version in bfloat16.
+    assert (parts(got.memory)["packed"], parts(got.memory)["new version"]) == (4 * 2 * 144, 2 * 388)
     # Eight numbers a token, in fp32: 31 tokens.
     assert (got.token_bytes, got.longest_sequences) == (32, pytest.approx(1000 / 32 / 302))
     # A prompt's six tokens are kept once for both answers.
