@@ -1,6 +1,7 @@
 """`make bench-estimate`: what `spinrun estimate` says of short runs, beside the same runs measured here.
 
-python tests/bench/bench_estimate.py --model DIR [--repeats 2] [--only NAME] [--raw FILE] [--compare FILE ...] [--write]
+python tests/bench/bench_estimate.py --model DIR [--repeats 2] [--only NAME] [--raw FILE] [--compare FILE ...]
+                                      [--memory] [--write]
 
 Prints the table of docs/scaling.md, and writes it there with --write; --compare takes what earlier calls measured (--raw) in
 place of measuring. Of repeats the fastest window and the smallest peak count: whatever else the machine does only adds to them.
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -25,7 +27,7 @@ ROOT = TESTS.parent
 sys.path.insert(0, str(TESTS))
 
 from bench.harness import say, write_table  # noqa: E402
-from spinrun_api.documents import parse_run  # noqa: E402
+from spinrun_api.documents import parse_run, read_documents  # noqa: E402
 from spinrun_cli.estimate.hardware import Speeds, of_machine  # noqa: E402
 from spinrun_cli.estimate.result import Estimate  # noqa: E402
 from spinrun_cli.estimate.run import estimate  # noqa: E402
@@ -42,8 +44,8 @@ STORY = "Tell a story in which {prompt}"
 
 
 def runs(model: Path) -> dict[str, Document]:
-    """The runs by their names: short ones with the demo's settings, and two others in which something else fills memory and time."""
-    demo = yaml.safe_load((ROOT / "examples" / "demo.yaml").read_text())
+    """Short runs by their names: with the demo's settings, and two in which something else fills memory and time."""
+    (demo,) = read_documents(ROOT / "examples" / "demo.yaml")
     spec = demo["spec"]
     spec["model"]["source"] = str(model)
     spec["duration"] = {"windows": 2}
@@ -51,7 +53,7 @@ def runs(model: Path) -> dict[str, Document]:
     spec["rollout"]["samplesPerPrompt"] = 4
     spec["trainer"]["computeDtype"] = "float32"
     del spec["data"]["evaluation"]
-    rows = yaml.safe_load(yaml.safe_dump(demo))
+    rows = deepcopy(demo)
     rows["spec"]["model"]["dtype"] = "bfloat16"
     rows["spec"]["trainer"] |= {
         "optimizer": "adamw",
@@ -59,7 +61,7 @@ def runs(model: Path) -> dict[str, Document]:
         "tokensPerMicroBatch": 1024,
         "computeDtype": "bfloat16",
     }
-    long = yaml.safe_load(yaml.safe_dump(demo))
+    long = deepcopy(demo)
     long["spec"]["data"]["prompts"]["template"] = STORY
     # A rule that tells answers apart by chance: what is measured is not what is learnt.
     long["spec"]["preference"] = {"rule": {"kind": "regex", "pattern": "e$|[aeiou]$", "truncated": "score"}}
@@ -212,8 +214,13 @@ def _spent(window: Document, *activities: str) -> float:
     return sum(window.get(f"timing/{activity}_seconds", 0.0) for activity in activities)
 
 
-def table(raw: dict[str, list[Document]]) -> str:
-    """The table: a row for each thing, three columns for each run."""
+def table(raw: dict[str, list[Document]], *, only_memory: bool) -> str:
+    """The table: a row for each thing, three columns for each run.
+
+    Args:
+        raw: What was measured.
+        only_memory: Whether seconds are left out.
+    """
     everything = [measured for repeats in raw.values() for measured in repeats]
     speeds = Speeds(**max((measured["speeds"] for measured in everything), key=lambda each: each["float32"] + each["bfloat16"]))
     names = list(raw)
@@ -223,9 +230,11 @@ def table(raw: dict[str, list[Document]]) -> str:
         peaks = {kind: min(each["peaks"][kind] for each in raw[name]) for kind in ("trainer", "rollout")}
         columns.append(rows(fastest, peaks, speeds))
     lines = [f"| | {' | '.join(f'{name} | measured | off' for name in names)} |", f"|---|{'---|' * 3 * len(names)}"]
-    for row in zip(*columns, strict=True):
+    for row in list(zip(*columns, strict=True))[: 2 if only_memory else None]:
         cells = [f"{said:.2f} | {found:.2f} | {(said - found) / found:+.0%}" for _, said, found in row]
         lines.append(f"| {row[0][0]} | {' | '.join(cells)} |")
+    if only_memory:
+        return "\n".join(lines)
     return "\n".join(
         [
             *lines,
@@ -244,6 +253,7 @@ def main() -> None:
     parser.add_argument("--only", help="one run")
     parser.add_argument("--raw", type=Path, help="file for what was measured")
     parser.add_argument("--compare", type=Path, nargs="+", help="what was measured before")
+    parser.add_argument("--memory", action="store_true", help="no seconds: the machine does other work")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     raw: dict[str, list[Document]] = {}
@@ -259,7 +269,7 @@ def main() -> None:
                         raw.setdefault(name, []).append(measure(document, Path(scratch) / f"{number}-{repeat}"))
                         if options.raw:
                             options.raw.write_text(json.dumps(raw, indent=1))
-    found = table(raw)
+    found = table(raw, only_memory=options.memory)
     print(found)
     if options.write:
         write_table(PAGE, found)

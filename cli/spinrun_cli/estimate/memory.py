@@ -91,6 +91,12 @@ def rank_memory(work: Work, hardware: Hardware) -> Memory:
     else:
         # The gradients of embedding and output matrix before they are added up, and the embedding in a narrower dtype.
         copies = (0 if work.adapters else 2 * 4 * shape.table) + (width * shape.table if width != 4 else 0)
+    activations, gradients = activation_bytes(work, hardware) * work.row, 4 * work.trained * share
+    kept = f"fp32{each}"
+    if work.largest_step <= work.row_tokens:
+        # Of several rows the first leave gradients beside the next one's activations. Of one they take their place.
+        gradients = max(0.0, gradients - activations)
+        kept += ", as far as they are more than the activations that they take the place of"
     base = Part("process", hardware.process_bytes, "Python, torch, transformers")
     if hardware.is_gpu:
         base = Part("process", 1e9, "CUDA's context and kernels")
@@ -98,12 +104,12 @@ def rank_memory(work: Work, hardware: Hardware) -> Memory:
         (
             base,
             weights,
-            Part("gradients", 4 * work.trained * share, f"fp32{each}"),
+            Part("gradients", gradients, kept),
             Part("optimizer", 4 * numbers * work.trained * share, f"{work.optimizer}: {numbers} of fp32 for each weight{each}"),
             Part("copies", copies, "weights gathered or converted, and gradients before they are added up"),
             Part(
                 "activations",
-                activation_bytes(work, hardware) * work.row,
+                activations,
                 f"{activation_bytes(work, hardware) / 1e3:,.0f} kB a token × {work.row:,.0f} tokens"
                 + (", recomputed by layer" if work.activation_checkpointing else ""),
             ),

@@ -109,7 +109,12 @@ class Work:
         )
 
     @property
+    def largest_step(self) -> float:
+        """Tokens of a window's largest steps on one rank."""
+        return max(self.largest_step_pairs / self.ranks, 1.0) * self.pair_tokens
+
+    @property
     def row(self) -> float:
         """Tokens of the fullest row."""
         longest_pair = self.longest_prompt + 2 * self.longest_answer
-        return min(max(self.row_tokens, longest_pair), max(self.largest_step_pairs, 1.0) * self.pair_tokens)
+        return min(max(self.row_tokens, longest_pair), self.largest_step)

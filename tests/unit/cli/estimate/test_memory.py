@@ -60,8 +60,18 @@ def test_short_pairs_on_a_cpu_keep_padded_copies_and_attention_weights():
     assert rank_memory(short, MACHINE).parts[5].bytes == 768 * 20
 
 
+def test_gradients_take_the_place_of_the_activations_of_a_single_row():
+    # Two tokens in a step, of 544 bytes each.
+    one_row = replace(WORK, prompts=2, steps=2, prompt_tokens=1, answer_tokens=0.5)
+
+    assert parts(rank_memory(one_row, MACHINE))["gradients"] == 4 * 388 - 2 * 544
+    assert parts(rank_memory(replace(one_row, prompts=40), MACHINE))["gradients"] == 4 * 388
+
+
 def test_ranks_share_what_is_trained_but_not_what_they_gather():
-    one, four = (parts(rank_memory(replace(WORK, ranks=ranks, compute_dtype="bfloat16"), H100)) for ranks in (1, 4))
+    several_rows = replace(WORK, compute_dtype="bfloat16", row_tokens=5)
+
+    one, four = (parts(rank_memory(replace(several_rows, ranks=ranks), H100)) for ranks in (1, 4))
 
     assert [four[name] * 4 for name in ("weights", "gradients", "optimizer")] == [4 * 388, 4 * 388, 8 * 388]
     # Two layers of 152 and the 84 outside in bfloat16; the largest unit once more in bfloat16, and in fp32.
