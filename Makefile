@@ -150,6 +150,10 @@ bench-time: $(VENV)/.installed $(MODEL)/config.json ## Measure seconds to a held
 bench-gpu: $(VENV)/.installed ## Measure train step and windows on a GPU, with random weights in the shapes of Qwen2.5
 	$(BIN)/python tests/bench/bench_gpu.py $(BENCH_ARGS)
 
+.PHONY: bench-estimate
+bench-estimate: $(VENV)/.installed $(MODEL)/config.json ## Hold spinrun estimate against three short runs on this machine (ten minutes)
+	$(BIN)/python tests/bench/bench_estimate.py --model $(abspath $(MODEL)) $(BENCH_ARGS)
+
 .PHONY: curves
 curves: $(VENV)/.installed $(MODEL)/config.json ## Make the runs and pictures of docs/reading-the-curves.md (half an hour on two cores)
 	$(BIN)/python tools/curves.py --model $(abspath $(MODEL))

@@ -1,5 +1,5 @@
 """`kubectl spinrun`: kubectl runs a program named kubectl-spinrun for it. The commands that need a cluster, those that look at a
-run, and `validate`."""
+run, `validate` and `estimate`."""
 
 import typer
 
@@ -14,6 +14,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(local.validate)
+app.command()(local.estimate)
 cluster.register(app)
 inspect.register(app)
 

@@ -35,6 +35,7 @@ def _root(
 
 
 app.command()(local.validate)
+app.command()(local.estimate)
 app.command()(local.local)
 app.add_typer(ledger.app, name="ledger")
 cluster.register(app)

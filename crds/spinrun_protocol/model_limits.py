@@ -32,9 +32,9 @@ _POSITIONS = (
 # Of families whose files often leave it out.
 _POSITIONS_UNSAID = {"falcon": 2048, "gpt2": 1024}
 _LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "language_model", "thinker_config")
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 _KEY_VALUE_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _VOCABULARY_BLOCK = 64
 """vLLM pads the vocabulary to a multiple of this before it divides it among GPUs."""
 
@@ -99,7 +99,7 @@ def limit_of(config: Config | None, engine_args: EngineArgs | None = None) -> Li
 
 
 def _limits_in_files(config: Config, arguments: EngineArgs) -> Iterator[Limit]:
-    text = _language_part(config)
+    text = language_part(config)
     name, tokens = _positions(text)
     if tokens is None:
         return
@@ -145,12 +145,10 @@ def _rope_parts(text: Config) -> Iterator[Config]:
             yield from (cast(Config, part) for part in rope.values() if isinstance(part, Mapping))
 
 
-def _language_part(config: Config) -> Config:
+def language_part(config: Config) -> Config:
     """The part of a configuration that is about text."""
-    for name in _LANGUAGE_PARTS:
-        part = config.get(name)
-        if isinstance(part, Mapping):
-            return _language_part(cast(Config, part))
+    while parts := [part for name in _LANGUAGE_PARTS if isinstance(part := config.get(name), Mapping)]:
+        config = cast(Config, parts[0])
     return config
 
 
@@ -269,7 +267,7 @@ def _architecture(config: Config) -> Iterator[Problem]:
 
 
 def _quantization_of(config: Config) -> Config | None:
-    for part in (config, _language_part(config)):
+    for part in (config, language_part(config)):
         for name in ("quantization_config", "compression_config"):
             if isinstance(part.get(name), Mapping):
                 return cast(Config, part[name])
@@ -299,11 +297,11 @@ def _engine(config: Config, block: str, arguments: EngineArgs, tensor_parallel_s
     """What is wrong with arguments of vLLM, other than lengths."""
     if "hf-overrides" in arguments:
         return
-    text = _language_part(config)
+    text = language_part(config)
     path, size = f"{block}.tensorParallelSize", tensor_parallel_size
     if size > 1 and (fault := _indivisible(text, size)):
         yield Problem(path, f"{size} GPUs cannot share the model evenly: {fault}. Choose a divisor")
-    layers, stages = _number(text, _LAYERS), _whole(arguments.get("pipeline-parallel-size"))
+    layers, stages = whole_number(text, LAYERS), _whole(arguments.get("pipeline-parallel-size"))
     if layers and stages is not None and stages > layers:
         yield Problem(
             f"{block}.engineArgs.pipeline-parallel-size", f"{stages} is more than the model's {layers} layers: lower it"
@@ -312,10 +310,10 @@ def _engine(config: Config, block: str, arguments: EngineArgs, tensor_parallel_s
 
 def _indivisible(text: Config, size: int) -> str:
     """What a number of GPUs cannot divide; empty where it can."""
-    heads = _number(text, _HEADS)
+    heads = whole_number(text, HEADS)
     if heads and heads % size:
         return f"it has {heads} attention heads"
-    groups = _key_value_heads(text) or heads
+    groups = key_value_heads(text) or heads
     if groups and groups % size and size % groups:
         return f"it has {groups} key-value heads"
     vocabulary = _whole(text.get("vocab_size"))
@@ -326,13 +324,15 @@ def _indivisible(text: Config, size: int) -> str:
     return ""
 
 
-def _key_value_heads(text: Config) -> int | None:
+def key_value_heads(text: Config) -> int | None:
+    """Heads that queries share, in the language part of a config.json; None where it does not say."""
     if text.get("model_type") == "falcon" and not text.get("new_decoder_architecture"):
         return 1 if text.get("multi_query", True) else None
-    return _number(text, _KEY_VALUE_HEADS)
+    return whole_number(text, _KEY_VALUE_HEADS)
 
 
-def _number(config: Config, names: tuple[str, ...]) -> int | None:
+def whole_number(config: Config, names: tuple[str, ...]) -> int | None:
+    """The first of some fields that holds a whole number other than zero; None where none does."""
     return next((number for name in names if (number := _whole(config.get(name)))), None)
 
 

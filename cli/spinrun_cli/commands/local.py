@@ -1,4 +1,4 @@
-"""The commands for this machine: `validate`, `local` and `model`."""
+"""The commands for this machine: `validate`, `estimate`, `local` and `model`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,43 @@ def validate(
     from spinrun_cli.validate import validate_files
 
     raise typer.Exit(validate_files(files, as_json=output is OutputFormat.JSON))
+
+
+def estimate(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Card, such as H100; cpu for this machine.", show_default="this machine"),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", help="GPUs there are.", show_default="as many as the run uses", min=1)
+    ] = None,
+    assumptions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assume",
+            metavar="NAME=VALUE",
+            help="Replace an assumption, as in answerTokens=200. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    model_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-config", metavar="PATH", help="A config.json, where the model is not to be had here.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")] = OutputFormat.TEXT,
+) -> None:
+    """Say what a run will need before anything starts: memory, seconds a window, bytes and disk, and what limits it.
+
+    Exits with 1 if the run does not fit.
+    """
+    from spinrun_cli.local.estimate import Options, show_estimate
+
+    options = Options(overrides or (), gpu, gpus, assumptions or (), model_config)
+    raise typer.Exit(show_estimate(run_file, options, as_json=output is OutputFormat.JSON))
 
 
 def local(

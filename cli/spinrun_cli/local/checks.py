@@ -129,7 +129,7 @@ def _check_model(block: str, source: str, revision: str | None) -> None:
             raise InvalidInputError(f"{block}.source: {source} is not a folder: correct the path, or name a Hub model")
         config = folder / "config.json"
     else:
-        folder, config = None, _config_of_hub_model(block, source, revision)
+        folder, config = None, config_of_hub_model(block, source, revision)
     from spinrun_worker.errors import ConfigurationError
     from spinrun_worker.model_files import check_folder, read_object
 
@@ -148,7 +148,17 @@ def _check_model(block: str, source: str, revision: str | None) -> None:
         raise InvalidInputError(str(error)) from error
 
 
-def _config_of_hub_model(block: str, source: str, revision: str | None) -> Path:
+def config_of_hub_model(block: str, source: str, revision: str | None) -> Path:
+    """The config.json of a model of the Hub, from the cache or fetched.
+
+    Args:
+        block: Path of the model's block in the spec.
+        source: Its id.
+        revision: Its revision.
+
+    Raises:
+        InvalidInputError: It is not to be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
