@@ -237,7 +237,7 @@ def _pairs(spec: SpinRunSpec) -> tuple[float, str]:
     answers, method = spec.rollout.samples_per_prompt, spec.method
     if method.name == "spin":
         return float(answers), "each answer against the true one"
-    if method.loss == "sppoAdvantage":
+    if method.loss in ("sppoAdvantage", "grpo"):
         return max(0.5, answers / 2), "every answer is trained on, in twos"
     if method.pairing == "allPairs":
         return 0.7 * answers * (answers - 1) / 4, "half of all pairs of seven prompts in ten; the others tie"

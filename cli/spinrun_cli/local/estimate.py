@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spinrun_api.run import SpinRun
-from spinrun_api.spec import Prompts
+from spinrun_api.spec import Prompts, Source
 from spinrun_cli.console import Console
 from spinrun_cli.errors import InvalidInputError
 from spinrun_cli.estimate.hardware import CARDS, AssumptionError, Hardware, of_card, of_machine
@@ -196,15 +196,22 @@ def _hardware(gpu: str | None) -> tuple[Hardware, str]:
 def _data(run: SpinRun) -> Data:
     data = run.spec.data
     return Data(
-        prompts=_count("spec.data.prompts", data.prompts),
+        prompts=_count_all(data.prompts),
         evaluation=None if data.evaluation is None else _count("spec.data.evaluation", data.evaluation),
     )
 
 
-def _count(block: str, prompts: Prompts) -> int | None:
+def _count_all(prompts: Prompts) -> int | None:
+    """How many prompts all sources have; None as for one."""
+    counts = [_count(f"spec.{place}", source) for place, source in prompts.each.items()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _count(block: str, prompts: Source) -> int | None:
     """How many prompts a source has; None where that takes reading all of it, or a Hub."""
     found = None
-    if prompts.source == "arithmetic":
+    if prompts.is_generated:
         found = _questions(block, prompts)
     elif prompts.suffix == ".jsonl" and prompts.source.startswith("/"):
         found = _lines(Path(prompts.source))
@@ -213,15 +220,15 @@ def _count(block: str, prompts: Prompts) -> int | None:
     return prompts.limit if found is None else min(found, prompts.limit)
 
 
-def _questions(block: str, prompts: Prompts) -> int | None:
-    """Of the built-in arithmetic; None without the worker's packages."""
+def _questions(block: str, prompts: Source) -> int | None:
+    """Of a built-in generator; None without the worker's packages."""
     try:
-        from spinrun_worker.data import arithmetic
+        from spinrun_worker.data.generators import GENERATORS
         from spinrun_worker.errors import ConfigurationError
     except ModuleNotFoundError:
         return None
     try:
-        return len(arithmetic.questions(prompts.config, prompts.split, block=block))
+        return len(GENERATORS[prompts.source](prompts.config, prompts.split, block=block))
     except ConfigurationError as error:
         raise InvalidInputError(str(error)) from error
 
