@@ -95,11 +95,11 @@ def relative_paths(document: Mapping[str, Any]) -> list[tuple[tuple[str | int, .
     return [(keys, value) for keys, value in named if isinstance(value, str) and value.startswith(("./", "../", "~/"))]
 
 
-def _value_at(document: Any, *keys: str | int) -> Any:
+def _value_at(document: object, *keys: str | int) -> object:
     """A value in a document, by the names of fields and places in lists; None where there is none."""
     for key in keys:
-        try:
-            document = document[key] if isinstance(document, list if isinstance(key, int) else Mapping) else None
-        except LookupError:
-            return None
+        if isinstance(key, int):
+            document = cast("list[object]", document)[key]
+        else:
+            document = cast("Mapping[str, object]", document).get(key) if isinstance(document, Mapping) else None
     return document

@@ -214,13 +214,15 @@ def test_several_sources_are_mixed_by_weight_and_named_in_the_ids_of_prompts(fol
     assert all(prompt.text == f"{prompt.id.partition('/')[0]} {prompt.columns['prompt'].split()[1]}" for prompt in drawn)
 
 
-def test_sources_of_one_name_are_numbered(folder: Path, tmp_path: Path) -> None:
+def test_sources_of_one_name_are_told_apart(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     one, other = rows(tmp_path / "a" / "x.jsonl", 1), rows(tmp_path / "x.jsonl", 1)
     generated = {"source": "arithmetic", "config": "addition-5"}
-    data = load_training_data(mixed(folder, {"source": one}, {"source": other}, generated, {"source": "arithmetic"}))
-    assert source_names(data.training) == ["x-0", "x-1", "addition-5", "addition-15"]
+    data = load_training_data(mixed(folder, {"source": one}, generated, {"source": "arithmetic"}))
+    assert source_names(data.training) == ["x", "arithmetic-addition-5", "arithmetic"]
     assert [prompts.records[0].id.partition("/")[0] for prompts in data.training.values()] == source_names(data.training)
+    data = load_training_data(mixed(folder, {"source": one}, {"source": other}, generated))
+    assert source_names(data.training) == ["0-x", "1-x", "2-arithmetic"]
 
 
 def test_each_source_is_ordered_by_its_own_numbers(folder: Path, tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_each_source_is_ordered_by_its_own_numbers(folder: Path, tmp_path: Path)
         order={"column": "answer", "direction": "descending"},
     )
     drawn = make_stream(load_training_data(spec), 0).draw(0, 30)
-    for name in ("addition-5", "addition-15"):
+    for name in ("arithmetic-addition-5", "arithmetic"):
         sums = [int(prompt.answer or "") for prompt in drawn if prompt.id.startswith(f"{name}/") and prompt.id.endswith("#0")]
         assert sums == sorted(sums, reverse=True)
 

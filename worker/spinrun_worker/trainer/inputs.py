@@ -70,13 +70,15 @@ def _named(training: Mapping[str, PromptSet]) -> dict[str, PromptSet]:
 
 
 def source_names(training: Mapping[str, PromptSet]) -> list[str]:
-    """A short name for each source: the last part of what the spec calls it, with a number where that is not enough."""
+    """A short name for each source, unlike all others: the last part of what the spec calls it, with its configuration or its
+    place where others have the same."""
     sources = [prompts.source for prompts in training.values()]
+    names = [source.source.removesuffix(source.suffix).rpartition("/")[2] for source in sources]
     names = [
-        source.config or source.source if source.is_generated else source.source.removesuffix(source.suffix).rpartition("/")[2]
-        for source in sources
+        f"{name}-{source.config}" if source.config is not None and names.count(name) > 1 else name
+        for name, source in zip(names, sources, strict=True)
     ]
-    return [name if names.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(names)]
+    return names if len({*names}) == len(names) else [f"{index}-{name}" for index, name in enumerate(names)]
 
 
 def make_stream(data: TrainingData, seed: int) -> PromptStream:
