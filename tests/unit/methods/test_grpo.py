@@ -174,8 +174,10 @@ def padded(values: Sequence[Sequence[float]]) -> Tensor:
 
 @pytest.fixture(scope="session")
 def trl() -> Loss:
-    """The loss of TRL's GRPOTrainer for a batch and its figures, with the settings that it reads in place of a trainer, and log-probs in place of
-    a model."""
+    """The loss of TRL's GRPOTrainer for a batch and its figures.
+
+    The settings that it reads are in place of a trainer, and log-probs in place of a model.
+    """
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     def loss_of(loss_type: str, policy: Tensor, pairs: Sequence[Pair], method: Method) -> tuple[Tensor, dict[str, float]]:
