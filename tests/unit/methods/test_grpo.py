@@ -129,7 +129,7 @@ def test_loss_and_gradient_stay_finite_far_from_the_old_policy(dtype: torch.dtyp
 
 # --- in the learner, against TRL ------------------------------------------------------------------------------------
 
-Loss = Callable[..., Tensor]
+Loss = Callable[..., tuple[Tensor, dict[str, float]]]
 
 
 def trained(method: Method, llama: Path, **trainer: Any) -> Learner:
@@ -174,11 +174,13 @@ def padded(values: Sequence[Sequence[float]]) -> Tensor:
 
 @pytest.fixture(scope="session")
 def trl() -> Loss:
-    """The loss of TRL's GRPOTrainer for a batch, with the settings that it reads in place of a trainer, and log-probs in place of
-    a model."""
+    """The loss of TRL's GRPOTrainer for a batch and its figures.
+
+    The settings that it reads are in place of a trainer, and log-probs in place of a model.
+    """
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    def loss_of(loss_type: str, policy: Tensor, pairs: Sequence[Pair], method: Method) -> Tensor:
+    def loss_of(loss_type: str, policy: Tensor, pairs: Sequence[Pair], method: Method) -> tuple[Tensor, dict[str, float]]:
         settings = method.grpo_settings
         assert settings is not None
         mask = padded([[1.0] * len(row) for row in answers(pairs, "policy_by_token")])
@@ -225,8 +227,7 @@ def trl() -> Loss:
         metrics = trainer._metrics["train"]
         assert metrics["clip_ratio/low_mean"][0] > 0, "clipping is active"
         assert metrics["clip_ratio/high_mean"][0] > 0
-        loss_of.metrics = {name: values[0] for name, values in metrics.items()}  # type: ignore[attr-defined]
-        return loss
+        return loss, {name: values[0] for name, values in metrics.items()}
 
     return loss_of
 
@@ -255,13 +256,12 @@ def test_loss_gradient_and_figures_are_trls_however_pairs_are_packed(
     policy = pad_sequence(
         [by_token(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected) if side], batch_first=True
     )
-    want = trl(loss_type, policy, pairs, method)
+    want, metrics = trl(loss_type, policy, pairs, method)
     want.backward()
     want_gradient = torch.cat([parameter.grad.flatten() for parameter in plain.parameters() if parameter.grad is not None])
     assert result is not None
     assert result.figures["loss"] == pytest.approx(want.item(), rel=1e-5)
     torch.testing.assert_close(got_gradient, want_gradient, rtol=1e-4, atol=1e-6 * want_gradient.abs().max().item())
-    metrics = cast(Any, trl).metrics
     names = ("kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
     assert {name: result.figures[name] for name in names} == pytest.approx({name: metrics[name] for name in names}, rel=1e-5)
 
