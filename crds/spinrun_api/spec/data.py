@@ -111,9 +111,15 @@ class _NamedOrMixed(ApiModel):
 _OF_ROWS = ["config", "answerColumn", "messagesColumn", "template", "limit"]
 """What a source may say of its rows and has no default."""
 
+# Templates are long: to compare all with all could cost the API server more than it allows a rule. Python compares them too.
 _ARE_EQUAL = " && ".join(
-    ["one.source == other.source", "one.split == other.split", "one.promptColumn == other.promptColumn"]
-    + [f"has(one.{name}) == has(other.{name}) && (!has(one.{name}) || one.{name} == other.{name})" for name in _OF_ROWS]
+    ["!has(other.template)"]
+    + ["one.source == other.source", "one.split == other.split", "one.promptColumn == other.promptColumn"]
+    + [
+        f"has(one.{name}) == has(other.{name}) && (!has(one.{name}) || one.{name} == other.{name})"
+        for name in _OF_ROWS
+        if name != "template"
+    ]
 )
 
 
@@ -153,7 +159,7 @@ class Prompts(Rows, _NamedOrMixed):
         return self.sources is None or (not any(beside) and (self.split, self.prompt_column) == ("train", "prompt"))
 
     @rule(
-        cel=f"!has(self.sources) || self.sources.all(one, self.sources.exists_one(other, {_ARE_EQUAL}))",
+        cel=f"!has(self.sources) || self.sources.all(one, has(one.template) || self.sources.exists_one(other, {_ARE_EQUAL}))",
         message="the same source is named twice: give one of them the weight of both, and remove the other",
         culprit=_repeated,
     )
