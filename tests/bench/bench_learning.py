@@ -85,7 +85,7 @@ TASKS: Mapping[str, Task] = {
         "letters",
         "sort-2",
         # Letters after words of the model's own, such as "The letters are: A, B."
-        {"kind": "regex", "pattern": r"(?<![A-Z], ){answer}\W*$"},
+        {"kind": "regex", "pattern": r"(?<![A-Z], ){answer}\W*$", "truncated": "zero"},
         "The letters in order of the alphabet are: {answer}.",
     ),
 }
