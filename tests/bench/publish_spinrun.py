@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from spinrun_worker.trainer.storage.publish import publish
 
 
 @contextmanager
-def phases(found: dict[str, float]) -> Iterator[None]:
+def phases(found: dict[str, float]) -> Generator[None]:
     """Seconds from each change to the volume until the next one, by what was changed; converting and hashing are in `write`."""
     current, since = "begin", time.perf_counter()
 
