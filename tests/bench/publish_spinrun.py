@@ -21,7 +21,7 @@ from spinrun_api.spec import Method, Model, Trainer
 from spinrun_worker.ledger import LedgerWriter, durable
 from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.learner import Learner
-from spinrun_worker.trainer.model.memory import trim_memory
+from spinrun_worker.trainer.model.memory import return_freed_memory
 from spinrun_worker.trainer.model.optimizer import make_optimizer
 from spinrun_worker.trainer.model.policy import load_policy, shard_policy
 from spinrun_worker.trainer.ranks.distributed import join_ranks
@@ -72,7 +72,7 @@ def main() -> None:
         ledger.claim()
 
         def publication(version: int, found: dict[str, float]) -> int:
-            trim_memory()
+            return_freed_memory()
             with phases(found):
                 manifest = publish(
                     ledger,
@@ -91,7 +91,7 @@ def main() -> None:
                 learner.step(pairs, learning_rate=workload.LEARNING_RATE)
                 started = time.perf_counter()
                 if plain:
-                    trim_memory()
+                    return_freed_memory()
                     started = time.perf_counter()
                     raw_disk.write(Path(folder) / f"plain-{repeat}", size, chunk)
                     writes.append(time.perf_counter() - started)
