@@ -9,9 +9,8 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,8 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from bench import raw_disk, workload
 from spinrun_api.spec import Method, Model, Trainer
 from spinrun_worker.ledger import LedgerWriter, durable
+from spinrun_worker.records import Pair
 from spinrun_worker.trainer.model.learner import Learner
-from spinrun_worker.trainer.model.memory import trim_memory
+from spinrun_worker.trainer.model.memory import return_freed_memory
 from spinrun_worker.trainer.model.optimizer import make_optimizer
 from spinrun_worker.trainer.model.policy import load_policy, shard_policy
 from spinrun_worker.trainer.ranks.distributed import join_ranks
@@ -29,7 +29,7 @@ from spinrun_worker.trainer.storage.publish import publish
 
 
 @contextmanager
-def phases(found: dict[str, float]) -> Iterator[None]:
+def phases(found: dict[str, float]) -> Generator[None]:
     """Seconds from each change to the volume until the next one, by what was changed; converting and hashing are in `write`."""
     current, since = "begin", time.perf_counter()
 
@@ -51,7 +51,6 @@ def main() -> None:
     """Prints seconds of each publication and of each plain write, and where the publications' time goes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
-    parser.add_argument("--ledger", type=Path, required=True)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True, help="of the published weights")
     parser.add_argument("--folder", required=True)
     parser.add_argument("--repeats", type=int, default=5)
@@ -66,15 +65,14 @@ def main() -> None:
         settings = Trainer(learning_rate=workload.LEARNING_RATE, tokens_per_micro_batch=workload.TOKENS_PER_MICRO_BATCH)
         optimizer = make_optimizer(policy.parameters(), settings)
         learner = Learner(policy, optimizer, method=Method(beta=workload.BETA), trainer=settings, control=ranks.control)
-        pairs = [
-            replace(pair, reference_chosen=0.0, reference_rejected=0.0)
-            for pair in workload.recorded_pairs(options.ledger, workload.PROMPTS_PER_STEP)
-        ]
+        tokens = tuple(range(1000, 1044))  # as many as a question of the demo has
+        pair = Pair("prompt", tokens, tokens[:12], tokens[12:24], 1.0, 0.0, reference_chosen=0.0, reference_rejected=0.0)
+        pairs = [pair] * workload.PROMPTS_PER_STEP
         ledger = LedgerWriter(Path(folder) / "ledger", "bench", attempt=1)
         ledger.claim()
 
         def publication(version: int, found: dict[str, float]) -> int:
-            trim_memory()
+            return_freed_memory()
             with phases(found):
                 manifest = publish(
                     ledger,
@@ -93,7 +91,7 @@ def main() -> None:
                 learner.step(pairs, learning_rate=workload.LEARNING_RATE)
                 started = time.perf_counter()
                 if plain:
-                    trim_memory()
+                    return_freed_memory()
                     started = time.perf_counter()
                     raw_disk.write(Path(folder) / f"plain-{repeat}", size, chunk)
                     writes.append(time.perf_counter() - started)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spinrun_worker.ledger import TensorSpec, TornError, hash_file, read_safetensors, weights_index, write_safetensors
+from spinrun_worker.ledger import weights as ledger_weights
 
 DTYPES = [
     torch.float64,
@@ -145,6 +146,21 @@ def test_never_more_than_one_tensor_is_alive(tmp_path):
 def test_tensor_that_differs_from_its_spec_is_refused(tmp_path, tensor, message):
     with pytest.raises(ValueError, match=message):
         write_safetensors(tmp_path / "x", [TensorSpec("w", torch.bfloat16, (2, 3))], [tensor])
+
+
+@pytest.mark.parametrize("chunk_bytes", [8, 64, 1 << 20])
+def test_tensors_of_other_dtypes_are_converted_where_that_is_asked_for(tmp_path, monkeypatch, chunk_bytes):
+    """Whatever the size of a chunk: tensors are divided between chunks, and chunks hold several."""
+    monkeypatch.setattr(ledger_weights, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(ledger_weights, "_SERIAL_VALUES", 3)
+    tensors = {"a": torch.randn(7, 5), "b": torch.randn(()), "c": torch.randn(3, 2).T, "d": torch.empty(0, 4)}
+    specs = [TensorSpec(name, torch.bfloat16, tensor.shape) for name, tensor in tensors.items()]
+
+    entry = write_safetensors(tmp_path / "x", specs, iter(tensors.values()), convert=True)
+
+    assert entry == hash_file(tmp_path / "x")
+    read = load_file(tmp_path / "x")
+    assert all(torch.equal(read[name], tensor.to(torch.bfloat16)) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(("count", "message"), [(1, "tensor b is missing"), (3, "more tensors than the 2 specs")])

@@ -1,6 +1,9 @@
 """One writer at a time, and a directory that counts only when it is whole."""
 
 import json
+import threading
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from spinrun_worker.ledger import (
     LedgerWriter,
     SupersededError,
     TornError,
+    durable,
     hash_file,
     replace_file,
     write_file,
@@ -294,6 +298,35 @@ def test_write_file_lets_go_of_a_chunk_before_the_next_is_made(tmp_path):
 
     assert entry.size == 5 << 16
     assert most == 1
+
+
+def test_a_chunk_is_written_while_the_next_is_made(tmp_path):
+    written = threading.Event()
+    durable.observe = lambda operation, _: written.set() if operation == "write" else None
+
+    def chunks() -> Iterator[bytes]:
+        yield b"spin"
+        assert written.wait(10)
+        yield b"run"
+
+    entry = write_file(tmp_path / "a", chunks(), overlap=True)
+
+    assert (tmp_path / "a").read_bytes() == b"spinrun"
+    assert entry == hash_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize("refused", [0, 1, 2])
+def test_a_volume_that_refuses_an_overlapped_write_leaves_no_file(tmp_path, refused):
+    writes = count()
+
+    def observe(operation: str, _: Path) -> None:
+        if operation == "write" and next(writes) == refused:
+            raise LedgerUnavailableError("No space left on device")
+
+    durable.observe = observe
+    with pytest.raises(LedgerUnavailableError, match="No space left"):
+        write_file(tmp_path / "a", [b"spin", b"run", b"!"], overlap=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_large_chunk_is_written_in_pieces_and_read_back(tmp_path):

@@ -109,9 +109,7 @@ async def test_the_version_before_is_removed_once_its_successor_has_served_for_a
     first, second = publisher.publish(0), publisher.publish(1)
     await agent.serve(first)
     await agent.serve(second)
-    async with asyncio.timeout(10):
-        while list((tmp_path / "scratch").glob("v000000-*")):
-            await asyncio.sleep(0.01)
+    await agent.until(lambda _: not list((tmp_path / "scratch").glob("v000000-*")))
     assert (await agent.samples(second, {"a": [1]}))[1][0]["event"] == "group"
     await agent.serve(first)
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_worker.errors import Preempted
-from spinrun_worker.trainer.model.memory import trim_memory
+from spinrun_worker.trainer.model.memory import return_freed_memory
 from spinrun_worker.trainer.reporting.board import ProgressBoard
 from spinrun_worker.trainer.sampling.exchange import Exchange
 from spinrun_worker.trainer.storage.store import RunStore
@@ -66,7 +66,7 @@ class Training:
         with self.board.during("publish"):
             # The page cache takes what the steps have just used, instead of memory that the kernel must first find: on a
             # virtual machine that had given it back to its host, writing then takes several times as long.
-            trim_memory()
+            return_freed_memory()
             weights = self.store.publish(version=version, step=step)
         self.board.wrote(weights)
         return weights
@@ -78,7 +78,7 @@ class Training:
         if self.windows.schedule.first_step(weights.version) == done:  # else its reference is there, and the policy has moved on
             self.windows.passes.mix(weights)
         self.store.collect_garbage(newest=weights.version, best=self.board.now.best, acknowledged=self.exchange.served_versions())
-        trim_memory()  # beside it vLLM now generates, often on the same machine
+        return_freed_memory()  # beside it vLLM now generates, often on the same machine
 
     def finish(self, weights: Manifest) -> None:
         """Evaluate the last version, and make of it what is wanted beside it."""

@@ -8,7 +8,7 @@ weights that it started with. GPUs have no such copy.
 
 from typing import Any
 
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
@@ -16,8 +16,15 @@ class CpuWorker(CPUWorker):
     """vLLM's CPU worker, whose reload reaches tied output layers."""
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Reload as vLLM does, and repack the output layer."""
+        """Reload as vLLM does, and bring the output layer's packed copy up to date."""
         super().reload_weights(*args, **kwargs)
-        for layer in self.get_model().modules():
-            if isinstance(layer, ParallelLMHead):
-                layer.quant_method.process_weights_after_loading(layer)
+        layers = [layer for layer in self.get_model().modules() if isinstance(layer, VocabParallelEmbedding)]
+        packed = {id(layer.weight): layer for layer in layers if not isinstance(layer, ParallelLMHead)}
+        for head in layers:
+            if not isinstance(head, ParallelLMHead):
+                continue
+            if (embeddings := packed.get(id(head.weight))) is not None:
+                # vLLM has packed the embeddings too, as if they were an output layer: the same weights, in the same layout.
+                head.cpu_linear = embeddings.cpu_linear
+            else:
+                head.quant_method.process_weights_after_loading(head)

@@ -178,8 +178,9 @@ def _write_together(
 def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The full tensor. A sharded one is converted before it is sent: the result is the same, and half the size; a whole one is
     converted while it is written, piece by piece."""
-    tensor = tensor.detach()
-    return tensor.to(dtype).full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    return cast(DTensor, tensor.detach().to(dtype)).full_tensor()
 
 
 def _write_rest(directory: Path, shards: Sequence[Shard], assets: Mapping[str, bytes]) -> list[FileEntry]:
