@@ -26,8 +26,8 @@ from spinrun_api.run import SpinRun
 from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
+from spinrun_operator.children import network_policy as network_policies
 from spinrun_operator.children.ledger_claim import ledger_claim
-from spinrun_operator.children.network_policy import trainer_network_policy
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.trainer_job import trainer_job
@@ -277,7 +277,7 @@ def patience(run: SpinRun, _: Attempts) -> object:
 
 
 def network_policy(run: SpinRun, _: Attempts) -> object:
-    return trainer_network_policy(run, Settings())
+    return network_policies.network_policy(run, Settings())
 
 
 def deletion(run: SpinRun, _: Attempts) -> object:
