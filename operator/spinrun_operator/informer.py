@@ -11,6 +11,7 @@ from spinrun_operator.follow import Follower, is_sound, version_of
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
+from spinrun_operator.trouble import names_missing_claim
 
 Json = dict[str, Any]
 
@@ -215,7 +216,8 @@ def slim(document: Json, kind: Kind) -> Json:
 # --- what matters --------------------------------------------------------------------------------------------------
 
 _QUIET_CONDITIONS = ("Initialized", "Ready", "ContainersReady", "PodReadyToStartContainers")
-"""Conditions of pods by which nothing is decided: of servers that are ready their StatefulSet tells."""
+"""Conditions of pods by which nothing is decided: of servers that are ready their StatefulSet tells. For a node a pod may wait a
+while, and is looked at from time to time meanwhile."""
 _STARTING = ("ContainerCreating", "PodInitializing")
 """What containers wait for that nobody needs to be told of."""
 
@@ -230,6 +232,8 @@ def telling(document: Json, kind: Kind) -> Json:
     status = document.get("status", {})
     if kind == POD:
         return told | {"spec": None, "status": _telling_of_pod(document)}
+    if kind == CLAIM:
+        return told | {"spec": None, "status": status.get("phase") == "Lost"}
     if kind == STATEFUL_SET:
         return told | {"status": status.get("readyReplicas", 0)}
     if kind == JOB:
@@ -246,7 +250,8 @@ def _telling_of_pod(pod: Json) -> Json:
     told["conditions"] = [
         {name: each.get(name) for name in ("type", "status", "reason", "message")}
         for each in status.get("conditions") or ()
-        if each.get("type") not in _QUIET_CONDITIONS and (each.get("type"), each.get("status")) != ("PodScheduled", "True")
+        if each.get("type") not in _QUIET_CONDITIONS
+        and (each.get("type") != "PodScheduled" or names_missing_claim(each.get("message") or ""))
     ]
     for kind in ("initContainerStatuses", "containerStatuses"):
         told[kind] = [told_of for each in status.get(kind) or () if (told_of := _telling_of_container(each))]

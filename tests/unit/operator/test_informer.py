@@ -313,6 +313,10 @@ CREATING: Json = {"phase": "Pending", "containerStatuses": [{"name": "a", "state
 NO_IMAGE: Json = {"phase": "Pending", "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull"}}}]}
 SCHEDULED: Json = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
 UNSCHEDULABLE: Json = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "full"}]}
+NO_CLAIM: Json = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "message": 'persistentvolumeclaim "a" not found'}],
+}
 READY: Json = {"conditions": [{"type": "Ready", "status": "True"}]}
 
 
@@ -321,7 +325,8 @@ READY: Json = {"conditions": [{"type": "Ready", "status": "True"}]}
     [
         (POD, None, {"phase": "Pending"}, False),
         (POD, None, SCHEDULED, False),
-        (POD, None, UNSCHEDULABLE, True),
+        (POD, None, UNSCHEDULABLE, False),
+        (POD, UNSCHEDULABLE, NO_CLAIM, True),
         (POD, None, RUNNING, True),
         (POD, SCHEDULED, CREATING, False),
         (POD, CREATING, RUNNING, True),
@@ -335,6 +340,7 @@ READY: Json = {"conditions": [{"type": "Ready", "status": "True"}]}
         (STATEFUL_SET, {"replicas": 1}, {"replicas": 1, "readyReplicas": 1}, True),
         (JOB, {"active": 1}, {"active": 1, "ready": 1}, False),
         (JOB, {"active": 1}, {"conditions": [{"type": "Failed", "status": "True"}]}, True),
+        (CLAIM, {"phase": "Pending"}, {"phase": "Bound", "capacity": {"storage": "1Gi"}}, False),
         (CLAIM, {"phase": "Bound"}, {"phase": "Lost"}, True),
     ],
 )
