@@ -1,5 +1,6 @@
 """A live copy of the runs' children of one kind: what carries a run's label, has a child's name, and is owned by that run."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -24,6 +25,7 @@ REMEMBERED_OWNERS = 4096
 MOST_OF_A_RUN = 1000
 """Objects of a kind that are kept of one run."""
 _LONGEST_OWNER = 300
+_LONGEST_SHARED = 100
 _NOBODY = "nobody, for a run named "
 """Stands for the owner of a claim that has none."""
 
@@ -111,7 +113,13 @@ class Informer:
             return False
         key = _key(document)
         assert key is not None
-        self._runs.setdefault(key, {})[document["metadata"]["name"]] = slim(document, self.kind)
+        run, name, kept = self._runs.setdefault(key, {}), document["metadata"]["name"], slim(document, self.kind)
+        if name in run and run[name].get("spec") == kept.get("spec"):
+            # Mostly it is the status that has changed.
+            kept |= {field: value for field, value in run[name].items() if field == "spec"}
+        else:
+            kept = shared(kept)
+        run[name] = kept
         return True
 
     def forget(self, document: Json) -> None:
@@ -211,6 +219,15 @@ def slim(document: Json, kind: Kind) -> Json:
         kept = {name: spec[name] for name in ("parallelism", "completions") if name in spec}
         return slimmed | {"spec": kept, "status": document.get("status", {})}
     return slimmed | {name: value for name, value in document.items() if name not in slimmed}
+
+
+def shared(value: Any) -> Any:
+    """The same value, of whose texts there is one in memory, however many documents say them: most of what these take is keys."""
+    if isinstance(value, dict):
+        return {sys.intern(name): shared(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shared(each) for each in value]
+    return sys.intern(value) if type(value) is str and len(value) <= _LONGEST_SHARED else value
 
 
 # --- what matters --------------------------------------------------------------------------------------------------

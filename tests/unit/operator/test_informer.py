@@ -1,6 +1,7 @@
 """The live copy of the cluster's objects."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -186,6 +187,18 @@ def test_copy_keeps_of_labels_and_annotations_what_is_ours() -> None:
     document = child(1)
     document["metadata"]["annotations"] = {"spinrun.dev/applied-hash": "x", "kubectl.kubernetes.io/last-applied": "y" * 1000}
     assert slim(document, SERVICE)["metadata"]["annotations"] == {"spinrun.dev/applied-hash": "x"}
+
+
+def test_copies_share_the_texts_that_they_have_in_common() -> None:
+    informer = informer_of(FakeApi(), [])
+    for name in ("demo-rollout", "demo-trainer"):
+        informer.put(child(1, name=name, uid=name, spec=json.loads('{"ports": [{"name": "agent"}]}')))
+    first, second = informer.of_run(KEY)
+    (one,), (other,) = first["spec"]["ports"], second["spec"]["ports"]
+    assert one["name"] is other["name"]
+    informer.put(child(2, uid="demo-rollout", spec=json.loads('{"ports": [{"name": "agent"}]}'), status={"x": 1}))
+    assert informer.of_run(KEY)[0]["spec"] is first["spec"], "it is kept while only the status changes"
+    assert informer.of_run(KEY)[0]["status"] == {"x": 1}
 
 
 # --- whose an object is --------------------------------------------------------------------------------------------
