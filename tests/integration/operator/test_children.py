@@ -328,7 +328,7 @@ async def test_run_limits_whom_its_pods_connect_to(
 ) -> None:
     await cluster.create(spin_run(network={"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]}))
     condition = await cluster.until_condition("Degraded", "True", "ChildRefused")
-    assert "spec.egress[1].to[0].ipBlock.cidr" in condition["message"]
+    assert "spec.egress[2].to[0].ipBlock.cidr" in condition["message"]
     hub = {"ports": [{"port": 443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
     await cluster.change_spec("demo", network={"egress": [hub]})
     await cluster.until_condition("Degraded", "False", "AsExpected")
