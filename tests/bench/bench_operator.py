@@ -6,6 +6,7 @@ and memory, and its writes once everything is at rest.
 
 import argparse
 import asyncio
+import math
 import os
 import re
 import subprocess
@@ -109,7 +110,7 @@ async def figures(operator: Process) -> dict[str, Any]:
 def quantile(buckets: Counter[float], share: float) -> float:
     """The upper end of the bucket that a quantile lies in; buckets: numbers up to each end."""
     total = buckets[float("inf")]
-    return next(end for end in sorted(buckets) if buckets[end] >= share * total)
+    return next((end for end in sorted(buckets) if buckets[end] >= share * total), math.nan)
 
 
 def usage(pid: int) -> tuple[float, float]:
