@@ -68,7 +68,7 @@ class Settings:
     coalesce_seconds: float = 0.2
     """How long a change of a child waits for others, so that a burst of changes makes one reconcile."""
 
-    starting_seconds: float = 3.0
+    starting_seconds: float = 5.0
     """How long the status of a run that is starting waits for more, so that a start that takes no longer is told in one write."""
 
     resync_seconds: float = 300.0
