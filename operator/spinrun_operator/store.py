@@ -1,6 +1,6 @@
 """The runs that are known, each as the API server last said it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -95,7 +95,7 @@ class RunStore:
         return True
 
     @contextmanager
-    def writing(self, key: Key, status: Json) -> Iterator[None]:
+    def writing(self, key: Key, status: Json) -> Generator[None]:
         """While this status of ours is written, of which the watch may tell before the answer comes."""
         self._written[key] = status
         try:
