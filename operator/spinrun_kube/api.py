@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -105,10 +107,18 @@ async def connect(*, pool_size: int = 100, user_agent: str = OPERATOR) -> client
         # Not by the library's own default: it reads KUBECONFIG when it is imported.
         await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
     configuration.connection_pool_maxsize = pool_size
-    configuration.client_session_kwargs = {"middlewares": (_refuse_redirects,)}
+    # Of the environment nothing is looked up at each request: it has a proxy for the one server or has none.
+    configuration.client_session_kwargs = {"middlewares": (_refuse_redirects,), "trust_env": False}
+    configuration.proxy = configuration.proxy or _proxy_for(configuration.host)
     api_client = client.ApiClient(configuration)
     api_client.user_agent = user_agent
     return api_client
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy by which the environment has a server reached: HTTPS_PROXY and its like, unless NO_PROXY names the server."""
+    server = urlsplit(url)
+    return None if proxy_bypass(server.hostname or "") else getproxies().get(server.scheme)
 
 
 async def _refuse_redirects(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -222,17 +232,17 @@ class Api:
         `timeout` is for all of it, and `begin_timeout` until its headers, in seconds; None, for either, is any time: a container
         that says nothing has a log without headers.
         """
-        method, url, headers, content, _ = await self._client.param_serialize(
+        # The body is JSON already, of which this would make a copy value by value.
+        method, url, headers, _, _ = await self._client.param_serialize(
             verb,
             path,
             query_params=list((query or {}).items()),
             header_params={"Content-Type": content_type, "Accept": accept},
-            body=body,
             auth_settings=["BearerToken"],
         )
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=self._request_timeout)
         async with asyncio.timeout(begin_timeout):
-            response = (await self._client.call_api(method, url, headers, content, _request_timeout=limit)).response
+            response = (await self._client.call_api(method, url, headers, body, _request_timeout=limit)).response
         try:
             if response.status >= 400:
                 async with asyncio.timeout(self._request_timeout):
@@ -364,6 +374,27 @@ class Api:
         return any(isinstance(resource, dict) and resource.get("name") == kind.plural for resource in resources)
 
     # --- writing ---------------------------------------------------------------------------------------------------
+
+    async def create(self, document: Json) -> Json:
+        """Makes an object; ApiError with the reason AlreadyExists where there is one of its name."""
+        query = {"fieldManager": self._field_manager, "fieldValidation": "Strict"}
+        path = kind_of(document).path(document["metadata"]["namespace"])
+        return _read_object(await self.request("POST", path, query=query, body=document))
+
+    async def own_created_fields(self, kind: Kind, namespace: str, name: str) -> None:
+        """Lets server-side apply take away again what `create` has written.
+
+        The API server keeps the fields of a creation apart from those of an apply, though the same manager sent both: a field
+        that an apply leaves out would stay for the creation's sake. So that entry is made one of an apply.
+        """
+        found = await self.get(kind, namespace, name, metadata_only=True)
+        entries: list[Json] = (found or {"metadata": {}})["metadata"].get("managedFields") or []
+        ours = [entry for entry in entries if entry.get("manager") == self._field_manager and not entry.get("subresource")]
+        if found is None or [entry.get("operation") for entry in ours] != ["Update"]:
+            return
+        owned = [entry | {"operation": "Apply"} if entry is ours[0] else entry for entry in entries]
+        metadata = {name: found["metadata"][name] for name in ("uid", "resourceVersion")} | {"managedFields": owned}
+        await self.request("PATCH", kind.path(namespace, name), body={"metadata": metadata}, content_type=MERGE_PATCH)
 
     async def apply(self, document: Json) -> Json:
         """Server-side apply; returns what the object is now. A uid in the document must be the object's."""

@@ -36,7 +36,7 @@ _SUFFIXES = {
     "ServiceAccount": "spinrun",
     "ConfigMap": "run",
     "Service": "rollout|scorer|trainer",
-    "NetworkPolicy": "rollout|scorer|trainer",
+    "NetworkPolicy": "spinrun|trainer|rollout|scorer",
     "StatefulSet": "rollout|scorer",
     "Job": r"trainer-\d+",
     "Pod": r"(?:rollout|scorer)-\d+|trainer-\d+-\d+(?:-[a-z0-9]+)?",
@@ -57,18 +57,28 @@ def namespace(run: SpinRun) -> str:
 
 
 def rollout_name(run: SpinRun) -> str:
-    """The rollouts' StatefulSet, their headless Service, and their NetworkPolicy."""
+    """The rollouts' StatefulSet and their headless Service."""
     return f"{run.metadata.name}-rollout"
 
 
 def scorer_name(run: SpinRun) -> str:
-    """The scorers' StatefulSet, their headless Service, and their NetworkPolicy."""
+    """The scorers' StatefulSet and their headless Service."""
     return f"{run.metadata.name}-scorer"
 
 
 def trainer_name(run: SpinRun) -> str:
-    """The trainer's headless Service and its NetworkPolicy."""
+    """The headless Service and the NetworkPolicy by which the nodes of a trainer meet, where it has several."""
     return f"{run.metadata.name}-trainer"
+
+
+def network_policy_name(run: SpinRun) -> str:
+    """The NetworkPolicy of the run's pods."""
+    return f"{run.metadata.name}-spinrun"
+
+
+def former_network_policy_names(run: SpinRun) -> tuple[str, ...]:
+    """Of operators up to 0.1.0, which made one for each component, beside the trainer's."""
+    return f"{run.metadata.name}-rollout", f"{run.metadata.name}-scorer"
 
 
 def job_name(run: SpinRun, attempt: int) -> str:

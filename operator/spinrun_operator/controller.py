@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from spinrun_api.documents import InvalidDocumentError, parse_stored_run
+from spinrun_api.documents import InvalidDocumentError
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube.api import TRANSIENT, Api, ApiError
@@ -28,6 +28,7 @@ from spinrun_operator.informer import Informer
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.observe import Observer, progress_target
 from spinrun_operator.observed import Refusal
+from spinrun_operator.plan import Plan
 from spinrun_operator.progress import ProgressPoller
 from spinrun_operator.queue import Key, KeyedQueue, Retry
 from spinrun_operator.reconcile import is_managed, reconcile
@@ -62,6 +63,8 @@ class Controller:
         self._store = RunStore(api)
         self._refusals: dict[Key, tuple[Refusal, ...]] = {}
         self._internal_errors: Counter[Key] = Counter()
+        self._starts: dict[Key, float] = {}
+        """Since when the status of a run waits for more to tell of its start, by time.monotonic()."""
         self._documents: dict[Key, ChildDocuments] = {}
         self._run_followers: list[Follower] = []
         self._informers: list[Informer] = []
@@ -195,8 +198,10 @@ class Controller:
         """
         if change == "DELETED":
             self._store.remove(body)
-        elif not self._store.put(body):
-            return
+        else:
+            is_ours = self._store.is_ours(body)
+            if not self._store.put(body) or is_ours:
+                return
         if self.tell is None:
             self.wake(key_of(body))
         else:
@@ -275,9 +280,7 @@ class Controller:
             self._forget(key)
             return None
         try:
-            if (problem := self._store.problem(key)) is not None:
-                raise InvalidDocumentError("the run", [problem])
-            run = parse_stored_run(body)
+            run = self._store.model(key)
         except InvalidDocumentError as error:
             await self._executor.write_status(body, _invalid_status(body, error, self._clock()))
             return None
@@ -290,12 +293,25 @@ class Controller:
         now, refusals = self._clock(), self._refusals.get(key, ())
         observed = await self._observer.observe(run, key, refusals=refusals, progress=self._poller.published(key), now=now)
         plan = reconcile(run, observed, self._settings, now, self._documents_of(key, run))
-        refused = await self._executor.execute(run, body, observed, plan)
+        patience = self._patience(key, body, plan)
+        refused = await self._executor.execute(run, body, observed, plan, is_told=patience is None)
         if plan.delete_run:
             return None
         is_over = is_finished(plan.status)
         self._poller.follow(key, None if is_over else progress_target(run, observed, current_attempt(plan.status)))
-        return self._next_look(key, refused, plan.requeue_seconds)
+        return self._next_look(key, refused, plan.requeue_seconds, patience)
+
+    def _patience(self, key: Key, body: Json, plan: Plan) -> float | None:
+        """Seconds that the status may still wait for more to tell; None: it is to be written now, if it says anything new."""
+        if not plan.only_starts or plan.status.to_document() == body.get("status"):
+            self._starts.pop(key, None)
+            return None
+        now = time.monotonic()
+        left = self._starts.setdefault(key, now) + self._settings.starting_seconds - now
+        if left > 0:
+            return left
+        del self._starts[key]
+        return None
 
     def _documents_of(self, key: Key, run: SpinRun) -> ChildDocuments:
         """The run's children as they should be, made once for a generation."""
@@ -304,7 +320,7 @@ class Controller:
             known = self._documents[key] = ChildDocuments(run, self._settings)
         return known
 
-    def _next_look(self, key: Key, refusals: tuple[Refusal, ...], wanted: float | None) -> float | None:
+    def _next_look(self, key: Key, refusals: tuple[Refusal, ...], *moments: float | None) -> float | None:
         """At once when the status must speak of other refusals than before; in a while when there are any."""
         changed = refusals != self._refusals.get(key, ())
         if refusals:
@@ -313,13 +329,14 @@ class Controller:
             self._refusals.pop(key, None)
         if changed:
             return 0.0
-        patience = self._settings.trouble_seconds if refusals else None
-        return min((wait for wait in (wanted, patience) if wait is not None), default=None)
+        trouble = self._settings.trouble_seconds if refusals else None
+        return min((wait for wait in (*moments, trouble) if wait is not None), default=None)
 
     def _forget(self, key: Key) -> None:
         self._poller.forget(key)
         self._observer.forget(key)
         self._refusals.pop(key, None)
+        self._starts.pop(key, None)
         self._internal_errors.pop(key, None)
         self._documents.pop(key, None)
         self.queue.forget(key)

@@ -12,7 +12,7 @@ from spinrun_operator.apply import Applier
 from spinrun_operator.events import EventRecorder
 from spinrun_operator.follow import version_of
 from spinrun_operator.metrics import Metrics
-from spinrun_operator.observed import Observed, Refusal, child_id
+from spinrun_operator.observed import Observed, Refusal, child_id, makes_pods
 from spinrun_operator.plan import Plan
 from spinrun_operator.queue import Key, Retry
 from spinrun_operator.store import RunStore, key_of
@@ -41,7 +41,9 @@ class Executor:
         self._metrics = metrics
         self._clock = clock
 
-    async def execute(self, run: SpinRun, body: Json, observed: Observed, plan: Plan) -> tuple[Refusal, ...]:
+    async def execute(
+        self, run: SpinRun, body: Json, observed: Observed, plan: Plan, *, is_told: bool = True
+    ) -> tuple[Refusal, ...]:
         """Does what the plan says, in its order.
 
         Args:
@@ -49,6 +51,7 @@ class Executor:
             body: The same as the API server said it.
             observed: What was seen when the plan was made.
             plan: What to do.
+            is_told: Whether the status is written, and the Events with it; else they wait for another pass.
 
         Returns:
             The children that cannot be as they should.
@@ -60,17 +63,19 @@ class Executor:
         if plan.delete_run:
             await self._delete(key_of(body), body, "Background")
             return ()
-        await self.write_status(body, plan.status)
-        for event in plan.events:
+        events = plan.events if is_told else []
+        if is_told:
+            await self.write_status(body, plan.status)
+        for event in events:
             self._metrics.count_attempt_end(event.reason)
         refusals: list[Refusal] = []
         for child in plan.apply:
             # Pods are only made when all that they mount is the run's own.
-            if not (refusals and _makes_pods(child) and child_id(child) not in observed.children):
+            if not (refusals and makes_pods(child) and child_id(child) not in observed.children):
                 refusals += await self._apply(run, key_of(body), observed, child)
         for child in plan.delete:
             await self._delete(key_of(body), child, "Foreground")
-        for event in plan.events:
+        for event in events:
             await self._recorder.record(run, event, self._clock())
         return tuple(refusals)
 
@@ -87,7 +92,8 @@ class Executor:
             # Of the rest the API server takes nothing from here, and the spec may be large.
             metadata = {name: body["metadata"].get(name) for name in ("name", "namespace", "uid", "resourceVersion")}
             written = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata, "status": document}
-            self._store.put(await self._api.replace_status(written))
+            with self._store.writing(key_of(body), document):
+                self._store.put(await self._api.replace_status(written))
         except ApiError as error:
             if error.status in (404, 409):
                 await self._store.refresh(key_of(body))
@@ -100,8 +106,10 @@ class Executor:
         """Why the child cannot be as wanted; empty when it is."""
         if child["kind"] == "Job":
             await self._assert_fresh(key)
+        which = child_id(child)
+        was_refused = any(refusal.child == which for refusal in observed.refusals)
         try:
-            refusal = await self._applier.apply(run, child, observed.children.get(child_id(child)))
+            refusal = await self._applier.apply(run, child, observed.children.get(which), was_refused=was_refused)
         except ApiError as error:
             if error.status == 409:
                 raise Retry(f"{child['kind']} {child['metadata']['name']} has changed: {error.message}") from error
@@ -124,7 +132,3 @@ class Executor:
                 await self._store.refresh(key)
                 raise Retry(f"{document['kind']} {document['metadata']['name']} has changed: {error.message}") from error
             raise
-
-
-def _makes_pods(child: Json) -> bool:
-    return child["kind"] in ("StatefulSet", "Job")

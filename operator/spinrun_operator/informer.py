@@ -1,16 +1,18 @@
 """A live copy of the runs' children of one kind: what carries a run's label, has a child's name, and is owned by that run."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from spinrun_kube.api import Api
-from spinrun_kube.kinds import CLAIM, CONFIG_MAP, JOB, POD, SECRET, Kind
+from spinrun_kube.kinds import CLAIM, CONFIG_MAP, JOB, POD, SECRET, STATEFUL_SET, Kind
 from spinrun_kube.names import OUR_PREFIXES, RUN_LABEL, controller_of, is_child_of
 from spinrun_operator.follow import Follower, is_sound, version_of
 from spinrun_operator.metrics import Metrics
 from spinrun_operator.queue import Key
 from spinrun_operator.settings import Settings
+from spinrun_operator.trouble import names_missing_claim
 
 Json = dict[str, Any]
 
@@ -23,6 +25,7 @@ REMEMBERED_OWNERS = 4096
 MOST_OF_A_RUN = 1000
 """Objects of a kind that are kept of one run."""
 _LONGEST_OWNER = 300
+_LONGEST_SHARED = 100
 _NOBODY = "nobody, for a run named "
 """Stands for the owner of a claim that has none."""
 
@@ -110,7 +113,13 @@ class Informer:
             return False
         key = _key(document)
         assert key is not None
-        self._runs.setdefault(key, {})[document["metadata"]["name"]] = slim(document, self.kind)
+        run, name, kept = self._runs.setdefault(key, {}), document["metadata"]["name"], slim(document, self.kind)
+        if name in run and run[name].get("spec") == kept.get("spec"):
+            # Mostly it is the status that has changed.
+            kept |= {field: value for field, value in run[name].items() if field == "spec"}
+        else:
+            kept = shared(kept)
+        run[name] = kept
         return True
 
     def forget(self, document: Json) -> None:
@@ -135,12 +144,22 @@ class Informer:
             # What the newest list has is there, whatever was said before.
             self._deleted.pop(document["metadata"]["uid"], None)
         if change != "DELETED":
-            if self.put(document):
+            before = self._runs.get(key, {}).get(document["metadata"]["name"])
+            if self.put(document) and self._is_telling(change, before, self._runs[key][document["metadata"]["name"]]):
                 self._on_change(key)
         elif key in self._runs or self._owners(key):
             # Also when it was not the run's: it may have had a child's name.
             self.forget(document)
             self._on_change(key)
+
+    def _is_telling(self, change: str, before: Json | None, after: Json) -> bool:
+        """Whether a pass over the run may decide otherwise for what was just taken in."""
+        if before is not None and before["metadata"]["uid"] == after["metadata"]["uid"]:
+            return telling(before, self.kind) != telling(after, self.kind)
+        if self.kind == POD:
+            return bool(_telling_of_pod(after))
+        # What is made is made by us: whoever makes it knows.
+        return change != "ADDED" or before is not None
 
     async def catch_up(self, key: Key) -> None:
         """Reads the run's objects that came before their owner was known. Raises one of TRANSIENT."""
@@ -163,7 +182,17 @@ def _key(document: Json) -> Key | None:
     return (metadata["namespace"], name) if name else None
 
 
-_METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "ownerReferences")
+_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "ownerReferences",
+)
+_READ_OF_PODS = ("phase", "reason", "message", "podIP", "conditions", "initContainerStatuses", "containerStatuses")
 _READ_PREFIXES = (*OUR_PREFIXES, "batch.kubernetes.io/")
 
 
@@ -183,10 +212,71 @@ def slim(document: Json, kind: Kind) -> Json:
             for field in ("initContainers", "containers")
             if field in spec
         }
-        kept = {"spec": {"nodeName": spec.get("nodeName"), **containers}, "status": document.get("status", {})}
-        return slimmed | kept
+        status = {name: value for name, value in document.get("status", {}).items() if name in _READ_OF_PODS}
+        return slimmed | {"spec": {"nodeName": spec.get("nodeName"), **containers}, "status": status}
     if kind == JOB:
         # A Job is made once and never compared again.
         kept = {name: spec[name] for name in ("parallelism", "completions") if name in spec}
         return slimmed | {"spec": kept, "status": document.get("status", {})}
     return slimmed | {name: value for name, value in document.items() if name not in slimmed}
+
+
+def shared(value: Any) -> Any:
+    """The same value, of whose texts there is one in memory, however many documents say them: most of what these take is keys."""
+    if isinstance(value, dict):
+        return {sys.intern(name): shared(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shared(each) for each in value]
+    return sys.intern(value) if type(value) is str and len(value) <= _LONGEST_SHARED else value
+
+
+# --- what matters --------------------------------------------------------------------------------------------------
+
+_QUIET_CONDITIONS = ("Initialized", "Ready", "ContainersReady", "PodReadyToStartContainers")
+"""Conditions of pods by which nothing is decided: of servers that are ready their StatefulSet tells. For a node a pod may wait a
+while, and is looked at from time to time meanwhile."""
+_STARTING = ("ContainerCreating", "PodInitializing")
+"""What containers wait for that nobody needs to be told of."""
+
+
+def telling(document: Json, kind: Kind) -> Json:
+    """Of a document that was made slim, what decisions depend on. Other changes are taken in and wake nobody."""
+    metadata = {name: value for name, value in document["metadata"].items() if name != "resourceVersion"}
+    if kind in METADATA_ONLY:
+        # Only its version tells that somebody has changed it.
+        return document
+    told = document | {"metadata": metadata}
+    status = document.get("status", {})
+    if kind == POD:
+        return told | {"spec": None, "status": _telling_of_pod(document)}
+    if kind == CLAIM:
+        return told | {"spec": None, "status": status.get("phase") == "Lost"}
+    if kind == STATEFUL_SET:
+        return told | {"status": status.get("readyReplicas", 0)}
+    if kind == JOB:
+        return told | {"status": [(each.get("type"), each.get("status")) for each in status.get("conditions") or ()]}
+    return told
+
+
+def _telling_of_pod(pod: Json) -> Json:
+    """What a pod tells; nothing while it is new and nothing keeps it from starting."""
+    status = pod.get("status", {})
+    told = {name: status[name] for name in ("phase", "podIP", "reason", "message") if name in status}
+    if told == {"phase": "Pending"}:
+        told = {}
+    told["conditions"] = [
+        {name: each.get(name) for name in ("type", "status", "reason", "message")}
+        for each in status.get("conditions") or ()
+        if each.get("type") not in _QUIET_CONDITIONS
+        and (each.get("type") != "PodScheduled" or names_missing_claim(each.get("message") or ""))
+    ]
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        told[kind] = [told_of for each in status.get(kind) or () if (told_of := _telling_of_container(each))]
+    return {name: value for name, value in told.items() if value}
+
+
+def _telling_of_container(status: Json) -> Json:
+    state = status.get("state", {})
+    if state.get("waiting", {}).get("reason") in _STARTING and not status.get("lastState"):
+        return {}
+    return {"name": status.get("name"), "state": state, "lastState": status.get("lastState")}

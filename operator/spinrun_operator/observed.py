@@ -23,6 +23,11 @@ def child_id(document: Json) -> ChildId:
     return document["kind"], document["metadata"]["name"]
 
 
+def makes_pods(child: Json) -> bool:
+    """Whether a child is one whose pods the run waits for."""
+    return child["kind"] in ("StatefulSet", "Job")
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A child that could not be made or changed, and will be tried again."""

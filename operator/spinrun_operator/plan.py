@@ -35,5 +35,7 @@ class Plan:
     """Whether the run itself has outlived its ttl; then nothing else is done."""
 
     events: list[Event] = field(default_factory=list[Event])
+    only_starts: bool = False
+    """Whether status and Events tell of nothing but a start that goes as it should, of which there will soon be more to tell."""
     requeue_seconds: float | None = None
     """When to look again even if nothing happens."""

@@ -4,20 +4,23 @@ Pure: it sends nothing and reads no clock.
 """
 
 from datetime import datetime
+from typing import Any
 
 from spinrun_api.run import SpinRun
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import names, times
-from spinrun_operator import attempts, conditions, trouble
+from spinrun_operator import attempts, conditions, reasons, trouble
 from spinrun_operator.documents import ChildDocuments
 from spinrun_operator.draft import Draft
-from spinrun_operator.observed import Observed, is_deleted
+from spinrun_operator.observed import Observed, child_id, is_deleted, makes_pods
 from spinrun_operator.plan import Event, Plan
 from spinrun_operator.policies import deadline, progress_deadline, ttl
 from spinrun_operator.settings import Settings
-from spinrun_operator.status import is_finished, with_progress
+from spinrun_operator.status import DEGRADED, PROGRESSING, condition_of, current_attempt, is_finished, is_true, with_progress
 from spinrun_operator.view import View
 from spinrun_operator.wanted import unwanted_jobs, wanted_children, with_server_counts
+
+Json = dict[str, Any]
 
 
 def is_managed(run: SpinRun) -> bool:
@@ -41,13 +44,15 @@ def reconcile(
     view = View(run, observed, settings, now, documents or ChildDocuments(run, settings))
     # What is over stays over: only its rollouts and scorers leave.
     status, events = _finished_status(view) if is_finished(view.before) else _next_status(view)
+    children = wanted_children(view, status)
     return Plan(
         status=status,
-        apply=wanted_children(view, status),
+        apply=children,
         delete=unwanted_jobs(view, status),
         delete_run=_has_outlived_ttl(view, status),
         events=events,
-        requeue_seconds=_next_look(view, status),
+        only_starts=_only_starts(view, status, events),
+        requeue_seconds=_next_look(view, status, children),
     )
 
 
@@ -80,13 +85,27 @@ def _finished_status(view: View) -> tuple[SpinRunStatus, list[Event]]:
     return with_server_counts(view, before.model_copy(update=seen)), []
 
 
+def _only_starts(view: View, status: SpinRunStatus, events: list[Event]) -> bool:
+    """See `Plan`. What numbers an attempt, or tells of trouble, is never among it."""
+    before, progressing = view.before, condition_of(status, PROGRESSING)
+    return (
+        before.phase in (None, "Pending", "Starting")
+        and status.attempt == current_attempt(before)
+        and progressing is not None
+        and progressing.reason in (reasons.PENDING, reasons.STARTING)
+        and not is_true(before, DEGRADED)
+        and not is_true(status, DEGRADED)
+        and all(event.reason == reasons.TRAINER_STARTED for event in events)
+    )
+
+
 def _has_outlived_ttl(view: View, status: SpinRunStatus) -> bool:
     moment = ttl.deletion_time(view.run.spec.lifecycle, status)
     return moment is not None and moment <= view.now
 
 
-def _next_look(view: View, status: SpinRunStatus) -> float | None:
-    """Seconds until something is due that no event announces."""
+def _next_look(view: View, status: SpinRunStatus, children: list[Json]) -> float | None:
+    """Seconds until something is due that no event announces: of pods that are not made, for one, nothing is heard."""
     moments = [ttl.deletion_time(view.run.spec.lifecycle, status)]
     if not is_finished(status):
         moments.append(deadline.deadline(view.run.spec.lifecycle, status))
@@ -96,7 +115,8 @@ def _next_look(view: View, status: SpinRunStatus) -> float | None:
         left := progress_deadline.seconds_left(view.run.spec.lifecycle, view.observed.stalled_seconds)
     ):
         waits.append(left)
-    if not is_finished(status) and (_is_troubled(view) or _has_deleted_pods(view)):
+    waits_for_pods = any(makes_pods(child) and child_id(child) not in view.observed.children for child in children)
+    if not is_finished(status) and (waits_for_pods or _is_troubled(view) or _has_deleted_pods(view)):
         waits.append(view.settings.trouble_seconds)
     return min(waits, default=None)
 

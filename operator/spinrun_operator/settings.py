@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from spinrun_protocol.commands import Accelerator
 
 PREFIX = "SPINRUN_"
-_MAY_BE_ZERO = ("run_as_user", "coalesce_seconds", "unscheduled_seconds")
+_MAY_BE_ZERO = ("run_as_user", "coalesce_seconds", "starting_seconds", "unscheduled_seconds")
 _LARGEST_PORT = 65535
 _LARGEST_NUMBER = 2**31 - 1
 """Kubernetes takes no larger user, and as seconds it is 68 years."""
@@ -67,6 +67,9 @@ class Settings:
 
     coalesce_seconds: float = 0.2
     """How long a change of a child waits for others, so that a burst of changes makes one reconcile."""
+
+    starting_seconds: float = 5.0
+    """How long the status of a run that is starting waits for more, so that a start that takes no longer is told in one write."""
 
     resync_seconds: float = 300.0
     """Time between two looks at everything, which find what an event missed."""

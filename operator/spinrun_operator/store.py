@@ -1,9 +1,14 @@
 """The runs that are known, each as the API server last said it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from spinrun_api.documents import Problem, size_problem
+from pydantic import ValidationError
+
+from spinrun_api.documents import InvalidDocumentError, Problem, parse_stored_run, size_problem
+from spinrun_api.run import SpinRun
+from spinrun_api.status import SpinRunStatus
 from spinrun_kube.api import Api
 from spinrun_kube.kinds import SPIN_RUN
 from spinrun_operator.follow import version_of
@@ -24,14 +29,32 @@ class RunStore:
         self._api = api
         self._runs: dict[Key, Json] = {}
         self._problems: dict[Key, Problem] = {}
+        self._written: dict[Key, Json] = {}
+        self._models: dict[Key, tuple[Json, SpinRun]] = {}
+        """Runs as models, each with the metadata that it has been made from; its status may be an older one."""
 
     def get(self, key: Key) -> Json | None:
         """The run; None when there is none of that name."""
         return self._runs.get(key)
 
-    def problem(self, key: Key) -> Problem | None:
-        """What makes the run's spec too large, in which case it is not kept."""
-        return self._problems.get(key) if key in self._runs else None
+    def model(self, key: Key) -> SpinRun:
+        """A run that is known, as a model, which is made again only when something else than its status has changed.
+
+        Raises:
+            InvalidDocumentError: As from `parse_stored_run`, or the spec is too large.
+        """
+        body = self._runs[key]
+        if (problem := self._problems.get(key)) is not None:
+            raise InvalidDocumentError("the run", [problem])
+        metadata = {name: value for name, value in body["metadata"].items() if name != "resourceVersion"}
+        known = self._models.get(key)
+        if known is not None and known[0] == metadata:
+            with suppress(ValidationError):
+                status = SpinRunStatus.model_validate(body.get("status") or {}, by_alias=True, by_name=False)
+                return known[1].model_copy(update={"status": status})
+        run = parse_stored_run(body)
+        self._models[key] = metadata, run
+        return run
 
     def keys(self) -> list[Key]:
         """All runs."""
@@ -56,7 +79,13 @@ class RunStore:
             return False
         key = key_of(body)
         metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+        known = self._runs.get(key, {})
+        if "spec" in known and known["spec"] == body.get("spec"):
+            # Mostly it is the status that has changed.
+            self._runs[key] = {**body, "metadata": metadata, "spec": known["spec"]}
+            return True
         self._problems.pop(key, None)
+        self._models.pop(key, None)
         if (problem := size_problem(body.get("spec"))) is not None:
             # Kept without what nobody here will read: there may be many of them.
             self._problems[key] = problem
@@ -65,16 +94,38 @@ class RunStore:
         self._runs[key] = {**body, "metadata": metadata}
         return True
 
+    @contextmanager
+    def writing(self, key: Key, status: Json) -> Generator[None]:
+        """While this status of ours is written, of which the watch may tell before the answer comes."""
+        self._written[key] = status
+        try:
+            yield
+        finally:
+            self._written.pop(key, None)
+
+    def is_ours(self, body: Json) -> bool:
+        """Whether it says nothing new but the status that is being written here."""
+        key = key_of(body)
+        known, metadata, status = self._runs.get(key), body["metadata"], body.get("status")
+        if known is None or status not in (known.get("status"), self._written.get(key)):
+            return False
+        told = ("uid", "generation", "labels", "annotations", "deletionTimestamp")
+        return all(known["metadata"].get(name) == metadata.get(name) for name in told)
+
     def remove(self, body: Json) -> None:
         """Takes out a run that was deleted, unless another one has its name by now."""
         known = self._runs.get(key_of(body))
         if known is not None and known["metadata"]["uid"] == body["metadata"]["uid"]:
-            del self._runs[key_of(body)]
+            self._drop(key_of(body))
+
+    def _drop(self, key: Key) -> None:
+        for known in (self._runs, self._problems, self._models):
+            known.pop(key, None)
 
     async def refresh(self, key: Key) -> None:
         """Reads a run again from the API server. Raises one of TRANSIENT."""
         body = await self._api.get(SPIN_RUN, *key)
         if body is None:
-            self._runs.pop(key, None)
+            self._drop(key)
         else:
             self.put(body)

@@ -81,7 +81,7 @@ def _pod_troubles(run: SpinRun, pod: Json, patience: Patience) -> Iterator[tuple
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             message = condition.get("message", condition.get("reason", ""))
-            if "persistentvolumeclaim" in message and "not found" in message:
+            if names_missing_claim(message):
                 claim = names.claim_name(run)
                 yield reasons.CLAIM_NOT_FOUND, f"there is no claim {claim}: create it, or name another in spec.storage.claimName"
             elif _age(pod, patience.now) >= patience.unscheduled_seconds:
@@ -97,6 +97,11 @@ def _pod_troubles(run: SpinRun, pod: Json, patience: Patience) -> Iterator[tuple
             yield reasons.CONFIG_MISSING, f"{where}: {message or reason}: create what is missing, or correct the pod template"
         elif reason == "CrashLoopBackOff":
             yield reasons.CONTAINER_CRASHING, f"{where} is crash-looping{_last_end(container.status)}: see its logs"
+
+
+def names_missing_claim(message: str) -> bool:
+    """Whether the scheduler says that a pod has no node because there is no claim of that name. Else a node may yet come."""
+    return "persistentvolumeclaim" in message and "not found" in message
 
 
 def _last_end(status: Json) -> str:

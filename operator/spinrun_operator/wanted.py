@@ -5,7 +5,7 @@ from typing import Any
 from spinrun_api.status import RolloutStatus, ScorerStatus, SpinRunStatus
 from spinrun_kube import names, times
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
-from spinrun_operator.children.network_policy import rollout_network_policy, scorer_network_policy, trainer_network_policy
+from spinrun_operator.children.network_policy import network_policy, trainer_network_policy
 from spinrun_operator.children.pod_monitor import pod_monitor
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.run_config import run_config
@@ -29,10 +29,11 @@ def wanted_children(view: View, status: SpinRunStatus) -> list[Json]:
         make(service_account),
         make(run_config),
         make(rollout_service),
-        make(trainer_service),
-        make(rollout_network_policy, settings),
-        make(trainer_network_policy, settings),
+        make(network_policy, settings),
+        *_former_network_policies(view),
     ]
+    if run.spec.trainer.nodes > 1:
+        children += [make(trainer_service), make(trainer_network_policy)]
     if view.observed.own_child(run, "Secret", names.token_name(run)) is None:
         children.insert(0, view.documents.finish(token_secret(run, view.observed.new_token)))
     claim, present = ledger_claim(run), view.observed.children.get(("PersistentVolumeClaim", names.claim_name(run)))
@@ -43,7 +44,8 @@ def wanted_children(view: View, status: SpinRunStatus) -> list[Json]:
     children.append(make(rollout_statefulset, settings, replicas=_wanted_rollouts(view, status)))
     children += _scorer_children(view, status)
     if _may_start_trainer(view, status):
-        children.append(make(trainer_job, settings, attempt=current_attempt(status)))
+        # It is made once: there is no need to remember it.
+        children.append(view.documents.finish(trainer_job(run, settings, attempt=current_attempt(status))))
     return children
 
 
@@ -51,10 +53,26 @@ def _scorer_children(view: View, status: SpinRunStatus) -> list[Json]:
     run, settings, make = view.run, view.settings, view.documents.make
     if run.spec.scorers is not None:
         statefulset = make(scorer_statefulset, settings, replicas=_wanted_scorers(view, status))
-        return [make(scorer_service), make(scorer_network_policy, settings), statefulset]
+        return [make(scorer_service), statefulset]
     # Before its first start a run may still be given another preference.
     left = view.observed.own_child(run, "StatefulSet", names.scorer_name(run))
     return [] if left is None else [view.documents.finish(without_pods(run, left))]
+
+
+def _former_network_policies(view: View) -> list[Json]:
+    """NetworkPolicies that an older operator made, and that the operator may not delete.
+
+    Policies add up: what these allow must be what the run allows now, not what it allowed then.
+    """
+    run, settings, finish = view.run, view.settings, view.documents.finish
+    left = [
+        finish(network_policy(run, settings, name=name))
+        for name in names.former_network_policy_names(run)
+        if view.observed.own_child(run, "NetworkPolicy", name) is not None
+    ]
+    if run.spec.trainer.nodes == 1 and view.observed.own_child(run, "NetworkPolicy", names.trainer_name(run)) is not None:
+        left.append(view.documents.make(trainer_network_policy))
+    return left
 
 
 def _may_start_trainer(view: View, status: SpinRunStatus) -> bool:

@@ -46,10 +46,10 @@ class Examiner(TrainerCallback):
             prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
 
-    def on_train_begin(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._examine(0, control)
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % STEPS_PER_EVALUATION == 0:
             self._examine(state.global_step, control)
         if time.time() - self._started - self._spent > self._limit:
@@ -135,7 +135,7 @@ def online_dpo(given: dict[str, Any], common: dict[str, Any], options: argparse.
 
     config = OnlineDPOConfig(
         **common,
-        beta=workload.BETA,
+        beta=cast(Any, workload.BETA),
         per_device_train_batch_size=options.prompts,
         max_new_tokens=workload.NEW_TOKENS,
         missing_eos_penalty=1.0,

@@ -6,6 +6,7 @@ and memory, and its writes once everything is at rest.
 
 import argparse
 import asyncio
+import math
 import os
 import re
 import subprocess
@@ -39,9 +40,8 @@ NAMESPACE = "bench"
 LIMIT_SECONDS = 600
 NODES = 10
 PODS_PER_NODE = 250
-CHILDREN = {kind.name: 2 if kind.name in ("Service", "NetworkPolicy") else 1 for kind in kinds.CHILDREN}
-"""Children of a run by kind."""
-CHILDREN_OF_A_RUN = sum(CHILDREN.values())
+CHILDREN_OF_A_RUN = len(kinds.CHILDREN)
+"""One of each kind."""
 STAGES = Path(__file__).with_name("kwok_stages.yaml")
 CRD = TESTS.parent / "crds" / "spinrun.dev_spinruns.yaml"
 
@@ -90,23 +90,27 @@ async def create_all(cluster: Cluster, count: int) -> None:
 
 
 async def figures(operator: Process) -> dict[str, Any]:
-    """Writes by verb and resource, and the reconciles: their number and quantiles (seconds, upper ends of buckets)."""
+    """Writes by verb and resource, reads without watches, reconciles and their quantiles (seconds, upper ends of buckets)."""
     _, text = await operator.ask("/metrics")
     writes: Counter[str] = Counter()
+    reads = 0
     buckets: Counter[float] = Counter()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == "spinrun_operator_api_writes_total":
                 writes[f"{sample.labels['verb']} {sample.labels['resource']}"] += int(sample.value)
+            elif sample.name == "spinrun_operator_api_request_seconds_count" and sample.labels["verb"] == "GET":
+                reads += int(sample.value)
             elif sample.name == "spinrun_operator_reconcile_seconds_bucket":
                 buckets[float(sample.labels["le"])] += int(sample.value)
-    return {"writes": writes, "reconciles": buckets[float("inf")], "p50": quantile(buckets, 0.5), "p99": quantile(buckets, 0.99)}
+    passes = {"reconciles": buckets[float("inf")], "p50": quantile(buckets, 0.5), "p99": quantile(buckets, 0.99)}
+    return {"writes": writes, "reads": reads, **passes}
 
 
 def quantile(buckets: Counter[float], share: float) -> float:
     """The upper end of the bucket that a quantile lies in; buckets: numbers up to each end."""
     total = buckets[float("inf")]
-    return next(end for end in sorted(buckets) if buckets[end] >= share * total)
+    return next((end for end in sorted(buckets) if buckets[end] >= share * total), math.nan)
 
 
 def usage(pid: int) -> tuple[float, float]:
@@ -120,15 +124,15 @@ def usage(pid: int) -> tuple[float, float]:
 
 async def measure(cluster: Cluster, operator: Process, count: int, steady_seconds: float) -> dict[str, str]:
     """The table's rows."""
-    cpu_before, _ = usage(operator.process.pid)
+    before, (cpu_before, _) = await figures(operator), usage(operator.process.pid)
     started = time.monotonic()
     await create_all(cluster, count)
     created = time.monotonic() - started
 
     async with asyncio.timeout(LIMIT_SECONDS):
-        for kind, wanted in CHILDREN.items():
+        for kind in kinds.CHILDREN:
             # Seldom, and one kind after the other: the asking must not be what is measured.
-            while len(await cluster.find(kind, RUN_LABEL)) < wanted * count:  # noqa: ASYNC110
+            while len(await cluster.find(kind.name, RUN_LABEL)) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.5)
         children = time.monotonic() - started
         while sum(run.get("status", {}).get("phase") == "Running" for run in await cluster.find("SpinRun")) < count:  # noqa: ASYNC110
@@ -146,6 +150,7 @@ async def measure(cluster: Cluster, operator: Process, count: int, steady_second
         "all runs are Running": f"{running:.1f} s",
         "writes per run": f"{writes.total() / count:.2f}, {beyond:.2f} beyond creating the children",
         **{f"  {what}": f"{number / count:.2f}" for what, number in writes.most_common()},
+        "reads per run": f"{(after['reads'] - before['reads']) / count:.2f}",
         "reconciles per run": f"{after['reconciles'] / count:.1f}, p50 ≤ {after['p50']:g} s, p99 ≤ {after['p99']:g} s",
         "operator's CPU": f"{cpu - cpu_before:.1f} s",
         "operator's memory at its peak": f"{memory:.0f} MiB",

@@ -151,6 +151,8 @@ class ScriptedApi:
             if known:
                 self.remove(kind, namespace, name)
             return web.json_response({"kind": "Status", "status": "Success"})
+        if verb == "post" and known:
+            return failure(409, "AlreadyExists", f"{name} already exists")
         if verb == "put" and known:
             body = known | {"status": body["status"]}
         kept = {part: known[part] for part in ("status",) if known and part in known}

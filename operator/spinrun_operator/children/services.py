@@ -22,7 +22,7 @@ def scorer_service(run: SpinRun) -> Json:
 
 
 def trainer_service(run: SpinRun) -> Json:
-    """Gives every trainer pod a name; the nodes meet before any of them is Ready."""
+    """Gives every pod of a trainer with several nodes a name; they meet before any of them is Ready."""
     ports = [
         {"name": "trainer", "port": commands.TRAINER_PORT, "targetPort": "trainer"},
         {"name": "rendezvous", "port": commands.RENDEZVOUS_PORT, "targetPort": commands.RENDEZVOUS_PORT},

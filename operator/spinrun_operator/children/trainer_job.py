@@ -37,9 +37,9 @@ def trainer_job(run: SpinRun, settings: Settings, *, attempt: int) -> Json:
                 labels={names.ATTEMPT_LABEL: str(attempt)},
                 user=run.spec.trainer.template,
                 restartPolicy="Never",
-                subdomain=names.trainer_name(run),
                 terminationGracePeriodSeconds=settings.trainer_grace_seconds,
                 containers=[_trainer(run, settings, attempt)],
+                **({"subdomain": names.trainer_name(run)} if run.spec.trainer.nodes > 1 else {}),
             ),
         },
     )

@@ -28,6 +28,13 @@ IMPATIENT = {
 RARELY_USED = {
     # The same news again after half a minute raises the count of its Event.
     Right("", "events", "patch"),
+    # What has a child's name, and is not known as the run's, is looked at.
+    *(Right("", resource, "get") for resource in ("persistentvolumeclaims", "secrets")),
+    Right("batch", "jobs", "get"),
+    # A Job that has lost its labels before its trainer ran.
+    Right("batch", "jobs", "patch"),
+    # A PodMonitor that somebody has changed.
+    *(Right("monitoring.coreos.com", "podmonitors", verb) for verb in ("get", "patch")),
 }
 
 
@@ -40,6 +47,10 @@ async def live_through_a_run(cluster: Cluster, kubelet: FakeKubelet) -> None:
     await cluster.until("the Service is repaired", lambda: publishes_all_addresses(cluster))
     await cluster.delete("ConfigMap", "demo-run")
     await cluster.until("the ConfigMap is there again", lambda: cluster.get("ConfigMap", "demo-run"))
+    await cluster.patch("ConfigMap", "demo-run", {"data": {"run.yaml": "spoilt"}})
+    await cluster.patch("NetworkPolicy", "demo-spinrun", {"spec": {"ingress": [{}]}})
+    await cluster.patch("ServiceAccount", "demo-spinrun", {"automountServiceAccountToken": True})
+    await cluster.until("all is repaired", lambda: is_as_it_was(cluster))
     await cluster.change_spec("demo", lifecycle={"suspend": True})
     await cluster.until_condition("Suspended", "True", "Suspended")
     await cluster.change_spec("demo", lifecycle={"suspend": False})
@@ -53,6 +64,20 @@ async def publishes_all_addresses(cluster: Cluster) -> bool:
     """Whether the rollouts' Service is as the operator wants it."""
     service = await cluster.get("Service", "demo-rollout")
     return service is not None and service["spec"].get("publishNotReadyAddresses", False)
+
+
+async def is_as_it_was(cluster: Cluster) -> bool:
+    """Whether ConfigMap, NetworkPolicy and ServiceAccount are as the operator wants them."""
+    config, policy = await cluster.get("ConfigMap", "demo-run"), await cluster.get("NetworkPolicy", "demo-spinrun")
+    account = await cluster.get("ServiceAccount", "demo-spinrun")
+    return bool(
+        config
+        and policy
+        and account
+        and config["data"]["run.yaml"] != "spoilt"
+        and policy["spec"]["ingress"] != [{}]
+        and account["automountServiceAccountToken"] is False
+    )
 
 
 async def live_through_trouble(cluster: Cluster, kubelet: FakeKubelet, release: Release) -> None:

@@ -24,6 +24,7 @@ FAST = Settings(
     accelerator="cpu",
     worker_image="worker:test",
     coalesce_seconds=0.02,
+    starting_seconds=0.05,
     restart_delay_seconds=0.2,
     progress_seconds=0.05,
     progress_write_seconds=0.2,
@@ -55,12 +56,10 @@ def children_of(name: str, *, attempts: Sequence[int] = (1,)) -> list[str]:
     return [
         f"ConfigMap/{name}-run",
         *(f"Job/{name}-trainer-{attempt}" for attempt in attempts),
-        f"NetworkPolicy/{name}-rollout",
-        f"NetworkPolicy/{name}-trainer",
+        f"NetworkPolicy/{name}-spinrun",
         f"PersistentVolumeClaim/{name}-ledger",
         f"Secret/{name}-token",
         f"Service/{name}-rollout",
-        f"Service/{name}-trainer",
         f"ServiceAccount/{name}-spinrun",
         f"StatefulSet/{name}-rollout",
     ]
@@ -176,6 +175,8 @@ class WatchedApi(Api):
     metrics: Metrics
     writes: list[tuple[str, str]] = field(default_factory=list)
     """Verb and path of every write that was sent."""
+    reads: list[str] = field(default_factory=list)
+    """Paths of all reads."""
     fault: Callable[[str, str], Exception | None] = no_error
     """An error that the operator gets instead of an answer; the request is not sent."""
     lost_answer: Callable[[str, str], Exception | None] = no_error
@@ -196,6 +197,7 @@ class WatchedApi(Api):
         if error := self.fault(verb, path):
             raise error
         if verb not in WRITES:
+            self.reads.append(path)
             return await super().request(verb, path, **arguments)
         self.writes.append((verb, path))
         answer = await super().request(verb, path, **arguments)

@@ -9,23 +9,44 @@ import pytest
 
 from integration.control_plane import ControlPlane
 from integration.fake_kubelet import FakeKubelet
-from integration.fake_pod import Exit
+from integration.fake_pod import Exit, Waiting
 from integration.operator.cluster import FAST, Cluster, RunningOperator, children_of, running_operator, spin_run
+from spinrun_api.documents import parse_run
+from spinrun_kube import names
+from spinrun_kube.kinds import CHILDREN, POD, SPIN_RUN
+from spinrun_kube.names import OPERATOR
 
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
 
 
-async def test_run_costs_three_writes_beyond_its_children(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
-    # As with the default settings, a burst of changes makes one reconcile; here a burst takes longer.
-    settings = replace(FAST, coalesce_seconds=1.0)
+async def test_start_of_a_run_costs_nine_writes_beyond_events_and_three_reads(
+    cluster: Cluster, fake_kubelet: FakeKubelet
+) -> None:
+    # As with the default settings, a burst of changes makes one reconcile; here bursts, and starts, take longer.
+    settings = replace(FAST, coalesce_seconds=1.0, starting_seconds=10.0, trouble_seconds=30.0)
     async with running_operator(cluster.namespace, settings=settings) as operator:
+        await operator.until_idle()
+        read = len(operator.api.reads)
         await cluster.create(spin_run())
         await cluster.until_phase("Running")
         await operator.until_idle()
         assert sorted(await cluster.children()) == children_of("demo")
-        assert len(operator.api.writes) <= len(children_of("demo")) + 3
+        about_events = [path for _, path in operator.api.writes if path.endswith("/events")]
+        assert len(about_events) <= 1
+        assert len(operator.api.writes) - len(about_events) <= 9, operator.api.writes
+        # What follows the kinds asks for lists of all objects, however many runs there are.
+        lists = {kind.path(cluster.namespace) for kind in (SPIN_RUN, POD, *CHILDREN)}
+        assert len([path for path in operator.api.reads[read:] if path not in lists]) <= 3, operator.api.reads[read:]
+
+
+async def test_status_of_a_slow_start_is_told_all_the_same(cluster: Cluster, fake_kubelet: FakeKubelet) -> None:
+    fake_kubelet.script(Waiting("ContainerCreating"), name="demo-*")
+    async with running_operator(cluster.namespace, settings=replace(FAST, starting_seconds=0.5)):
+        await cluster.create(spin_run())
+        status = await cluster.until_phase("Pending", attempt=1)
+        assert status["rollouts"] == {"ready": 0, "desired": 1}
 
 
 async def test_steady_runs_cost_no_write(
@@ -85,6 +106,30 @@ async def test_spec_changed_there_and_back_leaves_the_children_as_they_were(
     assert len(operator.api.writes) == written
 
 
+async def test_what_a_run_began_with_is_taken_away_from_its_children_when_the_run_loses_it(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
+) -> None:
+    hub = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
+    placed = {"spec": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}, "metadata": {"annotations": {"a": "b"}}}
+    await cluster.create(spin_run(rollout={"template": placed}, network={"egress": [hub]}))
+    await cluster.until_phase("Running")
+    await cluster.change_spec("demo", rollout={"template": None}, network=None)
+
+    async def is_as_one_without() -> bool:
+        statefulset, policy = await cluster.get("StatefulSet", "demo-rollout"), await cluster.get("NetworkPolicy", "demo-spinrun")
+        assert statefulset is not None
+        assert policy is not None
+        template = statefulset["spec"]["template"]
+        return (
+            "tolerations" not in template["spec"] and "annotations" not in template["metadata"] and "egress" not in policy["spec"]
+        )
+
+    await cluster.until("nothing is left of it", is_as_one_without)
+    statefulset = await cluster.get("StatefulSet", "demo-rollout") or {}
+    ours = [each for each in statefulset["metadata"]["managedFields"] if each["manager"] == OPERATOR]
+    assert [each["operation"] for each in ours] == ["Apply"]
+
+
 async def test_label_of_the_run_reaches_its_objects_and_restarts_nothing(
     cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
 ) -> None:
@@ -128,8 +173,8 @@ async def contents(cluster: Cluster) -> dict[str, Json]:
         ("StatefulSet", "demo-rollout", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}}),
         ("ConfigMap", "demo-run", {"data": {"run.yaml": "{}"}}),
         ("Service", "demo-rollout", {"spec": {"publishNotReadyAddresses": False}}),
-        ("NetworkPolicy", "demo-trainer", {"spec": {"ingress": [{}]}}),
-        ("Service", "demo-trainer", {"metadata": {"labels": {"spinrun.dev/run": None}}}),
+        ("NetworkPolicy", "demo-spinrun", {"spec": {"ingress": [{}]}}),
+        ("Service", "demo-rollout", {"metadata": {"labels": {"spinrun.dev/run": None}}}),
         ("ServiceAccount", "demo-spinrun", {"automountServiceAccountToken": True}),
     ],
     ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:40],
@@ -187,6 +232,13 @@ async def test_deleted_job_is_followed_by_the_next_attempt(
             "data": {"a": "b"},
         },
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "demo-spinrun"}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "demo-rollout"}, "spec": {"ports": [{"port": 80}]}},
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "demo-spinrun"},
+            "spec": {"podSelector": {"matchLabels": {"app": "theirs"}}},
+        },
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
@@ -212,6 +264,32 @@ async def test_foreign_object_with_a_childs_name_is_reported_and_never_touched(
     await cluster.delete(kind, name)
     await cluster.until_phase("Running")
     await cluster.until_condition("Degraded", "False", "AsExpected")
+
+
+async def test_objects_that_an_older_operator_made_are_kept_and_allow_no_more_than_the_run(
+    cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet
+) -> None:
+    run = parse_run(await cluster.create(spin_run()))
+    await cluster.until_phase("Running")
+    spec = {"podSelector": {"matchLabels": names.selector(run, "rollout")}, "ingress": [{}]}
+    for name in ("demo-rollout", "demo-trainer"):
+        await operator.api.apply(names.child(run, "networking.k8s.io/v1", "NetworkPolicy", name, "rollout", spec=spec))
+    await operator.api.apply(names.child(run, "v1", "Service", "demo-trainer", "trainer", spec={"clusterIP": "None"}))
+    await cluster.change_spec("demo", network={"egress": []})
+
+    async def all_limit_egress() -> bool:
+        policies = await cluster.find("NetworkPolicy")
+        return [policy["spec"]["policyTypes"] for policy in policies] == [["Ingress", "Egress"]] * 3
+
+    await cluster.until("all policies limit whom the pods connect to", all_limit_egress)
+    await operator.until_idle()
+    rules = [rule for policy in await cluster.find("NetworkPolicy") for rule in policy["spec"]["ingress"]]
+    assert {} not in rules, "nobody else may connect"
+    assert await cluster.get("Service", "demo-trainer"), "it harms nobody, and goes with the run"
+    written = len(operator.api.writes)
+    operator.controller.queue.add((cluster.namespace, "demo"))
+    await operator.until_idle()
+    assert operator.api.writes[written:] == []
 
 
 async def test_forged_pod_of_the_trainer_counts_for_nothing_and_is_left_alone(
@@ -250,11 +328,11 @@ async def test_run_limits_whom_its_pods_connect_to(
 ) -> None:
     await cluster.create(spin_run(network={"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]}))
     condition = await cluster.until_condition("Degraded", "True", "ChildRefused")
-    assert "spec.egress[1].to[0].ipBlock.cidr" in condition["message"]
+    assert "spec.egress[2].to[0].ipBlock.cidr" in condition["message"]
     hub = {"ports": [{"port": 443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
     await cluster.change_spec("demo", network={"egress": [hub]})
     await cluster.until_condition("Degraded", "False", "AsExpected")
-    policy = await cluster.get("NetworkPolicy", "demo-trainer") or {}
+    policy = await cluster.get("NetworkPolicy", "demo-spinrun") or {}
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert policy["spec"]["egress"][-1] == hub
     await operator.until_idle()
@@ -265,7 +343,7 @@ async def test_run_limits_whom_its_pods_connect_to(
     await cluster.change_spec("demo", network=None)
 
     async def is_open() -> bool:
-        return (await cluster.get("NetworkPolicy", "demo-trainer") or {})["spec"]["policyTypes"] == ["Ingress"]
+        return (await cluster.get("NetworkPolicy", "demo-spinrun") or {})["spec"]["policyTypes"] == ["Ingress"]
 
     await cluster.until("the limit is gone", is_open)
 

@@ -32,7 +32,7 @@ async def test_process_runs_a_spinrun_answers_its_probes_and_ends_at_sigterm(
         await cluster.until("the queue is empty", nothing_waits)
         status, metrics = await operator.ask("/metrics")
         assert status == 200
-        assert 'spinrun_operator_api_writes_total{resource="jobs",verb="PATCH"} 1.0' in metrics
+        assert 'spinrun_operator_api_writes_total{resource="jobs",verb="POST"} 1.0' in metrics
         operator.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             assert await operator.process.wait() == 0

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
 
-SCORER_CHILDREN = ("NetworkPolicy/demo-scorer", "Service/demo-scorer", "StatefulSet/demo-scorer")
+SCORER_CHILDREN = ("Service/demo-scorer", "StatefulSet/demo-scorer")
 REWARD_MODEL: Json = {"rewardModel": {"source": "org/stern"}}
 
 

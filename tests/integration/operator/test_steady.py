@@ -85,7 +85,7 @@ async def test_api_server_is_restarted_under_the_operator(tmp_path: Path) -> Non
         ):
             cluster = Cluster(Api(api_client), namespace)
             await cluster.create(spin_run())
-            await cluster.until("all children are there", lambda: has_children(cluster, 10))
+            await cluster.until("all children are there", lambda: has_children(cluster, 8))
             start_again = kill_api_server(tmp_path / "control-plane")
             await asyncio.sleep(5)
             assert (await operator.ask("/healthz"))[0] == 200, "an API server that is away is no reason to be restarted"

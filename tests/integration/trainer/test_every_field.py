@@ -27,8 +27,8 @@ from spinrun_api.run import SpinRun
 from spinrun_api.spec import Preference, SpinRunSpec
 from spinrun_api.status import SpinRunStatus
 from spinrun_kube import times
+from spinrun_operator.children import network_policy as network_policies
 from spinrun_operator.children.ledger_claim import ledger_claim
-from spinrun_operator.children.network_policy import trainer_network_policy
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.scorer_statefulset import scorer_statefulset
 from spinrun_operator.children.trainer_job import trainer_job
@@ -278,7 +278,7 @@ def step(run: SpinRun, _: Attempts) -> object:
 
 def clipped_step(run: SpinRun, _: Attempts) -> object:
     """The figures of a step of grpo whose policy is away from that of the window's beginning and from the rollouts'."""
-    _, learner = _learner(run)
+    learner = _learner(run)[1]
     bare = random_pairs(3)
     logprobs = learner.logprobs_by_token(bare)
 
@@ -327,7 +327,7 @@ def patience(run: SpinRun, _: Attempts) -> object:
 
 
 def network_policy(run: SpinRun, _: Attempts) -> object:
-    return trainer_network_policy(run, Settings())
+    return network_policies.network_policy(run, Settings())
 
 
 def deletion(run: SpinRun, _: Attempts) -> object:

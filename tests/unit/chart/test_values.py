@@ -30,6 +30,7 @@ OTHER = {
         "inheritedPrefixes": ["kueue.x-k8s.io", "team.example.com/"],
         "workers": 8,
         "coalesceSeconds": 0,
+        "startingSeconds": 0,
         "resyncSeconds": 60,
         "troubleSeconds": 5,
         "unscheduledSeconds": 600,

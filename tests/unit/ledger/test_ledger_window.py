@@ -1,6 +1,7 @@
 """Samples and pairs are read back exactly as they were written."""
 
 import math
+from typing import Any
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -113,7 +114,7 @@ def test_pairs_are_read_back_exactly(tmp_path_factory, pairs):
 
 
 def pair(number: int, **values: float) -> Pair:
-    fields = {"chosen_reward": 1.0, "rejected_reward": 0.0} | values
+    fields: dict[str, Any] = {"chosen_reward": 1.0, "rejected_reward": 0.0} | values
     return Pair(prompt_id=f"p{number}", prompt=(1, 2), chosen=(3, number), rejected=(4,), **fields)
 
 

@@ -37,8 +37,9 @@ def tokens(advantage: Sequence[float], **logprobs: Sequence[float]) -> TokenLogp
     """Log-probs of tokens; those that are not named are -1."""
     given = {name: torch.tensor(values, dtype=torch.float64) for name, values in logprobs.items()}
     at_minus_one = torch.full((len(advantage),), -1.0, dtype=torch.float64)
-    parts = [given.get(name, at_minus_one) for name in ("policy", "old", "sampled", "reference")]
-    return TokenLogprobs(*parts, torch.tensor(advantage, dtype=torch.float64), torch.ones_like(at_minus_one))
+    policy, old, sampled, reference = (given.get(name, at_minus_one) for name in ("policy", "old", "sampled", "reference"))
+    advantages = torch.tensor(advantage, dtype=torch.float64)
+    return TokenLogprobs(policy, old, sampled, reference, advantages, torch.ones_like(at_minus_one))
 
 
 # --- numbers worked by hand -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from spinrun_kube.api import ApiError
 from spinrun_operator.apply import Applier
 from spinrun_operator.children.run_config import run_config
 from spinrun_operator.children.services import rollout_service
+from spinrun_operator.children.token_secret import token_secret
 from unit.operator.world import run_of
 
 Json = dict[str, Any]
@@ -21,9 +22,18 @@ class FakeApi:
         self.change = change or (lambda document: document)
         self.refusal = refusal
         self.applied: list[Json] = []
+        self.owned = 0
 
     async def get(self, *_: Any, **__: Any) -> Json | None:
         return self.live
+
+    async def create(self, document: Json) -> Json:
+        if self.live is not None and not self.refusal:
+            raise ApiError(409, "AlreadyExists", "there is one")
+        return await self.apply(document)
+
+    async def own_created_fields(self, *_: Any) -> None:
+        self.owned += 1
 
     async def apply(self, document: Json) -> Json:
         if self.refusal:
@@ -97,6 +107,60 @@ async def test_object_of_somebody_else_is_not_touched(owners: list[Json], reason
     assert (refusal.reason, api.applied) == (reason, [])
 
 
+async def test_object_in_the_way_that_is_not_watched_is_found_by_the_creation_and_then_only_read() -> None:
+    wanted, api = rollout_service(run_of()), CountingApi({"kind": "Service", "metadata": {"name": "demo-rollout", "uid": "7"}})
+    applier = Applier(api, lambda _: None)  # type: ignore[arg-type]
+    for created, was_refused in ((1, False), (1, True)):
+        refusal = await applier.apply(run_of(), wanted, None, was_refused=was_refused)
+        assert refusal is not None
+        assert (refusal.reason, api.created, api.applied) == ("ChildConflict", created, [])
+    api.live = None
+    assert await applier.apply(run_of(), wanted, None, was_refused=True) is None
+    assert len(api.applied) == 1
+
+
+async def test_child_that_was_made_unseen_is_taken_for_what_it_is() -> None:
+    wanted, api = rollout_service(run_of()), CountingApi()
+    await Applier(api, lambda _: None).apply(run_of(), wanted, None)  # type: ignore[arg-type]
+    noted: list[Json] = []
+    later = Applier(api, noted.append)  # type: ignore[arg-type]
+    assert await later.apply(run_of(), wanted, None) is None
+    assert (len(api.applied), api.reads) == (1, 1)
+    assert [each["metadata"]["uid"] for each in noted] == ["1"], "its pods are known as the run's from now on"
+    changed = rollout_service(run_of())
+    changed["spec"]["ports"][0]["port"] = 1
+    await later.apply(run_of(), changed, None)
+    assert [document["metadata"].get("uid") for document in api.applied] == [None, "1"]
+
+
+async def test_token_that_was_made_unseen_stays() -> None:
+    api = CountingApi()
+    for token in ("first", "second"):
+        await Applier(api, lambda _: None).apply(run_of(), token_secret(run_of(), token), None)  # type: ignore[arg-type]
+    assert [document["stringData"] for document in api.applied] == [{"token": "first"}]
+
+
+async def test_fields_of_a_creation_are_made_those_of_an_apply_once() -> None:
+    api = FakeApi()
+    applier, _ = await apply(api, rollout_service(run_of()))
+    assert api.owned == 0
+    for port in (1, 2):
+        changed = rollout_service(run_of())
+        changed["spec"]["ports"][0]["port"] = port
+        await apply(api, changed, applier)
+    assert (api.owned, len(api.applied)) == (1, 3)
+
+
+async def test_object_that_goes_while_it_is_in_the_way_is_tried_again() -> None:
+    class Fleeting(FakeApi):
+        async def get(self, *_: Any, **__: Any) -> Json | None:
+            return None
+
+    with pytest.raises(ApiError, match="gone again") as raised:
+        await Applier(Fleeting({"metadata": {}}), lambda _: None).apply(run_of(), rollout_service(run_of()), None)  # type: ignore[arg-type]
+    assert raised.value.status == 409
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -125,7 +189,11 @@ async def test_passing_error_is_raised(status: int) -> None:
 class CountingApi(FakeApi):
     """Counts how often the object is read."""
 
-    reads = 0
+    reads = created = 0
+
+    async def create(self, document: Json) -> Json:
+        self.created += 1
+        return await super().create(document)
 
     async def get(self, *_: Any, **__: Any) -> Json | None:
         self.reads += 1
@@ -144,11 +212,11 @@ async def test_config_map_is_read_once_for_each_of_its_versions() -> None:
     await first.apply(run_of(), wanted, None)
     for _ in range(3):
         await first.apply(run_of(), wanted, metadata_of(api.live))
-    assert (api.reads, len(api.applied)) == (1, 1)
+    assert (api.reads, len(api.applied)) == (0, 1), "what was just made is known"
     restarted = Applier(api, lambda _: None)  # type: ignore[arg-type]
     for _ in range(3):
         await restarted.apply(run_of(), wanted, metadata_of(api.live))
-    assert (api.reads, len(api.applied)) == (2, 1)
+    assert (api.reads, len(api.applied)) == (1, 1)
 
 
 async def test_config_map_that_somebody_changed_is_applied_again() -> None:

@@ -1,6 +1,7 @@
 """The documents of a run's children."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from spinrun_api.run import SpinRun
 from spinrun_kube import names
 from spinrun_kube.kinds import CHILDREN, POD_MONITOR
 from spinrun_operator.children.ledger_claim import is_usable, ledger_claim
-from spinrun_operator.children.network_policy import rollout_network_policy, scorer_network_policy, trainer_network_policy
+from spinrun_operator.children.network_policy import network_policy, trainer_network_policy
 from spinrun_operator.children.pod_monitor import pod_monitor
 from spinrun_operator.children.rollout_statefulset import rollout_statefulset
 from spinrun_operator.children.run_config import run_config
@@ -70,11 +71,10 @@ def all_children() -> list[Json]:
         run_config(run),
         rollout_service(run),
         trainer_service(run),
-        rollout_network_policy(run, SETTINGS),
-        trainer_network_policy(run, SETTINGS),
+        network_policy(run, SETTINGS),
+        trainer_network_policy(run),
         rollout_statefulset(run, SETTINGS, replicas=1),
         scorer_service(with_scorers()),
-        scorer_network_policy(with_scorers(), SETTINGS),
         scorer_statefulset(with_scorers(), SETTINGS, replicas=1),
         trainer_job(run, SETTINGS, attempt=1),
         pod_monitor(run),
@@ -274,9 +274,8 @@ def test_agent_is_probed_over_http_on_a_port_that_only_the_node_reaches(stateful
     assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "agent-health"}
     for probe in ("startupProbe", "livenessProbe"):
         assert agent[probe]["httpGet"] == {"path": "/healthz", "port": "agent-health"}
-    for policy in (rollout_network_policy(run, SETTINGS), scorer_network_policy(run, SETTINGS)):
-        ports = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
-        assert ports == [8100]
+    ports = [port["port"] for rule in network_policy(run, SETTINGS)["spec"]["ingress"] for port in rule["ports"]]
+    assert ports == [8100, 8200], "the second is the trainer's"
 
 
 def test_trainer_is_an_indexed_job_whose_retries_are_the_operators() -> None:
@@ -458,34 +457,47 @@ def test_run_file_holds_no_secret() -> None:
     assert '"maxTokens": 8' in text
 
 
-@pytest.mark.parametrize(("policy", "component"), [(rollout_network_policy, "rollout"), (scorer_network_policy, "scorer")])
-def test_agents_answer_only_the_trainer_and_those_who_collect_metrics(policy: Any, component: str) -> None:
+def pods_of(component: str) -> Json:
+    """A peer of a NetworkPolicy: the run's pods of a component."""
+    return {"podSelector": {"matchLabels": names.selector(run_of(), component)}}
+
+
+def namespace(name: str) -> Json:
+    """A peer of a NetworkPolicy."""
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def test_agents_answer_only_the_trainer_and_the_trainer_the_operator_beside_those_who_collect_metrics() -> None:
     settings = replace(SETTINGS, monitoring_namespaces=("monitoring",))
-    document = policy(with_scorers(), settings)
-    assert document["spec"]["podSelector"] == {"matchLabels": names.selector(run_of(), component)}
-    (rule,) = document["spec"]["ingress"]
-    assert rule == {
-        "from": [
-            {"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}},
-            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
-        ],
-        "ports": [{"protocol": "TCP", "port": 8100}],
-    }
+    assert network_policy(with_scorers(), settings)["spec"]["ingress"] == [
+        {"from": [pods_of("trainer"), namespace("monitoring")], "ports": [{"protocol": "TCP", "port": 8100}]},
+        {"from": [namespace("spinrun-system"), namespace("monitoring")], "ports": [{"protocol": "TCP", "port": 8200}]},
+    ]
 
 
-def test_trainer_answers_the_operator_and_its_own_nodes() -> None:
-    readers, nodes = trainer_network_policy(run_of(), SETTINGS)["spec"]["ingress"]
-    assert readers == {
-        "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "spinrun-system"}}}],
-        "ports": [{"protocol": "TCP", "port": 8200}],
-    }
-    assert nodes == {"from": [{"podSelector": {"matchLabels": names.selector(run_of(), "trainer")}}]}
+def test_nodes_of_a_trainer_talk_freely_to_each_other_alone() -> None:
+    spec = trainer_network_policy(run_of(trainer={"nodes": 2}))["spec"]
+    assert spec["podSelector"] == pods_of("trainer")["podSelector"]
+    assert spec["ingress"] == [{"from": [pods_of("trainer")]}]
 
 
-policies = pytest.mark.parametrize(
-    ("policy", "component"),
-    [(rollout_network_policy, "rollout"), (scorer_network_policy, "scorer"), (trainer_network_policy, "trainer")],
-)
+def test_policy_is_for_all_pods_of_its_run_and_no_other() -> None:
+    run = with_scorers()
+    selector = network_policy(run, SETTINGS)["spec"]["podSelector"]
+    assert selector["matchLabels"] == {"spinrun.dev/run": "demo", "spinrun.dev/run-uid": UID}
+    (component,) = selector["matchExpressions"]
+    made = (
+        rollout_statefulset(run, SETTINGS, replicas=1),
+        scorer_statefulset(run, SETTINGS, replicas=1),
+        trainer_job(run, SETTINGS, attempt=1),
+    )
+    labels = [template_of(each)["metadata"]["labels"] for each in made]
+    assert (component["key"], component["operator"]) == ("app.kubernetes.io/component", "In")
+    assert sorted(component["values"]) == sorted(each["app.kubernetes.io/component"] for each in labels)
+    assert all(selector["matchLabels"].items() <= each.items() for each in labels)
+
+
+policies = pytest.mark.parametrize("policy", [partial(network_policy, settings=SETTINGS), trainer_network_policy])
 
 
 def limited(egress: list[Json] | None) -> SpinRun:
@@ -494,29 +506,25 @@ def limited(egress: list[Json] | None) -> SpinRun:
 
 
 @policies
-def test_pods_may_connect_to_anybody_unless_the_run_says_otherwise(policy: Any, component: str) -> None:
-    document = policy(limited(None), SETTINGS)
+def test_pods_may_connect_to_anybody_unless_the_run_says_otherwise(policy: Any) -> None:
+    document = policy(limited(None))
     assert document["spec"]["policyTypes"] == ["Ingress"]
     assert "egress" not in document["spec"]
-    assert document["spec"]["podSelector"] == {"matchLabels": names.selector(run_of(), component)}
 
 
 @policies
-def test_limited_pods_reach_name_servers_their_own_run_and_what_it_names(policy: Any, component: str) -> None:
+def test_limited_pods_reach_name_servers_their_own_run_and_what_it_names(policy: Any) -> None:
     hub = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 443}]}
-    before = policy(limited(None), SETTINGS)["spec"]
-    spec = policy(limited([hub]), SETTINGS)["spec"]
+    before = policy(limited(None))["spec"]
+    spec = policy(limited([hub]))["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["ingress"] == before["ingress"]
-    dns, *own, named = spec["egress"]
+    dns, own, named = spec["egress"]
     assert dns == {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
     assert named == hub
-    trainer, rollout, scorer = (
-        {"podSelector": {"matchLabels": names.selector(run_of(), name)}} for name in ("trainer", "rollout", "scorer")
-    )
-    agents = {"to": [rollout, scorer], "ports": [{"protocol": "TCP", "port": 8100}]}
-    assert own == ([{"to": [trainer]}, agents] if component == "trainer" else [])
-    assert policy(limited([]), SETTINGS)["spec"]["egress"] == [dns, *own]
+    agents = {"to": [pods_of("rollout"), pods_of("scorer")], "ports": [{"protocol": "TCP", "port": 8100}]}
+    assert own == ({"to": [pods_of("trainer")]} if policy is trainer_network_policy else agents)
+    assert policy(limited([]))["spec"]["egress"] == [dns, own]
 
 
 def test_only_what_the_user_says_makes_a_trainer_restart() -> None:

@@ -17,7 +17,7 @@ from spinrun_operator.plan import Plan
 from spinrun_operator.queue import Retry
 from spinrun_operator.reconcile import reconcile
 from spinrun_operator.store import RunStore
-from unit.operator.world import SETTINGS, START, fail, run_of, running_world
+from unit.operator.world import SETTINGS, START, World, fail, run_of, running_world
 
 Json = dict[str, Any]
 
@@ -50,6 +50,9 @@ class FakeApi:
         self._write("status")
         self.run = self.run | {"status": document["status"]}
         return self._change_run()
+
+    async def create(self, document: Json) -> Json:
+        return await self.apply(document)
 
     async def apply(self, document: Json) -> Json:
         self._write(f"{document['kind']}/{document['metadata']['name']}")
@@ -89,6 +92,11 @@ def new_run() -> tuple[Stage, Plan, Observed]:
     return Stage(run), reconcile(run, observed, SETTINGS, START), observed
 
 
+def reconcile_of(world: World) -> Plan:
+    """What to do about the world's run."""
+    return reconcile(world.run, world.observed, SETTINGS, START)
+
+
 def conflict() -> ApiError:
     """Somebody else was faster."""
     return ApiError(409, "Conflict", "the object has been modified")
@@ -112,6 +120,15 @@ async def test_steady_run_costs_no_write() -> None:
     stage.api.writes.clear()
     await stage.execute(replace(plan, apply=[]), observed)
     assert stage.api.writes == []
+
+
+async def test_status_and_events_that_may_wait_are_not_written_and_the_children_are() -> None:
+    world = running_world()
+    fail(world, 1, 1)
+    stage = Stage(world.run)
+    await stage.executor.execute(stage.run, stage.store.get(KEY) or {}, Observed(), reconcile_of(world), is_told=False)
+    assert "StatefulSet/demo-rollout" in stage.api.writes
+    assert [each for each in stage.api.writes if each == "status" or each.startswith("event")] == []
 
 
 async def test_pods_are_not_made_before_all_that_they_mount() -> None:

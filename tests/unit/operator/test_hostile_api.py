@@ -28,7 +28,7 @@ IMPATIENT = replace(
     SETTINGS, request_timeout_seconds=0.8, watch_silence_seconds=0.5, coalesce_seconds=0.01, pod_monitor=False, trouble_seconds=1
 )
 HTML = said.text("<html>gateway</html>", content_type="text/html")
-CHILDREN_OF_A_RUN = 2 + len(CHILDREN) - 1  # two Services and two NetworkPolicies; the Job is among them, the pods are not
+CHILDREN_OF_A_RUN = len(CHILDREN)
 
 
 class Operator:

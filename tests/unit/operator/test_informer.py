@@ -1,6 +1,7 @@
 """The live copy of the cluster's objects."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from spinrun_kube.answers import InvalidAnswerError
 from spinrun_kube.api import ApiError
-from spinrun_kube.kinds import CHILDREN, CLAIM, CONFIG_MAP, JOB, POD, SECRET, Kind
+from spinrun_kube.kinds import CHILDREN, CLAIM, CONFIG_MAP, JOB, POD, SECRET, STATEFUL_SET, Kind
 from spinrun_operator import backoff
 from spinrun_operator import informer as room
 from spinrun_operator.informer import Informer, slim
@@ -101,18 +102,18 @@ def seen(informer: Informer) -> list[str]:
 async def test_list_and_watch_make_the_copy() -> None:
     events = [
         {"type": "ADDED", "object": child(101, name="demo-trainer", uid="v")},
-        {"type": "MODIFIED", "object": child(102)},
+        {"type": "MODIFIED", "object": child(102, spec={"ports": []})},
         {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "103"}}},
         {"type": "DELETED", "object": child(104, name="demo-trainer", uid="v")},
     ]
     informer, changed = await follow(([child(99)], events))
     assert seen(informer) == ["demo-rollout@102"]
-    assert changed == [KEY] * 4
+    assert changed == [KEY] * 3, "the one that was added is our own doing"
     assert informer.follower.synced.is_set()
 
 
 async def test_older_and_doubled_events_are_no_news() -> None:
-    events = [{"type": "MODIFIED", "object": child(version)} for version in (105, 103, 105)]
+    events = [{"type": "MODIFIED", "object": child(version, spec={"ports": [version]})} for version in (105, 103, 105)]
     informer, changed = await follow(([child(99)], events))
     assert seen(informer) == ["demo-rollout@105"]
     assert len(changed) == 2
@@ -126,7 +127,7 @@ async def test_late_event_does_not_bring_back_what_is_deleted() -> None:
 
 async def test_next_list_finds_what_events_missed() -> None:
     gone = child(90, name="demo-trainer", uid="g")
-    informer, changed = await follow(([child(80), gone], []), ([child(95)], []))
+    informer, changed = await follow(([child(80), gone], []), ([child(95, spec={"ports": []})], []))
     assert seen(informer) == ["demo-rollout@95"]
     assert len(changed) == 4
 
@@ -186,6 +187,18 @@ def test_copy_keeps_of_labels_and_annotations_what_is_ours() -> None:
     document = child(1)
     document["metadata"]["annotations"] = {"spinrun.dev/applied-hash": "x", "kubectl.kubernetes.io/last-applied": "y" * 1000}
     assert slim(document, SERVICE)["metadata"]["annotations"] == {"spinrun.dev/applied-hash": "x"}
+
+
+def test_copies_share_the_texts_that_they_have_in_common() -> None:
+    informer = informer_of(FakeApi(), [])
+    for name in ("demo-rollout", "demo-trainer"):
+        informer.put(child(1, name=name, uid=name, spec=json.loads('{"ports": [{"name": "agent"}]}')))
+    first, second = informer.of_run(KEY)
+    (one,), (other,) = first["spec"]["ports"], second["spec"]["ports"]
+    assert one["name"] is other["name"]
+    informer.put(child(2, uid="demo-rollout", spec=json.loads('{"ports": [{"name": "agent"}]}'), status={"x": 1}))
+    assert informer.of_run(KEY)[0]["spec"] is first["spec"], "it is kept while only the status changes"
+    assert informer.of_run(KEY)[0]["status"] == {"x": 1}
 
 
 # --- whose an object is --------------------------------------------------------------------------------------------
@@ -297,6 +310,81 @@ async def test_metadata_is_enough_where_nothing_else_is_read(kind: Kind, wanted:
     informer = informer_of(api, [], kind)
     await run_through(informer, api)
     assert api.asked[0]["metadata_only"] is wanted
+
+
+# --- what wakes ----------------------------------------------------------------------------------------------------
+
+
+def with_status(kind: Kind, version: int, **status: Any) -> Json:
+    """An object of a run with a status."""
+    name = {POD: "demo-trainer-1-0-abcde", JOB: "demo-trainer-1", STATEFUL_SET: "demo-rollout", CLAIM: "demo-ledger"}[kind]
+    return child(version, name=name, owner="job" if kind == POD else RUN, spec={}, status=status)
+
+
+RUNNING: Json = {"phase": "Running", "containerStatuses": [{"name": "trainer", "ready": False, "state": {"running": {}}}]}
+CREATING: Json = {"phase": "Pending", "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ContainerCreating"}}}]}
+NO_IMAGE: Json = {"phase": "Pending", "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull"}}}]}
+SCHEDULED: Json = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+UNSCHEDULABLE: Json = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "full"}]}
+NO_CLAIM: Json = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "message": 'persistentvolumeclaim "a" not found'}],
+}
+READY: Json = {"conditions": [{"type": "Ready", "status": "True"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "wakes"),
+    [
+        (POD, None, {"phase": "Pending"}, False),
+        (POD, None, SCHEDULED, False),
+        (POD, None, UNSCHEDULABLE, False),
+        (POD, UNSCHEDULABLE, NO_CLAIM, True),
+        (POD, None, RUNNING, True),
+        (POD, SCHEDULED, CREATING, False),
+        (POD, CREATING, RUNNING, True),
+        (POD, CREATING, NO_IMAGE, True),
+        (POD, RUNNING, RUNNING | READY, False),
+        (POD, RUNNING, RUNNING | {"podIP": "10.0.0.1"}, True),
+        (POD, RUNNING, RUNNING | {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}, True),
+        (POD, RUNNING, {"phase": "Failed", "reason": "Evicted"}, True),
+        (STATEFUL_SET, None, {}, False),
+        (STATEFUL_SET, {}, {"observedGeneration": 1, "currentReplicas": 1, "replicas": 1}, False),
+        (STATEFUL_SET, {"replicas": 1}, {"replicas": 1, "readyReplicas": 1}, True),
+        (JOB, {"active": 1}, {"active": 1, "ready": 1}, False),
+        (JOB, {"active": 1}, {"conditions": [{"type": "Failed", "status": "True"}]}, True),
+        (CLAIM, {"phase": "Pending"}, {"phase": "Bound", "capacity": {"storage": "1Gi"}}, False),
+        (CLAIM, {"phase": "Bound"}, {"phase": "Lost"}, True),
+    ],
+)
+async def test_only_what_may_change_a_decision_wakes_the_run(kind: Kind, before: Json | None, after: Json, wakes: bool) -> None:
+    changed: list[Any] = []
+    informer = informer_of(FakeApi(), changed, kind, owners=(RUN, "job"))
+    if before is not None:
+        informer.put(with_status(kind, 1, **before))
+    informer.take("ADDED" if before is None else "MODIFIED", with_status(kind, 2, **after))
+    assert (changed == [KEY]) is wakes
+    (kept,) = informer.known()
+    assert kept["status"] == after, "it is taken in all the same"
+
+
+async def test_deleted_pod_wakes_the_run_as_soon_as_it_is_to_end() -> None:
+    changed: list[Any] = []
+    informer = informer_of(FakeApi(), changed, POD, owners=("job",))
+    informer.put(with_status(POD, 1, **RUNNING))
+    ending = with_status(POD, 2, **RUNNING)
+    ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    informer.take("MODIFIED", ending)
+    informer.take("DELETED", ending)
+    assert changed == [KEY, KEY]
+
+
+async def test_config_map_that_somebody_changed_wakes_the_run_though_its_metadata_is_the_same() -> None:
+    changed: list[Any] = []
+    informer = informer_of(FakeApi(), changed, CONFIG_MAP)
+    informer.put(child(1, name="demo-run"))
+    informer.take("MODIFIED", child(2, name="demo-run"))
+    assert changed == [KEY]
 
 
 # --- what people are told ------------------------------------------------------------------------------------------

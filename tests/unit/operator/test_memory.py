@@ -109,7 +109,7 @@ async def test_memory_is_bounded_whatever_others_store_under_our_label(tmp_path:
             await until_ready(process, url)
             api.put(SPIN_RUN, run_body("demo"))
             async with asyncio.timeout(20):
-                while not api.asked["patch", "jobs"]:  # noqa: ASYNC110 - what is waited for happens in another process
+                while not api.asked["post", "jobs"]:  # noqa: ASYNC110 - what is waited for happens in another process
                     await asyncio.sleep(0.05)
             assert peak_mib(process.pid) < MOST_MIB
             assert own_labels(api) == {"demo"}

@@ -9,7 +9,7 @@ import pytest
 from spinrun_api.status import Best, Metrics, RolloutStatus
 from spinrun_kube import times
 from spinrun_operator.reconcile import is_managed
-from unit.operator.world import START, fail, phase_of, progress_of, run_of, running_world
+from unit.operator.world import START, World, fail, phase_of, progress_of, run_of, running_world
 
 Json = dict[str, Any]
 
@@ -20,6 +20,37 @@ def test_steady_run_is_at_rest() -> None:
     before = world.run.status
     plan = world.step()
     assert (plan.status, plan.delete, plan.events, plan.requeue_seconds) == (before, [], [], None)
+
+
+def test_only_a_start_that_goes_as_it_should_may_be_told_later() -> None:
+    world = World()
+    assert world.step().only_starts, "nothing but that it is pending"
+    world.trainer_pod()
+    plan = world.step()
+    assert (phase_of(world), plan.only_starts) == ("Starting", True)
+    world.rollout_pod()
+    world.rollouts_ready(1)
+    plan = world.step()
+    assert (phase_of(world), plan.only_starts) == ("Running", False)
+    world.rollouts_ready(0)
+    plan = world.step()
+    assert (phase_of(world), plan.only_starts) == ("Starting", False), "a rollout is lost"
+
+
+def test_what_goes_wrong_at_a_start_is_told_at_once() -> None:
+    world = World()
+    world.settle()
+    world.rollout_pod(phase="Pending", containerStatuses=[{"name": "vllm", "state": {"waiting": {"reason": "ErrImagePull"}}}])
+    assert not world.step().only_starts
+    world.rollout_pod(phase="Pending")
+    plan = world.step()
+    assert not plan.only_starts, "that it is well again"
+    world.change_spec(lifecycle={"suspend": True})
+    assert not world.step().only_starts
+    world = World()
+    world.settle()
+    fail(world, 1, 1)
+    assert not world.step().only_starts, "an attempt is numbered"
 
 
 def test_ledger_is_read_in_the_operators_image_whatever_the_run_names() -> None:

@@ -1,8 +1,10 @@
 """What is known of the SpinRuns, in whatever order news comes."""
 
+import copy
 from typing import Any
 
 from spinrun_operator.store import RunStore
+from unit.operator.world import run_of
 
 Json = dict[str, Any]
 
@@ -70,6 +72,40 @@ async def test_run_is_read_again_or_found_to_be_gone() -> None:
     api.runs = []
     await store.refresh(KEY)
     assert version_in(store) is None
+
+
+def test_status_that_this_operator_writes_is_no_news_when_the_watch_is_faster_than_the_answer() -> None:
+    store = store_of(FakeApi(), body(7))
+    written = body(8, phase="Running")
+    assert not store.is_ours(written)
+    with store.writing(KEY, {"phase": "Running"}):
+        assert store.is_ours(written)
+        assert not store.is_ours(body(8, phase="Failed")), "another's status"
+        changed = body(8, phase="Running")
+        changed["metadata"]["generation"] = 2
+        assert not store.is_ours(changed), "another's spec"
+    assert not store.is_ours(written)
+    store.put(written)
+    assert store.is_ours(body(9, phase="Running")), "managed fields, for one, have changed"
+
+
+def test_model_is_made_again_only_when_more_than_the_status_has_changed() -> None:
+    document = run_of().to_document()
+    run = document | {"metadata": document["metadata"] | {"resourceVersion": "1"}}
+    store = store_of(FakeApi(), run)
+    first = store.model(KEY)
+    later = run | {"metadata": run["metadata"] | {"resourceVersion": "2"}, "status": {"phase": "Running", "attempt": 1}}
+    store.put(copy.deepcopy(later))
+    second = store.model(KEY)
+    assert second.spec is first.spec
+    assert second.status is not None
+    assert (second.status.phase, second.status.attempt) == ("Running", 1)
+    labelled = later["metadata"] | {"resourceVersion": "3", "labels": {"team": "a"}}
+    store.put(later | {"metadata": labelled})
+    assert store.model(KEY).metadata.labels == {"team": "a"}
+    spec = run["spec"] | {"rollout": {"replicas": 3}}
+    store.put(later | {"metadata": labelled | {"resourceVersion": "4"}, "spec": spec})
+    assert store.model(KEY).spec.rollout.replicas == 3
 
 
 def test_phase_is_unknown_until_the_operator_has_written_one() -> None:

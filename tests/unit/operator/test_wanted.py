@@ -21,13 +21,37 @@ def test_new_run_gets_all_children_with_what_they_mount_before_its_pods(world: W
         "ServiceAccount/demo-spinrun",
         "ConfigMap/demo-run",
         "Service/demo-rollout",
-        "Service/demo-trainer",
-        "NetworkPolicy/demo-rollout",
-        "NetworkPolicy/demo-trainer",
+        "NetworkPolicy/demo-spinrun",
         "StatefulSet/demo-rollout",
         "Job/demo-trainer-1",
     ]
-    assert (phase_of(world), plan.status.attempt, plan.requeue_seconds) == ("Pending", 1, None)
+    assert (phase_of(world), plan.status.attempt, plan.requeue_seconds) == ("Pending", 1, 15.0)
+
+
+def test_nodes_of_a_trainer_have_a_service_and_a_network_policy_of_their_own() -> None:
+    made = [f"{child['kind']}/{child['metadata']['name']}" for child in World(run_of(trainer={"nodes": 2})).step().apply]
+    assert [each for each in made if each.startswith(("Service/", "NetworkPolicy/"))] == [
+        "Service/demo-rollout",
+        "NetworkPolicy/demo-spinrun",
+        "Service/demo-trainer",
+        "NetworkPolicy/demo-trainer",
+    ]
+
+
+@pytest.mark.parametrize("name", ["demo-rollout", "demo-scorer", "demo-trainer"])
+def test_network_policy_of_an_older_operator_allows_what_the_run_allows_now(world: World, name: str) -> None:
+    world.settle()
+    assert ("NetworkPolicy", name) not in world.observed.children
+    spec = {"podSelector": {}, "ingress": [{}]}
+    world.observed.children["NetworkPolicy", name] = names.child(
+        world.run, "networking.k8s.io/v1", "NetworkPolicy", name, "x", spec=spec
+    )
+    world.change_spec(network={"egress": []})
+    world.settle()
+    ours, theirs = (world.observed.children["NetworkPolicy", each]["spec"] for each in ("demo-spinrun", name))
+    assert theirs["egress"][0] == ours["egress"][0]
+    assert len(theirs["egress"]) == 2, "name servers and the run's own pods"
+    assert (theirs == ours) is (name != "demo-trainer")
 
 
 def test_what_is_made_once_is_not_made_again(world: World) -> None:
@@ -45,7 +69,7 @@ def test_pod_monitor_is_made_where_the_cluster_knows_the_kind(world: World) -> N
 def test_scorers_are_made_for_a_run_that_serves_the_model_of_its_preference() -> None:
     plan = World(run_of(**OWN_MODEL)).step()
     made = [f"{child['kind']}/{child['metadata']['name']}" for child in plan.apply]
-    assert made[-4:] == ["Service/demo-scorer", "NetworkPolicy/demo-scorer", "StatefulSet/demo-scorer", "Job/demo-trainer-1"]
+    assert made[-3:] == ["Service/demo-scorer", "StatefulSet/demo-scorer", "Job/demo-trainer-1"]
     assert plan.status.scorers == ScorerStatus(ready=0, desired=1)
 
 

@@ -22,7 +22,7 @@ START = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
 OWN_MODEL: Json = {"preference": {"rewardModel": {"source": "org/stern"}}}
 """Of a run that serves the model of its preference itself."""
-SETTINGS = Settings(accelerator="cpu", worker_image="worker:1", vllm_image="vllm:1")
+SETTINGS = Settings(accelerator="cpu", worker_image="worker:1", vllm_image="vllm:1", starting_seconds=0)
 
 
 def run_of(name: str = "demo", status: Json | None = None, **spec: Any) -> SpinRun:
