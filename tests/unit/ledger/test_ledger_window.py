@@ -1,11 +1,11 @@
 """Samples and pairs are read back exactly as they were written."""
 
 import math
-from typing import Any
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
