@@ -46,10 +46,19 @@ class Examiner(TrainerCallback):
             prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
 
+<<<<<<< HEAD
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args, state
         self._examine(0, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+=======
+    def on_train_begin(self, *given: Any, **_: Any) -> None:
+        self._examine(0, given[2])
+
+    def on_step_end(self, *given: Any, **_: Any) -> None:
+        _, state, control = given
+>>>>>>> refs/heads/benches
         if state.global_step % STEPS_PER_EVALUATION == 0:
             self._examine(state.global_step, control)
         if time.time() - self._started - self._spent > self._limit:

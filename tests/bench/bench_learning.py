@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,6 @@ class Row:
     steps_per_window: int = STEPS_PER_WINDOW
     refill: bool = False
     samples: int | None = None
-    spec: Json = field(default_factory=dict[str, Any])
-    """Other blocks of the spec: their fields replace the demo's."""
 
 
 TASKS: Mapping[str, Task] = {
@@ -183,8 +181,6 @@ def document(part: Part, model: Path, folder: Path) -> Json:
         spec["trainer"]["promptsPerStep"] = PER_STEP
     spec["trainer"]["checkpointEverySteps"] = 1_000_000  # nobody resumes from these
     spec["duration"] = {"windows": STEPS // row.steps_per_window}
-    for block, changes in row.spec.items():
-        spec[block] = spec[block] | changes
     return whole
 
 
