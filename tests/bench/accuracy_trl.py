@@ -46,19 +46,11 @@ class Examiner(TrainerCallback):
             prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
 
-<<<<<<< HEAD
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        del args, state
-        self._examine(0, control)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-=======
     def on_train_begin(self, *given: Any, **_: Any) -> None:
         self._examine(0, given[2])
 
     def on_step_end(self, *given: Any, **_: Any) -> None:
         _, state, control = given
->>>>>>> refs/heads/benches
         if state.global_step % STEPS_PER_EVALUATION == 0:
             self._examine(state.global_step, control)
         if time.time() - self._started - self._spent > self._limit:
@@ -144,7 +136,7 @@ def online_dpo(given: dict[str, Any], common: dict[str, Any], options: argparse.
 
     config = OnlineDPOConfig(
         **common,
-        beta=cast(Any, workload.BETA),
+        beta=workload.BETA,
         per_device_train_batch_size=options.prompts,
         max_new_tokens=workload.NEW_TOKENS,
         missing_eos_penalty=1.0,
