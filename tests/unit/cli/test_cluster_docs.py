@@ -94,7 +94,7 @@ def gauges_of_trainer() -> set[str]:
         | counts
         | timings
     )
-    step = keys_of_figures(learner.Learner.step) | figures_of_pairs() | keys_of_figures(figures.mismatch_figures)
+    step = keys_of_figures(learner.Learner.step) | keys_of_figures(learner.Learner._outcome) | figures_of_pairs() | keys_of_figures(figures.mismatch_figures)
     step |= keys_of_figures(grpo.figures)
     names = (
         step
