@@ -94,8 +94,8 @@ def gauges_of_trainer() -> set[str]:
         | counts
         | timings
     )
-    step = keys_of_figures(learner.Learner.step) | keys_of_figures(learner.Learner._outcome) | figures_of_pairs() | keys_of_figures(figures.mismatch_figures)
-    step |= keys_of_figures(grpo.figures)
+    step = keys_of_figures(learner.Learner.step) | keys_of_figures(learner.Learner._outcome) | keys_of_figures(grpo.figures)
+    step |= figures_of_pairs() | keys_of_figures(figures.mismatch_figures)
     names = (
         step
         | keys_of_figures(Stepper.take)

@@ -394,6 +394,7 @@ def test_plugin_has_the_clusters_commands_and_validate() -> None:
     names = {command.name or command.callback.__name__ for command in kubectl_plugin.app.registered_commands if command.callback}
     assert names == {"validate", "submit", "get", "suspend", "resume", "delete"} | {
         "watch",
+        "estimate",
         "explain",
         "logs",
         "events",
