@@ -563,12 +563,13 @@ class Method(ApiModel):
     @rule(
         cel="!has(self.referenceMixture) || (has(self.klWeight) && self.klWeight > 0.0)"
         f" || (has(self.losses) ? self.losses.exists(each, !(each.name in {sorted(WITHOUT_REFERENCE)}))"
-        f" : !(self.loss in {sorted(WITHOUT_REFERENCE)}))",
-        message="simpo, orpo and cringe compare with no reference that could be a mixture: remove referenceMixture or set "
-        "klWeight",
+        f" : !(self.loss in {sorted(WITHOUT_REFERENCE | {'grpo'})}))",
+        message="simpo, orpo, cringe and grpo compare with no reference that could be a mixture, unless klWeight is above 0: set "
+        "it, or remove referenceMixture",
     )
     def _mixtures_need_a_reference(self) -> bool:
-        return self.reference_mixture is None or self.uses_reference
+        compares = self.uses_reference and (self.loss != "grpo" or self.kl_weight > 0)
+        return self.reference_mixture is None or compares
 
     @property
     def steps_per_window(self) -> int:

@@ -470,6 +470,7 @@ INVALID: dict[str, Invalid] = {
     "mixture-that-never-changes": wrong(
         "spec.method", {"refUpdateFreq": 0, "rolloutUpdateFreq": 2, "referenceMixture": 0.5}, "nothing is mixed"
     ),
+    "mixture-that-grpo-does-not-read": wrong("spec.method", GRPO | {"referenceMixture": 0.5}, "could be a mixture"),
     "mixture-that-no-loss-reads": wrong("spec.method", {"loss": "simpo", "referenceMixture": 0.5}, "could be a mixture"),
     "mixture-that-none-of-the-losses-reads": wrong(
         "spec.method", {"losses": [{"name": "simpo"}, {"name": "cringe"}], "referenceMixture": 0.5}, "could be a mixture"

@@ -74,14 +74,16 @@ def _other_ties(spec: SpinRunSpec, count: int) -> Reason:
     margin = f"spec.method.minMargin ({spec.method.min_margin:g})"
     remedy = (
         f"does spec.preference.{spec.preference.name} tell them apart? Raise spec.rollout.temperature "
-        f"({spec.rollout.temperature:g}) or spec.rollout.samplesPerPrompt ({spec.rollout.samples_per_prompt}), or lower {margin}"
+        f"({spec.rollout.temperature:g}) or spec.rollout.samplesPerPrompt ({spec.rollout.samples_per_prompt})"
     )
+    if spec.method.min_margin:
+        remedy += f", or lower {margin}"
     if spec.method.pairing == "bestVsBase":
         worse = f"no better than version 0's by {margin}"
         return Reason(
             count, f"no prompt's best answer is better than version 0's by {margin}", f"have a best answer {worse}", remedy
         )
-    close = f"rewards that are equal, or closer than {margin}"
+    close = f"rewards that are equal, or closer than {margin}" if spec.method.min_margin else "equal rewards"
     return Reason(count, f"every prompt's answers have {close}", f"have answers with {close}", remedy)
 
 
