@@ -3,6 +3,7 @@ rollouts that answer by script. What is left out is what other tests start: data
 
 import atexit
 import gc
+import itertools
 import logging
 import os
 from collections import Counter
@@ -281,6 +282,31 @@ class ScriptedRun:
             for number in ledger.numbers(kind)
             if kind != "checkpoint" or number == last
         }
+
+
+def kill_before_each_commit(make: Callable[[], ScriptedRun]) -> int:
+    """Kill a run before its first, second, … commit, each time another one, and check that each ends as if undisturbed.
+
+    Returns:
+        The number of commits.
+    """
+    want = make().attempt().end_state()
+    for number in itertools.count(1):
+        run, commits = make(), itertools.count(1)
+
+        def dies(event: str, commits: "itertools.count[int]" = commits, number: int = number) -> None:
+            if event.startswith("commit") and next(commits) == number:
+                raise Killed(event)
+
+        run.on_event = dies
+        try:
+            run.attempt()
+        except Killed:
+            run.on_event = lambda _: None
+            assert run.attempt().end_state() == want, f"killed before commit {number}"
+        else:
+            return number - 1
+    raise AssertionError("a run has an end")
 
 
 def scorer_of(preference: Preference) -> RewardFunction:

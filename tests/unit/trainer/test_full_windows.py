@@ -13,7 +13,7 @@ from spinrun_worker.errors import NoPairsError, Preempted
 from spinrun_worker.ledger import read_metrics, read_pairs, read_samples
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from support.scripted_agent import random_digits
-from support.scripted_training import Killed, ScriptedRun, hurry
+from support.scripted_training import ScriptedRun, hurry, kill_before_each_commit
 
 Json = dict[str, Any]
 
@@ -110,24 +110,7 @@ def test_prompts_without_any_pair_end_the_run_after_three_windows_of_the_most_pr
 
 @pytest.mark.parametrize("name", ["in turn", "ahead, older reference, replay"])
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
-    want, killed = make_run(name).attempt().end_state(), 0
-    for number in itertools.count(1):
-        run, commits = make_run(name), itertools.count(1)
-
-        def dies(event: str, commits: "itertools.count[int]" = commits, number: int = number) -> None:
-            if event.startswith("commit") and next(commits) == number:
-                raise Killed(event)
-
-        run.on_event = dies
-        try:
-            run.attempt()
-        except Killed:
-            run.on_event = lambda _: None
-            assert run.attempt().end_state() == want, f"killed before commit {number}"
-            killed += 1
-        else:
-            break
-    assert killed >= 5, "three versions, two windows"
+    assert kill_before_each_commit(lambda: make_run(name)) >= 5, "three versions, two windows"
 
 
 def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun) -> None:

@@ -15,7 +15,7 @@ from spinrun_worker.ledger import TornError, read_metrics, read_rates, read_samp
 from spinrun_worker.records import PassRate
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from support.scripted_agent import random_digits
-from support.scripted_training import Killed, ScriptedRun, hurry
+from support.scripted_training import Killed, ScriptedRun, hurry, kill_before_each_commit
 
 Json = dict[str, Any]
 
@@ -114,24 +114,7 @@ def test_the_ledger_remembers_the_last_rate_of_every_prompt(make_run: MakeRun) -
 
 @BOTH
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str, size: str) -> None:
-    want, killed = make_run(name, size).attempt().end_state(), 0
-    for number in itertools.count(1):
-        run, commits = make_run(name, size), itertools.count(1)
-
-        def dies(event: str, commits: "itertools.count[int]" = commits, number: int = number) -> None:
-            if event.startswith("commit") and next(commits) == number:
-                raise Killed(event)
-
-        run.on_event = dies
-        try:
-            run.attempt()
-        except Killed:
-            run.on_event = lambda _: None
-            assert run.attempt().end_state() == want, f"killed before commit {number}"
-            killed += 1
-        else:
-            break
-    assert killed >= 7, "four versions, three windows"
+    assert kill_before_each_commit(lambda: make_run(name, size)) >= 7, "four versions, three windows"
 
 
 def test_a_run_without_pass_rates_may_go_over_to_them(make_run: MakeRun) -> None:

@@ -23,7 +23,7 @@ from spinrun_worker.ledger import LedgerError, TornError, read_metrics, read_pai
 from spinrun_worker.trainer.ranks.distributed import Distributed
 from support.models import SMALLEST, random_llama
 from support.scripted_agent import LOGPROB, random_digits
-from support.scripted_training import Killed, ScriptedRun, UnansweredError, hurry
+from support.scripted_training import Killed, ScriptedRun, UnansweredError, hurry, kill_before_each_commit
 
 Json = dict[str, Any]
 
@@ -637,23 +637,7 @@ def test_a_run_stopped_at_any_point_continues_as_if_it_had_not(make_run: MakeRun
     ],
 )
 def test_a_run_killed_before_any_commit_ends_in_the_same_state(make_run: MakeRun, name: str) -> None:
-    method = METHODS[name]
-    want = make_run(method, data=UNEVALUATED).attempt().end_state()
-    killed = 0
-    for number in itertools.count(1):
-        run, commits = make_run(method, data=UNEVALUATED), itertools.count(1)
-
-        def dies(event: str, commits: "itertools.count[int]" = commits, number: int = number) -> None:
-            if event.startswith("commit") and next(commits) == number:
-                raise Killed(event)
-
-        run.on_event = dies
-        if not interrupted(run, Killed):
-            break
-        run.on_event = lambda _: None
-        assert run.attempt().end_state() == want, f"killed before commit {number}"
-        killed += 1
-    assert killed >= 5, "three versions, two windows"
+    assert kill_before_each_commit(lambda: make_run(METHODS[name], data=UNEVALUATED)) >= 5, "three versions, two windows"
 
 
 @pytest.mark.parametrize(("method", "windows"), [({"refUpdateFreq": 2}, 2), (MIXED, 3)], ids=["plain", "mixed reference"])

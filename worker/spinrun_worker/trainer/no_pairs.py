@@ -79,10 +79,8 @@ def _other_ties(spec: SpinRunSpec, count: int) -> Reason:
     if spec.method.min_margin:
         remedy += f", or lower {margin}"
     if spec.method.pairing == "bestVsBase":
-        worse = f"no better than version 0's by {margin}"
-        return Reason(
-            count, f"no prompt's best answer is better than version 0's by {margin}", f"have a best answer {worse}", remedy
-        )
+        better = f"better than version 0's{f' by {margin}' if spec.method.min_margin else ''}"
+        return Reason(count, f"no prompt's best answer is {better}", f"have a best answer that is not {better}", remedy)
     close = f"rewards that are equal, or closer than {margin}" if spec.method.min_margin else "equal rewards"
     return Reason(count, f"every prompt's answers have {close}", f"have answers with {close}", remedy)
 
