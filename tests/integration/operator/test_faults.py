@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from integration.fake_kubelet import FakeKubelet
-from integration.fake_pod import Exit
+from integration.fake_pod import Exit, Waiting
 from integration.operator.cluster import (
     FAST,
     TIMEOUT,
@@ -169,7 +169,7 @@ async def test_suspend_and_resume_in_every_phase(
     cluster: Cluster, operator: RunningOperator, fake_kubelet: FakeKubelet, phase: str
 ) -> None:
     hold = {
-        "Pending": fake_kubelet.script(Exit(0, after=3600), name="demo-rollout-*"),
+        "Pending": fake_kubelet.script(Waiting("ContainerCreating"), name="demo-trainer-*"),
         "Running": fake_kubelet.script(Exit(0, after=3600), name="demo-trainer-*"),
         "Restarting": fake_kubelet.script(Exit(1), name="demo-trainer-*", limit=2),
         "Complete": fake_kubelet.script(Exit(0), name="demo-trainer-*"),
