@@ -136,7 +136,7 @@ def online_dpo(given: dict[str, Any], common: dict[str, Any], options: argparse.
 
     config = OnlineDPOConfig(
         **common,
-        beta=workload.BETA,
+        beta=cast(Any, workload.BETA),
         per_device_train_batch_size=options.prompts,
         max_new_tokens=workload.NEW_TOKENS,
         missing_eos_penalty=1.0,
