@@ -195,9 +195,10 @@ def _answering_seconds(values: Mapping[str, float]) -> float:
 def wilson(share: float, count: float) -> tuple[float, float]:
     """The 95 % interval of a share that was seen in a number of trials (Wilson's score interval). A mean outside 0..1, or without
     trials, is an interval of one point."""
-    if count <= 0 or not 0 <= share <= 1:
+    if not 0 < count < math.inf or not 0 <= share <= 1:
         return share, share
     z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    # Everything is multiplied by the count, which a damaged file may have near 0.
+    centre = (share * count + z * z / 2) / (count + z * z)
+    half = z * math.sqrt(share * (1 - share) * count + z * z / 4) / (count + z * z)
     return centre - half, centre + half

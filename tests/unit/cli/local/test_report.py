@@ -1,5 +1,6 @@
 """The report: what it shows, of runs in every state, and that nothing a model says becomes markup."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -263,9 +264,13 @@ def test_best_is_the_earlier_of_two_equal_versions(finished_run: Path) -> None:
         (0.0, 20, (0.0, 0.1611)),
         (0.3, 0, (0.3, 0.3)),
         (2.5, 10, (2.5, 2.5)),
+        (1.0, 5e-324, (0.0, 1.0)),
+        (1.0, 1e308, (1.0, 1.0)),
+        (0.3, math.inf, (0.3, 0.3)),
+        (0.3, math.nan, (0.3, 0.3)),
     ],
 )
-def test_the_interval_of_a_share_is_wilsons(share: float, count: int, want: tuple[float, float]) -> None:
+def test_the_interval_of_a_share_is_wilsons(share: float, count: float, want: tuple[float, float]) -> None:
     assert wilson(share, count) == pytest.approx(want, abs=1e-4)
 
 
