@@ -81,10 +81,9 @@ TASKS: Mapping[str, Task] = {
     "addition": Task("arithmetic", "addition-15", {"kind": "lastNumber"}, "{a} + {b} = {answer}"),
     "letters": Task(
         "letters",
-        "sort-2",
-        # Letters after words of the model's own, such as "The letters are: A, B."
-        {"kind": "regex", "pattern": r"(?<![A-Z], ){answer}\W*$", "truncated": "zero"},
-        "The letters in order of the alphabet are: {answer}.",
+        "longest-2",
+        {"kind": "regex", "pattern": r"(?i)\b{answer}\W*$", "truncated": "zero"},
+        "{answer}",
     ),
 }
 
