@@ -21,7 +21,7 @@ from spinrun_api.documents import parse_run
 from spinrun_api.spec import Preference
 from spinrun_protocol.ledger import Kind, RunRecord
 from spinrun_protocol.wire import Progress, Sample, SampleGroup, Sampling, VersionWanted
-from spinrun_worker.data import PromptStream
+from spinrun_worker.data import Part, PromptStream
 from spinrun_worker.errors import Preempted
 from spinrun_worker.ledger import Ledger, LedgerWriter, durable
 from spinrun_worker.records import PromptRecord
@@ -243,7 +243,7 @@ class ScriptedRun:
         rollouts = self.rollouts = ScriptedRollouts(self.events, self.answer, sends_token_logprobs=self.sends_token_logprobs)
         rollouts.held_back = {*hold_back}
         client = cast(RolloutClient, rollouts)
-        stream = PromptStream(prompts, 0)
+        stream = PromptStream([Part(prompts)], 0)
         base = BaseAnswers(ledger, schedule, stream) if spec.method.pairing == "bestVsBase" else None
         pairs = PairMaker(run, scorer_of(spec.preference), self.encode_answer, base)
         recorder = Recorder(ledger, Gauges(namespace="local", run="tiny", method=spec.method.name))

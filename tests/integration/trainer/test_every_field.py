@@ -42,7 +42,7 @@ from spinrun_operator.settings import Settings
 from spinrun_protocol import commands
 from spinrun_protocol.ledger import Manifest, MetricsLine, RunRecord
 from spinrun_protocol.wire import Progress, Sample, SampleGroup
-from spinrun_worker.data import PromptStream
+from spinrun_worker.data import Part, PromptStream
 from spinrun_worker.ledger import LedgerWriter, read_pairs
 from spinrun_worker.methods.pairing import pair_groups
 from spinrun_worker.records import ByToken, PassRate, PromptRecord, ScoredGroup
@@ -192,7 +192,7 @@ def sampling(run: SpinRun, _: Attempts) -> object:
 def most_prompts(run: SpinRun, attempts: Attempts) -> object:
     """What a window asks that gets no pair."""
     requests, schedule = Unanswered(), make_schedule(run.spec, num_prompts=10)
-    stream = PromptStream([PromptRecord(str(number), (1,), "") for number in range(10)], seed=0)
+    stream = PromptStream([Part([PromptRecord(str(number), (1,), "") for number in range(10)])], seed=0)
     now = Progress(uid="", attempt=1, activity="starting", window=0, windows=0, step=0, total_steps=0)
     scorer = build_reward_function(run.spec.preference, on_trouble=lambda _: None, stop=lambda: False)
     try:
@@ -207,7 +207,7 @@ def most_prompts(run: SpinRun, attempts: Attempts) -> object:
 
 def drawn(run: SpinRun, _: Attempts) -> object:
     """The prompts of a window that begins in the third epoch of four prompts, which were all asked in the first one."""
-    stream = PromptStream([PromptRecord(str(number), (1,), "") for number in range(4)], seed=0)
+    stream = PromptStream([Part([PromptRecord(str(number), (1,), "") for number in range(4)])], seed=0)
     known = {str(number): PassRate(rate, 0) for number, rate in enumerate((0.2, 0.4, 0.8, 0.8))}
     assert run.spec.method.pass_rate is not None
     return select(stream, run.spec.method.pass_rate, known, start=8, count=4)

@@ -4,6 +4,7 @@ import operator
 import re
 
 from spinrun_worker.data.order import shuffled
+from spinrun_worker.data.splits import of_split
 from spinrun_worker.errors import ConfigurationError
 
 SOURCE = "arithmetic"
@@ -31,8 +32,6 @@ def questions(config: str | None, split: str, *, block: str) -> list[dict[str, s
         ConfigurationError: There is no such operation, range or split.
     """
     name, largest = _parse(config or DEFAULT_CONFIG, block)
-    if split not in ("train", "test"):
-        raise ConfigurationError(f"{block}.split: {SOURCE} has the splits train and test, got {split!r}")
     sign, compute = _OPERATIONS[name]
     numbers = range(1, largest + 1)
     rows: list[dict[str, str | int]] = [
@@ -40,9 +39,7 @@ def questions(config: str | None, split: str, *, block: str) -> list[dict[str, s
         for a in numbers
         for b in numbers
     ]
-    order = shuffled(len(rows), SOURCE, name, largest)
-    num_test = len(rows) * 2 // 5
-    picked = order[:num_test] if split == "test" else order[num_test:]
+    picked = of_split(shuffled(len(rows), SOURCE, name, largest), split, source=SOURCE, block=block)
     return [rows[index] for index in sorted(picked)]
 
 

@@ -7,6 +7,7 @@ from itertools import count
 from string import ascii_uppercase
 
 from spinrun_worker.data.order import shuffled
+from spinrun_worker.data.splits import of_split
 from spinrun_worker.errors import ConfigurationError
 
 SOURCE = "letters"
@@ -92,11 +93,7 @@ def questions(config: str | None, split: str, *, block: str) -> list[dict[str, s
         ConfigurationError: There is no such task, size or split.
     """
     name, size = _parse(config or DEFAULT_CONFIG, block)
-    if split not in ("train", "test"):
-        raise ConfigurationError(f"{block}.split: {SOURCE} has the splits train and test, got {split!r}")
-    found = list(_distinct(_TASKS[name], size))
-    num_test = len(found) * 2 // 5
-    picked = found[:num_test] if split == "test" else found[num_test:]
+    picked = of_split(list(_distinct(_TASKS[name], size)), split, source=SOURCE, block=block)
     return [{"prompt": each.prompt, "answer": each.answer, "items": each.items} for each in picked]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Self
 
 from spinrun_worker.data.order import shuffled
 from spinrun_worker.records import PromptRecord
@@ -31,19 +30,8 @@ class PromptStream:
     would have drawn.
     """
 
-    def __init__(self, records: Sequence[PromptRecord], seed: int) -> None:
-        """Make a stream of the prompts of one source.
-
-        Args:
-            records: The prompts, at least one.
-            seed: The spec's shuffleSeed.
-        """
-        self._parts = [_Epochs(Part(records), seed)]
-        self._shares = [Fraction(1)]
-
-    @classmethod
-    def mixed(cls, parts: Sequence[Part], seed: int) -> Self:
-        """Make a stream of the prompts of several sources, by weight.
+    def __init__(self, parts: Sequence[Part], seed: int) -> None:
+        """Make a stream of the prompts of one source, or of several, by weight.
 
         After any number of prompts each source has given its share, to within as many prompts as there are sources.
 
@@ -51,11 +39,9 @@ class PromptStream:
             parts: The sources, at least one.
             seed: The spec's shuffleSeed.
         """
-        stream = cls(parts[0].records, seed)
         weights = [Fraction(str(part.weight)) for part in parts]
-        stream._parts = [_Epochs(part, seed) for part in parts]
-        stream._shares = [weight / sum(weights[index:]) for index, weight in enumerate(weights)]
-        return stream
+        self._parts = [_Epochs(part, seed) for part in parts]
+        self._shares = [weight / sum(weights[index:]) for index, weight in enumerate(weights)]
 
     def __len__(self) -> int:
         """Number of prompts of all sources together."""

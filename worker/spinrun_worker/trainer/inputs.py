@@ -84,7 +84,7 @@ def source_names(training: Mapping[str, PromptSet]) -> list[str]:
 def make_stream(data: TrainingData, seed: int) -> PromptStream:
     """The prompts in the order in which windows draw them. seed: the spec's shuffleSeed."""
     names = source_names(data.training) if len(data.training) > 1 else [""]
-    return PromptStream.mixed(
+    return PromptStream(
         [
             Part(prompts.records, name, prompts.source.weight if isinstance(prompts.source, MixedSource) else 1.0, prompts.ranks)
             for prompts, name in zip(data.training.values(), names, strict=True)

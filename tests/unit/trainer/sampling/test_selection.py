@@ -11,7 +11,7 @@ from spinrun_worker.trainer.sampling.selection import AllPrompts, histogram, sel
 
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 RECORDS = [PromptRecord(str(row), (row + 1,), f"ask {row}") for row in range(5)]
-STREAM = PromptStream(RECORDS, seed=0)
+STREAM = PromptStream([Part(RECORDS)], seed=0)
 EPOCH = len(STREAM)
 ALL_ASKED = {str(row): PassRate(rate, 0) for row, rate in enumerate(RATES)}
 
@@ -113,7 +113,7 @@ def test_the_one_prompt_inside_is_found_in_a_source_that_gives_few_prompts() -> 
     """The source of five prompts gives one in a hundred: its epoch takes five hundred positions."""
     few = Part([PromptRecord(f"few/{row}", (1,), "") for row in range(5)], "few", 1.0)
     many = Part([PromptRecord(f"many/{row}", (1,), "") for row in range(3)], "many", 99.0)
-    stream = PromptStream.mixed([few, many], seed=0)
+    stream = PromptStream([few, many], seed=0)
     known = {record.id: PassRate(0.0, 0) for part in (few, many) for record in part.records}
     del known["few/4"]
     band = PassRateBand(min=0.5, retry_after_epochs=1000)

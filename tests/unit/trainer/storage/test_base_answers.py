@@ -7,7 +7,7 @@ import pytest
 
 from spinrun_protocol.ledger import Manifest
 from spinrun_protocol.wire import Sample, SampleGroup
-from spinrun_worker.data import PromptStream
+from spinrun_worker.data import Part, PromptStream
 from spinrun_worker.errors import ConfigurationError
 from spinrun_worker.ledger import LedgerWriter, TornError, verify_tree
 from spinrun_worker.records import PromptRecord
@@ -15,7 +15,7 @@ from spinrun_worker.trainer.schedule import Schedule
 from spinrun_worker.trainer.storage.base_answers import BaseAnswers
 
 UID = "01234567-89ab-cdef-0123-456789abcdef"
-SIX_PROMPTS = PromptStream([PromptRecord(str(row), (row,), f"ask {row}") for row in range(6)], seed=3)
+SIX_PROMPTS = PromptStream([Part([PromptRecord(str(row), (row,), f"ask {row}") for row in range(6)])], seed=3)
 
 
 def weights(digest: str = "of version 0") -> Manifest:
