@@ -104,6 +104,11 @@ class ByToken:
     """None of tokens is an empty tuple."""
     rejected: tuple[float, ...]
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Those of the chosen completion, then those of the rejected one."""
+        return self.chosen + self.rejected
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

@@ -63,7 +63,7 @@ def mismatch_figures(pairs: Sequence[Pair], logprobs: Sequence[ByToken]) -> dict
         abs(said - computed)
         for pair, of_pair in zip(pairs, logprobs, strict=True)
         if (sampled := pair.sampled_by_token) is not None
-        for said, computed in zip((*sampled.chosen, *sampled.rejected), (*of_pair.chosen, *of_pair.rejected), strict=True)
+        for said, computed in zip(sampled.values, of_pair.values, strict=True)
     )
     if not differences:
         return {}

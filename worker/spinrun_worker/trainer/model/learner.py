@@ -397,12 +397,12 @@ def _sampled(pair: Pair) -> Sequence[float]:
     """The rollout's log-probs of both completions; NaN where it has not said."""
     if pair.sampled_by_token is None:
         return [math.nan] * (len(pair.chosen) + len(pair.rejected))
-    return [*pair.sampled_by_token.chosen, *pair.sampled_by_token.rejected]
+    return pair.sampled_by_token.values
 
 
 def _flat(by_token: Sequence[ByToken | None]) -> Tensor:
     """[T] fp64 of all pairs, none of which may be None."""
-    values = [value for each in by_token if each is not None for value in (*each.chosen, *each.rejected)]
+    values = [value for each in by_token if each is not None for value in each.values]
     return torch.tensor(values, dtype=torch.float64)
 
 

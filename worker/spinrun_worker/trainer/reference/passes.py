@@ -113,7 +113,7 @@ def with_logprobs_by_token(
         RunError: A log-prob is NaN or infinite.
     """
     pairs = pairs_of(step)
-    _require_finite(pairs, [(*each.chosen, *each.rejected) for each in logprobs])
+    _require_finite(pairs, [each.values for each in logprobs])
     changed = (replace(pair, **{name: each}) for pair, each in zip(pairs, logprobs, strict=True))
     return {window: [*islice(changed, len(share))] for window, share in step.items()}
 
