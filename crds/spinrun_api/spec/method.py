@@ -447,8 +447,8 @@ class Method(ApiModel):
 
     @rule(
         cel="!has(self.losses) || !self.losses.exists(each, each.name in ['sppo', 'sppoAdvantage', 'grpo'])",
-        message="sppo and sppoAdvantage cannot be among losses: their targets are win rates and advantages, which answers have "
-        "with the method sppo alone, and no other loss is made for those: take one of them as loss",
+        message="sppo, sppoAdvantage and grpo cannot be among losses: they go by win rates and advantages, which answers have "
+        "with the methods sppo and grpo alone, and no other loss is made for those: take one of them as loss",
     )
     def _losses_are_of_pairs(self) -> bool:
         return not {"sppo", "sppoAdvantage", "grpo"} & {each.name for each in self.losses or ()}

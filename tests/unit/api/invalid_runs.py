@@ -337,6 +337,7 @@ INVALID: dict[str, Invalid] = {
     "loss-of-weight-zero": wrong("spec.method.losses", [{"name": "ipo", "weight": 0}], "spec.method.losses"),
     "loss-of-beta-zero": wrong("spec.method.losses", [{"name": "ipo", "beta": 0}], "spec.method.losses"),
     "sppo-among-losses": wrong("spec.method.losses", [{"name": "ipo"}, {"name": "sppo"}], "cannot be among losses"),
+    "grpo-among-losses": wrong("spec.method.losses", [{"name": "grpo"}], "sppo, sppoAdvantage and grpo cannot be among losses"),
     "advantages-among-losses": wrong("spec.method.losses", [{"name": "sppoAdvantage"}], "cannot be among losses"),
     "losses-of-the-method-sppo": wrong("spec.method", {"name": "sppo", "losses": [{"name": "ipo"}]}),
     "block-of-none-of-the-losses": wrong(
