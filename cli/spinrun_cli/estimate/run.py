@@ -211,7 +211,7 @@ def _work(
         optimizer=trainer.optimizer,
         activation_checkpointing=trainer.activation_checkpointing,
         adapters=_adapters(spec, shape),
-        reference_pass=method.reference_logprobs == "trainer",
+        reference_pass=method.reference_logprobs == "trainer" and method.uses_reference,
         overlap=method.overlap > 0,
         shares_cores=not hardware.is_gpu,
         evaluation_prompts=(data.evaluation or 0) / every,
@@ -282,7 +282,13 @@ def _disk(spec: SpinRunSpec, work: Work, windows: int | None) -> Disk:
     """The fullest moment: a checkpoint has just been written, and the oldest is not deleted yet."""
     method, kept = spec.method, spec.trainer.keep_checkpoints
     # Those that the kept checkpoints' windows begin with, the newest, the best, and references and samplers that are older.
-    versions = kept + 1 + (spec.data.evaluation is not None) + (method.windows_per_reference != 1) + (method.overlap > 0)
+    versions = (
+        kept
+        + 1
+        + (spec.data.evaluation is not None)
+        + (method.uses_reference and method.windows_per_reference != 1)
+        + (method.overlap > 0)
+    )
     per_window = max(work.checkpoints, 1e-9)
     checkpoints = kept + 1
     if windows is not None:

@@ -49,7 +49,7 @@ class Work:
     adapters: int = 0
     """Weights of LoRA adapters, which alone are then trained and published; 0: the whole model is."""
     reference_pass: bool = True
-    """Whether the trainer computes the reference; else the rollouts say it."""
+    """Whether the trainer computes the reference; else the rollouts say it, or the loss compares with none."""
     overlap: bool = False
     """Whether the rollouts answer the next window's prompts while the trainer trains."""
     shares_cores: bool = False

@@ -144,7 +144,7 @@ def _window_table(estimate: Estimate) -> Table:
         if estimate.work.shares_cores
         else "while the rollouts answer",
         "score": "" if estimate.work.score_seconds is not None else "not known: another model says it",
-        "reference": "" if estimate.work.reference_pass else "by the rollouts",
+        "reference": "" if estimate.work.reference_pass else "the trainer computes none",
         "generate": "while the trainer trains" if estimate.work.overlap else "",
     }
     for phase in PHASES:

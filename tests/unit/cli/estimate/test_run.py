@@ -223,3 +223,12 @@ def test_numbers_that_others_own_are_theirs():
     assert MAX_LOGITS == logprobs.MAX_LOGITS
     assert SHORT == attention.SHORT
     assert SamplingLimits().sequences_in_flight == SEQUENCES_IN_FLIGHT
+
+
+def test_a_loss_without_a_reference_has_no_pass_for_one_and_keeps_no_version_for_it():
+    frequencies = {"refUpdateFreq": 32, "rolloutUpdateFreq": 16}
+    compared, alone = (of(method={"loss": loss, **frequencies}) for loss in ("sigmoid", "simpo"))
+
+    assert compared.window.reference > 0
+    assert alone.window.reference == 0
+    assert alone.disk.num_versions == compared.disk.num_versions - 1
