@@ -114,9 +114,9 @@ class Informer:
         key = _key(document)
         assert key is not None
         run, name, kept = self._runs.setdefault(key, {}), document["metadata"]["name"], slim(document, self.kind)
-        if name in run and run[name].get("spec") == kept.get("spec"):
-            # Mostly it is the status that has changed.
-            kept |= {field: value for field, value in run[name].items() if field == "spec"}
+        before = run.get(name, {})
+        if "spec" in kept and before.get("spec") == kept["spec"]:
+            kept["spec"] = before["spec"]  # mostly it is the status that has changed
         else:
             kept = shared(kept)
         run[name] = kept

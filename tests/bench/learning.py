@@ -85,7 +85,7 @@ def outcome(lines: Iterable[MetricsLine], started: float) -> Outcome | None:
 
 
 def load(path: Path) -> Results:
-    """What a file holds; nothing where there is no file."""
+    """What a file holds; nothing if it does not exist."""
     if not path.exists():
         return {}
     whole = json.loads(path.read_text())

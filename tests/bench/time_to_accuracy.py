@@ -82,6 +82,19 @@ class Contender:
 REFILL: Json = {"trainer.promptsPerStep": None, "trainer.pairsPerStep": 16}
 FROM_ROLLOUTS: Json = {"method.referenceLogprobs": "rollouts"}
 
+
+def _of_trl(words: str, *settings: tuple[int, float, bool]) -> dict[str, Json]:
+    """Settings of a trainer of TRL by their names. words: those for the number of prompts in a step."""
+    return {
+        f"{words.format(prompts)}, {rate:g}{', autocast' if autocast else ''}": {
+            "prompts": prompts,
+            "rate": rate,
+            "autocast": autocast,
+        }
+        for prompts, rate, autocast in settings
+    }
+
+
 CONTENDERS: Mapping[str, Contender] = {
     "spinrun": Contender(
         "SpinRun",
@@ -96,39 +109,27 @@ CONTENDERS: Mapping[str, Contender] = {
     ),
     "onlineDPO": Contender(
         "TRL OnlineDPOTrainer",
-        {
-            f"{prompts} prompts, {rate:g}{', autocast' if autocast else ''}": {
-                "prompts": prompts,
-                "rate": rate,
-                "autocast": autocast,
-            }
-            for prompts, rate, autocast in (
-                (16, 5e-6, False),
-                (16, 1e-5, False),
-                (16, 2e-5, False),
-                (32, 1e-5, False),
-                (64, 1e-5, False),
-                (16, 1e-5, True),
-            )
-        },
+        _of_trl(
+            "{} prompts",
+            (16, 5e-6, False),
+            (16, 1e-5, False),
+            (16, 2e-5, False),
+            (32, 1e-5, False),
+            (64, 1e-5, False),
+            (16, 1e-5, True),
+        ),
     ),
     "grpo": Contender(
         "TRL GRPOTrainer",
-        {
-            f"{prompts} prompts of 8, {rate:g}{', autocast' if autocast else ''}": {
-                "prompts": prompts,
-                "rate": rate,
-                "autocast": autocast,
-            }
-            for prompts, rate, autocast in (
-                (4, 5e-6, False),
-                (4, 1e-5, False),
-                (8, 1e-5, False),
-                (16, 1e-5, False),
-                (8, 2e-5, False),
-                (8, 1e-5, True),
-            )
-        },
+        _of_trl(
+            "{} prompts of 8",
+            (4, 5e-6, False),
+            (4, 1e-5, False),
+            (8, 1e-5, False),
+            (16, 1e-5, False),
+            (8, 2e-5, False),
+            (8, 1e-5, True),
+        ),
     ),
 }
 
@@ -152,7 +153,7 @@ Results = dict[str, Attempt]
 
 
 def load(path: Path) -> Results:
-    """What a file holds; nothing where there is none."""
+    """What a file holds; nothing if it does not exist."""
     return {key: Attempt(**values) for key, values in json.loads(path.read_text()).items()} if path.exists() else {}
 
 

@@ -84,7 +84,7 @@ def run_name(document: object, folder: Path) -> str:
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """The SpinRun of a file, in its current shape or an earlier one; None where there is no file.
+    """The SpinRun in a file, in its current shape or an earlier one; None if the file does not exist.
 
     Args:
         path: The file.
