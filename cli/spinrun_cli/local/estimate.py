@@ -73,11 +73,11 @@ def estimate_of(path: Path, options: Options) -> tuple[Estimate, list[str]]:
     """
     run = read_run(path, options.overrides)
     given = dict(map(_assumption, options.assumptions))
+    hardware, auto_dtype = _hardware(options.gpu)  # before the model, which the Hub may keep one waiting for
     shape, config, notes = _shape(run, options.model_config)
     if config is not None and (problems := problems_with_model(run, config)):
         raise InvalidInputError("; ".join(map(str, problems)))
     run = fitted(run, config)
-    hardware, auto_dtype = _hardware(options.gpu)
     if not hardware.is_gpu:
         run = for_one_machine(run)
     if shape.sees_images:
